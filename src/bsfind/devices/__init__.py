@@ -1,0 +1,1 @@
+"""Where the workload runs: one interface, `base.Device`."""

@@ -1,0 +1,48 @@
+"""The seam between the search and whatever answers its questions: `Device`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.settings import Workload
+
+__all__ = ["Device", "DoesNotFit"]
+
+
+class DoesNotFit(Exception):  # noqa: N818 (an answer, not an error)
+    """The model alone does not fit on the device; the text says what it needed."""
+
+
+class Device(Protocol):
+    """Runs trials of one workload in one precision, in the worker process."""
+
+    def describe(self) -> DeviceInfo:
+        """Return what the device is, and how much of its memory the search may use."""
+        ...
+
+    def load(self, workload: Workload, precision: str) -> ModelInfo:
+        """Build the model and put it on the device.
+
+        Raises:
+            DoesNotFit: out of memory.
+            TargetError: the workload names something that does not exist or does not work.
+        """
+        ...
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Let later trials use at most so many bytes of the device."""
+        ...
+
+    def run_trial(self, batch_size: int, steps: int) -> Trial:
+        """Try one batch size. Out of memory is an answer (status `oom`), never an exception.
+
+        Raises:
+            TargetError: the user's code failed for another reason.
+        """
+        ...
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the last trial left nothing behind: if not, the next needs a new process."""
+        ...

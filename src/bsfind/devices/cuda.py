@@ -1,0 +1,337 @@
+"""The measured device: trains on the GPU and reads the caching allocator's own counters."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import statistics
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from bsfind.devices import nvml
+from bsfind.devices.base import DoesNotFit
+from bsfind.errors import NoDeviceError, TargetError, UsageError
+from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
+from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.settings import DeviceChoice, Workload
+from bsfind.units import format_bytes
+from bsfind.workload.user_traceback import user_error
+from bsfind.workload.precision import precision_plan
+from bsfind.workload.step import LoadedWorkload, TrainingSteps
+
+__all__ = ["CudaDevice"]
+
+_EXHAUSTED_FRACTION = 0.01
+"""With less than this part of the device left, an inconclusive text counts as out of memory."""
+
+_CLEAN_FRACTION = 0.0005
+"""What a trial may leave behind: caches of the model's own, library state. More costs a process."""
+
+_MAX_SKIPPED_STEPS = 24
+"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
+_LEAK_CONFIRMATION_STEPS = 4
+_LEAK_HORIZON_STEPS = 100_000
+"""Growth that would take longer than this to fill the rest of the device is not called a leak."""
+
+
+@dataclass
+class _Measurement:
+    """What one trial has measured so far; a plain record, so that a failed trial holds no tensor."""
+
+    step_times: list[float] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+    activation_bytes: int = 0
+    completed: int = 0
+
+
+class CudaDevice:
+    """A CUDA (or ROCm) device of this machine.
+
+    Args:
+        choice: which one, and how much of its memory may be used.
+
+    Raises:
+        NoDeviceError: torch sees no such device.
+    """
+
+    def __init__(self, choice: DeviceChoice) -> None:
+        if not torch.cuda.is_available():
+            raise NoDeviceError("no usable GPU was found", detail=_why_no_gpu())
+        count = torch.cuda.device_count()
+        _, _, index_text = choice.device.partition(":")
+        index = int(index_text or 0)
+        if index >= count:
+            raise NoDeviceError(
+                f"there is no `{choice.device}`, torch sees {count} GPU{'s' if count > 1 else ''}",
+                hint="`bsfind gpus` lists them; CUDA_VISIBLE_DEVICES renumbers them",
+            )
+        self._device = torch.device("cuda", index)
+        try:
+            torch.cuda.set_device(self._device)
+            torch.zeros((), device=self._device)  # creates the context: `free` is without it
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            raise NoDeviceError(
+                f"`cuda:{index}` cannot be used: {str(error).splitlines()[0]}",
+                hint="`nvidia-smi` shows who holds it",
+            ) from error
+        torch.cuda.empty_cache()
+        self._properties = torch.cuda.get_device_properties(self._device)
+        self._free_bytes = torch.cuda.mem_get_info(self._device)[0]
+        self._capacity_bytes = self._free_bytes
+        self._memory_limit = choice.memory_limit_bytes
+        if self._memory_limit is not None:
+            if self._memory_limit > self._properties.total_memory:
+                total = format_bytes(self._properties.total_memory)
+                raise UsageError(
+                    f"`--memory-limit` of {format_bytes(self._memory_limit)} is more than the "
+                    f"{total} of {self._properties.name}"
+                )
+            self._capacity_bytes = min(self._memory_limit, self._free_bytes)
+            self.limit_memory(self._memory_limit)
+        self._loaded: LoadedWorkload | None = None
+        self._baseline_bytes = 0
+        self._residual_bytes = 0
+        self._poisoned = False
+
+    def describe(self) -> DeviceInfo:
+        """Return the device's properties and its free memory as this process found it."""
+        properties = self._properties
+        is_nvidia = torch.version.cuda is not None
+        major = properties.major if is_nvidia else None
+        return DeviceInfo(
+            name=properties.name,
+            index=self._device.index or 0,
+            compute_capability=f"{properties.major}.{properties.minor}" if is_nvidia else None,
+            total_bytes=properties.total_memory,
+            free_bytes=self._free_bytes,
+            capacity_bytes=self._capacity_bytes,
+            supports_bf16=major is None or major >= 8,
+            supports_tf32=major is not None and major >= 8,
+            driver=nvml.driver_version(),
+            torch_version=torch.__version__,
+            cuda_version=torch.version.cuda or torch.version.hip,
+            other_processes=nvml.other_processes(str(getattr(properties, "uuid", ""))),
+        )
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Let the allocator reserve at most `nbytes` (a fraction of the total memory, in torch)."""
+        fraction = min(1.0, nbytes / self._properties.total_memory)
+        torch.cuda.set_per_process_memory_fraction(fraction, self._device)
+
+    def load(self, workload: Workload, precision: str) -> ModelInfo:
+        """Build the model and move it to the device (see `base.Device.load`)."""
+        too_large = None
+        try:
+            self._loaded = LoadedWorkload(workload, precision_plan(precision), self._device)
+            info = self._model_info(self._loaded)
+        except BaseException as error:
+            if classify(error, memory_exhausted=self._is_exhausted()) is FailureKind.OTHER:
+                raise user_error(error, doing="building the model") from error
+            too_large = first_sentence(str(error))
+        if too_large is not None:
+            raise DoesNotFit(too_large)
+        self._release()
+        self._baseline_bytes = torch.cuda.memory_allocated(self._device)
+        return info
+
+    def _model_info(self, loaded: LoadedWorkload) -> ModelInfo:
+        optimizer = None
+        if loaded.workload.mode == "train":
+            optimizer = type(loaded.make_optimizer()).__name__
+        return ModelInfo(
+            parameters=loaded.parameter_count(),
+            optimizer=optimizer,
+            model_bytes=torch.cuda.memory_allocated(self._device),
+        )
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether the last trial left next to nothing behind (see `base.Device.is_clean`)."""
+        allowed = _CLEAN_FRACTION * self._properties.total_memory
+        return not self._poisoned and self._residual_bytes <= allowed
+
+    def run_trial(self, batch_size: int, steps: int) -> Trial:
+        """Train for `steps` steps and read the peaks (see `base.Device.run_trial`).
+
+        Nothing of a failed trial survives: the exception holds the frames, and they the tensors,
+        so it is turned into text inside the handler and the memory is released outside of it.
+        """
+        if self._loaded is None:
+            raise RuntimeError("run_trial before load")
+        stats = torch.cuda.memory_stats(self._device)
+        retries_before = stats.get("num_alloc_retries", 0)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        measured = _Measurement()
+        failed: Trial | TargetError | None = None
+        try:
+            self._train(self._loaded, batch_size, steps, measured)
+        except BaseException as error:
+            failed = self._failed_trial(error, batch_size, measured)
+        peak_allocated = peak_reserved = retries = None
+        if failed is None:
+            peak_allocated = torch.cuda.max_memory_allocated(self._device)
+            peak_reserved = torch.cuda.max_memory_reserved(self._device)
+            stats = torch.cuda.memory_stats(self._device)
+            retries = stats.get("num_alloc_retries", 0) - retries_before
+        leak = self._leak_message(measured, batch_size) if failed is None else None
+        self._release()
+        if isinstance(failed, TargetError):
+            raise failed
+        if leak is not None:
+            raise leak
+        if failed is not None:
+            return failed
+        step_time = statistics.fmean(measured.step_times) if measured.step_times else None
+        samples = batch_size * self._loaded.workload.grad_accum
+        return Trial(
+            batch_size=batch_size,
+            status="ok",
+            peak_allocated_bytes=peak_allocated,
+            peak_reserved_bytes=peak_reserved,
+            resident_bytes=measured.resident[-1],
+            activation_bytes=measured.activation_bytes,
+            num_alloc_retries=retries or 0,
+            steps=measured.completed,
+            step_time_s=step_time,
+            samples_per_s=samples / step_time if step_time else None,
+        )
+
+    def _train(
+        self, loaded: LoadedWorkload, batch_size: int, steps: int, measured: _Measurement
+    ) -> None:
+        before_forward = 0
+
+        def on_forward_done() -> None:
+            left = torch.cuda.memory_allocated(self._device) - before_forward
+            measured.activation_bytes = max(measured.activation_bytes, left)
+
+        runner = TrainingSteps(loaded, on_forward_done)
+        attempts = 0
+        while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+            before_forward = torch.cuda.memory_allocated(self._device)
+            self._timed_step(runner, batch_size, measured, warm_up=attempts == 0)
+            attempts += 1
+        if runner.completed == 0:
+            raise TargetError(
+                f"GradScaler skipped all of {attempts} steps: the gradients are never finite",
+                hint="float16 overflows in this model; try `--precision amp-bf16`",
+            )
+        if _is_growing(measured.resident):
+            for _ in range(_LEAK_CONFIRMATION_STEPS):
+                self._timed_step(runner, batch_size, measured, warm_up=False)
+        measured.completed = runner.completed
+
+    def _timed_step(
+        self, runner: TrainingSteps, batch_size: int, measured: _Measurement, *, warm_up: bool
+    ) -> None:
+        torch.cuda.synchronize(self._device)
+        start = time.perf_counter()
+        runner.run(batch_size)
+        torch.cuda.synchronize(self._device)
+        if not warm_up:
+            measured.step_times.append(time.perf_counter() - start)
+        measured.resident.append(torch.cuda.memory_allocated(self._device))
+
+    def _failed_trial(
+        self, error: BaseException, batch_size: int, measured: _Measurement
+    ) -> Trial | TargetError:
+        """Turn an exception into a trial, or into the error that ends the search."""
+        kind = classify(error, memory_exhausted=self._is_exhausted())
+        if kind is FailureKind.OTHER or (kind is FailureKind.SIZE_LIMIT and batch_size == 1):
+            self._poisoned = True
+            if batch_size == 1 and is_batch_norm_refusal(error):
+                self._poisoned = False
+                return Trial(batch_size=1, status="error", message=first_sentence(str(error)))
+            return user_error(
+                error,
+                doing=f"batch size {batch_size} in {self._plan_name()}",
+                inputs=self._loaded.last_batch if self._loaded else None,
+            )
+        return Trial(
+            batch_size=batch_size,
+            status="oom" if kind is FailureKind.OUT_OF_MEMORY else "error",
+            steps=len(measured.resident),
+            message=first_sentence(str(error)),
+        )
+
+    def _plan_name(self) -> str:
+        return self._loaded.plan.name if self._loaded else "?"
+
+    def _leak_message(self, measured: _Measurement, batch_size: int) -> TargetError | None:
+        """Return the error that reports memory growing with every step, or None."""
+        sizes = measured.resident
+        if len(sizes) <= _LEAK_CONFIRMATION_STEPS or not _is_growing(sizes):
+            return None
+        growth = (sizes[-1] - sizes[-1 - _LEAK_CONFIRMATION_STEPS]) // _LEAK_CONFIRMATION_STEPS
+        left = self._capacity_bytes - torch.cuda.max_memory_allocated(self._device)
+        if left // growth > _LEAK_HORIZON_STEPS:
+            return None
+        return TargetError(
+            f"memory leaks: {format_bytes(growth)} more after every step at batch size {batch_size}",
+            detail=f"No batch size would last: {batch_size} runs out of memory after about "
+            f"{max(1, left // growth) + len(sizes):,} steps.",
+            hint="look for a list, attribute or metric that keeps tensors (losses with their graph, "
+            "say) from step to step; keep `loss.detach()` or `loss.item()` instead",
+        )
+
+    def _is_exhausted(self) -> bool:
+        try:
+            free, total = torch.cuda.mem_get_info(self._device)
+            cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
+                self._device
+            )
+        except RuntimeError:  # a poisoned context answers nothing any more
+            return False
+        return free + cached < _EXHAUSTED_FRACTION * total
+
+    def _release(self) -> None:
+        """Give everything back that is not the model's, as if the process were fresh."""
+        if self._loaded is not None:
+            self._loaded.clear_gradients()
+        gc.collect()
+        try:
+            torch.cuda.synchronize(self._device)
+            # Workspaces of cuBLAS live in the pool until the process ends, one for each thread and
+            # stream (aten/src/ATen/cuda/CublasHandlePool.cpp, torch 1.11-2.13).
+            with contextlib.suppress(AttributeError):
+                torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
+            torch.cuda.empty_cache()
+        except RuntimeError:  # the context is poisoned: only a new process helps
+            self._poisoned = True
+            return
+        allocated = torch.cuda.memory_allocated(self._device)
+        self._residual_bytes = allocated - self._baseline_bytes
+
+
+def _is_growing(sizes: list[int]) -> bool:
+    """Tell whether memory grew in each of the last two steps or more, the first not counted.
+
+    The first step leaves the optimizer's state and caches behind, the second may still fill some.
+    """
+    tail = sizes[1:]
+    return len(tail) >= 2 and all(after > before for before, after in zip(tail, tail[1:], strict=False))
+
+
+def first_sentence(message: str) -> str:
+    """Return what an error says before it goes on about settings and documentation."""
+    text = " ".join(message.split())
+    for end in (" Of the allocated memory", " If reserved", " Including non-PyTorch", " Process "):
+        text = text.split(end)[0]
+    return text[:300]
+
+
+def _why_no_gpu() -> str:
+    """Return the likeliest reason why torch sees no GPU."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"This torch ({torch.__version__}) is a build without CUDA."
+    gpus = nvml.list_gpus()
+    if not gpus:
+        return "The NVIDIA driver shows no GPU."
+    return (
+        f"The driver shows {gpus[0].name}, but torch {torch.__version__} cannot use it: "
+        "CUDA_VISIBLE_DEVICES may hide it, or the driver may be too old for this torch."
+    )

@@ -1,0 +1,85 @@
+"""The errors that bsfind reports to its user, each with its exit code.
+
+BsfindError
+├── UsageError             2   command line, environment variables, configuration file
+├── NoDeviceError          3   no usable GPU
+├── TargetError            4   the user's code failed
+├── WorkerError            4   the process that ran the user's code died
+├── TimeLimitError         5   the worker did not answer in time
+└── InternalError         70   a bug in bsfind
+
+Terminated (a BaseException, like KeyboardInterrupt) is how SIGTERM travels.
+"""
+
+from __future__ import annotations
+
+from bsfind.exit_codes import ExitCode
+
+__all__ = [
+    "BsfindError",
+    "InternalError",
+    "NoDeviceError",
+    "TargetError",
+    "Terminated",
+    "TimeLimitError",
+    "UsageError",
+    "WorkerError",
+]
+
+
+class BsfindError(Exception):
+    """An error with a message for the user.
+
+    Args:
+        message: what failed, one line without a full stop.
+        detail: why: may have several lines (a traceback, say).
+        hint: what to do next; names a flag or command that exists.
+    """
+
+    exit_code = ExitCode.INTERNAL
+
+    def __init__(self, message: str, *, detail: str = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.detail = detail
+        self.hint = hint
+
+
+class UsageError(BsfindError):
+    """The command line, an environment variable or the configuration file is wrong."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NoDeviceError(BsfindError):
+    """There is no usable device for what was asked."""
+
+    exit_code = ExitCode.NO_DEVICE
+
+
+class TargetError(BsfindError):
+    """The user's code failed for another reason than memory."""
+
+    exit_code = ExitCode.TARGET_FAILED
+
+
+class WorkerError(BsfindError):
+    """The process that ran the user's code died without an answer."""
+
+    exit_code = ExitCode.TARGET_FAILED
+
+
+class TimeLimitError(BsfindError):
+    """The worker did not answer within the time it was given."""
+
+    exit_code = ExitCode.STOPPED_EARLY
+
+
+class InternalError(BsfindError):
+    """A bug in bsfind."""
+
+    exit_code = ExitCode.INTERNAL
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived: leave as for Ctrl-C, with status 143."""

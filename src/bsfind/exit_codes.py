@@ -1,0 +1,28 @@
+"""What bsfind's exit status means: part of the public contract."""
+
+from enum import IntEnum
+
+__all__ = ["ExitCode"]
+
+
+class ExitCode(IntEnum):
+    """Exit status of every bsfind command."""
+
+    OK = 0
+    """A batch size is recommended; `check`: it fits."""
+    DOES_NOT_FIT = 1
+    """Ran to the end and the answer is no: nothing fits, or less than asked for."""
+    USAGE = 2
+    """The command line or the configuration is wrong."""
+    NO_DEVICE = 3
+    """There is no usable GPU."""
+    TARGET_FAILED = 4
+    """The user's model, loss, optimizer or input function failed, and not for lack of memory."""
+    STOPPED_EARLY = 5
+    """A limit (time budget, trial timeout) ended the search; what is known is in the report."""
+    INTERNAL = 70
+    """A bug in bsfind."""
+    INTERRUPTED = 130
+    """Ctrl-C."""
+    TERMINATED = 143
+    """SIGTERM."""

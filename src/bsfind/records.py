@@ -1,0 +1,284 @@
+"""What was found: trials, results per precision, and the report. Frozen, JSON ⇄ (see DESIGN §4).
+
+Sizes are bytes, times seconds; None (JSON null) is unknown.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "DeviceInfo",
+    "GpuProcess",
+    "ModelInfo",
+    "PrecisionResult",
+    "Recommendation",
+    "Report",
+    "Trial",
+    "ReportWarning",
+]
+
+SCHEMA_VERSION = "1.0"
+
+TrialStatus = Literal["ok", "oom", "error", "timeout"]
+ResultStatus = Literal["ok", "nothing_fits", "error", "unsupported", "unfinished"]
+ReportStatus = Literal["complete", "partial", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One batch size tried in one precision.
+
+    Attributes:
+        batch_size: samples in a (micro-)batch.
+        status: `ok`, `oom` (out of memory), `error` (a limit of a kernel other than memory, or the
+            user's code failed), `timeout`.
+        peak_allocated_bytes: `torch.cuda.max_memory_allocated()` over the trial; None unless ok.
+        peak_reserved_bytes: `torch.cuda.max_memory_reserved()` over the trial; None unless ok.
+        resident_bytes: allocated between two steps: parameters, buffers, optimizer state.
+        activation_bytes: what the forward pass leaves allocated for the backward pass.
+        num_alloc_retries: how often the allocator had to flush its cache to go on.
+        steps: optimizer steps that ran.
+        step_time_s: mean time of a step after the first (warm-up), synchronised.
+        samples_per_s: samples per second of these steps.
+        message: why it is not ok.
+    """
+
+    batch_size: int
+    status: TrialStatus
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    resident_bytes: int | None = None
+    activation_bytes: int | None = None
+    num_alloc_retries: int = 0
+    steps: int = 0
+    step_time_s: float | None = None
+    samples_per_s: float | None = None
+    message: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Trial:
+        """Return the trial that `to_json` wrote."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuProcess:
+    """Another process that holds memory of the GPU."""
+
+    pid: int
+    name: str | None
+    used_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceInfo:
+    """The device that answered.
+
+    Attributes:
+        kind: `cuda`: measured.
+        name: as torch names it.
+        index: as torch counts it (after CUDA_VISIBLE_DEVICES).
+        compute_capability: such as `8.9`; None where there is no such thing (ROCm).
+        total_bytes: `total_memory` of the device's properties.
+        free_bytes: what PyTorch could use when the worker started: other processes and the CUDA
+            context are taken off.
+        capacity_bytes: what the search may use: `free_bytes`, or `--memory-limit`.
+        supports_bf16: bfloat16 in hardware.
+        supports_tf32: TF32 in hardware.
+        driver: version of the NVIDIA driver.
+        torch_version: of the worker.
+        cuda_version: that torch was built for.
+        other_processes: processes besides ours that hold memory on it.
+    """
+
+    kind: Literal["cuda"] = "cuda"
+    name: str
+    index: int
+    compute_capability: str | None
+    total_bytes: int
+    free_bytes: int
+    capacity_bytes: int
+    supports_bf16: bool = True
+    supports_tf32: bool = True
+    driver: str | None = None
+    torch_version: str | None = None
+    cuda_version: str | None = None
+    other_processes: tuple[GpuProcess, ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DeviceInfo:
+        """Return the device that `dataclasses.asdict` wrote."""
+        others = tuple(GpuProcess(**process) for process in data["other_processes"])
+        return cls(**{**data, "other_processes": others})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelInfo:
+    """The model as it was loaded.
+
+    Attributes:
+        parameters: number of parameters, shared ones once.
+        optimizer: the optimizer's class, or None in inference.
+        model_bytes: allocated on the device after loading.
+    """
+
+    parameters: int
+    optimizer: str | None
+    model_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionResult:
+    """What was found in one precision.
+
+    `peak_*` and the times are those of the trial at `recommended_batch_size`.
+
+    Attributes:
+        precision: as run (never `amp`).
+        status: `ok`; `nothing_fits`; `error` (the user's code failed); `unsupported` by the
+            device; `unfinished` (stopped before there was an answer).
+        max_batch_size: the largest that ran, headroom not counted.
+        recommended_batch_size: the largest that leaves the headroom free.
+        is_maximum_proven: the next size within the tolerance did not run, or was not allowed.
+        peak_fraction: peak reserved as a part of the device's total memory.
+        verified: the recommended size ran in a process of its own.
+        smallest_failed_batch_size: the smallest above the maximum that did not run.
+        confirmation: the trial of the recommended size in a fresh process.
+        trials: in the order in which they ran.
+        message: why it is not ok.
+    """
+
+    precision: str
+    status: ResultStatus
+    max_batch_size: int | None = None
+    recommended_batch_size: int | None = None
+    is_maximum_proven: bool = False
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    peak_fraction: float | None = None
+    samples_per_s: float | None = None
+    step_time_s: float | None = None
+    verified: bool = False
+    smallest_failed_batch_size: int | None = None
+    confirmation: Trial | None = None
+    trials: tuple[Trial, ...] = ()
+    message: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PrecisionResult:
+        """Return the result that `to_json` wrote."""
+        confirmation = data["confirmation"]
+        return cls(
+            **{
+                **data,
+                "confirmation": Trial.from_json(confirmation) if confirmation else None,
+                "trials": tuple(Trial.from_json(trial) for trial in data["trials"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The answer: this batch size, in this precision, because."""
+
+    batch_size: int
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportWarning:
+    """Something that the reader of the answer must know.
+
+    Attributes:
+        code: stable, for scripts.
+        message: one sentence, no full stop.
+        hint: what to do about it.
+    """
+
+    code: str
+    message: str
+    hint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that one `run` or `check` found out. `to_json` is the public document."""
+
+    bsfind_version: str
+    status: ReportStatus
+    command: tuple[str, ...]
+    reproduce: str
+    device: DeviceInfo | None
+    budget_bytes: int | None
+    model: ModelInfo | None
+    workload: dict[str, Any]
+    search: dict[str, Any]
+    results: tuple[PrecisionResult, ...]
+    recommendation: Recommendation | None
+    warnings: tuple[ReportWarning, ...] = ()
+    environment: dict[str, Any] = field(default_factory=dict)
+    duration_s: float = 0.0
+    simulated: bool = False
+    message: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON document (schema version `SCHEMA_VERSION`)."""
+        device = None
+        if self.device is not None:
+            device = {**asdict(self.device), "budget_bytes": self.budget_bytes}
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "bsfind_version": self.bsfind_version,
+            "status": self.status,
+            "simulated": self.simulated,
+            "command": list(self.command),
+            "reproduce": self.reproduce,
+            "device": device,
+            "model": asdict(self.model) if self.model else None,
+            "workload": self.workload,
+            "search": self.search,
+            "results": [result.to_json() for result in self.results],
+            "recommendation": asdict(self.recommendation) if self.recommendation else None,
+            "warnings": [asdict(warning) for warning in self.warnings],
+            "message": self.message,
+            "environment": self.environment,
+            "duration_s": round(self.duration_s, 3),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Report:
+        """Return the report that `to_json` wrote.
+
+        Raises:
+            ValueError: the document has another schema version.
+        """
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise ValueError(f"schema version {data.get('schema_version')}, not {SCHEMA_VERSION}")
+        values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
+        device = dict(data["device"]) if data["device"] else None
+        budget = device.pop("budget_bytes") if device else None
+        recommendation = data["recommendation"]
+        return cls(
+            **{
+                **values,
+                "command": tuple(data["command"]),
+                "device": DeviceInfo.from_json(device) if device else None,
+                "budget_bytes": budget,
+                "model": ModelInfo(**data["model"]) if data["model"] else None,
+                "results": tuple(PrecisionResult.from_json(r) for r in data["results"]),
+                "recommendation": Recommendation(**recommendation) if recommendation else None,
+                "warnings": tuple(ReportWarning(**w) for w in data["warnings"]),
+            }
+        )

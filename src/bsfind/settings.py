@@ -1,0 +1,266 @@
+"""What was asked for: frozen, checked, and convertible to JSON and back.
+
+    Settings
+    ├── Workload       what one training (or inference) step is
+    ├── precisions     which precisions to try it in
+    ├── SearchLimits   how far and how finely to search
+    └── DeviceChoice   on which device, with how much memory
+
+Nothing here knows torch: the parent process handles settings without importing it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from bsfind.input_spec import InputSpec
+from bsfind.units import Headroom
+
+__all__ = [
+    "PRECISIONS",
+    "REQUESTABLE_PRECISIONS",
+    "DeviceChoice",
+    "SearchLimits",
+    "Settings",
+    "Workload",
+]
+
+PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
+"""The precisions that a step can run in."""
+
+REQUESTABLE_PRECISIONS = (*PRECISIONS, "amp")
+"""What may be asked for: `amp` becomes amp-bf16 or amp-fp16 once the GPU is known."""
+
+LARGEST_BATCH_SIZE = 2**31 - 1
+"""Where the search ends if memory does not end it: CUDA kernels index samples with int32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Everything that makes one step, except its batch size and its precision.
+
+    Attributes:
+        target: `package.module:attr` or `path/file.py:attr`.
+        model_args: keyword arguments of the class or factory, as (name, text) pairs.
+        app_dir: folder put first on `sys.path`.
+        inputs: synthetic inputs; empty if `batch_fn` makes them.
+        batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)`.
+        mode: train, or infer (forward only, no gradients).
+        loss: `auto`, `cross-entropy`, `mse` or `pkg.mod:fn`, called as `fn(output, *targets)`.
+        optimizer: `adamw`, any name of torch.optim, or `pkg.mod:fn`, called with the parameters.
+        optimizer_args: keyword arguments of the optimizer, as (name, text) pairs.
+        step: `pkg.mod:fn`, called as `fn(model, *args, **kwargs)` inside autocast; the loss.
+        grad_checkpoint: recompute activations in the backward pass.
+        channels_last: model and image inputs in channels_last memory format.
+        compile: run the model through torch.compile.
+        grad_accum: micro-batches for each optimizer step.
+    """
+
+    target: str
+    model_args: tuple[tuple[str, str], ...] = ()
+    app_dir: str = "."
+    inputs: tuple[InputSpec, ...] = ()
+    batch_fn: str | None = None
+    mode: Literal["train", "infer"] = "train"
+    loss: str = "auto"
+    optimizer: str = "adamw"
+    optimizer_args: tuple[tuple[str, str], ...] = ()
+    step: str | None = None
+    grad_checkpoint: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    grad_accum: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {
+            "target": self.target,
+            "model_args": dict(self.model_args),
+            "app_dir": self.app_dir,
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "batch_fn": self.batch_fn,
+            "mode": self.mode,
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+            "optimizer_args": dict(self.optimizer_args),
+            "step": self.step,
+            "grad_checkpoint": self.grad_checkpoint,
+            "channels_last": self.channels_last,
+            "compile": self.compile,
+            "grad_accum": self.grad_accum,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Workload:
+        """Return the workload that `to_json` wrote."""
+        return cls(
+            **{
+                **data,
+                "model_args": tuple(data["model_args"].items()),
+                "optimizer_args": tuple(data["optimizer_args"].items()),
+                "inputs": tuple(InputSpec.from_json(spec) for spec in data["inputs"]),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchLimits:
+    """How far and how finely to search.
+
+    Attributes:
+        min_batch_size: smallest size that is worth an answer.
+        max_batch_size: largest size to try.
+        multiple_of: the recommended size is rounded down to a multiple of this.
+        tolerance: stop when the gap between the largest that ran and the smallest that did not is
+            at most this part of the former, or 1; 0 is exact.
+        headroom: memory that the recommended size leaves free.
+        objective: `largest`: the most samples that fit; `fastest`: the smallest size whose
+            samples/s is within 2 % of the best seen.
+        steps: optimizer steps of a trial.
+        trial_timeout_s: longest time for one answer of the worker, seconds.
+        time_budget_s: longest time for the whole search, seconds; None: no limit.
+    """
+
+    min_batch_size: int = 1
+    max_batch_size: int = LARGEST_BATCH_SIZE
+    multiple_of: int = 1
+    tolerance: float = 0.005
+    headroom: Headroom = field(default_factory=lambda: Headroom(fraction=0.05))
+    objective: Literal["largest", "fastest"] = "largest"
+    steps: int = 3
+    trial_timeout_s: float = 600.0
+    time_budget_s: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the limits against each other.
+
+        Raises:
+            ValueError: they leave nothing to search; names the options.
+        """
+        if self.min_batch_size > self.max_batch_size:
+            raise ValueError(
+                f"`--min-batch-size {self.min_batch_size}` is above "
+                f"`--max-batch-size {self.max_batch_size}`"
+            )
+        if self.max_batch_size < self.multiple_of:
+            raise ValueError(
+                f"no multiple of {self.multiple_of} (`--multiple-of`) is at most "
+                f"`--max-batch-size {self.max_batch_size}`"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types; `max_batch_size` is null where memory is the limit."""
+        unlimited = self.max_batch_size == LARGEST_BATCH_SIZE
+        return {
+            "min_batch_size": self.min_batch_size,
+            "max_batch_size": None if unlimited else self.max_batch_size,
+            "multiple_of": self.multiple_of,
+            "tolerance": self.tolerance,
+            "headroom": str(self.headroom),
+            "objective": self.objective,
+            "steps": self.steps,
+            "trial_timeout_s": self.trial_timeout_s,
+            "time_budget_s": self.time_budget_s,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceChoice:
+    """On which device to run.
+
+    Attributes:
+        device: `auto`, `cuda` or `cuda:N`.
+        memory_limit_bytes: what PyTorch's allocator may reserve; None: what is free.
+    """
+
+    device: str = "auto"
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the device's name.
+
+        Raises:
+            ValueError: not a device that bsfind knows.
+        """
+        if not re.fullmatch(r"auto|cuda(:[0-9]+)?", self.device):
+            raise ValueError(f"`{self.device}` is not a device, write `auto`, `cuda` or `cuda:1`")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return {"device": self.device, "memory_limit_bytes": self.memory_limit_bytes}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DeviceChoice:
+        """Return the choice that `to_json` wrote."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One invocation of `run` or `check`.
+
+    Attributes:
+        workload: what one step is.
+        precisions: keys of `REQUESTABLE_PRECISIONS`, in the order of the table.
+        limits: how to search.
+        device: where.
+        batch_size: `check`: the only size to try; None for a search.
+    """
+
+    workload: Workload
+    precisions: tuple[str, ...] = ("fp32", "amp")
+    limits: SearchLimits = field(default_factory=SearchLimits)
+    device: DeviceChoice = field(default_factory=DeviceChoice)
+    batch_size: int | None = None
+
+    def to_argv(self) -> list[str]:
+        """Return the shortest command line (after `bsfind`) that asks for the same again."""
+        work, limits, default = self.workload, self.limits, SearchLimits()
+        argv = ["run" if self.batch_size is None else "check", work.target]
+
+        def add(option: str, value: object, default_value: object = None) -> None:
+            if value != default_value:
+                argv.extend([option, str(value)])
+
+        for name, text in work.model_args:
+            add("--model-arg", f"{name}={text}")
+        add("--app-dir", work.app_dir, ".")
+        for spec in work.inputs:
+            add("--input-shape" if spec.name is None else "--input", spec)
+        add("--batch-fn", work.batch_fn)
+        add("--mode", work.mode, "train")
+        add("--loss", work.loss, "auto")
+        add("--optimizer", work.optimizer, "adamw")
+        for name, text in work.optimizer_args:
+            add("--optimizer-arg", f"{name}={text}")
+        add("--step", work.step)
+        for flag, on in (
+            ("--grad-checkpoint", work.grad_checkpoint),
+            ("--channels-last", work.channels_last),
+            ("--compile", work.compile),
+        ):
+            if on:
+                argv.append(flag)
+        add("--grad-accum", work.grad_accum, 1)
+        add("--precision", ",".join(self.precisions), "fp32,amp")
+        if self.batch_size is not None:
+            add("--batch-size", self.batch_size)
+        else:
+            add("--min-batch-size", limits.min_batch_size, default.min_batch_size)
+            add("--max-batch-size", limits.max_batch_size, default.max_batch_size)
+            add("--multiple-of", limits.multiple_of, default.multiple_of)
+            add("--tolerance", f"{limits.tolerance * 100:g}%", f"{default.tolerance * 100:g}%")
+            add("--objective", limits.objective, default.objective)
+            add("--time-budget", _seconds(limits.time_budget_s))
+        add("--headroom", limits.headroom, default.headroom)
+        add("--steps", limits.steps, default.steps)
+        add("--trial-timeout", _seconds(limits.trial_timeout_s), _seconds(default.trial_timeout_s))
+        add("--device", self.device.device, "auto")
+        add("--memory-limit", self.device.memory_limit_bytes)
+        return argv
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else f"{value:g}s"

@@ -1,0 +1,179 @@
+"""Sizes, fractions, durations and counts: read from text, written for people.
+
+Sizes follow the field's habit: `GiB` is binary, `GB` decimal, a bare integer is bytes. `24G` is
+refused, because half of its readers mean one and half the other.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = [
+    "GIB",
+    "KIB",
+    "MIB",
+    "Headroom",
+    "format_bytes",
+    "format_count",
+    "format_duration",
+    "format_parameters",
+    "parse_duration",
+    "parse_fraction",
+    "parse_headroom",
+    "parse_size",
+]
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_UNITS = {
+    "b": 1,
+    "kib": KIB,
+    "mib": MIB,
+    "gib": GIB,
+    "tib": 1 << 40,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "tb": 10**12,
+}
+_NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
+_DURATION_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def _number_and_unit(text: str, what: str, example: str) -> tuple[str, str]:
+    match = _NUMBER_AND_UNIT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"`{text}` is not {what}, write it like {example}")
+    return match[1], match[2]
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes: `24GiB`, `24 GB`, `512MiB`, `1073741824`.
+
+    Raises:
+        ValueError: not a size, or an ambiguous one (`24G`); the message says what to write.
+    """
+    number, unit = _number_and_unit(text, "a size", "`24GiB`, `512MiB` or `1073741824` (bytes)")
+    if unit == "":
+        if not number.isdigit():
+            raise ValueError(f"`{text}` has no unit, write `{number}GiB` or `{number}MiB`")
+        return int(number)
+    factor = _UNITS.get(unit.lower())
+    if factor is not None:
+        return int(float(number) * factor) if "." in number else int(number) * factor
+    if unit.lower() in ("k", "m", "g", "t"):
+        prefix = unit.upper()
+        raise ValueError(
+            f"`{text}` is ambiguous, write `{number}{prefix}iB` (binary) or `{number}{prefix}B` (decimal)"
+        )
+    raise ValueError(f"`{text}` has an unknown unit `{unit}`, write `MiB`, `GiB`, `MB` or `GB`")
+
+
+def parse_fraction(text: str) -> float:
+    """Read a fraction of one: `0.5%` → 0.005, `0.005` → 0.005, `0` → 0.
+
+    Raises:
+        ValueError: not a fraction, or outside 0 … 1.
+    """
+    number, unit = _number_and_unit(text, "a fraction", "`0.5%` or `0.005`")
+    if unit not in ("", "%"):
+        raise ValueError(f"`{text}` is not a fraction, write it like `0.5%` or `0.005`")
+    value = float(number) / (100 if unit else 1)
+    if value >= 1:
+        raise ValueError(f"`{text}` must be less than 100%; write a percentage like `{number}%`")
+    return value
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration in seconds: `90`, `90s`, `10m`, `1.5h`.
+
+    Raises:
+        ValueError: not a duration, or zero.
+    """
+    number, unit = _number_and_unit(text, "a duration", "`90s`, `10m` or `1.5h`")
+    factor = _DURATION_UNITS.get(unit.lower())
+    if factor is None:
+        raise ValueError(f"`{text}` has an unknown unit `{unit}`, write `s`, `m` or `h`")
+    seconds = float(number) * factor
+    if seconds <= 0:
+        raise ValueError(f"`{text}` must be more than zero")
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headroom:
+    """Memory to keep free: a part of the capacity, or a number of bytes."""
+
+    fraction: float | None = None
+    bytes: int | None = None
+
+    def of(self, capacity_bytes: int) -> int:
+        """Return the headroom in bytes on a device of `capacity_bytes`."""
+        if self.bytes is not None:
+            return self.bytes
+        return int(capacity_bytes * (self.fraction or 0.0))
+
+    def __str__(self) -> str:
+        if self.bytes is not None:
+            return str(self.bytes)
+        return f"{(self.fraction or 0.0) * 100:g}%"
+
+
+def parse_headroom(text: str) -> Headroom:
+    """Read a headroom: `5%` of the capacity, or a size (`1GiB`, `500MiB`, bytes).
+
+    Raises:
+        ValueError: neither.
+    """
+    if text.strip().endswith("%"):
+        return Headroom(fraction=parse_fraction(text))
+    if re.fullmatch(r"\s*0?\.[0-9]+\s*", text):
+        raise ValueError(f"`{text}` is neither a part nor a size, write `{float(text) * 100:g}%`")
+    return Headroom(bytes=parse_size(text))
+
+
+def format_bytes(size: int | None) -> str:
+    """Write bytes in binary units: `21.6 GiB`, `512 MiB`, `0 B`; `-` for unknown."""
+    if size is None:
+        return "-"
+    sign, size = ("-", -size) if size < 0 else ("", size)
+    for factor, unit in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        # 1023.96 MiB would print as 1024.0 MiB: switch to the next unit before that.
+        if size >= factor * 0.99995:
+            value = size / factor
+            return f"{sign}{value:.0f} {unit}" if value >= 1000 else f"{sign}{value:.1f} {unit}"
+    return f"{sign}{size} B"
+
+
+def format_count(value: float | None) -> str:
+    """Write a number with thousands separators, three digits at least: `1,020`, `41.2`, `3.07`."""
+    if value is None:
+        return "-"
+    if value == int(value) or value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def format_parameters(count: int) -> str:
+    """Write a number of parameters: `25.6 M`, `7.2 B`, `812`."""
+    for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= factor * 0.9995:
+            return f"{count / factor:.1f} {unit}"
+    return str(count)
+
+
+def format_duration(seconds: float) -> str:
+    """Write a duration: `0.4 s`, `8 s`, `2 min 5 s`, `1 h 3 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"

@@ -1,0 +1,201 @@
+"""The parent's end: starts the worker, asks, waits with a time limit, kills."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import IO, Any
+
+from bsfind.errors import InternalError, TimeLimitError, WorkerError
+from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.settings import DeviceChoice, Workload
+from bsfind.units import format_duration
+from bsfind.worker.protocol import decode_error, read_message, write_message
+
+__all__ = ["ModelDoesNotFit", "Worker"]
+
+# `-c` puts the current folder on sys.path: taken off, so that a `queue.py` in the user's project
+# cannot break the worker. `--app-dir` puts it back once torch is imported.
+_START = (
+    "import sys\n"
+    "if sys.path and sys.path[0] == '': del sys.path[0]\n"
+    "from bsfind.worker.loop import main\n"
+    "sys.exit(main())"
+)
+_KILL_GRACE_S = 10.0
+_LAST_LINES = 15
+
+
+class ModelDoesNotFit(Exception):  # noqa: N818 (an answer, not an error)
+    """The model alone does not fit on the device."""
+
+
+class Worker:
+    """One worker process, in a session of its own: Ctrl-C at the terminal does not reach it.
+
+    Args:
+        on_output: gets every line that the user's code (or torch) prints.
+
+    Use as a context manager: at its end, the process is gone with all that it started.
+    """
+
+    def __init__(self, on_output: Callable[[str], None]) -> None:
+        self._on_output = on_output
+        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _START],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        self._threads = [
+            threading.Thread(target=self._receive, args=(self._process.stdout,), daemon=True),
+            threading.Thread(target=self._forward, args=(self._process.stderr,), daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def _receive(self, stream: IO[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while (message := read_message(stream)) is not None:
+                self._answers.put(message)
+        self._answers.put(None)
+
+    def _forward(self, stream: IO[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for raw in stream:
+                line = raw.decode(errors="replace").rstrip("\r\n")
+                self._last_lines.append(line)
+                self._on_output(line)
+
+    def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
+        """Open the device.
+
+        Raises:
+            NoDeviceError: there is none.
+            UsageError: the memory limit does not suit it.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "open", "device": choice.to_json()}
+        return DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
+
+    def load(self, workload: Workload, precision: str, timeout_s: float) -> ModelInfo:
+        """Build the model on the device.
+
+        Raises:
+            ModelDoesNotFit: out of memory.
+            TargetError, UsageError: the workload does not work.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "load", "workload": workload.to_json(), "precision": precision}
+        answer = self._ask(request, timeout_s, "building the model")
+        if answer["is"] == "does_not_fit":
+            raise ModelDoesNotFit(answer["message"])
+        return ModelInfo(**answer["model"])
+
+    def limit_memory(self, nbytes: int, timeout_s: float) -> None:
+        """Let later trials use at most `nbytes` of the device."""
+        self._ask({"do": "limit_memory", "bytes": nbytes}, timeout_s, "limiting the memory")
+
+    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> tuple[Trial, bool]:
+        """Try a batch size; returns the trial, and whether the process is fit for another one.
+
+        Raises:
+            TargetError: the user's code failed.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "trial", "batch_size": batch_size, "steps": steps}
+        answer = self._ask(request, timeout_s, f"batch size {batch_size}")
+        return Trial.from_json(answer["trial"]), answer["clean"]
+
+    def _ask(self, request: dict[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
+        """Send a request and wait for its answer.
+
+        Raises:
+            TimeLimitError: no answer within `timeout_s` seconds; the process is killed.
+            WorkerError: the process died.
+            BsfindError: what the worker reported.
+        """
+        try:
+            assert self._process.stdin is not None
+            write_message(self._process.stdin, request)
+            answer = self._answers.get(timeout=timeout_s)
+        except queue.Empty:
+            self.kill()
+            raise TimeLimitError(
+                f"no answer after {format_duration(timeout_s)}, {doing}",
+                detail=self._last_words(),
+                hint="allow more time with `--trial-timeout`, or see why the model hangs",
+            ) from None
+        except BrokenPipeError:
+            answer = None
+        if answer is None:
+            raise self._death(doing)
+        if answer["is"] == "failed":
+            error = decode_error(answer)
+            if isinstance(error, InternalError):
+                self.kill()
+            raise error
+        return answer
+
+    def _death(self, doing: str) -> WorkerError:
+        try:
+            status = self._process.wait(timeout=_KILL_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return WorkerError(f"the worker closed its pipe, {doing}", detail=self._last_words())
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        if status < 0:
+            name = signal.Signals(-status).name
+            hint = {
+                "SIGKILL": "the system may have run out of host memory (see `dmesg`)",
+                "SIGSEGV": "a native extension crashed; `PYTHONFAULTHANDLER=1` shows where",
+            }.get(name, "")
+            message = f"the worker was killed by {name}, {doing}"
+        else:
+            hint = "the model's code ended the process itself (`os._exit`, say)"
+            message = f"the worker exited with status {status}, {doing}"
+        return WorkerError(message, detail=self._last_words(), hint=hint)
+
+    def _last_words(self) -> str:
+        return "\n".join(self._last_lines)
+
+    def kill(self) -> None:
+        """Kill the process and everything that it started; safe to call twice."""
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                if hasattr(os, "killpg"):
+                    os.killpg(self._process.pid, signal.SIGKILL)
+                else:
+                    self._process.kill()
+            self._process.wait()
+        else:
+            # The worker is gone, but a process that the user's code started may not be.
+            with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        for stream in (self._process.stdin,):
+            with contextlib.suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.close()
+        for thread in self._threads:
+            thread.join(timeout=1.0)
+        for stream in (self._process.stdout, self._process.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                if stream is not None:
+                    stream.close()

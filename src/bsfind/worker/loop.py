@@ -1,0 +1,116 @@
+"""The worker process: answers requests, one after the other, until its standard input ends."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from bsfind.errors import BsfindError, InternalError
+from bsfind.records import DeviceInfo
+from bsfind.settings import DeviceChoice, Workload
+from bsfind.worker.protocol import encode_error, read_message, write_message
+
+if TYPE_CHECKING:
+    from bsfind.devices.base import Device
+
+__all__ = ["main"]
+
+
+def main() -> int:
+    """Serve requests from standard input; returns the exit status."""
+    requests, answers = _take_over_standard_streams()
+    _die_with_parent()
+    inbox: queue.Queue[dict[str, Any]] = queue.Queue()
+    threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
+    server = _Server()
+    while True:
+        try:
+            answer = server.answer(inbox.get())
+        except BsfindError as error:
+            answer = encode_error(error)
+        except Exception as error:
+            answer = encode_error(InternalError(repr(error), detail=traceback.format_exc()))
+        write_message(answers, answer)
+
+
+def _take_over_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Keep the pipes for the protocol; the user's code gets an empty input, and stderr as stdout."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    # User code may print in the middle of a line that the parent is to show at once.
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(line_buffering=True, errors="backslashreplace")
+    return requests, answers
+
+
+def _receive(requests: IO[bytes], inbox: queue.Queue[dict[str, Any]]) -> None:
+    """Pass requests on; when the parent is gone, so is the worker, in the middle of a trial too."""
+    with contextlib.suppress(OSError, ValueError):
+        while (message := read_message(requests)) is not None:
+            inbox.put(message)
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process with its parent: a hang in C code lets no thread run."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class _Server:
+    """Holds the device between requests."""
+
+    def __init__(self) -> None:
+        self._device: Device | None = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "open":
+            return self._open(request)
+        device = self._device
+        if device is None:
+            raise InternalError(f"`{request['do']}` before `open`")
+        if request["do"] == "load":
+            return self._load(device, request)
+        if request["do"] == "limit_memory":
+            device.limit_memory(request["bytes"])
+            return {"is": "limited"}
+        if request["do"] == "trial":
+            trial = device.run_trial(request["batch_size"], request["steps"])
+            return {"is": "trial", "trial": trial.to_json(), "clean": device.is_clean}
+        raise InternalError(f"unknown request `{request['do']}`")
+
+    def _open(self, request: dict[str, Any]) -> dict[str, Any]:
+        from bsfind.devices.cuda import CudaDevice
+
+        self._device = CudaDevice(DeviceChoice.from_json(request["device"]))
+        info: DeviceInfo = self._device.describe()
+        return {"is": "opened", "device": asdict(info)}
+
+    def _load(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
+        from bsfind.devices.base import DoesNotFit
+
+        workload = Workload.from_json(request["workload"])
+        # Only now: torch is imported, and nothing in the user's folder can stand in its way.
+        sys.path.insert(0, str(Path(workload.app_dir).resolve()))
+        try:
+            model = device.load(workload, request["precision"])
+        except DoesNotFit as answer:
+            return {"is": "does_not_fit", "message": str(answer)}
+        return {"is": "loaded", "model": asdict(model)}

@@ -1,0 +1,141 @@
+"""Synthetic batches: random tensors of the given shapes, or whatever the user's function makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from bsfind.errors import TargetError
+from bsfind.import_path import parse_import_path, resolve
+from bsfind.input_spec import DTYPES, InputSpec
+
+__all__ = ["Batch", "BatchMaker", "batch_maker"]
+
+
+@dataclass
+class Batch:
+    """The arguments of one call of the model."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return the arguments as text: `float32[4, 3, 224, 224], labels=int64[4]`."""
+        parts = [_describe(value) for value in self.args]
+        parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
+        return ", ".join(parts)
+
+    def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """Return a batch whose tensors are changed, in tuples, lists and dicts too."""
+        return Batch(
+            args=tuple(_map(value, change) for value in self.args),
+            kwargs={name: _map(value, change) for name, value in self.kwargs.items()},
+        )
+
+
+BatchMaker = Callable[[int], Batch]
+"""Makes a batch of a given size on the device."""
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__
+
+
+def _map(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_map(item, change) for item in value)
+    if type(value) is dict:
+        return {name: _map(item, change) for name, item in value.items()}
+    return value
+
+
+def random_tensor(spec: InputSpec, batch_size: int, device: torch.device) -> torch.Tensor:
+    """Return one synthetic input of shape (batch_size, *spec.shape), made on the device."""
+    shape = (batch_size, *spec.shape)
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    kind = DTYPES[spec.dtype]
+    if kind == "int":
+        low, high = spec.low or 0, 2 if spec.high is None else spec.high
+        return torch.randint(low, high, shape, device=device, dtype=dtype)
+    if kind == "bool":
+        return torch.ones(shape, device=device, dtype=dtype)
+    return torch.randn(shape, device=device, dtype=dtype)
+
+
+def batch_maker(
+    specs: tuple[InputSpec, ...],
+    batch_fn: str | None,
+    *,
+    device: torch.device,
+    float_dtype: torch.dtype | None,
+    channels_last: bool,
+) -> BatchMaker:
+    """Return the function that makes the batches of a trial.
+
+    Args:
+        specs: synthetic inputs, positional (`name` is None) and keyword ones.
+        batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)` instead.
+        device: where the tensors are made.
+        float_dtype: dtype for floating inputs (pure bf16); None leaves them.
+        channels_last: 4-D inputs in channels_last, 5-D ones in channels_last_3d.
+
+    Raises:
+        TargetError: `batch_fn` does not exist or is not callable.
+    """
+    make = _from_function(batch_fn, device) if batch_fn else _from_specs(specs, device)
+
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        if float_dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(float_dtype)
+        if channels_last and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        elif channels_last and tensor.dim() == 5:
+            tensor = tensor.contiguous(memory_format=torch.channels_last_3d)
+        return tensor
+
+    if float_dtype is None and not channels_last:
+        return make
+    return lambda batch_size: make(batch_size).map_tensors(change)
+
+
+def _from_specs(specs: tuple[InputSpec, ...], device: torch.device) -> BatchMaker:
+    def make(batch_size: int) -> Batch:
+        batch = Batch()
+        for spec in specs:
+            tensor = random_tensor(spec, batch_size, device)
+            if spec.name is None:
+                batch.args += (tensor,)
+            else:
+                batch.kwargs[spec.name] = tensor
+        return batch
+
+    return make
+
+
+def _from_function(name: str, device: torch.device) -> BatchMaker:
+    function = resolve(parse_import_path(name))
+    if not callable(function):
+        raise TargetError(f"`{name}` is a `{type(function).__name__}`, not a function")
+
+    def make(batch_size: int) -> Batch:
+        return _as_batch(function(batch_size, device)).map_tensors(lambda tensor: tensor.to(device))
+
+    return make
+
+
+def _as_batch(made: Any) -> Batch:
+    """Read what a batch function returned: tensor, tuple, dict, or `(args, kwargs)`."""
+    if isinstance(made, Mapping):
+        return Batch(kwargs=dict(made))
+    if isinstance(made, (tuple, list)):
+        if len(made) == 2 and isinstance(made[0], (tuple, list)) and isinstance(made[1], Mapping):
+            return Batch(args=tuple(made[0]), kwargs=dict(made[1]))
+        return Batch(args=tuple(made))
+    return Batch(args=(made,))

@@ -1,0 +1,218 @@
+"""The reference training step: what is measured, simulated and compared everywhere.
+
+    inputs (and targets) allocated on the device
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(dtype) if amp:  loss = loss_of(model(*args, **kwargs))
+    scaler.scale(loss).backward();  scaler.step(optimizer);  scaler.update()
+    loss, outputs, inputs released
+
+Lifetimes matter here: a reference kept one line too long is memory that no training would use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsfind.errors import TargetError
+from bsfind.import_path import parse_import_path, resolve
+from bsfind.settings import Workload
+from bsfind.workload import lightning
+from bsfind.workload.checkpointing import enable_checkpointing
+from bsfind.workload.inputs import Batch, batch_maker
+from bsfind.workload.loss import Loss, make_loss
+from bsfind.workload.optimizer import make_optimizer
+from bsfind.workload.precision import PrecisionPlan
+from bsfind.workload.target import build_model, keyword_arguments
+
+__all__ = ["LoadedWorkload", "TrainingSteps"]
+
+
+class LoadedWorkload:
+    """The user's model on a device, with what its steps need besides an optimizer.
+
+    Args:
+        workload: what to train.
+        plan: the precision.
+        device: where.
+
+    Attributes:
+        model: the module on the device (before torch.compile).
+        last_batch: the last batch that was made, as text; for error messages.
+
+    Raises:
+        TargetError: something that the workload names does not exist or does not work.
+        Exception: whatever the user's code raises.
+    """
+
+    def __init__(self, workload: Workload, plan: PrecisionPlan, device: torch.device) -> None:
+        self.workload = workload
+        self.plan = plan
+        self.device = device
+        self.last_batch: str | None = None
+        plan.set_matmul_precision()
+        model = build_model(workload.target, keyword_arguments(workload.model_args))
+        if workload.grad_checkpoint:
+            enable_checkpointing(model)
+        if workload.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
+        self.model.train(workload.mode == "train")
+        self._callable: Callable[..., Any] = self.model
+        if workload.compile:
+            self._callable = torch.compile(self.model)
+        self._optimizer_args = keyword_arguments(workload.optimizer_args)
+        self._make_batch = batch_maker(
+            workload.inputs,
+            workload.batch_fn,
+            device=device,
+            float_dtype=plan.model_dtype,
+            channels_last=workload.channels_last,
+        )
+        self._step_fn = self._resolve_step()
+
+    def _resolve_step(self) -> Callable[..., Any] | None:
+        if self.workload.step is None:
+            return None
+        step = resolve(parse_import_path(self.workload.step))
+        if not callable(step):
+            raise TargetError(f"`{self.workload.step}` is a `{type(step).__name__}`, no function")
+        return step  # type: ignore[no-any-return]
+
+    @property
+    def trains_itself(self) -> bool:
+        """Whether the model brings its own training step and optimizer (LightningModule)."""
+        return (
+            self.workload.mode == "train"
+            and self._step_fn is None
+            and lightning.is_lightning_module(self.model)
+        )
+
+    def parameter_count(self) -> int:
+        """Return the number of parameters; shared ones count once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def make_batch(self, batch_size: int) -> Batch:
+        """Return a batch on the device."""
+        batch = self._make_batch(batch_size)
+        self.last_batch = batch.describe()
+        return batch
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return a fresh optimizer: no state of an earlier trial in it."""
+        if self.trains_itself:
+            return lightning.configured_optimizer(self.model)
+        return make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)
+
+    def make_loss(self) -> Loss:
+        """Return the loss between the model's output and the (synthetic) targets."""
+        return make_loss(self.workload.loss)
+
+    def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
+        """Run the forward pass and the loss, inside autocast if the precision has it.
+
+        Raises:
+            TargetError: the result is not a scalar that can be differentiated.
+        """
+        with self.plan.autocast(self.device):
+            if self._step_fn is not None:
+                value = self._step_fn(self._callable, *batch.args, **batch.kwargs)
+            elif self.trains_itself:
+                value = lightning.training_loss(self._callable, batch)
+            else:
+                value = loss(self._callable(*batch.args, **batch.kwargs))
+        return _checked_loss(value)
+
+    def infer(self, batch: Batch) -> Any:
+        """Run the forward pass alone and return the output."""
+        with self.plan.autocast(self.device):
+            return self._callable(*batch.args, **batch.kwargs)
+
+    def clear_gradients(self) -> None:
+        """Let go of the gradients of the last step."""
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+
+def _checked_loss(value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TargetError(f"the loss is a `{type(value).__name__}`, not a tensor")
+    if value.numel() != 1:
+        raise TargetError(f"the loss has shape {list(value.shape)}, not one value")
+    if not value.requires_grad:
+        raise TargetError(
+            "the loss does not depend on any parameter that requires a gradient",
+            hint="does the model run under torch.no_grad(), or detach its output?",
+        )
+    return value
+
+
+class TrainingSteps:
+    """Runs steps of one trial: a fresh optimizer and scaler over the loaded model.
+
+    Args:
+        loaded: the model and what belongs to it.
+        on_forward_done: called at the end of each forward pass, when the memory that it left for
+            the backward pass is allocated.
+
+    Attributes:
+        completed: optimizer steps that really ran. A GradScaler skips those whose gradients
+            overflowed, and with them the optimizer's state: such steps do not count.
+    """
+
+    def __init__(self, loaded: LoadedWorkload, on_forward_done: Callable[[], None]) -> None:
+        self._loaded = loaded
+        self._on_forward_done = on_forward_done
+        self.completed = 0
+        self._training = loaded.workload.mode == "train"
+        if self._training:
+            self._loss = loaded.make_loss()
+            self._optimizer = loaded.make_optimizer()
+            self._scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+                loaded.device.type, enabled=loaded.plan.grad_scaler
+            )
+            self._optimizer.register_step_post_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.completed += 1
+
+    def run(self, batch_size: int) -> None:
+        """Run one optimizer step (`grad_accum` micro-batches), or one forward pass.
+
+        Raises:
+            Exception: out of memory, or whatever the user's code raises.
+        """
+        if self._training:
+            self._train(batch_size)
+        else:
+            self._infer(batch_size)
+
+    def _train(self, batch_size: int) -> None:
+        loaded, loss = self._loaded, self._loss
+        micro_batches = loaded.workload.grad_accum
+        for micro_batch in range(micro_batches):
+            batch = loaded.make_batch(batch_size)
+            loss.make_targets(batch_size)
+            if micro_batch == 0:
+                self._optimizer.zero_grad(set_to_none=True)
+            value = loaded.loss_of(batch, loss)
+            self._on_forward_done()
+            if micro_batches > 1:
+                value = value / micro_batches
+            self._scaler.scale(value).backward()
+            if micro_batch == micro_batches - 1:
+                self._scaler.step(self._optimizer)
+                self._scaler.update()
+            del value, batch
+            loss.release_targets()
+
+    def _infer(self, batch_size: int) -> None:
+        with torch.inference_mode():
+            batch = self._loaded.make_batch(batch_size)
+            output = self._loaded.infer(batch)
+            self._on_forward_done()
+            del output, batch
+        self.completed += 1

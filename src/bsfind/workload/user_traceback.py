@@ -1,0 +1,70 @@
+"""A user's exception as the user wants to read it: their frames, not ours."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+from bsfind.errors import BsfindError, TargetError
+
+__all__ = ["user_error", "user_traceback"]
+
+_OURS = str(Path(__file__).resolve().parents[1])
+# Frames through which every call of a module or of the import system passes.
+_PLUMBING = ("torch/nn/modules/module.py", "<frozen importlib", "importlib/__init__.py")
+_MAX_LINES = 60
+
+
+def _is_plumbing(filename: str) -> bool:
+    return filename.startswith(_OURS) or any(part in filename for part in _PLUMBING)
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return the traceback with the frames of bsfind and of torch's call machinery left out.
+
+    Chained exceptions are kept. All frames stay if the user has none in it.
+    """
+    summary = traceback.TracebackException.from_exception(error, capture_locals=False)
+    seen: set[int] = set()
+    link: traceback.TracebackException | None = summary
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        kept = [frame for frame in link.stack if not _is_plumbing(frame.filename)]
+        if kept:
+            link.stack = traceback.StackSummary.from_list(kept)
+        link = link.__cause__ or link.__context__
+    lines = "".join(summary.format()).rstrip().splitlines()
+    if len(lines) > _MAX_LINES:
+        cut = len(lines) - _MAX_LINES
+        lines = [*lines[: _MAX_LINES // 3], f"  … {cut} lines …", *lines[-_MAX_LINES * 2 // 3 :]]
+    return "\n".join(lines)
+
+
+def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
+    """Return the error that reports a failure of the user's code.
+
+    bsfind's own errors pass through unchanged.
+
+    Args:
+        error: what was raised.
+        doing: what was going on: `building the model`, `batch size 4 in fp32`.
+        inputs: the model's inputs as text, if there were any.
+    """
+    if isinstance(error, BsfindError):
+        return error
+    where = _where(error.__traceback__)
+    what = type(error).__name__
+    message = f"{what} in {where}, {doing}" if where else f"{what}, {doing}"
+    if isinstance(error, SystemExit):
+        message = f"the code called `sys.exit({error.code!r})`, {doing}"
+    hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""
+    return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+def _where(trace: TracebackType | None) -> str | None:
+    """Return `file:line` of the innermost frame that is neither ours nor in site-packages."""
+    for frame in reversed(traceback.extract_tb(trace)):
+        if not _is_plumbing(frame.filename) and "site-packages" not in frame.filename:
+            return f"{Path(frame.filename).name}:{frame.lineno}"
+    return None
