@@ -16,8 +16,8 @@ __all__ = [
     "PrecisionResult",
     "Recommendation",
     "Report",
-    "Trial",
     "ReportWarning",
+    "Trial",
 ]
 
 SCHEMA_VERSION = "1.0"

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from bsfind.records import DeviceInfo, ModelInfo, Trial
 from bsfind.settings import Workload
+from bsfind.simulation.recording import Recording
 
 __all__ = ["Device", "DoesNotFit"]
 
@@ -45,4 +46,9 @@ class Device(Protocol):
     @property
     def is_clean(self) -> bool:
         """Whether the last trial left nothing behind: if not, the next needs a new process."""
+        ...
+
+    @property
+    def recording(self) -> Recording | None:
+        """What the last trial asked of the allocator; None if it failed or was not recorded."""
         ...

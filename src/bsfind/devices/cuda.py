@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -12,14 +13,16 @@ import torch
 
 from bsfind.devices import nvml
 from bsfind.devices.base import DoesNotFit
-from bsfind.errors import NoDeviceError, TargetError, UsageError
+from bsfind.devices.memory_history import MemoryHistory
+from bsfind.errors import BsfindError, NoDeviceError, TargetError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
 from bsfind.records import DeviceInfo, ModelInfo, Trial
 from bsfind.settings import DeviceChoice, Workload
+from bsfind.simulation.recording import Recording
 from bsfind.units import format_bytes
-from bsfind.workload.user_traceback import user_error
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
+from bsfind.workload.user_traceback import user_error
 
 __all__ = ["CudaDevice"]
 
@@ -43,6 +46,7 @@ class _Measurement:
 
     step_times: list[float] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
+    requested: list[int] = field(default_factory=list)
     activation_bytes: int = 0
     completed: int = 0
 
@@ -96,6 +100,7 @@ class CudaDevice:
         self._baseline_bytes = 0
         self._residual_bytes = 0
         self._poisoned = False
+        self._recording: Recording | None = None
 
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
@@ -154,6 +159,11 @@ class CudaDevice:
         allowed = _CLEAN_FRACTION * self._properties.total_memory
         return not self._poisoned and self._residual_bytes <= allowed
 
+    @property
+    def recording(self) -> Recording | None:
+        """What the last trial asked of the allocator (see `base.Device.recording`)."""
+        return self._recording
+
     def run_trial(self, batch_size: int, steps: int) -> Trial:
         """Train for `steps` steps and read the peaks (see `base.Device.run_trial`).
 
@@ -165,10 +175,13 @@ class CudaDevice:
         stats = torch.cuda.memory_stats(self._device)
         retries_before = stats.get("num_alloc_retries", 0)
         torch.cuda.reset_peak_memory_stats(self._device)
+        self._recording = None
+        history = MemoryHistory(self._device)
         measured = _Measurement()
-        failed: Trial | TargetError | None = None
+        failed: Trial | BsfindError | None = None
         try:
-            self._train(self._loaded, batch_size, steps, measured)
+            with history.recorded():
+                self._train(self._loaded, batch_size, steps, measured)
         except BaseException as error:
             failed = self._failed_trial(error, batch_size, measured)
         peak_allocated = peak_reserved = retries = None
@@ -177,9 +190,12 @@ class CudaDevice:
             peak_reserved = torch.cuda.max_memory_reserved(self._device)
             stats = torch.cuda.memory_stats(self._device)
             retries = stats.get("num_alloc_retries", 0) - retries_before
+            available = torch.cuda.mem_get_info(self._device)[0]
+            available += torch.cuda.memory_reserved(self._device)
+            self._recording = history.recording(batch_size, available)
         leak = self._leak_message(measured, batch_size) if failed is None else None
         self._release()
-        if isinstance(failed, TargetError):
+        if isinstance(failed, BsfindError):
             raise failed
         if leak is not None:
             raise leak
@@ -203,27 +219,34 @@ class CudaDevice:
     def _train(
         self, loaded: LoadedWorkload, batch_size: int, steps: int, measured: _Measurement
     ) -> None:
-        before_forward = 0
+        before = 0
 
         def on_forward_done() -> None:
-            left = torch.cuda.memory_allocated(self._device) - before_forward
-            measured.activation_bytes = max(measured.activation_bytes, left)
+            measured.activation_bytes = max(measured.activation_bytes, self._requested() - before)
 
         runner = TrainingSteps(loaded, on_forward_done)
         attempts = 0
         while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
-            before_forward = torch.cuda.memory_allocated(self._device)
+            before = self._requested()
             self._timed_step(runner, batch_size, measured, warm_up=attempts == 0)
             attempts += 1
+        if loaded.workload.mode == "infer":
+            # Nothing is kept for a backward pass: what scales with the batch is the peak.
+            measured.activation_bytes = self._requested("peak") - before
         if runner.completed == 0:
             raise TargetError(
                 f"GradScaler skipped all of {attempts} steps: the gradients are never finite",
                 hint="float16 overflows in this model; try `--precision amp-bf16`",
             )
-        if _is_growing(measured.resident):
+        if _is_growing(measured.requested):
             for _ in range(_LEAK_CONFIRMATION_STEPS):
                 self._timed_step(runner, batch_size, measured, warm_up=False)
         measured.completed = runner.completed
+
+    def _requested(self, which: str = "current") -> int:
+        """Return the bytes that tensors asked for, which rounding to blocks does not blur."""
+        stats = torch.cuda.memory_stats(self._device)
+        return int(stats.get(f"requested_bytes.all.{which}", 0))
 
     def _timed_step(
         self, runner: TrainingSteps, batch_size: int, measured: _Measurement, *, warm_up: bool
@@ -235,10 +258,11 @@ class CudaDevice:
         if not warm_up:
             measured.step_times.append(time.perf_counter() - start)
         measured.resident.append(torch.cuda.memory_allocated(self._device))
+        measured.requested.append(self._requested())
 
     def _failed_trial(
         self, error: BaseException, batch_size: int, measured: _Measurement
-    ) -> Trial | TargetError:
+    ) -> Trial | BsfindError:
         """Turn an exception into a trial, or into the error that ends the search."""
         kind = classify(error, memory_exhausted=self._is_exhausted())
         if kind is FailureKind.OTHER or (kind is FailureKind.SIZE_LIMIT and batch_size == 1):
@@ -263,7 +287,7 @@ class CudaDevice:
 
     def _leak_message(self, measured: _Measurement, batch_size: int) -> TargetError | None:
         """Return the error that reports memory growing with every step, or None."""
-        sizes = measured.resident
+        sizes = measured.requested
         if len(sizes) <= _LEAK_CONFIRMATION_STEPS or not _is_growing(sizes):
             return None
         growth = (sizes[-1] - sizes[-1 - _LEAK_CONFIRMATION_STEPS]) // _LEAK_CONFIRMATION_STEPS
@@ -298,7 +322,7 @@ class CudaDevice:
             # Workspaces of cuBLAS live in the pool until the process ends, one for each thread and
             # stream (aten/src/ATen/cuda/CublasHandlePool.cpp, torch 1.11-2.13).
             with contextlib.suppress(AttributeError):
-                torch._C._cuda_clearCublasWorkspaces()  # type: ignore[attr-defined]
+                torch._C._cuda_clearCublasWorkspaces()
             torch.cuda.empty_cache()
         except RuntimeError:  # the context is poisoned: only a new process helps
             self._poisoned = True
@@ -313,7 +337,9 @@ def _is_growing(sizes: list[int]) -> bool:
     The first step leaves the optimizer's state and caches behind, the second may still fill some.
     """
     tail = sizes[1:]
-    return len(tail) >= 2 and all(after > before for before, after in zip(tail, tail[1:], strict=False))
+    return len(tail) >= 2 and all(
+        after > before for before, after in itertools.pairwise(tail)
+    )
 
 
 def first_sentence(message: str) -> str:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import IO, Any
 
 from bsfind.errors import InternalError, TimeLimitError, WorkerError
 from bsfind.records import DeviceInfo, ModelInfo, Trial
 from bsfind.settings import DeviceChoice, Workload
+from bsfind.simulation.recording import Recording
 from bsfind.units import format_duration
 from bsfind.worker.protocol import decode_error, read_message, write_message
 
-__all__ = ["ModelDoesNotFit", "Worker"]
+__all__ = ["ModelDoesNotFit", "TrialAnswer", "Worker"]
 
 # `-c` puts the current folder on sys.path: taken off, so that a `queue.py` in the user's project
 # cannot break the worker. `--app-dir` puts it back once torch is imported.
@@ -29,12 +32,29 @@ _START = (
     "from bsfind.worker.loop import main\n"
     "sys.exit(main())"
 )
+# What torch 2.13 writes to stderr whenever it meets the limit, which a search does on purpose.
+_EXPECTED_OUTPUT = re.compile(r"CUDACachingAllocator\.cpp:\d+\] memory allocation failed with OOM")
 _KILL_GRACE_S = 10.0
 _LAST_LINES = 15
 
 
 class ModelDoesNotFit(Exception):  # noqa: N818 (an answer, not an error)
     """The model alone does not fit on the device."""
+
+
+@dataclass(frozen=True)
+class TrialAnswer:
+    """What a worker says about a trial.
+
+    Attributes:
+        trial: the trial.
+        is_clean: whether the process is fit for another one.
+        recording: what it asked of the allocator, if it ran and that could be recorded.
+    """
+
+    trial: Trial
+    is_clean: bool
+    recording: Recording | None
 
 
 class Worker:
@@ -80,8 +100,9 @@ class Worker:
         with contextlib.suppress(OSError, ValueError):
             for raw in stream:
                 line = raw.decode(errors="replace").rstrip("\r\n")
-                self._last_lines.append(line)
-                self._on_output(line)
+                if not _EXPECTED_OUTPUT.search(line):
+                    self._last_lines.append(line)
+                    self._on_output(line)
 
     def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
         """Open the device.
@@ -112,8 +133,8 @@ class Worker:
         """Let later trials use at most `nbytes` of the device."""
         self._ask({"do": "limit_memory", "bytes": nbytes}, timeout_s, "limiting the memory")
 
-    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> tuple[Trial, bool]:
-        """Try a batch size; returns the trial, and whether the process is fit for another one.
+    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> TrialAnswer:
+        """Try a batch size.
 
         Raises:
             TargetError: the user's code failed.
@@ -121,7 +142,12 @@ class Worker:
         """
         request = {"do": "trial", "batch_size": batch_size, "steps": steps}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
-        return Trial.from_json(answer["trial"]), answer["clean"]
+        recording = answer["recording"]
+        return TrialAnswer(
+            trial=Trial.from_json(answer["trial"]),
+            is_clean=answer["clean"],
+            recording=Recording.from_json(recording) if recording else None,
+        )
 
     def _ask(self, request: dict[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
         """Send a request and wait for its answer.

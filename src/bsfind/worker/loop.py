@@ -32,6 +32,10 @@ def main() -> int:
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     server = _Server()
+    # The parent starts a worker before it needs it: the seconds of this import are free then. A
+    # torch that cannot be imported is reported when the device is to be opened.
+    with contextlib.suppress(Exception):
+        import bsfind.devices.cuda  # noqa: F401
     while True:
         try:
             answer = server.answer(inbox.get())
@@ -93,7 +97,13 @@ class _Server:
             return {"is": "limited"}
         if request["do"] == "trial":
             trial = device.run_trial(request["batch_size"], request["steps"])
-            return {"is": "trial", "trial": trial.to_json(), "clean": device.is_clean}
+            recording = device.recording
+            return {
+                "is": "trial",
+                "trial": trial.to_json(),
+                "clean": device.is_clean,
+                "recording": recording.to_json() if recording else None,
+            }
         raise InternalError(f"unknown request `{request['do']}`")
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@
     {"do": "load", workload, precision}          {"is": "loaded", "model": ModelInfo}
                                                  {"is": "does_not_fit", "message"}
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
-    {"do": "trial", "batch_size", "steps"}       {"is": "trial", "trial": Trial, "clean": bool}
+    {"do": "trial", "batch_size", "steps"}       {"is": "trial", "trial": Trial, "clean": bool,
+                                                  "recording": Recording or null}
                                                  {"is": "failed", "error", message, detail, hint}
 
 The worker's standard input and output carry the protocol; before any code of the user's runs they

@@ -167,7 +167,9 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 
 def _main_tensor(output: Any) -> torch.Tensor:
     """Return the output's scores: its `logits`, or its first floating tensor."""
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = (
+        output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    )
     if isinstance(logits, torch.Tensor):
         return logits
     for tensor in _tensors(output):

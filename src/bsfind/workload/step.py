@@ -171,7 +171,7 @@ class TrainingSteps:
         if self._training:
             self._loss = loaded.make_loss()
             self._optimizer = loaded.make_optimizer()
-            self._scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+            self._scaler = torch.amp.GradScaler(
                 loaded.device.type, enabled=loaded.plan.grad_scaler
             )
             self._optimizer.register_step_post_hook(self._count)
@@ -202,7 +202,7 @@ class TrainingSteps:
             self._on_forward_done()
             if micro_batches > 1:
                 value = value / micro_batches
-            self._scaler.scale(value).backward()
+            self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             if micro_batch == micro_batches - 1:
                 self._scaler.step(self._optimizer)
                 self._scaler.update()

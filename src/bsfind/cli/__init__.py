@@ -1,0 +1,1 @@
+"""What the terminal sees: one file per command, each option defined once, the console."""

@@ -1,0 +1,49 @@
+"""`bsfind check`: does this batch size fit?"""
+
+from __future__ import annotations
+
+import typer
+
+from bsfind.cli import options as opt
+from bsfind.cli.session import run_session
+
+__all__ = ["check"]
+
+
+def check(
+    context: typer.Context,
+    target: opt.Target,
+    batch_size: opt.BatchSize,
+    model_arg: opt.ModelArg = None,
+    app_dir: opt.AppDir = ".",
+    input_shape: opt.InputShape = None,
+    input: opt.Input = None,
+    batch_fn: opt.BatchFn = None,
+    mode: opt.ModeOption = opt.Mode.train,
+    loss: opt.Loss = "auto",
+    optimizer: opt.Optimizer = "adamw",
+    optimizer_arg: opt.OptimizerArg = None,
+    step: opt.Step = None,
+    grad_checkpoint: opt.GradCheckpoint = False,
+    channels_last: opt.ChannelsLast = False,
+    compile: opt.Compile = False,
+    grad_accum: opt.GradAccum = 1,
+    precision: opt.Precision = "fp32,amp",
+    steps: opt.Steps = 3,
+    trial_timeout: opt.TrialTimeout = "10m",
+    device: opt.Device = "auto",
+    memory_limit: opt.MemoryLimit = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    export: opt.Export = None,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+    color: opt.Color = opt.ColorChoice.auto,
+) -> int:
+    r"""Try one batch size: exit 0 if it fits in every precision asked for, 1 if not.
+
+    \b
+    bsfind check mypkg.models:Net --batch-size 64 --input-shape 3,224,224
+    bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB
+    """
+    return run_session(context.params)

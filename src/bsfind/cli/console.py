@@ -1,0 +1,91 @@
+"""The terminal: the answer on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from bsfind.errors import BsfindError
+from bsfind.records import ReportWarning
+
+__all__ = ["Terminal"]
+
+_PIPE_WIDTH = 120
+"""Width of tables that go to a file or a pipe, if COLUMNS does not say otherwise."""
+
+
+def _console(stream: TextIO, color: str) -> Console:
+    width = None
+    if not stream.isatty() and not os.environ.get("COLUMNS"):
+        width = _PIPE_WIDTH
+    return Console(
+        file=stream,
+        width=width,
+        highlight=False,
+        markup=False,
+        soft_wrap=False,
+        no_color=True if color == "never" else None,
+        force_terminal=True if color == "always" else None,
+    )
+
+
+class Terminal:
+    """Where a command writes.
+
+    Args:
+        color: `auto`, `always` or `never`.
+        quiet: no warnings but those that change the meaning of the answer.
+        verbose: every line that the user's code prints, repeated ones too.
+
+    Attributes:
+        out: stdout, for the answer.
+        err: stderr, for everything else.
+    """
+
+    def __init__(self, *, color: str = "auto", quiet: bool = False, verbose: bool = False) -> None:
+        self.out = _console(sys.stdout, color)
+        self.err = _console(sys.stderr, color)
+        self.quiet = quiet
+        self.verbose = verbose
+        self._seen: set[str] = set()
+
+    def error(self, error: BsfindError) -> None:
+        """Print what failed, why, and what to do about it."""
+        self._labelled("error", "bold red", error.message)
+        if error.detail:
+            for line in error.detail.splitlines():
+                self._line(f"  {line}")
+        if error.hint:
+            if error.detail:
+                self._line("")
+            self.hint(error.hint)
+
+    def warning(self, warning: ReportWarning) -> None:
+        """Print a warning and its hint."""
+        self._labelled("warning", "bold yellow", warning.message)
+        if warning.hint:
+            self.hint(warning.hint)
+
+    def hint(self, text: str) -> None:
+        """Print what could be done next."""
+        self._labelled("hint", "cyan", text)
+
+    def note(self, text: str) -> None:
+        """Print a line of the log."""
+        self._line(text)
+
+    def user_output(self, line: str) -> None:
+        """Print a line that the user's code printed; each text once, unless verbose."""
+        if self.verbose or line not in self._seen:
+            self._seen.add(line)
+            self._line(line)
+
+    def _labelled(self, label: str, style: str, text: str) -> None:
+        self.err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        self.err.print(Text(text), soft_wrap=True)

@@ -1,0 +1,148 @@
+"""The entry point: commands, signals, and the only place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from bsfind import __version__
+from bsfind.cli.check import check
+from bsfind.cli.configuration import find_configuration, read_configuration
+from bsfind.cli.console import Terminal
+from bsfind.cli.env import env
+from bsfind.cli.gpus import gpus
+from bsfind.cli.run import run
+from bsfind.cli.schema import schema
+from bsfind.errors import BsfindError, InternalError, Terminated, UsageError
+from bsfind.exit_codes import ExitCode
+
+__all__ = ["app", "main"]
+
+_EPILOG = (
+    "Exit codes: 0 a batch size is recommended, 1 nothing fits, 2 usage, 3 no usable GPU, "
+    "4 the model failed, 5 stopped early, 70 a bug in bsfind, 130 interrupted, 143 terminated."
+)
+
+app = typer.Typer(
+    name="bsfind",
+    help="Find the batch size that a PyTorch model should train with on a GPU.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("run", epilog=_EPILOG)(run)
+app.command("check", epilog=_EPILOG)(check)
+app.command("gpus")(gpus)
+app.command("env")(env)
+app.command("schema")(schema)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"bsfind {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _bsfind(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Find the batch size that a PyTorch model should train with on a GPU."""
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of stdout has what it wanted (`| head`). Keep the interpreter from
+        # complaining when it flushes stdout at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = ExitCode.OK
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        result = app(standalone_mode=False, default_map=_defaults())
+        return result if isinstance(result, int) else ExitCode.OK
+    except BsfindError as error:
+        Terminal().error(error)
+        return error.exit_code
+    except typer.Abort:
+        return ExitCode.INTERRUPTED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    except Terminated:
+        return ExitCode.TERMINATED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        usage = _usage_error(error)
+        if usage is None:
+            usage = InternalError(
+                f"a bug in bsfind: {error!r}",
+                detail=traceback.format_exc(),
+                hint="please report it, with what `bsfind env` prints",
+            )
+        Terminal().error(usage)
+        return usage.exit_code
+
+
+def _usage_error(error: Exception) -> BsfindError | None:
+    """Return the error that Typer raised for a wrong command line; None for any other exception.
+
+    Typer has carried its own copy of Click since 0.16: its classes are reached through
+    `typer.BadParameter`, whichever they are.
+    """
+    usage_class, click_class = typer.BadParameter.__mro__[1:3]
+    if not isinstance(error, click_class):
+        return None
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "bsfind"
+    message = error.format_message()  # type: ignore[attr-defined]
+    hint = f"`{command} --help` shows the options" if isinstance(error, usage_class) else ""
+    return UsageError(message.strip().rstrip("."), hint=hint)
+
+
+def _defaults() -> dict[str, Any]:
+    """Return the options of the configuration file, for each command that takes them."""
+    file = find_configuration(Path.cwd())
+    if file is None or os.environ.get("_BSFIND_COMPLETE"):
+        return {}
+    names = {
+        command: {
+            name.replace("_", "-") for name in function.__annotations__ if name not in _NOT_OPTIONS
+        }
+        for command, function in _CONFIGURABLE.items()
+    }
+    options = read_configuration(file, set().union(*names.values()))
+    return {
+        command: {name: value for name, value in options.items() if name.replace("_", "-") in known}
+        for command, known in names.items()
+    }
+
+
+# Commands whose options may stand in a configuration file, and parameters that may not.
+_CONFIGURABLE = {"run": run, "check": check}
+_NOT_OPTIONS = frozenset(("context", "return", "export", "batch_size"))

@@ -1,0 +1,95 @@
+"""One line on stderr that tells what is known while the search goes on, and is gone afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.live import Live
+from rich.text import Text
+
+from bsfind.cli.console import Terminal
+from bsfind.precision_search import Progress
+from bsfind.records import Trial
+from bsfind.units import format_bytes, format_count, format_duration
+
+__all__ = ["ProgressLine", "trial_line"]
+
+
+class ProgressLine:
+    """The line: `amp-bf16  trying 420 · largest that ran 419 · 3 trials, 1 out of memory · 8 s`.
+
+    Args:
+        terminal: where.
+        enabled: False: nothing is shown.
+    """
+
+    def __init__(self, terminal: Terminal, *, enabled: bool) -> None:
+        self._terminal = terminal
+        self._enabled = enabled and terminal.err.is_terminal and not terminal.err.is_dumb_terminal
+        self._start = time.monotonic()
+        self._progress: Progress | None = None
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the line while inside."""
+        if not self._enabled:
+            yield
+            return
+        with Live(
+            self,
+            console=self._terminal.err,
+            transient=True,
+            refresh_per_second=4,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ):
+            yield
+
+    def update(self, progress: Progress) -> None:
+        """Take in what is known now."""
+        self._progress = progress
+
+    def __rich__(self) -> Text:
+        elapsed = format_duration(int(time.monotonic() - self._start) or 0.5)
+        if self._progress is None:
+            return Text(f"starting · {elapsed}", style="dim", no_wrap=True, overflow="ellipsis")
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(f"{self._progress.precision}  ", style="bold")
+        text.append(_what_is_known(self._progress))
+        text.append(f" · {elapsed}", style="dim")
+        return text
+
+
+def _what_is_known(progress: Progress) -> str:
+    parts = [progress.doing]
+    if progress.doing == "loading":
+        parts = ["loading the model"]
+    elif progress.batch_size is not None:
+        parts = [f"{progress.doing} {progress.batch_size:,}"]
+    if progress.best is not None:
+        parts.append(f"largest that ran {progress.best:,}")
+    if progress.failed is not None:
+        parts.append(f"smallest that did not {progress.failed:,}")
+    if progress.trials:
+        trials = f"{progress.trials} trial{'s' if progress.trials > 1 else ''}"
+        if progress.out_of_memory:
+            trials += f", {progress.out_of_memory} out of memory"
+        parts.append(trials)
+    return " · ".join(parts)
+
+
+def trial_line(precision: str, trial: Trial) -> str:
+    """Return a trial as one line of the log (`--verbose`)."""
+    start = f"{precision}  batch size {trial.batch_size:,}: "
+    if trial.status != "ok":
+        words = {"oom": "out of memory", "timeout": "no answer in time", "error": "failed"}
+        return start + words[trial.status] + (f" ({trial.message})" if trial.message else "")
+    peaks = (
+        f"peak allocated {format_bytes(trial.peak_allocated_bytes)}, "
+        f"reserved {format_bytes(trial.peak_reserved_bytes)}"
+    )
+    speed = f", {format_count(trial.samples_per_s)} samples/s" if trial.samples_per_s else ""
+    retries = f", {trial.num_alloc_retries} retries" if trial.num_alloc_retries else ""
+    return f"{start}ran, {peaks}{speed}{retries}"

@@ -1,0 +1,87 @@
+"""From parsed options to `Settings`: the checks that concern several options at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bsfind.errors import UsageError
+from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
+from bsfind.units import Headroom
+
+__all__ = ["settings_from"]
+
+
+def settings_from(options: Mapping[str, Any]) -> Settings:
+    """Return the settings that a command line asks for.
+
+    Args:
+        options: the parsed options of `run` or `check`, by parameter name.
+
+    Raises:
+        UsageError: options that exclude each other, or limits that leave nothing to search.
+    """
+    inputs = (*(options["input_shape"] or ()), *(options["input"] or ()))
+    if options["batch_fn"] and inputs:
+        raise UsageError(
+            "`--batch-fn` makes the inputs: `--input-shape` and `--input` go without it"
+        )
+    if not options["batch_fn"] and not inputs:
+        raise UsageError(
+            "the model's inputs are not known",
+            hint="pass `--input-shape 3,224,224` (without the batch dimension), "
+            "`--input input_ids=128:int64:0..30522`, or `--batch-fn pkg.mod:fn`",
+        )
+    names = [spec.name for spec in inputs if spec.name is not None]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UsageError(f"`--input {min(twice)}=…` is given twice")
+    if options["mode"].value == "infer":
+        for option in ("step", "grad_checkpoint"):
+            if options[option]:
+                raise UsageError(
+                    f"`--{option.replace('_', '-')}` has no meaning with `--mode infer`"
+                )
+    workload = Workload(
+        target=options["target"],
+        model_args=tuple(options["model_arg"] or ()),
+        app_dir=options["app_dir"],
+        inputs=inputs,
+        batch_fn=options["batch_fn"],
+        mode=options["mode"].value,
+        loss=options["loss"],
+        optimizer=options["optimizer"],
+        optimizer_args=tuple(options["optimizer_arg"] or ()),
+        step=options["step"],
+        grad_checkpoint=options["grad_checkpoint"],
+        channels_last=options["channels_last"],
+        compile=options["compile"],
+        grad_accum=options["grad_accum"],
+    )
+    return Settings(
+        workload=workload,
+        precisions=options["precision"],
+        limits=_limits(options),
+        device=DeviceChoice(device=options["device"], memory_limit_bytes=options["memory_limit"]),
+        batch_size=options.get("batch_size"),
+    )
+
+
+def _limits(options: Mapping[str, Any]) -> SearchLimits:
+    common = {"steps": options["steps"], "trial_timeout_s": options["trial_timeout"]}
+    if "batch_size" in options:  # `check` searches nothing and keeps nothing free
+        return SearchLimits(headroom=Headroom(bytes=0), **common)
+    most = options["max_batch_size"]
+    try:
+        return SearchLimits(
+            min_batch_size=options["min_batch_size"],
+            multiple_of=options["multiple_of"],
+            tolerance=options["tolerance"],
+            headroom=options["headroom"],
+            objective=options["objective"].value,
+            time_budget_s=options["time_budget"],
+            **common,
+            **({} if most is None else {"max_batch_size": most}),
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None

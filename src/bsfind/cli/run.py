@@ -1,0 +1,59 @@
+"""`bsfind run`: find the batch size."""
+
+from __future__ import annotations
+
+import typer
+
+from bsfind.cli import options as opt
+from bsfind.cli.session import run_session
+
+__all__ = ["run"]
+
+
+def run(
+    context: typer.Context,
+    target: opt.Target,
+    model_arg: opt.ModelArg = None,
+    app_dir: opt.AppDir = ".",
+    input_shape: opt.InputShape = None,
+    input: opt.Input = None,
+    batch_fn: opt.BatchFn = None,
+    mode: opt.ModeOption = opt.Mode.train,
+    loss: opt.Loss = "auto",
+    optimizer: opt.Optimizer = "adamw",
+    optimizer_arg: opt.OptimizerArg = None,
+    step: opt.Step = None,
+    grad_checkpoint: opt.GradCheckpoint = False,
+    channels_last: opt.ChannelsLast = False,
+    compile: opt.Compile = False,
+    grad_accum: opt.GradAccum = 1,
+    precision: opt.Precision = "fp32,amp",
+    min_batch_size: opt.MinBatchSize = 1,
+    max_batch_size: opt.MaxBatchSize = None,
+    multiple_of: opt.MultipleOf = 1,
+    tolerance: opt.Tolerance = "0.5%",
+    headroom: opt.Headroom = "5%",
+    objective: opt.ObjectiveOption = opt.Objective.largest,
+    steps: opt.Steps = 3,
+    trial_timeout: opt.TrialTimeout = "10m",
+    time_budget: opt.TimeBudget = None,
+    device: opt.Device = "auto",
+    memory_limit: opt.MemoryLimit = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
+    export: opt.Export = None,
+    verbose: opt.Verbose = False,
+    no_progress: opt.NoProgress = False,
+    color: opt.Color = opt.ColorChoice.auto,
+) -> int:
+    r"""Find the batch size that a model should train with.
+
+    Trains the model for a few steps on synthetic inputs at several batch sizes, in each precision,
+    records the peak memory of every trial, and recommends the batch size and precision to use.
+
+    \b
+    bsfind run mypkg.models:Net --input-shape 3,224,224
+    bsfind run train.py:make_model --input input_ids=512:int64:0..50257 --precision amp,bf16
+    BS=$(bsfind run mypkg.models:Net --input-shape 3,224,224 --precision amp -q)
+    """
+    return run_session(context.params)

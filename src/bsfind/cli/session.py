@@ -1,0 +1,149 @@
+"""One `run` or `check` from its options to its exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bsfind.cli.console import Terminal
+from bsfind.cli.progress import ProgressLine, trial_line
+from bsfind.cli.request import settings_from
+from bsfind.errors import BsfindError, Terminated, UsageError
+from bsfind.exit_codes import ExitCode
+from bsfind.finder import Finder
+from bsfind.records import Report, Trial
+from bsfind.report.check import print_check
+from bsfind.report.export import check_writable, write_report
+from bsfind.report.json import to_json
+from bsfind.report.table import print_report
+from bsfind.settings import Settings
+
+__all__ = ["exit_code", "run_session"]
+
+
+def run_session(options: Mapping[str, Any]) -> int:
+    """Run what a command line asks for, print the answer, return the exit code.
+
+    Raises:
+        UsageError: the options do not go together, or an export cannot be written.
+    """
+    if options["json"] and options["quiet"]:
+        raise UsageError("`--json` and `--quiet` exclude each other: each has stdout to itself")
+    settings = settings_from(options)
+    session = _Session(settings, options)
+    for path in session.exports:
+        check_writable(path)
+    return session.run()
+
+
+class _Session:
+    """What stays the same from the first trial to the last line."""
+
+    def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
+        self.exports: list[Path] = list(options["export"] or ())
+        self._settings = settings
+        self._json: bool = options["json"]
+        self._quiet: bool = options["quiet"]
+        self._verbose: bool = options["verbose"]
+        self._terminal = Terminal(
+            color=options["color"].value, quiet=self._quiet, verbose=self._verbose
+        )
+        self._line = ProgressLine(
+            self._terminal,
+            enabled=not (options["no_progress"] or self._quiet or self._verbose),
+        )
+        self._finder = Finder(
+            settings,
+            command=sys.argv,
+            on_progress=self._line.update,
+            on_trial=self._after_trial,
+            on_output=self._terminal.user_output,
+        )
+        self._unwritten: set[Path] = set()
+
+    def run(self) -> int:
+        stopped: int | None = None
+        try:
+            with self._line.shown():
+                self._finder.run()
+        except KeyboardInterrupt:
+            stopped = ExitCode.INTERRUPTED
+        except Terminated:
+            stopped = ExitCode.TERMINATED
+        report = self._finder.report
+        self._export(report)
+        self._print(report)
+        if stopped is not None:
+            return stopped
+        code = exit_code(report, self._finder.errors)
+        return ExitCode.USAGE if self._unwritten and code == ExitCode.OK else code
+
+    def _after_trial(self, precision: str, trial: Trial) -> None:
+        if self._verbose:
+            self._terminal.note(trial_line(precision, trial))
+        if self.exports:
+            self._export(self._finder.report)
+
+    def _export(self, report: Report) -> None:
+        for path in self.exports:
+            try:
+                write_report(report, path)
+                self._unwritten.discard(path)
+            except UsageError as error:
+                # The search goes on: its answer is worth more than the file.
+                if path not in self._unwritten:
+                    self._unwritten.add(path)
+                    self._terminal.error(error)
+
+    def _print(self, report: Report) -> None:
+        for warning in report.warnings:
+            self._terminal.warning(warning)
+        self._print_errors()
+        if self._json:
+            sys.stdout.write(to_json(report))
+        elif self._quiet:
+            self._print_number(report)
+        elif self._settings.batch_size is not None:
+            print_check(report, self._terminal.out)
+        else:
+            print_report(report, self._terminal.out)
+
+    def _print_number(self, report: Report) -> None:
+        chosen = report.recommendation
+        if chosen is None:
+            for result in report.results:
+                if result.message and result.status != "error":
+                    self._terminal.note(f"{result.precision}: {result.message}")
+            return
+        sys.stdout.write(f"{chosen.batch_size}\n")
+        if len(report.results) > 1:
+            self._terminal.note(f"batch size {chosen.batch_size} is for {chosen.precision}")
+
+    def _print_errors(self) -> None:
+        # The same fault in two precisions is one fault.
+        told: set[str] = set()
+        for error in self._finder.errors:
+            if error.detail not in told or not error.detail:
+                told.add(error.detail)
+                self._terminal.error(error)
+
+
+def exit_code(report: Report, errors: list[BsfindError]) -> int:
+    """Return the exit code of a search that was not interrupted.
+
+    A failure of the user's code outweighs an answer in another precision: a script must not take
+    the number for the whole truth.
+    """
+    if errors:
+        return errors[0].exit_code
+    if report.status == "partial":
+        return ExitCode.STOPPED_EARLY
+    fits = report.recommendation is not None
+    if report.search["batch_size"] is not None:
+        fits = all(
+            r.max_batch_size is not None for r in report.results if r.status != "unsupported"
+        )
+        fits = fits and report.recommendation is not None
+    return ExitCode.OK if fits else ExitCode.DOES_NOT_FIT

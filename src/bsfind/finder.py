@@ -1,0 +1,221 @@
+"""The conductor: opens the device, searches precision after precision, keeps the report current."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bsfind import __version__
+from bsfind.errors import BsfindError, TimeLimitError
+from bsfind.precision_search import PrecisionSearch, Progress
+from bsfind.recommend import recommend
+from bsfind.records import (
+    DeviceInfo,
+    ModelInfo,
+    PrecisionResult,
+    Report,
+    ReportStatus,
+    ReportWarning,
+    Trial,
+)
+from bsfind.settings import Settings
+from bsfind.time_budget import TimeBudget
+from bsfind.trial_runner import TrialRunner
+from bsfind.units import format_bytes
+from bsfind.worker.client import Worker
+from bsfind.worker.pool import WorkerPool
+
+__all__ = ["Finder"]
+
+_ENVIRONMENT_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "PYTORCH_ALLOC_CONF",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING",
+    "CUDA_MODULE_LOADING",
+    "NVIDIA_TF32_OVERRIDE",
+)
+
+
+class Finder:
+    """Runs what the settings ask for.
+
+    Args:
+        settings: what to run.
+        command: the command line, for the report.
+        on_progress: told before each step.
+        on_trial: told after each trial; `report` is up to date then.
+        on_output: gets every line that the user's code prints.
+
+    Attributes:
+        errors: what ended a search, in order: the user's code, a worker that died, a limit.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: Sequence[str] = (),
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        on_trial: Callable[[str, Trial], None] = lambda _precision, _trial: None,
+        on_output: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._settings = settings
+        self._command = tuple(command)
+        self._on_progress = on_progress
+        self._on_trial = on_trial
+        self._on_output = on_output
+        self._clock = TimeBudget(settings.limits.trial_timeout_s, settings.limits.time_budget_s)
+        self._device: DeviceInfo | None = None
+        self._model: ModelInfo | None = None
+        self._results: list[PrecisionResult] = []
+        self._current: PrecisionSearch | None = None
+        self._warnings: list[ReportWarning] = []
+        self._is_finished = False
+        self.errors: list[BsfindError] = []
+
+    def run(self) -> Report:
+        """Search to the end.
+
+        Whatever ends it early (Ctrl-C included), `report` tells what is known and no process is
+        left behind. Errors are in `errors`.
+        """
+        with WorkerPool(self._on_output) as pool:
+            try:
+                self._run(pool)
+                self._is_finished = True
+            except BsfindError as error:
+                self.errors.append(error)
+        return self.report
+
+    def _run(self, pool: WorkerPool) -> None:
+        worker = pool.take()
+        self._device = worker.open(self._settings.device, self._clock.for_one_answer())
+        self._warn_about_neighbours(self._device)
+        opened: Worker | None = worker
+        for precision in self._precisions(self._device):
+            why_not = _unsupported(precision, self._device)
+            if why_not is not None:
+                self._results.append(
+                    PrecisionResult(precision=precision, status="unsupported", message=why_not)
+                )
+                continue
+            runner = TrialRunner(self._settings, precision, pool, self._clock, opened)
+            opened = None
+            self._search(precision, runner, self._device)
+            if self.errors and self._model is None:
+                return  # the model could not be built: it will not be in another precision either
+
+    def _search(self, precision: str, runner: TrialRunner, device: DeviceInfo) -> None:
+        search = PrecisionSearch(
+            precision,
+            self._settings,
+            device,
+            runner,
+            self._on_progress,
+            lambda trial: self._on_trial(precision, trial),
+        )
+        self._current = search
+        try:
+            search.run()
+        finally:
+            self._model = runner.model or self._model
+            self._warnings.extend(search.warnings)
+            self._results.append(search.result)
+            self._current = None
+        if search.error is not None:
+            self.errors.append(search.error)
+
+    def _precisions(self, device: DeviceInfo) -> list[str]:
+        """Return the precisions to search: `amp` resolved, none twice."""
+        amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
+        return list(dict.fromkeys(amp if p == "amp" else p for p in self._settings.precisions))
+
+    def _warn_about_neighbours(self, device: DeviceInfo) -> None:
+        if not device.other_processes:
+            return
+        named = ", ".join(
+            f"{process.name or 'a process'} (PID {process.pid}"
+            + (f", {format_bytes(process.used_bytes)})" if process.used_bytes else ")")
+            for process in device.other_processes
+        )
+        self._warnings.append(
+            ReportWarning(
+                code="other_processes",
+                message=f"other processes use this GPU: {named}",
+                hint="the answer holds for the memory that they leave free now",
+            )
+        )
+
+    @property
+    def report(self) -> Report:
+        """What is known so far."""
+        settings, device = self._settings, self._device
+        results = list(self._results)
+        warnings = list(self._warnings)
+        if self._current is not None:
+            results.append(self._current.result)
+            warnings.extend(self._current.warnings)
+        recommendation = recommend(results, settings.limits.objective)
+        budget = None
+        headroom = None
+        if device is not None:
+            headroom = settings.limits.headroom.of(device.capacity_bytes)
+            budget = max(0, device.capacity_bytes - headroom)
+        return Report(
+            bsfind_version=__version__,
+            status=self._status(results),
+            command=self._command,
+            reproduce=shlex.join(["bsfind", *settings.to_argv()]),
+            device=device,
+            budget_bytes=budget,
+            model=self._model,
+            workload=settings.workload.to_json(),
+            search={
+                **settings.limits.to_json(),
+                **settings.device.to_json(),
+                "headroom_bytes": headroom,
+                "precisions": list(settings.precisions),
+                "batch_size": settings.batch_size,
+            },
+            results=tuple(results),
+            recommendation=recommendation,
+            warnings=tuple(warnings),
+            environment=_environment(device),
+            duration_s=self._clock.elapsed_s,
+            message=self.errors[0].message if self.errors else None,
+        )
+
+    def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
+        fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]
+        answered = any(result.status in ("ok", "nothing_fits") for result in results)
+        if fatal and not answered:
+            return "failed"
+        timed_out = any(t.status == "timeout" for result in results for t in result.trials)
+        return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _unsupported(precision: str, device: DeviceInfo) -> str | None:
+    """Return why a device cannot run a precision; None if it can."""
+    if precision == "tf32" and not device.supports_tf32:
+        return f"{device.name} has no TF32 (it came with compute capability 8.0)"
+    if precision in ("bf16", "amp-bf16") and not device.supports_bf16:
+        return f"{device.name} has no bfloat16 in hardware (it came with compute capability 8.0)"
+    return None
+
+
+def _environment(device: DeviceInfo | None) -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": device.torch_version if device else None,
+        "cuda": device.cuda_version if device else None,
+        "executable": sys.executable,
+        "variables": {
+            name: os.environ[name] for name in _ENVIRONMENT_VARIABLES if name in os.environ
+        },
+    }

@@ -1,0 +1,40 @@
+"""The trials as CSV: one row each, sizes in bytes, times in seconds, empty for unknown."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+from bsfind.records import Report
+
+__all__ = ["to_csv"]
+
+_TRIAL_COLUMNS = (
+    "batch_size",
+    "status",
+    "peak_allocated_bytes",
+    "peak_reserved_bytes",
+    "num_alloc_retries",
+    "steps",
+    "step_time_s",
+    "samples_per_s",
+)
+
+
+def to_csv(report: Report) -> str:
+    """Return one row per trial."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["precision", *_TRIAL_COLUMNS, "is_maximum", "is_recommended"])
+    for result in report.results:
+        for trial in result.trials:
+            ran = trial.status == "ok"
+            writer.writerow(
+                [
+                    result.precision,
+                    *(getattr(trial, column) for column in _TRIAL_COLUMNS),
+                    int(ran and trial.batch_size == result.max_batch_size),
+                    int(ran and trial.batch_size == result.recommended_batch_size),
+                ]
+            )
+    return stream.getvalue()

@@ -1,0 +1,73 @@
+"""Reports as files: the format by the ending, written atomically."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from bsfind.errors import UsageError
+from bsfind.records import Report
+from bsfind.report.csv import to_csv
+from bsfind.report.json import to_json
+from bsfind.report.markdown import to_markdown
+
+__all__ = ["EXPORT_FORMATS", "check_writable", "write_report"]
+
+EXPORT_FORMATS: dict[str, Callable[[Report], str]] = {
+    ".json": to_json,
+    ".md": to_markdown,
+    ".csv": to_csv,
+}
+"""Endings of files, and what writes them."""
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write a report so that a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        UsageError: the file cannot be written (no permission, a full disk).
+    """
+    text = EXPORT_FORMATS[path.suffix.lower()](report)
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise UsageError(f"cannot write `{path}`: {error.strerror or error}") from error
+
+
+def _replace(path: Path, text: str) -> None:
+    if path.exists() and not path.is_file():
+        # /dev/stdout, a FIFO: nothing that could be replaced.
+        path.write_text(text, encoding="utf-8")
+        return
+    target = path.resolve()
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        Path(name).chmod(mode)
+        Path(name).replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the search whether its result can be written.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    folder = path.resolve().parent
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise UsageError(f"cannot write `{path}`: no permission")

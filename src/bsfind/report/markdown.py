@@ -1,0 +1,34 @@
+"""The report as Markdown: for pull requests, chats and job summaries."""
+
+from __future__ import annotations
+
+from bsfind.records import Report
+from bsfind.report import wording
+
+__all__ = ["to_markdown"]
+
+
+def to_markdown(report: Report) -> str:
+    """Return the comparison table and the sentences under it."""
+    lines = [f"**bsfind** · {_escape(wording.subject(report))}", ""]
+    rows = [wording.cells(result, report) for result in report.results]
+    if rows:
+        columns = list(rows[0])
+        lines.append("| " + " | ".join(columns) + " |")
+        lines.append("|---|" + "---:|" * (len(columns) - 1))
+        lines.extend("| " + " | ".join(row.values()) + " |" for row in rows)
+        lines.append("")
+    if report.status != "complete":
+        lines.extend([f"**{report.status}**: {_escape(report.message or 'stopped early')}", ""])
+    sentences = (wording.answer(report), wording.evidence(report))
+    lines.extend(_escape(text) for text in sentences if text is not None)
+    lines.extend(f"- {_escape(text)}" for text in wording.problems(report))
+    lines.extend(f"- warning: {_escape(warning.message)}" for warning in report.warnings)
+    lines.extend(["", f"`{report.reproduce}`", ""])
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    for character in "\\|*_<":
+        text = text.replace(character, f"\\{character}")
+    return text

@@ -1,0 +1,140 @@
+"""The report for people: the comparison table, with the answer in a sentence under it."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from bsfind.records import PrecisionResult, Report
+from bsfind.report import wording
+
+__all__ = ["print_report"]
+
+_LAYOUTS = (
+    (
+        "precision",
+        "max batch",
+        "recommended",
+        "peak allocated",
+        "peak reserved",
+        "card bar",
+        "samples/s",
+        "vs fp32",
+    ),
+    (
+        "precision",
+        "max batch",
+        "recommended",
+        "peak allocated",
+        "peak reserved",
+        "of the card",
+        "samples/s",
+        "vs fp32",
+    ),
+    (
+        "precision",
+        "max batch",
+        "recommended",
+        "peak reserved",
+        "of the card",
+        "samples/s",
+        "vs fp32",
+    ),
+    ("precision", "max batch", "recommended", "peak reserved", "samples/s"),
+    ("precision", "recommended", "peak reserved"),
+)
+"""From wide to narrow: columns go, numbers are never cut."""
+
+_TWO_LINES = {
+    "peak allocated": "peak\nallocated",
+    "peak reserved": "peak\nreserved",
+    "max batch": "max\nbatch",
+}
+_BAR_WIDTH = 10
+_EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print the report in the width of the console."""
+    _print(console, wording.subject(report), style="bold")
+    if report.results:
+        console.print()
+        _print_results(report, console)
+        console.print()
+    if report.status != "complete":
+        _print(console, f"{report.status}: {report.message or 'stopped early'}", style="yellow")
+    text = wording.answer(report)
+    if text is not None:
+        _print(console, text, style="bold green")
+    text = wording.evidence(report)
+    if text is not None:
+        _print(console, text)
+    for text in wording.problems(report):
+        _print(console, text)
+    for text in wording.hints(report):
+        console.print(
+            Text.assemble(("hint:", "cyan"), f" {text}"), soft_wrap=not console.is_terminal
+        )
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    # In a pipe a sentence is one line; at a terminal it wraps between words.
+    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+
+
+def _print_results(report: Report, console: Console) -> None:
+    for two_lines in (False, True):
+        for columns in _LAYOUTS[: 2 if not two_lines else None]:
+            table = _table(report, columns, console, two_lines=two_lines)
+            if Measurement.get(console, console.options, table).minimum <= console.width and (
+                _needed(table, console) <= console.width
+            ):
+                console.print(table)
+                return
+    for result in report.results:  # narrower than any table: one line per figure
+        for name, cell in wording.cells(result, report).items():
+            console.print(Text(f"{name}: {cell}"), soft_wrap=True)
+
+
+def _needed(table: Table, console: Console) -> int:
+    """Return the width at which no cell is cut or wrapped."""
+    wide = console.options.update(width=1000, max_width=1000)
+    return Measurement.get(console, wide, table).maximum
+
+
+def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if two_lines else 2, 0, 0))
+    for name in columns:
+        header = "of the card" if name == "card bar" else name
+        if two_lines:
+            header = _TWO_LINES.get(header, header.replace(" ", "\n"))
+        table.add_column(
+            header,
+            justify="left" if name in ("precision", "card bar") else "right",
+            no_wrap=not two_lines,
+        )
+    best = report.recommendation.precision if report.recommendation else None
+    for result in report.results:
+        cells = wording.cells(result, report)
+        cells["card bar"] = _bar(result, console)
+        table.add_row(
+            *(cells[name] for name in columns),
+            style="bold" if result.precision == best and len(report.results) > 1 else "",
+        )
+    return table
+
+
+def _bar(result: PrecisionResult, console: Console) -> str:
+    fraction = result.peak_fraction
+    if fraction is None:
+        return ""
+    percent = f"{fraction:>4.0%}"
+    if console.encoding.lower().replace("-", "") != "utf8":
+        return percent
+    eighths = max(0, min(_BAR_WIDTH * 8, round(fraction * _BAR_WIDTH * 8)))
+    full, rest = divmod(eighths, 8)
+    bar = _EIGHTHS[8] * full + (_EIGHTHS[rest] if rest else "")
+    return f"{bar:<{_BAR_WIDTH}} {percent}"

@@ -1,0 +1,139 @@
+"""The sentences of the report, which the table and Markdown share."""
+
+from __future__ import annotations
+
+from bsfind.recommend import BASELINE_PRECISIONS, saturation, speed_up
+from bsfind.records import PrecisionResult, Report
+from bsfind.units import format_bytes, format_count, format_parameters
+
+__all__ = ["answer", "cells", "evidence", "hints", "problems", "subject"]
+
+_NOTHING = "–"
+
+
+def subject(report: Report) -> str:
+    """Return what was searched, and where, in one line."""
+    parts = [report.workload["target"]]
+    if report.model is not None:
+        parts.append(f"{format_parameters(report.model.parameters)} parameters")
+        if report.model.optimizer is not None:
+            parts.append(report.model.optimizer)
+    parts.append("training" if report.workload["mode"] == "train" else "inference")
+    device = report.device
+    if device is not None:
+        memory = f"{format_bytes(device.total_bytes)} ({format_bytes(device.free_bytes)} free"
+        if device.capacity_bytes < device.free_bytes:
+            memory += f", limited to {format_bytes(device.capacity_bytes)}"
+        parts.append(f"{device.name}, {memory})")
+    return " · ".join(parts)
+
+
+def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
+    """Return the cells of a row of the comparison table, by column."""
+    ratio = speed_up(result, report.results)
+    largest = "none" if result.status == "nothing_fits" else _count(result.max_batch_size)
+    return {
+        "precision": result.precision,
+        "max batch": largest,
+        "recommended": _count(result.recommended_batch_size),
+        "peak allocated": _bytes(result.peak_allocated_bytes),
+        "peak reserved": _bytes(result.peak_reserved_bytes),
+        "of the card": _NOTHING if result.peak_fraction is None else f"{result.peak_fraction:.0%}",
+        "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
+        "vs fp32": f"{ratio:.1f} x" if ratio else "",
+    }
+
+
+def _count(value: int | None) -> str:
+    return _NOTHING if value is None else f"{value:,}"
+
+
+def _bytes(value: int | None) -> str:
+    return _NOTHING if value is None else format_bytes(value)
+
+
+def answer(report: Report) -> str | None:
+    """Return the recommendation in one sentence; None if there is none."""
+    recommendation = report.recommendation
+    if recommendation is None:
+        return None
+    result = next(r for r in report.results if r.precision == recommendation.precision)
+    verb = "Train" if report.workload["mode"] == "train" else "Infer"
+    text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
+    reasons = []
+    ratio = speed_up(result, report.results)
+    if ratio is not None:
+        baseline = next(
+            name
+            for name in BASELINE_PRECISIONS
+            if any(r.precision == name and r.samples_per_s for r in report.results)
+        )
+        reasons.append(f"{ratio:.1f} x the samples per second of {baseline}")
+    if report.device is not None and result.peak_reserved_bytes is not None:
+        left = report.device.capacity_bytes - result.peak_reserved_bytes
+        reasons.append(f"{format_bytes(left)} left free")
+    return f"{text}: {', '.join(reasons)}." if reasons else f"{text}."
+
+
+def evidence(report: Report) -> str | None:
+    """Return what the recommendation rests on; None if there is none."""
+    if report.recommendation is None:
+        return None
+    result = next(r for r in report.results if r.precision == report.recommendation.precision)
+    parts = []
+    if result.confirmation is not None:
+        parts.append(f"Confirmed: {result.confirmation.steps} steps in a fresh process.")
+    else:
+        parts.append("Not confirmed in a fresh process.")
+    if result.smallest_failed_batch_size is not None:
+        failed = next(t for t in result.trials if t.batch_size == result.smallest_failed_batch_size)
+        what = {"oom": "ran out of memory", "timeout": "did not end in time", "error": "failed"}
+        parts.append(f"{result.max_batch_size:,} ran, {failed.batch_size:,} {what[failed.status]}.")
+    elif result.is_maximum_proven:
+        parts.append(f"{result.max_batch_size:,} ran, the largest that was allowed.")
+    else:
+        parts.append(f"{result.max_batch_size:,} ran, more may fit.")
+    return " ".join(parts)
+
+
+def problems(report: Report) -> list[str]:
+    """Return why a precision has no answer, one line each."""
+    return [
+        f"{result.precision}: {result.message}"
+        for result in report.results
+        if result.message and result.recommended_batch_size is None
+    ]
+
+
+def hints(report: Report) -> list[str]:
+    """Return what could be done next; only what is not done already."""
+    if report.recommendation is None:
+        if any(result.status in ("nothing_fits", "ok") for result in report.results):
+            return _remedies(report)
+        return []
+    result = next(r for r in report.results if r.precision == report.recommendation.precision)
+    enough = saturation(
+        [t for t in result.trials if t.batch_size <= report.recommendation.batch_size]
+    )
+    if enough is not None and enough.batch_size < report.recommendation.batch_size:
+        return [f"throughput is within 2 % of its best from batch size {enough.batch_size} on"]
+    return []
+
+
+def _remedies(report: Report) -> list[str]:
+    """Return what makes more fit, in the order of what it costs."""
+    tried = {result.precision for result in report.results}
+    workload = report.workload
+    remedies = []
+    if not tried & {"amp-fp16", "amp-bf16", "bf16"}:
+        remedies.append("mixed precision may make it fit: `--precision amp`")
+    training = workload["mode"] == "train"
+    if training and not workload["grad_checkpoint"]:
+        remedies.append("recomputing activations saves memory for time: `--grad-checkpoint`")
+    smallest = report.search["min_batch_size"]
+    if smallest > 1:
+        remedies.append(f"a smaller batch may fit: `--min-batch-size {max(1, smallest // 2)}`")
+    if training and workload["optimizer"].lower() in ("adam", "adamw"):
+        remedies.append("an optimizer with less state saves memory: `--optimizer sgd`")
+    remedies.append("smaller inputs need less memory: `--input-shape`, `--input`")
+    return remedies

@@ -1,0 +1,222 @@
+"""Which batch size to try next: a binary search that is told where to look.
+
+The bracket (largest that ran, smallest that did not) is the truth; guesses only say where to probe
+it. A guess is tried from just below, then from just above, each within the tolerance: a right one
+ends the search after two trials. A wrong one costs a few: the probes then move away from it in
+doubling steps, and halve the bracket whenever they fail to shrink it.
+
+Pure: no torch, no clock, no I/O.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+from bsfind.records import Trial
+
+__all__ = ["FIRST_BATCH_SIZE", "Guess", "LineThroughPeaks", "Search"]
+
+FIRST_BATCH_SIZE = 4
+"""Small enough to run nearly everywhere, large enough to tell samples from fixed costs; not 1,
+which batch normalisation refuses in training."""
+
+_ONE_TRIAL_SHARE = 0.8
+"""How much of the memory the second trial aims at. The first one cannot tell what backward passes
+and workspaces add to what the forward pass keeps, and an out-of-memory trial teaches less."""
+
+
+class Guess(Protocol):
+    """Guesses the largest batch size that fits, from the trials so far."""
+
+    def __call__(self, trials: Sequence[Trial]) -> int | None:
+        """Return the guess, or None for want of knowledge."""
+        ...
+
+
+class Search:
+    """Finds the largest batch size whose trial is `ok`.
+
+    Args:
+        smallest: smallest batch size to ask for.
+        largest: largest batch size to ask for.
+        tolerance: stop when the gap between the largest that ran and the smallest that did not is
+            at most this part of the former, or 1.
+        guess: where to look, once a trial has run.
+        first: the first batch size to ask for (moved into the limits).
+
+    Whatever the trials say, it never asks twice, never asks outside its limits, ends after
+    O(log largest) trials, and its result is a batch size whose trial was `ok`.
+    """
+
+    def __init__(
+        self,
+        *,
+        smallest: int,
+        largest: int,
+        tolerance: float,
+        guess: Guess,
+        first: int = FIRST_BATCH_SIZE,
+    ) -> None:
+        if not 1 <= smallest <= largest:
+            raise ValueError(f"no batch size between {smallest} and {largest}")
+        self._smallest = smallest
+        self._largest = largest
+        self._tolerance = tolerance
+        self._guess = guess
+        self._first = min(max(first, smallest), largest)
+        self._trials: list[Trial] = []
+        self._best: Trial | None = None
+        self._failed: int | None = None
+        # How often the probes followed a guess upwards and downwards; each doubles the next step.
+        self._raised = 0
+        self._lowered = 0
+        # The bracket's width before the last guided probe, if it has not been halved since.
+        self._width_before: int | None = None
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials so far, in the order in which they ran."""
+        return tuple(self._trials)
+
+    @property
+    def best(self) -> Trial | None:
+        """The trial of the largest batch size that ran."""
+        return self._best
+
+    @property
+    def smallest_failed(self) -> int | None:
+        """The smallest batch size above the best one that did not run."""
+        return self._failed
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether nothing within the tolerance is left to try: the best is the largest."""
+        if any(trial.status == "timeout" for trial in self._trials):
+            return False
+        if self._best is None:
+            return self._failed is not None and self._failed <= self._smallest
+        return self._best.batch_size >= self._largest or (
+            self._failed is not None
+            and self._failed - self._best.batch_size <= self._gap(self._best.batch_size)
+        )
+
+    def record(self, trial: Trial) -> None:
+        """Take in the trial of the batch size that was asked for."""
+        self._trials.append(trial)
+        if trial.status == "ok":
+            if self._best is None or trial.batch_size > self._best.batch_size:
+                self._best = trial
+        elif self._failed is None or trial.batch_size < self._failed:
+            self._failed = trial.batch_size
+        if self._best and self._failed and self._failed < self._best.batch_size:
+            self._failed = None  # it ran above: what failed below says nothing about the maximum
+
+    def next(self) -> int | None:
+        """Return the next batch size to try; None when the search is over."""
+        if not self._trials:
+            return self._first
+        if self.is_proven or self._trials[-1].status == "timeout":
+            return None
+        if self._best is None:
+            assert self._failed is not None
+            return max(self._failed // 2, self._smallest)
+        return self._inside_limits(self._probe(self._best.batch_size))
+
+    def _gap(self, batch_size: int) -> int:
+        """Return how wide the bracket may be at its end, around a batch size."""
+        return max(1, int(self._tolerance * batch_size))
+
+    def _inside_limits(self, batch_size: int) -> int:
+        assert self._best is not None
+        above = self._largest if self._failed is None else self._failed - 1
+        return max(self._best.batch_size + 1, min(batch_size, above))
+
+    def _probe(self, best: int) -> int:
+        guess = self._guess(self._trials)
+        if self._failed is None:
+            return self._probe_above(best, guess)
+        width = self._failed - best
+        halfway = best + width // 2
+        unreliable = guess is None or sum(trial.status == "ok" for trial in self._trials) == 1
+        if unreliable or (self._width_before is not None and width > self._width_before // 2):
+            self._width_before = None
+            return halfway
+        assert guess is not None
+        self._width_before = width
+        if guess >= self._failed:
+            # It says that what failed fits: the truth is most likely just below.
+            self._lowered += 1
+            probe = self._failed - (self._gap(best) << (self._lowered - 1))
+            return max(probe, halfway)
+        return min(self._beside(best, guess), max(halfway, guess))
+
+    def _probe_above(self, best: int, guess: int | None) -> int:
+        if guess is None:
+            return best * 2
+        if len(self._trials) == 1:
+            # The guess after one trial is a rough one: no use in probing it from both sides.
+            return guess
+        return self._beside(best, guess)
+
+    def _beside(self, best: int, guess: int) -> int:
+        """Probe the guess from just below, then from just above, then ever further above."""
+        gap = self._gap(guess - self._gap(guess) // 2)
+        below = guess - gap // 2
+        if self._raised == 0 and best < below:
+            self._raised = 1
+            return below
+        step = self._gap(best) << max(0, self._raised - 1)
+        self._raised += 1
+        return max(below, best + step) if self._failed is None else best + step
+
+
+class LineThroughPeaks:
+    """Guesses from the peaks of the trials alone: the line through the two largest that ran.
+
+    After one trial, a line through what is resident and what the forward pass kept.
+
+    Args:
+        capacity_bytes: what the search may use.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity = capacity_bytes
+
+    def __call__(self, trials: Sequence[Trial]) -> int | None:
+        """Return the batch size at which the line meets the capacity."""
+        ran = sorted((t for t in trials if t.status == "ok"), key=lambda trial: trial.batch_size)
+        if not ran:
+            return None
+        if len(ran) == 1:
+            return self._from_one(ran[0])
+        low, high = ran[-2:]
+        allocated = self._crossing(low, high, low.peak_allocated_bytes, high.peak_allocated_bytes)
+        reserved = self._crossing(low, high, low.peak_reserved_bytes, high.peak_reserved_bytes)
+        if allocated is None or reserved is None:
+            return allocated or reserved
+        # Fragmentation keeps the allocator from filling the device (the allocated line promises
+        # too much), flushing its cache lets it go on where the reserved line has ended.
+        return (allocated + max(reserved, high.batch_size)) // 2
+
+    def _from_one(self, trial: Trial) -> int | None:
+        if not trial.activation_bytes or trial.resident_bytes is None:
+            return None
+        usable = _ONE_TRIAL_SHARE * self._capacity - trial.resident_bytes
+        guess = max(trial.batch_size + 1, int(usable * trial.batch_size / trial.activation_bytes))
+        # A prime divides few sizes but those that are proportional to the batch: what scales with
+        # it can be told from what is fixed.
+        return next((n for n in range(guess, trial.batch_size, -1) if _is_prime(n)), guess)
+
+    def _crossing(
+        self, low: Trial, high: Trial, at_low: int | None, at_high: int | None
+    ) -> int | None:
+        if at_low is None or at_high is None or at_high <= at_low:
+            return None
+        slope = (at_high - at_low) / (high.batch_size - low.batch_size)
+        return high.batch_size + int((self._capacity - at_high) / slope)
+
+
+def _is_prime(number: int) -> bool:
+    return number > 1 and all(number % d for d in range(2, math.isqrt(number) + 1))

@@ -1,0 +1,1 @@
+"""Predicts a training run without a GPU."""

@@ -1,0 +1,57 @@
+"""Workers in a row: while one works, the next one already imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from bsfind.worker.client import Worker
+
+__all__ = ["WorkerPool"]
+
+
+class WorkerPool:
+    """Starts workers; at its end, none of its processes is left.
+
+    At most one worker is in use at a time, so that each finds the whole device free. The spare one
+    has no CUDA context yet and holds no device memory.
+
+    Args:
+        on_output: gets every line that the user's code prints.
+    """
+
+    def __init__(self, on_output: Callable[[str], None]) -> None:
+        self._on_output = on_output
+        self._in_use: Worker | None = None
+        self._spare: Worker | None = None
+
+    def __enter__(self) -> WorkerPool:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def take(self, *, prepare_next: bool = True) -> Worker:
+        """Kill the worker in use and return a fresh one.
+
+        Args:
+            prepare_next: start another process already, for the next call.
+        """
+        if self._in_use is not None:
+            self._in_use.kill()
+        self._in_use, self._spare = self._spare or Worker(self._on_output), None
+        if prepare_next:
+            self._spare = Worker(self._on_output)
+        return self._in_use
+
+    def close(self) -> None:
+        """Kill all processes; safe to call twice."""
+        for worker in (self._in_use, self._spare):
+            if worker is not None:
+                worker.kill()
+        self._in_use = self._spare = None

@@ -1,0 +1,60 @@
+#!/bin/sh
+# install.sh [--models] VENV: make VENV an environment with a CUDA build of PyTorch on a fake GPU.
+#
+# Safe to call again: what is installed and built already is kept, and a call with nothing to do is quick.
+# --models adds timm, torchvision and transformers. PYTHON names the interpreter for a new VENV.
+# See README.md.
+set -eu
+
+torch=2.13.0
+torchvision=0.28.0
+cuda=13.0    # of the torch wheel
+cudnn=9.20.0.48
+
+usage() {
+    echo "usage: install.sh [--models] VENV" >&2
+    exit 2
+}
+
+models=
+venv=
+for argument in "$@"; do
+    case $argument in
+        --models) models=yes ;;
+        -*) usage ;;
+        *) [ -z "$venv" ] || usage; venv=$argument ;;
+    esac
+done
+[ -n "$venv" ] || usage
+
+here=$(CDPATH= cd -- "$(dirname -- "$0")" && pwd)
+python=$venv/bin/python
+pip() { "$python" -m pip install --disable-pip-version-check --no-warn-conflicts --quiet "$@"; }
+
+# A stamp says which version of this script completed a part.
+version=$(cksum < "$here/install.sh")
+done_before() { [ "$(cat "$venv/fakegpu/$1.stamp" 2>/dev/null)" = "$version" ]; }
+stamp() { mkdir -p "$venv/fakegpu" && echo "$version" > "$venv/fakegpu/$1.stamp"; }
+
+[ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
+
+if ! done_before packages; then
+    # "===" takes the wheel of the package index, a CUDA build, also where a "+cpu" wheel would be preferred.
+    # --no-deps: no NVIDIA library is needed but the two below, and no Triton.
+    pip --no-deps "torch===$torch"
+    pip 'setuptools>=77.0.3' typing_extensions filelock sympy networkx jinja2 fsspec numpy
+    # Headers for the build; the real cuDNN, which plans without a GPU, and the compiler that it calls.
+    pip --no-deps "nvidia-cuda-runtime==$cuda.*" "nvidia-cuda-crt==$cuda.*" \
+        "nvidia-cudnn-cu13==$cudnn" "nvidia-cuda-nvrtc==$cuda.*"
+    # What bsfind and its tests import.
+    pip typer rich nvidia-ml-py pytest pytest-timeout pytest-randomly hypothesis jsonschema
+    stamp packages
+fi
+if [ -n "$models" ] && ! done_before models; then
+    # timm imports torchvision; --no-deps keeps both from pulling another torch.
+    pip --no-deps timm "torchvision===$torchvision"
+    pip pillow pyyaml huggingface_hub safetensors transformers
+    stamp models
+fi
+
+sh "$here/build.sh" "$venv"

@@ -1,0 +1,178 @@
+"""The search keeps its promises whatever the trials say and whatever it is told to guess."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsfind.records import Trial
+from bsfind.search import LineThroughPeaks, Search
+
+GIB = 1 << 30
+
+
+def no_guess(trials: Sequence[Trial]) -> int | None:
+    return None
+
+
+def run(
+    fits: Callable[[int], bool],
+    *,
+    smallest: int = 1,
+    largest: int = 2**31 - 1,
+    tolerance: float = 0.005,
+    guess: Callable[[Sequence[Trial]], int | None] = no_guess,
+) -> Search:
+    search = Search(smallest=smallest, largest=largest, tolerance=tolerance, guess=guess)
+    asked: set[int] = set()
+    while (batch_size := search.next()) is not None:
+        assert smallest <= batch_size <= largest
+        assert batch_size not in asked
+        asked.add(batch_size)
+        assert len(asked) <= 6 + 5 * math.log2(largest), "not logarithmic"
+        search.record(Trial(batch_size=batch_size, status="ok" if fits(batch_size) else "oom"))
+    return search
+
+
+def tolerated(maximum: int, tolerance: float) -> int:
+    return max(1, int(tolerance * maximum))
+
+
+@given(
+    maximum=st.integers(1, 2**31 - 2),
+    tolerance=st.sampled_from([0.0, 0.001, 0.005, 0.05]),
+    error=st.floats(0.2, 5.0),
+)
+def test_finds_the_maximum_within_the_tolerance_whatever_the_guess(
+    maximum: int, tolerance: float, error: float
+) -> None:
+    search = run(
+        lambda n: n <= maximum, tolerance=tolerance, guess=lambda _: max(1, int(maximum * error))
+    )
+    assert search.best is not None
+    assert maximum - search.best.batch_size < tolerated(maximum, tolerance) or (
+        search.best.batch_size == maximum
+    )
+    assert search.is_proven
+
+
+@given(maximum=st.integers(1, 2**31 - 2))
+def test_tolerance_zero_is_exact_without_any_guess(maximum: int) -> None:
+    search = run(lambda n: n <= maximum, tolerance=0.0)
+    assert search.best is not None
+    assert search.best.batch_size == maximum
+    assert search.smallest_failed == maximum + 1
+
+
+@given(data=st.data(), largest=st.integers(1, 10**6), tolerance=st.floats(0, 0.1))
+@settings(max_examples=300)
+def test_arbitrary_trials_and_guesses(data: st.DataObject, largest: int, tolerance: float) -> None:
+    """Non-monotone answers and nonsense guesses: it ends, and its answer has run."""
+    smallest = data.draw(st.integers(1, largest))
+    ran: set[int] = set()
+
+    def fits(n: int) -> bool:
+        answer = data.draw(st.booleans())
+        if answer:
+            ran.add(n)
+        return answer
+
+    search = run(
+        fits,
+        smallest=smallest,
+        largest=largest,
+        tolerance=tolerance,
+        guess=lambda _: data.draw(st.none() | st.integers(-5, 2 * largest)),
+    )
+    if search.best is None:
+        assert not ran
+    else:
+        assert search.best.batch_size == max(ran)
+        if search.smallest_failed is not None:
+            assert search.smallest_failed > search.best.batch_size
+
+
+@given(maximum=st.integers(30, 10**6), off=st.floats(-0.0015, 0.0015))
+def test_a_good_guess_costs_four_trials_and_one_failure(maximum: int, off: float) -> None:
+    def guess(trials: Sequence[Trial]) -> int:
+        return int(maximum * 0.7) if len(trials) == 1 else round(maximum * (1 + off))
+
+    search = run(lambda n: n <= maximum, guess=guess)
+    statuses = [trial.status for trial in search.trials]
+    assert len(statuses) <= 4 + (abs(round(maximum * off)) >= 1)
+    assert statuses.count("oom") <= 2
+
+
+def linear_trial(n: int, *, fixed: int, slope: int, capacity: int) -> Trial:
+    peak = fixed + slope * n
+    if peak > capacity:
+        return Trial(batch_size=n, status="oom")
+    return Trial(
+        batch_size=n,
+        status="ok",
+        peak_allocated_bytes=peak,
+        peak_reserved_bytes=peak,
+        resident_bytes=fixed,
+        activation_bytes=slope * n,
+    )
+
+
+@given(maximum=st.integers(8, 5000), fixed=st.integers(0, 10 * GIB))
+def test_linear_peaks_cost_four_trials(maximum: int, fixed: int) -> None:
+    capacity = 24 * GIB
+    slope = (capacity - fixed) // maximum
+    search = Search(smallest=1, largest=10**9, tolerance=0.005, guess=LineThroughPeaks(capacity))
+    while (n := search.next()) is not None:
+        search.record(linear_trial(n, fixed=fixed, slope=slope, capacity=capacity))
+    exact = (capacity - fixed) // slope
+    assert search.best is not None
+    assert exact - search.best.batch_size < tolerated(exact, 0.005) or (
+        search.best.batch_size == exact
+    )
+    assert len(search.trials) <= 5
+    assert sum(trial.status == "oom" for trial in search.trials) <= 1
+
+
+def test_everything_fails() -> None:
+    search = run(lambda _: False)
+    assert search.best is None
+    assert [trial.batch_size for trial in search.trials] == [4, 2, 1]
+    assert search.is_proven
+
+
+def test_limits_are_tried_and_prove_the_maximum() -> None:
+    search = run(lambda _: True, largest=96)
+    assert search.best is not None
+    assert search.best.batch_size == 96
+    assert search.is_proven
+    assert search.smallest_failed is None
+
+
+def test_never_below_the_smallest() -> None:
+    search = run(lambda _: False, smallest=64)
+    assert [trial.batch_size for trial in search.trials] == [64]
+
+
+def test_batch_norm_refusing_one_sample_is_no_obstacle() -> None:
+    search = run(lambda n: 2 <= n <= 3)
+    assert search.best is not None
+    assert search.best.batch_size == 3
+
+
+def test_a_timeout_ends_the_search_without_proof() -> None:
+    search = Search(smallest=1, largest=100, tolerance=0.0, guess=no_guess)
+    assert search.next() == 4
+    search.record(Trial(batch_size=4, status="ok"))
+    assert search.next() == 8
+    search.record(Trial(batch_size=8, status="timeout"))
+    assert search.next() is None
+    assert not search.is_proven
+
+
+def test_impossible_limits_are_refused() -> None:
+    with pytest.raises(ValueError, match="no batch size"):
+        Search(smallest=5, largest=4, tolerance=0.0, guess=no_guess)
