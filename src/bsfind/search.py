@@ -22,9 +22,12 @@ FIRST_BATCH_SIZE = 4
 """Small enough to run nearly everywhere, large enough to tell samples from fixed costs; not 1,
 which batch normalisation refuses in training."""
 
-_ONE_TRIAL_SHARE = 0.8
-"""How much of the memory the second trial aims at. The first one cannot tell what backward passes
-and workspaces add to what the forward pass keeps, and an out-of-memory trial teaches less."""
+_SHARE_AFTER_ONE_TRIAL = 0.85
+"""What of the guess after one trial the second one tries: a guess from a small batch is rough, and
+an out-of-memory trial teaches less than one that ran."""
+
+_GUIDED_PROBES = 2
+"""How many probes beside a guess may fail to halve the bracket before it is halved without it."""
 
 
 class Guess(Protocol):
@@ -72,8 +75,9 @@ class Search:
         # How often the probes followed a guess upwards and downwards; each doubles the next step.
         self._raised = 0
         self._lowered = 0
-        # The bracket's width before the last guided probe, if it has not been halved since.
-        self._width_before: int | None = None
+        # The bracket's width when it was last halved, and the guided probes since.
+        self._halved_width = self._largest
+        self._guided = 0
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -138,26 +142,35 @@ class Search:
         if self._failed is None:
             return self._probe_above(best, guess)
         width = self._failed - best
-        halfway = best + width // 2
-        unreliable = guess is None or sum(trial.status == "ok" for trial in self._trials) == 1
-        if unreliable or (self._width_before is not None and width > self._width_before // 2):
-            self._width_before = None
-            return halfway
-        assert guess is not None
-        self._width_before = width
-        if guess >= self._failed:
-            # It says that what failed fits: the truth is most likely just below.
-            self._lowered += 1
-            probe = self._failed - (self._gap(best) << (self._lowered - 1))
-            return max(probe, halfway)
-        return min(self._beside(best, guess), max(halfway, guess))
+        if width <= self._halved_width // 2:
+            self._halved_width, self._guided = width, 0
+        if guess is None or self._guided == _GUIDED_PROBES or self._num_ran == 1:
+            self._halved_width, self._guided = width, 0
+            return self._halfway(best, self._failed)
+        self._guided += 1
+        if guess < self._failed:
+            return self._beside(best, guess)
+        # It says that what failed fits: the truth is most likely just below.
+        self._lowered += 1
+        below = self._failed - (self._gap(best) << (self._lowered - 1))
+        return max(below, best + width // 2)
+
+    @property
+    def _num_ran(self) -> int:
+        return sum(trial.status == "ok" for trial in self._trials)
+
+    def _halfway(self, best: int, failed: int) -> int:
+        """Return the middle of the bracket: of its logarithm where it spans magnitudes."""
+        is_first_failure = len(self._trials) == self._num_ran + 1
+        if failed > 4 * best and not is_first_failure:
+            return math.isqrt(best * failed)
+        return best + (failed - best) // 2
 
     def _probe_above(self, best: int, guess: int | None) -> int:
         if guess is None:
             return best * 2
         if len(self._trials) == 1:
-            # The guess after one trial is a rough one: no use in probing it from both sides.
-            return guess
+            return _prime_near(int(_SHARE_AFTER_ONE_TRIAL * guess), above=best)
         return self._beside(best, guess)
 
     def _beside(self, best: int, guess: int) -> int:
@@ -203,11 +216,8 @@ class LineThroughPeaks:
     def _from_one(self, trial: Trial) -> int | None:
         if not trial.activation_bytes or trial.resident_bytes is None:
             return None
-        usable = _ONE_TRIAL_SHARE * self._capacity - trial.resident_bytes
-        guess = max(trial.batch_size + 1, int(usable * trial.batch_size / trial.activation_bytes))
-        # A prime divides few sizes but those that are proportional to the batch: what scales with
-        # it can be told from what is fixed.
-        return next((n for n in range(guess, trial.batch_size, -1) if _is_prime(n)), guess)
+        usable = self._capacity - trial.resident_bytes
+        return max(trial.batch_size, int(usable * trial.batch_size / trial.activation_bytes))
 
     def _crossing(
         self, low: Trial, high: Trial, at_low: int | None, at_high: int | None
@@ -216,6 +226,16 @@ class LineThroughPeaks:
             return None
         slope = (at_high - at_low) / (high.batch_size - low.batch_size)
         return high.batch_size + int((self._capacity - at_high) / slope)
+
+
+def _prime_near(number: int, *, above: int) -> int:
+    """Return the largest prime that is not above `number`, or `number` if `above` is in the way.
+
+    A prime divides few sizes in memory but those that are proportional to the batch, so what grows
+    with the batch can be told from what is fixed.
+    """
+    candidates = range(number, above, -1)
+    return next((n for n in candidates if _is_prime(n)), max(number, above + 1))
 
 
 def _is_prime(number: int) -> bool:

@@ -192,7 +192,9 @@ class CudaDevice:
             retries = stats.get("num_alloc_retries", 0) - retries_before
             available = torch.cuda.mem_get_info(self._device)[0]
             available += torch.cuda.memory_reserved(self._device)
-            self._recording = history.recording(batch_size, available)
+            self._recording = history.recording(
+                batch_size, available, has_convolutions=self._loaded.has_convolutions
+            )
         leak = self._leak_message(measured, batch_size) if failed is None else None
         self._release()
         if isinstance(failed, BsfindError):

@@ -68,7 +68,9 @@ class MemoryHistory:
             with contextlib.suppress(RuntimeError):
                 torch.cuda.memory._record_memory_history(None)
 
-    def recording(self, batch_size: int, available_bytes: int) -> Recording | None:
+    def recording(
+        self, batch_size: int, available_bytes: int, *, has_convolutions: bool
+    ) -> Recording | None:
         """Return what was recorded; None if it is incomplete or beyond what a replay models."""
         if not self._entries or len(self._entries) >= _MAX_ENTRIES:
             return None
@@ -80,6 +82,7 @@ class MemoryHistory:
         return Recording(
             batch_size=batch_size,
             available_bytes=available_bytes,
+            has_convolutions=has_convolutions,
             segments=segments,
             events=events,
         )

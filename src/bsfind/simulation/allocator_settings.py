@@ -10,10 +10,11 @@ from typing import Any, Literal
 
 from bsfind.units import MIB
 
-__all__ = ["AllocatorSettings", "TieRule"]
+__all__ = ["MIN_BLOCK", "AllocatorSettings", "TieRule"]
 
 TieRule = Literal["address", "block", "segment"]
 
+# kMinBlockSize of c10/core/AllocatorConfig.h: sizes are multiples of it.
 MIN_BLOCK = 512
 # Divisions are set per power of two of the size, from below 2 MiB to 32 GiB and above.
 _NUM_DIVISION_INTERVALS = 16
@@ -26,10 +27,6 @@ _WITHOUT_EFFECT = frozenset(
         "release_lock_on_cudamalloc",
         "release_lock_on_hipmalloc",
     }
-)
-# Read by the CUDA side of the configuration, which asks for the older variable first.
-_NATIVE_KEYS = frozenset(
-    {"backend", "per_process_memory_fraction", "throw_on_cudamalloc_oom"} | _WITHOUT_EFFECT
 )
 
 
@@ -70,6 +67,8 @@ class AllocatorSettings:
             raise ValueError(f"`roundup_power2_divisions` needs {_NUM_DIVISION_INTERVALS} values")
         if any(value < 0 or value & (value - 1) for value in self.roundup_power2_divisions):
             raise ValueError("`roundup_power2_divisions` must be powers of 2, or 0")
+        if self.large_segment_size_mb <= 10:
+            raise ValueError("`large_segment_size_mb` must be more than 10")
         for name in ("max_split_size_mb", "max_non_split_rounding_mb"):
             value = getattr(self, name)
             if value is not None and value < self.large_segment_size_mb:
@@ -83,6 +82,9 @@ class AllocatorSettings:
     ) -> AllocatorSettings:
         """Read the settings that PyTorch would read from its environment variables.
 
+        `PYTORCH_CUDA_ALLOC_CONF` hides `PYTORCH_ALLOC_CONF` (from torch 2.9 on) wherever it is
+        set, even to nothing: observed with torch 2.12 and 2.13.
+
         Args:
             environment: `os.environ`, or the part of it that matters.
             torch_version: `torch.__version__` of the PyTorch that reads them.
@@ -90,17 +92,13 @@ class AllocatorSettings:
         Raises:
             ValueError: a value is not one that PyTorch accepts; the text names the option.
         """
-        older = environment.get("PYTORCH_CUDA_ALLOC_CONF", "")
-        newer = environment.get("PYTORCH_ALLOC_CONF", "")
-        if cls(torch_version=torch_version)._release() < (2, 9):
-            newer = ""  # the name did not exist
-        common, native = newer or older, older or newer
-        options = {key: value for key, value in _options(common) if key not in _NATIVE_KEYS}
-        options |= {key: value for key, value in _options(native) if key in _NATIVE_KEYS}
+        text = environment.get("PYTORCH_CUDA_ALLOC_CONF")
+        if text is None and cls(torch_version=torch_version)._release() >= (2, 9):
+            text = environment.get("PYTORCH_ALLOC_CONF")
 
         known: dict[str, Any] = {}
         unsupported = []
-        for key, value in options.items():
+        for key, value in _options(text or ""):
             if key in _READERS:
                 try:
                     known[key] = _READERS[key](value)
@@ -108,7 +106,7 @@ class AllocatorSettings:
                     raise ValueError(f"allocator option `{key}:{value}` is not valid") from error
             elif not _is_harmless(key, value):
                 unsupported.append(key)
-        if environment.get("PYTORCH_NO_CUDA_MEMORY_CACHING"):
+        if "PYTORCH_NO_CUDA_MEMORY_CACHING" in environment:  # whatever its value
             unsupported.append("PYTORCH_NO_CUDA_MEMORY_CACHING")
         return cls(torch_version=torch_version, unsupported=tuple(unsupported), **known)
 
@@ -197,6 +195,8 @@ def _read_threshold(value: str) -> float:
 def _read_divisions(value: str) -> tuple[int, ...]:
     """Read `4`, or `[256:1,512:2,>:8]`: divisions for sizes from so many MiB on."""
     if not value.startswith("["):
+        if int(value) < 1:
+            raise ValueError(value)
         return (int(value),) * _NUM_DIVISION_INTERVALS
     divisions = [0] * _NUM_DIVISION_INTERVALS
     last = -1

@@ -175,7 +175,7 @@ class Segment:
             block = block.next
 
     def copy_to(self, pool: BlockPool) -> Segment:
-        """Return a copy whose free blocks belong to `pool`, not inserted there yet."""
+        """Return a copy, whose free blocks are appended to those of `pool`, not sorted in."""
         twin = self._bare_copy(pool)
         last: Block | None = None
         for block in self.blocks():
@@ -186,6 +186,10 @@ class Segment:
             else:
                 last.next = new
             last = new
+            if new.state == FREE:
+                pool.free.append((new.size, new.order, new.address, new))
+            elif new.state == UNMAPPED:
+                pool.unmapped.append((new.address, new))
         return twin
 
     def _bare_copy(self, pool: BlockPool) -> Segment:

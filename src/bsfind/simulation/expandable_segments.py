@@ -2,8 +2,7 @@
 
 Models `ExpandableSegment` and the functions `find_expandable_block`, `map_block`,
 `try_allocate_expandable_block` and `unmap_block` of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to
-2.13. One thing differs: PyTorch reserves 9/8 of the GPU's memory in addresses and starts a second
-segment when they run out, here they do not.
+2.13.
 """
 
 from __future__ import annotations
@@ -11,17 +10,17 @@ from __future__ import annotations
 from bsfind.simulation.blocks import ALLOCATED, FREE, UNMAPPED, Block, BlockPool, Segment
 from bsfind.simulation.device_memory import ClaimableMemory, DeviceMemoryLike
 
-__all__ = ["ADDRESS_SPACE", "ExpandableSegment", "adopt", "allocate", "find", "unmap"]
+__all__ = ["MAX_ADDRESS_SPACE", "ExpandableSegment", "adopt", "allocate", "find", "unmap"]
 
-# Address space of one segment, bytes: more than the memory of any GPU.
-ADDRESS_SPACE = 1 << 40
+# Segments of several pools start so far apart, bytes: more than 9/8 of the memory of any GPU.
+MAX_ADDRESS_SPACE = 1 << 40
 
 
 class ExpandableSegment(Segment):
     """Address space in pages, some of them with memory.
 
     Attributes:
-        start: the address that pages are counted from.
+        start: its first address, which pages are counted from.
         page_bytes: size of a page: 2 MiB in the small pool, a large segment in the large one.
         pages: page number → address of the device memory behind it.
     """
@@ -29,15 +28,15 @@ class ExpandableSegment(Segment):
     __slots__ = ("page_bytes", "pages", "start")
     is_expandable = True
 
-    def __init__(self, pool: BlockPool, address: int, page_bytes: int) -> None:
-        super().__init__(pool, address, ADDRESS_SPACE)
+    def __init__(self, pool: BlockPool, address: int, size: int, page_bytes: int) -> None:
+        super().__init__(pool, address, size)
         self.head.state = UNMAPPED
         self.start = address
         self.page_bytes = page_bytes
         self.pages: dict[int, int] = {}
 
     def _bare_copy(self, pool: BlockPool) -> ExpandableSegment:
-        twin = ExpandableSegment(pool, self.start, self.page_bytes)
+        twin = ExpandableSegment(pool, self.start, 0, self.page_bytes)
         twin.pages = self.pages.copy()
         return twin
 

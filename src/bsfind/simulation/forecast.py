@@ -1,14 +1,16 @@
 """The largest batch size that fits, from recordings of trials that ran at others.
 
-The allocations of a training step are of two kinds, nearly all of them: of a fixed size, or
-proportional to the batch size. The largest trial that ran gives the course of the step, the others
-tell the kinds apart, and a replay through the allocator's model tells what fits. Peaks themselves
+The allocations of a training step are of few kinds, nearly all of them: of a fixed size, or
+proportional to the batch size (or to its square). The largest trial that ran gives the course of
+the step, the others tell the kinds apart, and a replay through the allocator's model tells what fits. Peaks themselves
 do not extrapolate so well: near the limit, rounding, splitting and flushed caches decide.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 
 from bsfind.simulation.allocator import Block, CachingAllocator, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -32,13 +34,13 @@ def largest_that_fits(
         settings: how the allocator is configured.
 
     Returns:
-        The batch size; None if there are fewer than two recordings, or if the settings are beyond
-        the model.
+        The batch size; None without recordings, or if the settings are beyond the model.
     """
-    if settings.unsupported or len(recordings) < 2:
+    if settings.unsupported or not recordings:
         return None
     *others, high = sorted(recordings, key=lambda recording: recording.batch_size)
-    events_at = _extrapolation(high, others)
+    workspaces = _convolution_workspaces(high) if high.has_convolutions else frozenset()
+    events_at = _extrapolation(high, others, workspaces)
     memory = DeviceMemory(min(limit_bytes, high.available_bytes))
     start = CachingAllocator.from_segments(memory, settings, high.segments)
     resident = [
@@ -51,66 +53,127 @@ def largest_that_fits(
     def fits(batch_size: int) -> bool:
         allocator = start.copy(memory.copy())
         blocks = [allocator.block_at(address) for address in resident]
-        return _replay_fits(allocator, blocks, events_at(batch_size))
+        return _replay_fits(allocator, blocks, events_at(batch_size), workspaces)
 
-    return _bisect(fits, high.batch_size)
+    return max(high.batch_size, _bisect(fits, high.batch_size))
 
 
-def _extrapolation(high: Recording, others: Sequence[Recording]) -> Callable[[int], list[int]]:
+def _extrapolation(
+    high: Recording, others: Sequence[Recording], workspaces: frozenset[int]
+) -> Callable[[int], list[int]]:
     """Return the function from a batch size to the events of a trial at it."""
     known = [(other.batch_size, frozenset(other.events)) for other in reversed(others)]
-    scales = {
-        size: _is_proportional(size, high.batch_size, known)
-        for size in set(high.events)
-        if size >= 0
+    resident = {
+        block["requested_size"]
+        for segment in high.segments
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
     }
+    # Gradients and optimizer state are as large as parameters; autocast's copies half of it.
+    fixed = frozenset(resident) | {size // 2 for size in resident}
+    # cuDNN's workspaces follow the batch closely, though not to the byte.
+    nearly_proportional = {high.events[position] for position in workspaces}
+    powers = {}
+    for size in {event for event in high.events if event >= 0}:
+        power = _power_of_batch(size, high.batch_size, known, fixed)
+        powers[size] = int(size in nearly_proportional) if power is None else power
 
     def events_at(batch_size: int) -> list[int]:
-        sizes = {
-            size: -(-size * batch_size // high.batch_size) if is_proportional else size
-            for size, is_proportional in scales.items()
-        }
+        scales = [Fraction(batch_size, high.batch_size) ** power for power in range(3)]
+        sizes = {size: math.ceil(size * scales[power]) for size, power in powers.items()}
         return [sizes[event] if event >= 0 else event for event in high.events]
 
     return events_at
 
 
-def _is_proportional(
-    size: int, batch_size: int, known: Sequence[tuple[int, frozenset[int]]]
-) -> bool:
-    """Tell whether an allocation scales with the batch size or stays as it is.
+def _power_of_batch(
+    size: int,
+    batch_size: int,
+    known: Sequence[tuple[int, frozenset[int]]],
+    fixed: frozenset[int],
+) -> int | None:
+    """Tell how an allocation grows: 0 as it is, 1 with the batch size, 2 with its square.
 
     Args:
         size: of the allocation, bytes.
         batch_size: of its trial.
         known: batch sizes and allocations of other trials, the most similar first.
+        fixed: sizes that are known not to grow.
+
+    Returns:
+        None for a size that is neither: not divisible by the batch size, nor seen at another one.
     """
-    per_sample, rest = divmod(size, batch_size)
+    if size in fixed:
+        return 0
     for other_batch_size, sizes in known:
-        scaled = rest == 0 and per_sample * other_batch_size in sizes
-        fixed = size in sizes
-        if scaled != fixed:
-            return scaled
-    # Workspaces follow the batch in steps of their own: call the large ones proportional.
-    return rest == 0 or size > _LARGE
+        possible = [
+            power
+            for power in range(3)
+            if size % batch_size**power == 0
+            and size // batch_size**power * other_batch_size**power in sizes
+        ]
+        if len(possible) == 1:
+            return possible[0]
+    return 1 if size % batch_size == 0 else None
 
 
-def _replay_fits(allocator: CachingAllocator, blocks: list[Block], events: Sequence[int]) -> bool:
+def _convolution_workspaces(recording: Recording) -> frozenset[int]:
+    """Return the positions of allocations that a convolution can do without.
+
+    cuDNN's workspace is allocated and released around one kernel, so nothing comes between the two.
+    Where it does not fit, PyTorch tries engines that need less (`try_plans` in
+    aten/src/ATen/native/cudnn/Conv_v8.cpp, torch 2.6-2.13).
+    """
+    events = recording.events
+    count = sum(
+        block["state"] == "active_allocated"
+        for segment in recording.segments
+        for block in segment["blocks"]
+    )
+    positions = []
+    for position, event in enumerate(events[:-1]):
+        if event >= 0:
+            if event > _LARGE and events[position + 1] == -count - 1:
+                positions.append(position)
+            count += 1
+    return frozenset(positions)
+
+
+def _replay_fits(
+    allocator: CachingAllocator,
+    blocks: list[Block],
+    events: Sequence[int],
+    optional: frozenset[int],
+) -> bool:
+    nothing = allocator.malloc(1)
     malloc, free = allocator.malloc, allocator.free
-    try:
-        for event in events:
-            if event >= 0:
-                blocks.append(malloc(event))
-            else:
-                free(blocks[-event - 1])
-    except SimulatedOutOfMemoryError:
-        return False
+    for position, event in enumerate(events):
+        if event < 0:
+            block = blocks[-event - 1]
+            if block is not nothing:
+                free(block)
+            continue
+        try:
+            blocks.append(malloc(event))
+        except SimulatedOutOfMemoryError:
+            if position not in optional:
+                return False
+            blocks.append(nothing)
     return True
 
 
-def _bisect(fits: Callable[[int], bool], start: int) -> int:
-    """Return the largest batch size that fits, near `start`; 0 if none does."""
-    low, high = 0, start
+def _bisect(fits: Callable[[int], bool], ran: int) -> int:
+    """Return the largest batch size that fits: by doubling from 1, then halving the bracket.
+
+    Fragmentation makes some sizes fail between others that fit. The powers of two as starting
+    points make the answer depend on the model alone, not on which trials happened to run.
+
+    Args:
+        fits: tells whether a batch size fits.
+        ran: one that does.
+    """
+    low = 1 << (ran.bit_length() - 1)
+    high = 2 * low
     while high <= _LARGEST_BATCH_SIZE and fits(high):
         low, high = high, 2 * high
     while high - low > 1:

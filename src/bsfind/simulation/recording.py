@@ -18,6 +18,7 @@ class Recording:
     Attributes:
         batch_size: of the trial.
         available_bytes: what the allocator could have reserved in all, at the end of the trial.
+        has_convolutions: cuDNN may have chosen workspaces that it can do without.
         segments: the allocator's segments when the trial began, as `torch.cuda.memory_snapshot()`
             lists them.
         events: `n >= 0` allocates n bytes (as requested, not rounded); `n < 0` releases block
@@ -26,6 +27,7 @@ class Recording:
 
     batch_size: int
     available_bytes: int
+    has_convolutions: bool
     segments: tuple[dict[str, Any], ...]
     events: tuple[int, ...]
 
@@ -34,6 +36,7 @@ class Recording:
         return {
             "batch_size": self.batch_size,
             "available_bytes": self.available_bytes,
+            "has_convolutions": self.has_convolutions,
             "segments": list(self.segments),
             "events": list(self.events),
         }
@@ -44,6 +47,7 @@ class Recording:
         return cls(
             batch_size=data["batch_size"],
             available_bytes=data["available_bytes"],
+            has_convolutions=data["has_convolutions"],
             segments=tuple(data["segments"]),
             events=tuple(data["events"]),
         )

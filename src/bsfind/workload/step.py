@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
@@ -94,6 +95,11 @@ class LoadedWorkload:
     def parameter_count(self) -> int:
         """Return the number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def has_convolutions(self) -> bool:
+        """Whether the model has modules that convolve."""
+        return any(isinstance(module, _ConvNd) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
