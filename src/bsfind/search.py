@@ -18,9 +18,9 @@ from bsfind.records import Trial
 
 __all__ = ["FIRST_BATCH_SIZE", "Guess", "LineThroughPeaks", "Search"]
 
-FIRST_BATCH_SIZE = 4
-"""Small enough to run nearly everywhere, large enough to tell samples from fixed costs; not 1,
-which batch normalisation refuses in training."""
+FIRST_BATCH_SIZE = 5
+"""Small enough to run nearly everywhere; not 1, which batch normalisation refuses in training; and a
+prime that few layers have as a factor (see `_prime_near`)."""
 
 _SHARE_AFTER_ONE_TRIAL = 0.85
 """What of the guess after one trial the second one tries: a guess from a small batch is rough, and
@@ -72,9 +72,8 @@ class Search:
         self._trials: list[Trial] = []
         self._best: Trial | None = None
         self._failed: int | None = None
-        # How often the probes followed a guess upwards and downwards; each doubles the next step.
+        # Probes above a guess, while nothing has failed: each doubles the step of the next.
         self._raised = 0
-        self._lowered = 0
         # The bracket's width when it was last halved, and the guided probes since.
         self._halved_width = self._largest
         self._guided = 0
@@ -148,12 +147,12 @@ class Search:
             self._halved_width, self._guided = width, 0
             return self._halfway(best, self._failed)
         self._guided += 1
-        if guess < self._failed:
-            return self._beside(best, guess)
-        # It says that what failed fits: the truth is most likely just below.
-        self._lowered += 1
-        below = self._failed - (self._gap(best) << (self._lowered - 1))
-        return max(below, best + width // 2)
+        if guess >= self._failed:
+            # It says that what failed fits: the truth is most likely just below, or nowhere near.
+            self._guided = _GUIDED_PROBES
+            return max(self._failed - self._gap(self._failed), best + width // 2)
+        below = self._just_below(guess)
+        return below if best < below else best + self._gap(best)
 
     @property
     def _num_ran(self) -> int:
@@ -171,18 +170,14 @@ class Search:
             return best * 2
         if len(self._trials) == 1:
             return _prime_near(int(_SHARE_AFTER_ONE_TRIAL * guess), above=best)
-        return self._beside(best, guess)
-
-    def _beside(self, best: int, guess: int) -> int:
-        """Probe the guess from just below, then from just above, then ever further above."""
-        gap = self._gap(guess - self._gap(guess) // 2)
-        below = guess - gap // 2
-        if self._raised == 0 and best < below:
-            self._raised = 1
-            return below
-        step = self._gap(best) << max(0, self._raised - 1)
+        # From just below the guess to just above it, and then ever further.
+        step = self._gap(best) << max(0, self._raised - 1) if self._raised else 1
         self._raised += 1
-        return max(below, best + step) if self._failed is None else best + step
+        return max(self._just_below(guess), best + step)
+
+    def _just_below(self, guess: int) -> int:
+        """Return a batch size from which a right guess is within the tolerance."""
+        return guess - self._gap(guess - self._gap(guess) // 2) // 2
 
 
 class LineThroughPeaks:

@@ -9,6 +9,7 @@ do not extrapolate so well: near the limit, rounding, splitting and flushed cach
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
@@ -21,6 +22,8 @@ __all__ = ["largest_that_fits"]
 
 _LARGEST_BATCH_SIZE = 2**31 - 1
 _LARGE = 1 << 20
+_CUBLAS_WORKSPACES = frozenset((8320 << 10, 32 << 20))
+"""`parseChosenWorkspaceSize` in aten/src/ATen/cuda/CublasHandlePool.cpp, torch 2.6-2.13."""
 
 
 def largest_that_fits(
@@ -70,20 +73,52 @@ def _extrapolation(
         if block["state"] == "active_allocated"
     }
     # Gradients and optimizer state are as large as parameters; autocast's copies half of it.
-    fixed = frozenset(resident) | {size // 2 for size in resident}
+    fixed = _CUBLAS_WORKSPACES | resident | {size // 2 for size in resident}
     # cuDNN's workspaces follow the batch closely, though not to the byte.
     nearly_proportional = {high.events[position] for position in workspaces}
     powers = {}
+    slopes = _slopes(high, others[-1]) if others else {}
     for size in {event for event in high.events if event >= 0}:
         power = _power_of_batch(size, high.batch_size, known, fixed)
-        powers[size] = int(size in nearly_proportional) if power is None else power
+        if power is not None:
+            powers[size] = power
+        elif size in nearly_proportional:
+            powers[size] = 1
+        elif size not in slopes:
+            powers[size] = 0
 
     def events_at(batch_size: int) -> list[int]:
         scales = [Fraction(batch_size, high.batch_size) ** power for power in range(3)]
         sizes = {size: math.ceil(size * scales[power]) for size, power in powers.items()}
+        beyond = batch_size - high.batch_size
+        sizes |= {s: s + slope * beyond for s, slope in slopes.items() if s not in powers}
         return [sizes[event] if event >= 0 else event for event in high.events]
 
     return events_at
+
+
+def _slopes(high: Recording, low: Recording) -> dict[int, int]:
+    """Return the sizes that grow by whole bytes per sample from `low` to `high`, with the slope.
+
+    Such are a workspace's fixed part and its share per sample in one allocation. The partner of a
+    size is the one that occurs as often in the other trial; none where several could be it.
+    """
+    apart = high.batch_size - low.batch_size
+    by_count: dict[int, list[int]] = {}
+    for size, count in Counter(low.events).items():
+        if size > _LARGE:
+            by_count.setdefault(count, []).append(size)
+    slopes = {}
+    for size, count in Counter(high.events).items():
+        if size > _LARGE:
+            candidates = [
+                (size - other) // apart
+                for other in by_count.get(count, ())
+                if other < size and (size - other) % apart == 0
+            ]
+            if len(candidates) == 1:
+                slopes[size] = candidates[0]
+    return slopes
 
 
 def _power_of_batch(
