@@ -19,19 +19,11 @@ from bsfind.input_spec import InputSpec
 from bsfind.units import Headroom
 
 __all__ = [
-    "PRECISIONS",
-    "REQUESTABLE_PRECISIONS",
     "DeviceChoice",
     "SearchLimits",
     "Settings",
     "Workload",
 ]
-
-PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
-"""The precisions that a step can run in."""
-
-REQUESTABLE_PRECISIONS = (*PRECISIONS, "amp")
-"""What may be asked for: `amp` becomes amp-bf16 or amp-fp16 once the GPU is known."""
 
 LARGEST_BATCH_SIZE = 2**31 - 1
 """Where the search ends if memory does not end it: CUDA kernels index samples with int32."""
@@ -203,7 +195,7 @@ class Settings:
 
     Attributes:
         workload: what one step is.
-        precisions: keys of `REQUESTABLE_PRECISIONS`, in the order of the table.
+        precisions: of `REQUESTABLE_PRECISIONS`, in the order of the table.
         limits: how to search.
         device: where.
         batch_size: `check`: the only size to try; None for a search.

@@ -73,13 +73,12 @@ def environment(
     """
     build = build_directory(venv)
     sonames = (build / "sonames.txt").read_text().split()
-    variables = {
-        name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)
-    }
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     preloaded = [name for name in variables.get("LD_PRELOAD", "").split() if name not in sonames]
     variables |= {
         "FAKE_GPU": gpu,
         "FAKE_GPU_COUNT": str(count),
+        "FAKECUDA_BUILD": str(build),
         "LD_LIBRARY_PATH": _join(build / "lib", variables.get("LD_LIBRARY_PATH")),
         "LD_PRELOAD": " ".join([*sonames, *preloaded]),
         "PATH": _join(Path(venv).absolute() / "bin", variables.get("PATH")),

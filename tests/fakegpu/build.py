@@ -62,7 +62,10 @@ def _is_current(target: Path, site: Path) -> bool:
 def _build_in(directory: Path, site: Path) -> None:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         importing = pool.submit(stubs.imports, site)
-        flags = [f"-I{site}/nvidia/cu13/include", f"-DFAKECUDA_CUDNN_VERSION={_cudnn_version(site)}"]
+        flags = [
+            f"-I{site}/nvidia/cu13/include",
+            f"-DFAKECUDA_CUDNN_VERSION={_cudnn_version(site)}",
+        ]
         objects = list(
             pool.map(
                 lambda source: _compile(source, directory / f"{source.stem}.o", *flags),

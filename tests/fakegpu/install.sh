@@ -33,12 +33,12 @@ pip() { "$python" -m pip install --disable-pip-version-check --no-warn-conflicts
 
 # A stamp says which version of this script completed a part.
 version=$(cksum < "$here/install.sh")
-done_before() { [ "$(cat "$venv/fakegpu/$1.stamp" 2>/dev/null)" = "$version" ]; }
+is_done() { [ "$(cat "$venv/fakegpu/$1.stamp" 2>/dev/null)" = "$version" ]; }
 stamp() { mkdir -p "$venv/fakegpu" && echo "$version" > "$venv/fakegpu/$1.stamp"; }
 
 [ -x "$python" ] || "${PYTHON:-python3}" -m venv "$venv"
 
-if ! done_before packages; then
+if ! is_done packages; then
     # "===" takes the wheel of the package index, a CUDA build, also where a "+cpu" wheel would be preferred.
     # --no-deps: no NVIDIA library is needed but the two below, and no Triton.
     pip --no-deps "torch===$torch"
@@ -50,11 +50,11 @@ if ! done_before packages; then
     pip typer rich nvidia-ml-py pytest pytest-timeout pytest-randomly hypothesis jsonschema
     stamp packages
 fi
-if [ -n "$models" ] && ! done_before models; then
+if [ -n "$models" ] && ! is_done models; then
     # timm imports torchvision; --no-deps keeps both from pulling another torch.
     pip --no-deps timm "torchvision===$torchvision"
     pip pillow pyyaml huggingface_hub safetensors transformers
     stamp models
 fi
 
-sh "$here/build.sh" "$venv"
+PYTHONPATH=$here/.. "$python" -m fakegpu.build "$venv"

@@ -1,7 +1,8 @@
 #!/bin/sh
-# run.sh VENV CMD...: run a command on a fake GPU with the environment that install.sh made
+# run.sh VENV CMD...: run a command on a fake GPU, with the environment that install.sh made
 #
 # VENV/bin comes first in PATH. FAKE_GPU, FAKE_GPU_MEMORY, ... choose the GPU: see README.md.
+# From Python, fakegpu.environment() does the same.
 set -eu
 
 [ $# -ge 2 ] || { echo "usage: run.sh VENV CMD..." >&2; exit 2; }
@@ -9,11 +10,9 @@ venv=$(CDPATH= cd -- "$1" && pwd)
 shift
 
 build=${FAKECUDA_BUILD:-$venv/fakegpu/build}
-[ -e "$build/lib/libcuda.so.1" ] || { echo "run.sh: nothing is built in $build: run install.sh" >&2; exit 1; }
+[ -e "$build/lib/libcuda.so.1" ] || { echo "run.sh: nothing is built in $build: call install.sh" >&2; exit 1; }
 
-export FAKE_GPU="${FAKE_GPU:-rtx3090}"
-export FAKE_CUDNN_VERSION="${FAKE_CUDNN_VERSION:-92000}"
-if [ -z "${FAKE_CUDNN+set}" ]; then
+if [ -z "${FAKE_CUDNN+set}" ]; then # FAKE_CUDNN= turns the real one off
     for nvidia in "$venv"/lib/python3*/site-packages/nvidia; do
         [ -e "$nvidia/cudnn/lib/libcudnn.so.9" ] || continue
         export FAKE_CUDNN="$nvidia/cudnn/lib/libcudnn.so.9"
@@ -22,7 +21,7 @@ if [ -z "${FAKE_CUDNN+set}" ]; then
 fi
 export PATH="$venv/bin:$PATH"
 export LD_LIBRARY_PATH="$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-# The bare names, so that they count as loaded under each of them.
+# The bare names, so that a library counts as loaded under each of them.
 LD_PRELOAD="$(tr '\n' ' ' < "$build/sonames.txt")${LD_PRELOAD:-}"
 export LD_PRELOAD
 exec "$@"

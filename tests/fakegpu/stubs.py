@@ -1,7 +1,8 @@
 """Stubs: an assembly function for each CUDA symbol that PyTorch imports and the C sources do not define.
 
-A stub returns success. Three kinds do more: size queries set their outputs to 0, products of cuBLAS count as kernel
-launches, and driver functions that are only ever looked up by name say "not supported".
+A stub returns success. Three kinds do more: size queries set their outputs to 0, products of cuBLAS
+count as kernel launches, and driver functions that are only ever looked up by name say "not
+supported".
 x86-64 and the System V calling convention only.
 """
 
@@ -30,13 +31,15 @@ _FUNCTION_NAME = re.compile(
 )
 # What the real cuDNN wants to find in libcuda.so.1. Without a device it never calls them.
 _CUDNN_WANTS = frozenset(
-    """
-    cuCtxGetLimit cuCtxPopCurrent cuCtxPushCurrent cuStreamGetCtx cuLinkCreate cuLinkAddData
-    cuLinkDestroy cuLibraryLoadData cuLibraryLoadFromFile cuLibraryGetKernel cuLibraryUnload
-    cuKernelSetAttribute cuKernelGetAttribute cuOccupancyMaxPotentialClusterSize cuLaunchKernelEx
-    cuOccupancyMaxActiveClusters cuOccupancyAvailableDynamicSMemPerBlock cuFuncGetName
-    cuTensorMapEncodeIm2col cuTensorMapEncodeIm2colWide cuFuncSetCacheConfig __nvrtcCPEx
-    """.split()
+    {
+        *("__nvrtcCPEx", "cuCtxGetLimit", "cuCtxPopCurrent", "cuCtxPushCurrent", "cuFuncGetName"),
+        *("cuFuncSetCacheConfig", "cuKernelGetAttribute", "cuKernelSetAttribute"),
+        *("cuLaunchKernelEx", "cuLibraryGetKernel", "cuLibraryLoadData", "cuLibraryLoadFromFile"),
+        *("cuLibraryUnload", "cuLinkAddData", "cuLinkCreate", "cuLinkDestroy", "cuStreamGetCtx"),
+        *("cuOccupancyAvailableDynamicSMemPerBlock", "cuOccupancyMaxActiveClusters"),
+        *("cuOccupancyMaxPotentialClusterSize", "cuTensorMapEncodeIm2col"),
+        "cuTensorMapEncodeIm2colWide",
+    }
 )
 _LAUNCH = re.compile(r"cublas(?!Set|Get)\w+(?<!SetAttribute)")
 
@@ -79,9 +82,7 @@ class Imports:
 
 
 def _lines(*command: str) -> list[str]:
-    return subprocess.run(
-        command, capture_output=True, text=True, check=False
-    ).stdout.splitlines()
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def imports(site_packages: Path) -> Imports:

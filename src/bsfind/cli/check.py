@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from bsfind.cli import options as opt
-from bsfind.cli.session import run_session
 
 __all__ = ["check"]
 
@@ -40,10 +39,11 @@ def check(
     no_progress: opt.NoProgress = False,
     color: opt.Color = opt.ColorChoice.auto,
 ) -> int:
-    r"""Try one batch size: exit 0 if it fits in every precision asked for, 1 if not.
+    """Try one batch size: exit 0 if it fits in every precision asked for, 1 if not.
 
-    \b
     bsfind check mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB
     """
+    from bsfind.cli.session import run_session  # `--help` goes without it
+
     return run_session(context.params)

@@ -2,83 +2,17 @@
 
 from __future__ import annotations
 
-import json as json_format
-import os
-import platform
-import sys
-from importlib import metadata
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from bsfind import __version__
-from bsfind.devices import nvml
-from bsfind.errors import BsfindError
-from bsfind.settings import DeviceChoice
-from bsfind.worker.client import Worker
-
 __all__ = ["env"]
-
-_PACKAGES = (
-    "torch",
-    "typer",
-    "rich",
-    "nvidia-ml-py",
-    "pynvml",
-    "lightning",
-    "transformers",
-    "timm",
-)
-_PREFIXES = ("BSFIND_", "CUDA_", "PYTORCH_", "NVIDIA_", "TORCH_")
-_OPEN_TIMEOUT_S = 120.0
 
 
 def env(
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print versions, GPUs and settings, for a bug report."""
-    facts = _facts()
-    if json:
-        sys.stdout.write(json_format.dumps(facts, indent=2) + "\n")
-        return
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            sys.stdout.write(f"{name}:\n")
-            sys.stdout.writelines(f"  {key}: {item}\n" for key, item in value.items())
-        else:
-            sys.stdout.write(f"{name}: {value}\n")
+    from bsfind.cli.environment_report import print_environment  # `--help` goes without it
 
-
-def _facts() -> dict[str, Any]:
-    return {
-        "bsfind": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
-        "driver": nvml.driver_version(),
-        "gpus": {str(gpu.index): f"{gpu.name} ({gpu.uuid})" for gpu in nvml.list_gpus()},
-        "device": _device(),
-        "variables": {
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)
-        },
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _device() -> str:
-    """Return the device that `bsfind run` would use, opened as it would open it."""
-    try:
-        with Worker(lambda _: None) as worker:
-            device = worker.open(DeviceChoice(), _OPEN_TIMEOUT_S)
-    except BsfindError as error:
-        return f"none: {error.message}" + (f" ({error.detail})" if error.detail else "")
-    return (
-        f"cuda:{device.index} {device.name}, compute capability {device.compute_capability}, "
-        f"{device.total_bytes} bytes, {device.free_bytes} free"
-    )
+    print_environment(as_json=json)

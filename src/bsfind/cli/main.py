@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -14,8 +15,6 @@ import typer
 
 from bsfind import __version__
 from bsfind.cli.check import check
-from bsfind.cli.configuration import find_configuration, read_configuration
-from bsfind.cli.console import Terminal
 from bsfind.cli.env import env
 from bsfind.cli.gpus import gpus
 from bsfind.cli.run import run
@@ -87,8 +86,7 @@ def _run() -> int:
         result = app(standalone_mode=False, default_map=_defaults())
         return result if isinstance(result, int) else ExitCode.OK
     except BsfindError as error:
-        Terminal().error(error)
-        return error.exit_code
+        return _tell(error)
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except KeyboardInterrupt:
@@ -105,8 +103,14 @@ def _run() -> int:
                 detail=traceback.format_exc(),
                 hint="please report it, with what `bsfind env` prints",
             )
-        Terminal().error(usage)
-        return usage.exit_code
+        return _tell(usage)
+
+
+def _tell(error: BsfindError) -> int:
+    from bsfind.cli.console import Terminal  # `--help` goes without it
+
+    Terminal().error(error)
+    return error.exit_code
 
 
 def _usage_error(error: Exception) -> BsfindError | None:
@@ -121,14 +125,22 @@ def _usage_error(error: Exception) -> BsfindError | None:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "bsfind"
     message = error.format_message()  # type: ignore[attr-defined]
+    # Every message names the option's variable; of use only where the value came from it.
+    variable = re.search(r" \(env var: '(\w+)'\)", message)
+    if variable is not None and variable[1] not in os.environ:
+        message = message.replace(variable[0], "")
     hint = f"`{command} --help` shows the options" if isinstance(error, usage_class) else ""
     return UsageError(message.strip().rstrip("."), hint=hint)
 
 
 def _defaults() -> dict[str, Any]:
     """Return the options of the configuration file, for each command that takes them."""
+    if not set(sys.argv[1:2]) & set(_CONFIGURABLE) or os.environ.get("_BSFIND_COMPLETE"):
+        return {}
+    from bsfind.cli.configuration import find_configuration, read_configuration
+
     file = find_configuration(Path.cwd())
-    if file is None or os.environ.get("_BSFIND_COMPLETE"):
+    if file is None:
         return {}
     names = {
         command: {

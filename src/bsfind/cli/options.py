@@ -15,8 +15,8 @@ import typer
 
 from bsfind import input_spec, units
 from bsfind.import_path import is_import_path, parse_import_path
-from bsfind.report.export import EXPORT_FORMATS
-from bsfind.settings import REQUESTABLE_PRECISIONS, DeviceChoice
+from bsfind.precisions import REQUESTABLE_PRECISIONS
+from bsfind.report.formats import EXPORT_FORMATS
 
 __all__ = ["ColorChoice", "Mode", "Objective"]
 
@@ -106,6 +106,8 @@ def _precisions(text: str) -> tuple[str, ...]:
 
 
 def _device(text: str) -> str:
+    from bsfind.settings import DeviceChoice
+
     DeviceChoice(device=text)
     return text
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import typer
 
 from bsfind.cli import options as opt
-from bsfind.cli.session import run_session
 
 __all__ = ["run"]
 
@@ -46,14 +45,15 @@ def run(
     no_progress: opt.NoProgress = False,
     color: opt.Color = opt.ColorChoice.auto,
 ) -> int:
-    r"""Find the batch size that a model should train with.
+    """Find the batch size that a model should train with.
 
     Trains the model for a few steps on synthetic inputs at several batch sizes, in each precision,
     records the peak memory of every trial, and recommends the batch size and precision to use.
 
-    \b
     bsfind run mypkg.models:Net --input-shape 3,224,224
     bsfind run train.py:make_model --input input_ids=512:int64:0..50257 --precision amp,bf16
     BS=$(bsfind run mypkg.models:Net --input-shape 3,224,224 --precision amp -q)
     """
+    from bsfind.cli.session import run_session  # `--help` goes without it
+
     return run_session(context.params)

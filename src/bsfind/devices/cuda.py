@@ -62,9 +62,13 @@ class CudaDevice:
     """
 
     def __init__(self, choice: DeviceChoice) -> None:
-        if not torch.cuda.is_available():
-            raise NoDeviceError("no usable GPU was found", detail=_why_no_gpu())
-        count = torch.cuda.device_count()
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise NoDeviceError(
+                "no usable GPU was found",
+                detail=_why_no_gpu(),
+                hint="`bsfind env` shows what the driver and torch see",
+            )
         _, _, index_text = choice.device.partition(":")
         index = int(index_text or 0)
         if index >= count:

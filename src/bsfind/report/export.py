@@ -11,17 +11,18 @@ from pathlib import Path
 from bsfind.errors import UsageError
 from bsfind.records import Report
 from bsfind.report.csv import to_csv
+from bsfind.report.formats import EXPORT_FORMATS
 from bsfind.report.json import to_json
 from bsfind.report.markdown import to_markdown
 
-__all__ = ["EXPORT_FORMATS", "check_writable", "write_report"]
+__all__ = ["check_writable", "write_report"]
 
-EXPORT_FORMATS: dict[str, Callable[[Report], str]] = {
+_WRITERS: dict[str, Callable[[Report], str]] = {
     ".json": to_json,
     ".md": to_markdown,
     ".csv": to_csv,
 }
-"""Endings of files, and what writes them."""
+assert tuple(_WRITERS) == EXPORT_FORMATS
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -30,7 +31,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written (no permission, a full disk).
     """
-    text = EXPORT_FORMATS[path.suffix.lower()](report)
+    text = _WRITERS[path.suffix.lower()](report)
     try:
         _replace(path, text)
     except OSError as error:

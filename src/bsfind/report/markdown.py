@@ -19,7 +19,9 @@ def to_markdown(report: Report) -> str:
         lines.extend("| " + " | ".join(row.values()) + " |" for row in rows)
         lines.append("")
     if report.status != "complete":
-        lines.extend([f"**{report.status}**: {_escape(report.message or 'stopped early')}", ""])
+        lines.extend(
+            [f"**{report.status}**: {_escape(report.message or 'a trial took too long')}", ""]
+        )
     sentences = (wording.answer(report), wording.evidence(report))
     lines.extend(_escape(text) for text in sentences if text is not None)
     lines.extend(f"- {_escape(text)}" for text in wording.problems(report))

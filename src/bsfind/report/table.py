@@ -52,6 +52,7 @@ _TWO_LINES = {
     "peak allocated": "peak\nallocated",
     "peak reserved": "peak\nreserved",
     "max batch": "max\nbatch",
+    "of the card": "of the\ncard",
 }
 _BAR_WIDTH = 10
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -59,13 +60,17 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def print_report(report: Report, console: Console) -> None:
     """Print the report in the width of the console."""
+    if report.status == "failed":
+        return  # there is nothing to show: the error has been told
     _print(console, wording.subject(report), style="bold")
     if report.results:
         console.print()
         _print_results(report, console)
         console.print()
     if report.status != "complete":
-        _print(console, f"{report.status}: {report.message or 'stopped early'}", style="yellow")
+        _print(
+            console, f"{report.status}: {report.message or 'a trial took too long'}", style="yellow"
+        )
     text = wording.answer(report)
     if text is not None:
         _print(console, text, style="bold green")
@@ -96,7 +101,8 @@ def _print_results(report: Report, console: Console) -> None:
                 return
     for result in report.results:  # narrower than any table: one line per figure
         for name, cell in wording.cells(result, report).items():
-            console.print(Text(f"{name}: {cell}"), soft_wrap=True)
+            if cell:
+                console.print(Text(f"{name}: {cell}"), soft_wrap=True)
 
 
 def _needed(table: Table, console: Console) -> int:
@@ -106,11 +112,18 @@ def _needed(table: Table, console: Console) -> int:
 
 
 def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1 if two_lines else 2, 0, 0))
+    if len(report.results) == 1:
+        columns = tuple(name for name in columns if name != "vs fp32")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1 if two_lines else 2, 0, 0),
+    )
     for name in columns:
         header = "of the card" if name == "card bar" else name
         if two_lines:
-            header = _TWO_LINES.get(header, header.replace(" ", "\n"))
+            header = _TWO_LINES.get(header, header)
         table.add_column(
             header,
             justify="left" if name in ("precision", "card bar") else "right",
@@ -131,7 +144,7 @@ def _bar(result: PrecisionResult, console: Console) -> str:
     fraction = result.peak_fraction
     if fraction is None:
         return ""
-    percent = f"{fraction:>4.0%}"
+    percent = f"{wording.percentage(fraction):>4}"
     if console.encoding.lower().replace("-", "") != "utf8":
         return percent
     eighths = max(0, min(_BAR_WIDTH * 8, round(fraction * _BAR_WIDTH * 8)))

@@ -6,7 +6,7 @@ from bsfind.recommend import BASELINE_PRECISIONS, saturation, speed_up
 from bsfind.records import PrecisionResult, Report
 from bsfind.units import format_bytes, format_count, format_parameters
 
-__all__ = ["answer", "cells", "evidence", "hints", "problems", "subject"]
+__all__ = ["answer", "cells", "evidence", "hints", "percentage", "problems", "subject"]
 
 _NOTHING = "–"
 
@@ -38,10 +38,17 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
         "recommended": _count(result.recommended_batch_size),
         "peak allocated": _bytes(result.peak_allocated_bytes),
         "peak reserved": _bytes(result.peak_reserved_bytes),
-        "of the card": _NOTHING if result.peak_fraction is None else f"{result.peak_fraction:.0%}",
+        "of the card": _NOTHING
+        if result.peak_fraction is None
+        else percentage(result.peak_fraction),
         "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
         "vs fp32": f"{ratio:.1f} x" if ratio else "",
     }
+
+
+def percentage(fraction: float) -> str:
+    """Write a part of the card: `92%`, `<1%`."""
+    return "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
 
 
 def _count(value: int | None) -> str:
@@ -125,6 +132,15 @@ def _remedies(report: Report) -> list[str]:
     tried = {result.precision for result in report.results}
     workload = report.workload
     remedies = []
+    if not any(result.trials for result in report.results):
+        if "bf16" not in tried:
+            remedies.append("the model in half precision takes half the memory: `--precision bf16`")
+        remedies.append(
+            "a model that does not fit alone needs a larger GPU, or to be sharded (FSDP)"
+        )
+        return remedies
+    if not any(trial.status == "oom" for result in report.results for trial in result.trials):
+        return []
     if not tried & {"amp-fp16", "amp-bf16", "bf16"}:
         remedies.append("mixed precision may make it fit: `--precision amp`")
     training = workload["mode"] == "train"

@@ -2,8 +2,9 @@
 
 The allocations of a training step are of few kinds, nearly all of them: of a fixed size, or
 proportional to the batch size (or to its square). The largest trial that ran gives the course of
-the step, the others tell the kinds apart, and a replay through the allocator's model tells what fits. Peaks themselves
-do not extrapolate so well: near the limit, rounding, splitting and flushed caches decide.
+the step, the others tell the kinds apart, and a replay through the allocator's model tells what
+fits. Peaks themselves do not extrapolate so well: near the limit, rounding, splitting and flushed
+caches decide.
 """
 
 from __future__ import annotations

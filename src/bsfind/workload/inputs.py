@@ -122,7 +122,7 @@ def _from_specs(specs: tuple[InputSpec, ...], device: torch.device) -> BatchMake
 def _from_function(name: str, device: torch.device) -> BatchMaker:
     function = resolve(parse_import_path(name))
     if not callable(function):
-        raise TargetError(f"`{name}` is a `{type(function).__name__}`, not a function")
+        raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
 
     def make(batch_size: int) -> Batch:
         return _as_batch(function(batch_size, device)).map_tensors(lambda tensor: tensor.to(device))

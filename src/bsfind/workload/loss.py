@@ -121,7 +121,7 @@ def make_loss(name: str) -> Loss:
     if isinstance(function, type):
         function = function()
     if not callable(function):
-        raise TargetError(f"`{name}` is a `{type(function).__name__}`, not a function")
+        raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
     return _FunctionLoss(function)
 
 

@@ -41,7 +41,7 @@ def make_optimizer(name: str, arguments: dict[str, Any], model: nn.Module) -> to
     optimizer = factory(parameters, **arguments)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TargetError(
-            f"`{name}` returned a `{type(optimizer).__name__}`, not a `torch.optim.Optimizer`"
+            f"`{name}` returned `{type(optimizer).__name__}`, not a `torch.optim.Optimizer`"
         )
     return optimizer
 
@@ -54,7 +54,7 @@ def _factory(name: str) -> Callable[..., Any]:
     if is_import_path(name):
         found = resolve(parse_import_path(name))
         if not callable(found):
-            raise TargetError(f"`{name}` is a `{type(found).__name__}`, not an optimizer")
+            raise TargetError(f"`{name}` is of type `{type(found).__name__}`, not an optimizer")
         return found  # type: ignore[no-any-return]
     by_lower_case = {
         attr.lower(): value

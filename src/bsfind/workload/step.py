@@ -80,7 +80,9 @@ class LoadedWorkload:
             return None
         step = resolve(parse_import_path(self.workload.step))
         if not callable(step):
-            raise TargetError(f"`{self.workload.step}` is a `{type(step).__name__}`, no function")
+            raise TargetError(
+                f"`{self.workload.step}` is of type `{type(step).__name__}`, no function"
+            )
         return step  # type: ignore[no-any-return]
 
     @property
@@ -145,7 +147,7 @@ class LoadedWorkload:
 
 def _checked_loss(value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
-        raise TargetError(f"the loss is a `{type(value).__name__}`, not a tensor")
+        raise TargetError(f"the loss is of type `{type(value).__name__}`, not a tensor")
     if value.numel() != 1:
         raise TargetError(f"the loss has shape {list(value.shape)}, not one value")
     if not value.requires_grad:
@@ -177,9 +179,7 @@ class TrainingSteps:
         if self._training:
             self._loss = loaded.make_loss()
             self._optimizer = loaded.make_optimizer()
-            self._scaler = torch.amp.GradScaler(
-                loaded.device.type, enabled=loaded.plan.grad_scaler
-            )
+            self._scaler = torch.amp.GradScaler(loaded.device.type, enabled=loaded.plan.grad_scaler)
             self._optimizer.register_step_post_hook(self._count)
 
     def _count(self, *_: object) -> None:

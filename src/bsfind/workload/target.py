@@ -44,14 +44,14 @@ def build_model(target: str, model_args: Mapping[str, Any]) -> nn.Module:
         return found
     if not callable(found):
         raise TargetError(
-            f"`{target}` is a `{type(found).__name__}`, not a model",
+            f"`{target}` is of type `{type(found).__name__}`, not a model",
             hint="name an `nn.Module` class, a function that returns one, or an instance",
         )
     _check_arguments(found, target, model_args)
     model = found(**model_args)
     if not isinstance(model, nn.Module):
         raise TargetError(
-            f"`{target}` returned a `{type(model).__name__}`, not an `nn.Module`",
+            f"`{target}` returned `{type(model).__name__}`, not an `nn.Module`",
             hint="name an `nn.Module` class, a function that returns one, or an instance",
         )
     return model

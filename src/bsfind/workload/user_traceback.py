@@ -14,6 +14,7 @@ _OURS = str(Path(__file__).resolve().parents[1])
 # Frames through which every call of a module or of the import system passes.
 _PLUMBING = ("torch/nn/modules/module.py", "<frozen importlib", "importlib/__init__.py")
 _MAX_LINES = 60
+_MAX_MESSAGE = 160
 
 
 def _is_plumbing(filename: str) -> bool:
@@ -54,8 +55,9 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     if isinstance(error, BsfindError):
         return error
     where = _where(error.__traceback__)
-    what = type(error).__name__
-    message = f"{what} in {where}, {doing}" if where else f"{what}, {doing}"
+    said = str(error).strip().splitlines()
+    what = f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
+    message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
     hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""

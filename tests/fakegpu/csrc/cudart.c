@@ -211,7 +211,7 @@ EXPORT cudaError_t cudaGetDeviceFlags(unsigned *f) {
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaDeviceReset(void) { return cudaSuccess; }
-EXPORT cudaError_t cudaDeviceSynchronize(void) { return enter(); }
+EXPORT cudaError_t cudaDeviceSynchronize(void) { return synchronize(); }
 EXPORT cudaError_t cudaDeviceSetLimit(enum cudaLimit l, size_t v) { return cudaSuccess; }
 EXPORT cudaError_t cudaDeviceGetLimit(size_t *v, enum cudaLimit l) {
   *v = 1024;
@@ -608,7 +608,7 @@ EXPORT cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned f) {
   return cudaStreamCreateWithPriority(s, f, 0);
 }
 EXPORT cudaError_t cudaStreamDestroy(cudaStream_t s) { return cudaSuccess; }
-EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t s) { return enter(); }
+EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t s) { return synchronize(); }
 EXPORT cudaError_t cudaStreamQuery(cudaStream_t s) { return enter(); }
 EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned f) { return enter(); }
 EXPORT cudaError_t cudaStreamGetPriority(cudaStream_t s, int *p) {
@@ -710,7 +710,7 @@ EXPORT cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
 }
 EXPORT cudaError_t cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned f) { return cudaEventRecord(e, s); }
 EXPORT cudaError_t cudaEventQuery(cudaEvent_t e) { return enter(); }
-EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) { return enter(); }
+EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t e) { return synchronize(); }
 EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) {
   ENTER();
   event_t *x = (event_t *)a, *y = (event_t *)b;

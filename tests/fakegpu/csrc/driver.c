@@ -92,7 +92,7 @@ EXPORT CUresult cuCtxGetDevice(CUdevice *d) {
   *d = current_device;
   return CUDA_SUCCESS;
 }
-EXPORT CUresult cuCtxSynchronize(void) { return enter(); }
+EXPORT CUresult cuCtxSynchronize(void) { return synchronize(); }
 EXPORT CUresult cuGetErrorString(CUresult e, const char **s) {
   *s = error_part(e, TEXT);
   return CUDA_SUCCESS;

@@ -102,9 +102,11 @@ int host_find(const void *p, int remove);
 
 /* ---------------------------------------------------------------- faults.c */
 
+void init_faults(void);
 int enter(void); /* 0, or the error that every call returns from now on */
 int poisoned(void); /* the same, but not what only happened a moment ago */
 int kernel_started(void); /* 0 or an error */
+int synchronize(void);
 /* What a call does first that needs a context. */
 #define ENTER()               \
   do {                        \

@@ -40,7 +40,7 @@ static uint64_t after_launches, at_bytes, launches;
 static double launch_us;
 static const char *once_file;
 
-static void read_environment(void) {
+void init_faults(void) {
   const char *s = getenv("FAKECUDA_FAIL");
   if (s && *s) {
     size_t n = strcspn(s, ":");
@@ -59,10 +59,9 @@ static void read_environment(void) {
   if ((s = getenv("FAKECUDA_LAUNCH_US"))) launch_us = atof(s);
 }
 
-static void init(void) {
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, read_environment);
-}
+/* Waiting for a GPU takes some time, in which Python's other threads run. Without it, the autograd thread could still wait
+ * for the interpreter's lock when the main thread ends the process: "terminate called without an active exception". */
+static void let_others_run(void) { nanosleep(&(struct timespec){0, 50000}, NULL); }
 
 int poisoned(void) { return poison; }
 
@@ -73,7 +72,10 @@ int enter(void) {
     poison = pending;
     pending = 0;
   }
-  if (poison) return fail(poison);
+  if (poison) {
+    let_others_run();
+    return fail(poison);
+  }
   gpu_t *g = current();
   if (!g->has_context) use_gpu(g);
   return 0;
@@ -113,13 +115,17 @@ static int strike(void) {
 }
 
 int kernel_started(void) {
-  init();
   forget_host_writes();
   if (launch_us > 0) wait_us(launch_us);
   if (kind == NONE) return 0;
   int now =
       at_bytes ? current()->used >= at_bytes : __atomic_fetch_add(&launches, 1, __ATOMIC_RELAXED) >= after_launches;
   return now ? fail(strike()) : 0;
+}
+
+int synchronize(void) {
+  let_others_run();
+  return enter();
 }
 
 /* Of cuBLAS functions that are stubs: 0, or CUBLAS_STATUS_EXECUTION_FAILED. */

@@ -164,6 +164,7 @@ static void read_environment(void) {
   if ((s = getenv("FAKECUDA_TRACE")) && *s) trace_file = strcmp(s, "stderr") ? fopen(s, "a") : stderr;
   if (trace_file) setvbuf(trace_file, NULL, _IOFBF, 1 << 16);
   if ((s = getenv("FAKE_GPU_STATE")) && *s) init_state(s);
+  init_faults();
 }
 
 void init_machine(void) {
