@@ -84,7 +84,9 @@ class Finder:
         Whatever ends it early (Ctrl-C included), `report` tells what is known and no process is
         left behind. Errors are in `errors`.
         """
-        with WorkerPool(self._on_output) as pool:
+        searching = self._settings.batch_size is None
+        expected = len(self._settings.precisions) * (2 if searching else 1)  # one confirms
+        with WorkerPool(self._on_output, expected) as pool:
             try:
                 self._run(pool)
                 self._is_finished = True

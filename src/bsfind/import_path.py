@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import re
@@ -77,15 +78,16 @@ def resolve(path: ImportPath) -> Any:
     """
     module = _load_file(path) if path.is_file else _import_module(path)
     found: Any = module
+    where = f"{path.module}:"
     for name in path.attribute.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
-            where = f"`{path.module}`" if found is module else f"`{type(found).__name__}`"
             raise TargetError(
-                f"cannot find `{path.attribute}` in {where}",
-                hint=_nearest_attribute(found, name, path),
+                f"cannot find `{name}` in `{where.rstrip(':.')}`",
+                hint=_nearest_attribute(found, name, where),
             ) from None
+        where += f"{name}."
     return found
 
 
@@ -116,14 +118,19 @@ def _load_file(path: ImportPath) -> ModuleType:
         nearest = difflib.get_close_matches(file.name, _python_files(file.parent), n=1)
         hint = f"did you mean `{file.parent / nearest[0]}`?" if nearest else ""
         raise TargetError(f"there is no file `{path.module}`", hint=hint)
+    return _run_file(file.resolve())
+
+
+@functools.cache  # `--step train.py:step` is to see the classes of the target `train.py:Net`
+def _run_file(file: Path) -> ModuleType:
     name = re.sub(r"\W", "_", file.stem)
     # The file's siblings are importable, as they are under `python path/file.py`.
-    sys.path.insert(1, str(file.resolve().parent))
+    sys.path.insert(1, str(file.parent))
     if name in sys.modules:
         name = f"bsfind_target_{name}"
     spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
-        raise TargetError(f"`{path.module}` is not a Python file")
+        raise TargetError(f"`{file}` is not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
@@ -134,14 +141,14 @@ def _python_files(folder: Path) -> list[str]:
     return [entry.name for entry in folder.glob("*.py")] if folder.is_dir() else []
 
 
-def _nearest_attribute(owner: Any, name: str, path: ImportPath) -> str:
+def _nearest_attribute(owner: Any, name: str, where: str) -> str:
     public = [attr for attr in dir(owner) if not attr.startswith("_")]
     nearest = difflib.get_close_matches(name, public, n=1, cutoff=0.5)
     if not nearest:
         by_lower_case = {attr.lower(): attr for attr in public}
         nearest = [by_lower_case[name.lower()]] if name.lower() in by_lower_case else []
     if nearest:
-        return f"did you mean `{path.module}:{nearest[0]}`?"
+        return f"did you mean `{where}{nearest[0]}`?"
     return f"it defines {', '.join(f'`{attr}`' for attr in public[:8])}" if public else ""
 
 

@@ -83,6 +83,11 @@ OOM_TEXTS = (
         r"Unable to find a valid cuDNN algorithm to run convolution|Not enough memory for workspace",
         "aten/src/ATen/native/cudnn/Conv_v7.cpp",
     ),
+    OomText(
+        r"nvmlInit_v2_\(\) INTERNAL ASSERT FAILED at .*CUDACachingAllocator\.cpp",
+        "c10/cuda/CUDACachingAllocator.cpp (torch 2.13): the message of an out-of-memory error asks "
+        "NVML who else uses the card, and asserts that it answers",
+    ),
     OomText(r"Cuda failure 2 'out of memory'", "NCCL's last error line"),
     OomText(
         r"DefaultCPUAllocator: (can't allocate memory|not enough memory)",

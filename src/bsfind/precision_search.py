@@ -141,8 +141,7 @@ class PrecisionSearch:
         try:
             return self._runner.run(batch_size)
         except TimeLimitError as error:
-            if self._runner.is_out_of_time:
-                raise
+            self._runner.check_time()
             self.warnings.append(
                 ReportWarning(
                     code="trial_timeout",
@@ -198,8 +197,7 @@ class PrecisionSearch:
         except ModelDoesNotFit as answer:
             return Trial(batch_size=batch_size, status="oom", message=str(answer))
         except TimeLimitError as error:
-            if self._runner.is_out_of_time:
-                raise
+            self._runner.check_time()
             return Trial(batch_size=batch_size, status="timeout", message=error.message)
 
     def _warn_unconfirmed(self, trial: Trial) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bsfind.input_spec import InputSpec
-from bsfind.units import Headroom
+from bsfind.units import Headroom, plain_number
 
 __all__ = [
     "DeviceChoice",
@@ -243,10 +243,10 @@ class Settings:
             add("--min-batch-size", limits.min_batch_size, default.min_batch_size)
             add("--max-batch-size", limits.max_batch_size, default.max_batch_size)
             add("--multiple-of", limits.multiple_of, default.multiple_of)
-            add("--tolerance", f"{limits.tolerance * 100:g}%", f"{default.tolerance * 100:g}%")
+            add("--tolerance", _percent(limits.tolerance), _percent(default.tolerance))
+            add("--headroom", limits.headroom, default.headroom)
             add("--objective", limits.objective, default.objective)
             add("--time-budget", _seconds(limits.time_budget_s))
-        add("--headroom", limits.headroom, default.headroom)
         add("--steps", limits.steps, default.steps)
         add("--trial-timeout", _seconds(limits.trial_timeout_s), _seconds(default.trial_timeout_s))
         add("--device", self.device.device, "auto")
@@ -255,4 +255,8 @@ class Settings:
 
 
 def _seconds(value: float | None) -> str | None:
-    return None if value is None else f"{value:g}s"
+    return None if value is None else f"{plain_number(value)}s"
+
+
+def _percent(value: float) -> str:
+    return f"{plain_number(value * 100)}%"

@@ -39,12 +39,19 @@ class TimeBudget:
         Raises:
             TimeLimitError: the time for everything is over.
         """
+        self.check()
         if self._total_s is None:
             return self._trial_timeout_s
-        left = self._total_s - self.elapsed_s
-        if left <= 0:
+        return min(self._trial_timeout_s, self._total_s - self.elapsed_s)
+
+    def check(self) -> None:
+        """Make sure that time is left.
+
+        Raises:
+            TimeLimitError: the time for everything is over.
+        """
+        if self._total_s is not None and self.is_spent:
             raise TimeLimitError(
                 f"the time budget of {format_duration(self._total_s)} is spent",
                 hint="allow more with `--time-budget`",
             )
-        return min(self._trial_timeout_s, left)

@@ -101,7 +101,6 @@ class TrialRunner:
             self._loaded = loaded
         return answer.trial
 
-    @property
-    def is_out_of_time(self) -> bool:
-        """Whether the time for the whole search is over."""
-        return self._clock.is_spent
+    def check_time(self) -> None:
+        """Raise TimeLimitError if the time for the whole search is over."""
+        self._clock.check()

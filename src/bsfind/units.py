@@ -22,6 +22,7 @@ __all__ = [
     "parse_fraction",
     "parse_headroom",
     "parse_size",
+    "plain_number",
 ]
 
 KIB = 1 << 10
@@ -83,7 +84,8 @@ def parse_fraction(text: str) -> float:
         raise ValueError(f"`{text}` is not a fraction, write it like `0.5%` or `0.005`")
     value = float(number) / (100 if unit else 1)
     if value >= 1:
-        raise ValueError(f"`{text}` must be less than 100%; write a percentage like `{number}%`")
+        hint = f", write `{number}%`" if not unit and value < 100 else ""
+        raise ValueError(f"`{text}` must be less than 100%{hint}")
     return value
 
 
@@ -119,7 +121,7 @@ class Headroom:
     def __str__(self) -> str:
         if self.bytes is not None:
             return str(self.bytes)
-        return f"{(self.fraction or 0.0) * 100:g}%"
+        return f"{plain_number((self.fraction or 0.0) * 100)}%"
 
 
 def parse_headroom(text: str) -> Headroom:
@@ -135,16 +137,21 @@ def parse_headroom(text: str) -> Headroom:
     return Headroom(bytes=parse_size(text))
 
 
+def plain_number(value: float) -> str:
+    """Write a number as the readers above take it, without an exponent: `0.5`, `1209600`."""
+    return f"{value:.10f}".rstrip("0").rstrip(".")
+
+
 def format_bytes(size: int | None) -> str:
-    """Write bytes in binary units: `21.6 GiB`, `512 MiB`, `0 B`; `-` for unknown."""
+    """Write bytes in binary units: `21.6 GiB`, `512.0 MiB`, `0 B`; `-` for unknown."""
     if size is None:
         return "-"
     sign, size = ("-", -size) if size < 0 else ("", size)
     for factor, unit in ((1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
-        # 1023.96 MiB would print as 1024.0 MiB: switch to the next unit before that.
-        if size >= factor * 0.99995:
+        # 1023.5 MiB would print as 1024 MiB: switch to the next unit before that.
+        if size >= factor * (1023.5 / 1024):
             value = size / factor
-            return f"{sign}{value:.0f} {unit}" if value >= 1000 else f"{sign}{value:.1f} {unit}"
+            return f"{sign}{value:.0f} {unit}" if value >= 999.95 else f"{sign}{value:.1f} {unit}"
     return f"{sign}{size} B"
 
 
@@ -167,7 +174,7 @@ def format_parameters(count: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """Write a duration: `0.4 s`, `8 s`, `2 min 5 s`, `1 h 3 min`."""
-    if seconds < 9.95:
+    if seconds < 9.95 and seconds != int(seconds):
         return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-__all__ = ["available", "build_directory", "environment", "site_packages"]
+__all__ = ["NVML", "available", "build_directory", "environment", "site_packages"]
 
 # Settings of the caller that would change the GPU which was asked for.
 _FOREIGN = ("FAKE_", "FAKECUDA_", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE")
+
+NVML = "libnvidia-ml.so.1"
 
 
 def build_directory(venv: Path) -> Path:
@@ -48,7 +51,7 @@ def environment(
     overhead: str | int | None = None,
     visible: str | None = None,
     others: str | Sequence[tuple[int, str, str | int]] = (),
-    nvml: bool = True,
+    nvml: bool | Literal["missing"] = True,
     fail: str | None = None,
     fail_once: Path | None = None,
     launch_us: float | None = None,
@@ -66,7 +69,7 @@ def environment(
         overhead: memory of a CUDA context.
         visible: CUDA_VISIBLE_DEVICES.
         others: processes that hold memory of a GPU, as (PID, name, size), or as FAKE_GPU_OTHERS.
-        nvml: False: NVML cannot be initialised.
+        nvml: False: it cannot be initialised; "missing": there is no such library.
         fail: what goes wrong and when, for example "illegal-address:100".
         fail_once: a file that the first process to fail makes; the others then do not fail.
         launch_us: microseconds that each kernel launch takes longer.
@@ -74,14 +77,18 @@ def environment(
     build = build_directory(venv)
     sonames = (build / "sonames.txt").read_text().split()
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+    folders = [build / "lib", build / "nvml"]
+    if nvml == "missing":
+        folders.pop()
+        sonames.remove(NVML)
     preloaded = [name for name in variables.get("LD_PRELOAD", "").split() if name not in sonames]
     variables |= {
         "FAKE_GPU": gpu,
         "FAKE_GPU_COUNT": str(count),
         "FAKECUDA_BUILD": str(build),
-        "LD_LIBRARY_PATH": _join(build / "lib", variables.get("LD_LIBRARY_PATH")),
+        "LD_LIBRARY_PATH": _join(folders, variables.get("LD_LIBRARY_PATH")),
         "LD_PRELOAD": " ".join([*sonames, *preloaded]),
-        "PATH": _join(Path(venv).absolute() / "bin", variables.get("PATH")),
+        "PATH": _join([Path(venv).absolute() / "bin"], variables.get("PATH")),
     }
     nvidia = site_packages(venv) / "nvidia"
     if cudnn and (nvidia / "cudnn/lib/libcudnn.so.9").exists():
@@ -94,7 +101,7 @@ def environment(
         "FAKE_GPU_OVERHEAD": overhead,
         "FAKE_GPU_OTHERS": others or None,
         "FAKE_GPU_STATE": state_file,
-        "FAKE_NVML": None if nvml else "off",
+        "FAKE_NVML": "off" if nvml is False else None if nvml is True else nvml,
         "FAKECUDA_FAIL": fail,
         "FAKECUDA_FAIL_ONCE": fail_once,
         "FAKECUDA_LAUNCH_US": launch_us,
@@ -104,9 +111,7 @@ def environment(
     return variables | {name: str(value) for name, value in optional.items() if value is not None}
 
 
-def _join(first: Path, rest: str | None) -> str:
-    if rest is None:
-        return str(first)
-    return os.pathsep.join(
-        [str(first), *(part for part in rest.split(os.pathsep) if part != str(first))]
-    )
+def _join(first: Sequence[Path], rest: str | None) -> str:
+    parts = [str(path) for path in first]
+    parts += [part for part in (rest.split(os.pathsep) if rest else ()) if part not in parts]
+    return os.pathsep.join(parts)

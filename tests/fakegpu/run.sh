@@ -20,8 +20,14 @@ if [ -z "${FAKE_CUDNN+set}" ]; then # FAKE_CUDNN= turns the real one off
     done
 fi
 export PATH="$venv/bin:$PATH"
-export LD_LIBRARY_PATH="$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+sonames=$(cat "$build/sonames.txt")
+libraries=$build/lib:$build/nvml
+if [ "${FAKE_NVML:-}" = missing ]; then
+    sonames=$(grep -vx libnvidia-ml.so.1 "$build/sonames.txt")
+    libraries=$build/lib
+fi
+export LD_LIBRARY_PATH="$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 # The bare names, so that a library counts as loaded under each of them.
-LD_PRELOAD="$(tr '\n' ' ' < "$build/sonames.txt")${LD_PRELOAD:-}"
+LD_PRELOAD="$(echo $sonames) ${LD_PRELOAD:-}"
 export LD_PRELOAD
 exec "$@"

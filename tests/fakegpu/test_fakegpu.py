@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fakegpu import available, environment
+from . import available, environment
 
 ROOT = Path(__file__).parents[2]
 VENV = Path(os.environ.get("BSFIND_FAKEGPU_VENV", ROOT / ".venv-fakegpu"))
@@ -273,10 +273,25 @@ def test_nvml_answers_about_the_system() -> None:
     ]
 
 
-def test_nvml_off() -> None:
-    done = run(NVML, nvml=False)
+@pytest.mark.parametrize(
+    ("nvml", "error"), [(False, "DriverNotLoaded"), ("missing", "LibraryNotFound")]
+)
+def test_nvml_can_be_absent(nvml: bool | str, error: str) -> None:
+    done = run(NVML, nvml=nvml)
     assert done.returncode == 1
-    assert done.stderr.endswith("NVMLError_DriverNotLoaded: Driver Not Loaded\n")
+    assert f"pynvml.NVMLError_{error}: " in done.stderr
+
+
+def test_torch_does_without_nvml() -> None:
+    code = """
+        import torch
+        print(torch.cuda.device_count())
+        try:
+            torch.empty(3 << 30, dtype=torch.uint8, device="cuda")
+        except torch.cuda.OutOfMemoryError as error:
+            print("this process" in str(error))
+    """
+    assert output(code, memory="2GiB", nvml="missing") == ["1", "False"]
 
 
 def test_processes_share_a_gpu(tmp_path: Path) -> None:
@@ -401,7 +416,7 @@ def test_a_gpu_older_than_the_build_has_no_kernels() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"gpu": "gtx1"}, {"fail": "nonsense"}, {"others": "1:x"}, {"extra": {"FAKE_GPU_CC": "x"}}],
+    [{"gpu": "gtx1"}, {"fail": "nonsense"}, {"others": "1:x"}, {"memory": "all"}],
 )
 def test_a_bad_setting_is_not_ignored(setting: dict[str, Any]) -> None:
     done = run(DEVICES, **setting)

@@ -9,7 +9,10 @@ from typing import Any
 
 from bsfind.errors import UsageError
 
-__all__ = ["find_configuration", "read_configuration"]
+__all__ = ["REPEATABLE", "find_configuration", "read_configuration"]
+
+REPEATABLE = frozenset(("model-arg", "input-shape", "input", "optimizer-arg"))
+"""Options that may be given more than once."""
 
 
 def find_configuration(folder: Path) -> Path | None:
@@ -42,7 +45,7 @@ def read_configuration(file: Path, known: Collection[str]) -> dict[str, Any]:
             raise UsageError(f"`{file}` has an unknown key `{key}` in [tool.bsfind]", hint=hint)
         if not isinstance(value, (bool, int, float, str, list)):
             raise UsageError(f"`{key}` in [tool.bsfind] of `{file}` is no text, number or list")
-        options[name.replace("-", "_")] = _as_text(value)
+        options[name.replace("-", "_")] = _as_text(value, is_repeatable=name in REPEATABLE)
     return options
 
 
@@ -63,10 +66,13 @@ def _load(file: Path) -> dict[str, Any]:
         raise UsageError(f"`{file}` is not valid TOML: {error}") from None
 
 
-def _as_text(value: Any) -> Any:
+def _as_text(value: Any, *, is_repeatable: bool) -> Any:
     """Return a value as the command line would have it: options read their own texts."""
     if isinstance(value, bool):
         return value
-    if isinstance(value, list):
-        return [str(item) for item in value]
-    return str(value)
+    items = value if isinstance(value, list) else [value]
+    texts = [str(item) for item in items]
+    if is_repeatable and not all(isinstance(item, int) for item in items):
+        return texts
+    text = ",".join(texts)  # `input-shape = [3, 224, 224]` is one shape
+    return [text] if is_repeatable else text

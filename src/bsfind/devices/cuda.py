@@ -343,9 +343,7 @@ def _is_growing(sizes: list[int]) -> bool:
     The first step leaves the optimizer's state and caches behind, the second may still fill some.
     """
     tail = sizes[1:]
-    return len(tail) >= 2 and all(
-        after > before for before, after in itertools.pairwise(tail)
-    )
+    return len(tail) >= 2 and all(after > before for before, after in itertools.pairwise(tail))
 
 
 def first_sentence(message: str) -> str:

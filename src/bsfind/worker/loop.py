@@ -32,10 +32,11 @@ def main() -> int:
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     server = _Server()
-    # The parent starts a worker before it needs it: the seconds of this import are free then. A
+    # The parent starts a worker before it needs it: the seconds of these imports are free then. A
     # torch that cannot be imported is reported when the device is to be opened.
     with contextlib.suppress(Exception):
-        import bsfind.devices.cuda  # noqa: F401
+        import bsfind.devices.cuda
+        import torch._dynamo  # the first optimizer imports it (torch/_compile.py)  # noqa: F401
     while True:
         try:
             answer = server.answer(inbox.get())

@@ -18,10 +18,12 @@ class WorkerPool:
 
     Args:
         on_output: gets every line that the user's code prints.
+        expected: how many workers will be needed, if all goes well: no more are started early.
     """
 
-    def __init__(self, on_output: Callable[[str], None]) -> None:
+    def __init__(self, on_output: Callable[[str], None], expected: int) -> None:
         self._on_output = on_output
+        self._expected = expected
         self._in_use: Worker | None = None
         self._spare: Worker | None = None
 
@@ -36,16 +38,13 @@ class WorkerPool:
     ) -> None:
         self.close()
 
-    def take(self, *, prepare_next: bool = True) -> Worker:
-        """Kill the worker in use and return a fresh one.
-
-        Args:
-            prepare_next: start another process already, for the next call.
-        """
+    def take(self) -> Worker:
+        """Kill the worker in use and return a fresh one."""
         if self._in_use is not None:
             self._in_use.kill()
         self._in_use, self._spare = self._spare or Worker(self._on_output), None
-        if prepare_next:
+        self._expected -= 1
+        if self._expected > 0:
             self._spare = Worker(self._on_output)
         return self._in_use
 

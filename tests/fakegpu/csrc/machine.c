@@ -62,6 +62,7 @@ static void bad_setting(const char *name, const char *value) {
 uint64_t parse_size(const char *s) {
   char *e;
   double v = strtod(s, &e);
+  if (e == s || v < 0) bad_setting("a size", s);
   while (*e == ' ') e++;
   uint64_t unit = 0;
   switch (*e) {
@@ -109,6 +110,7 @@ static void init_gpu(gpu_t *g, int index) {
   if ((s = setting("FAKE_GPU_MEMORY", index, b, sizeof b))) g->memory = parse_size(s);
   if ((s = setting("FAKE_GPU_OVERHEAD", index, b, sizeof b))) g->overhead = parse_size(s);
   if ((s = setting("FAKE_GPU_SMS", index, b, sizeof b))) g->sms = atoi(s);
+  if (g->sms <= 0) bad_setting("FAKE_GPU_SMS", s);
   if ((s = setting("FAKE_GPU_CC", index, b, sizeof b))) {
     if (sscanf(s, "%d.%d", &g->major, &g->minor) != 2) bad_setting("FAKE_GPU_CC", s);
     for (size_t i = 0; i < N_PROFILES; i++)
@@ -155,7 +157,7 @@ static void read_environment(void) {
   if (gpu_count > MAX_GPUS) gpu_count = MAX_GPUS;
   for (int i = 0; i < gpu_count; i++) init_gpu(&gpus[i], i);
   init_others(getenv("FAKE_GPU_OTHERS"));
-  if ((s = getenv("FAKE_NVML"))) nvml_off = !strcmp(s, "off");
+  if ((s = getenv("FAKE_NVML"))) nvml_off = *s && strcmp(s, "on"); /* as well as "missing", where it is preloaded nevertheless */
   if ((s = getenv("FAKE_CUDNN_VERSION")) && *s) cudnn_version = strtoull(s, NULL, 0);
   if ((s = getenv("FAKE_CUDNN_WORKSPACE"))) cudnn_workspace = parse_size(s);
   if ((s = getenv("FAKE_CUBLASLT_WORKSPACE"))) cublaslt_workspace = parse_size(s);

@@ -4,7 +4,8 @@
  * CUDA's; memory in use and by whom, those of other processes with FAKE_GPU_STATE or of FAKE_GPU_OTHERS included.
  * Not faithful: PIDs are never hidden by a container; the total equals CUDA's, so nothing is reserved; utilisation,
  * temperature and power are constants.
- * FAKE_NVML=off: the initialisation fails with "driver not loaded".
+ * FAKE_NVML=off: the initialisation fails with "driver not loaded". (FAKE_NVML=missing, no such library, is done where the
+ * libraries are preloaded.)
  */
 #include "fakegpu.h"
 

@@ -1,0 +1,70 @@
+# The commands of this project. Two of them do everything: `make demo` and `make test`.
+#
+# Environments are made on first use: .venv (PyTorch, tests, linters) and .venv-fakegpu
+# (PyTorch's CUDA build on a fake GPU, x86-64 Linux only). Neither needs a GPU.
+
+PYTHON ?= python3
+VENV := .venv
+FAKE := .venv-fakegpu
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+
+CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
+
+.PHONY: help setup demo test test-gpu lint format typecheck check bench clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/.ready: pyproject.toml
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet "torch==$(TORCH)"
+	$(BIN)/pip install --quiet --editable . --group dev
+	touch $@
+
+$(FAKE)/.ready: pyproject.toml $(wildcard tests/fakegpu/*.py tests/fakegpu/*.sh tests/fakegpu/csrc/*)
+	PYTHON=$(PYTHON) sh tests/fakegpu/install.sh $(FAKE)
+	$(FAKE)/bin/pip install --quiet --upgrade 'pip>=25.1'
+	$(FAKE)/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
+setup: $(VENV)/.ready $(if $(CAN_FAKE),$(FAKE)/.ready) ## Make the environments
+
+DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
+
+demo: $(if $(HAS_GPU),$(VENV)/.ready,$(FAKE)/.ready) ## Find the batch size of a small model
+ifeq ($(HAS_GPU),yes)
+	$(BIN)/$(DEMO)
+else
+	@echo "No GPU here: a fake one runs PyTorch's real allocator; its samples/s mean nothing."
+	sh tests/fakegpu/run.sh $(FAKE) $(DEMO)
+endif
+
+test: setup ## Run every test that this machine can run
+	$(BIN)/python -m pytest -n auto tests
+
+test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
+	$(BIN)/python -m pytest -n auto tests/gpu
+
+lint: $(VENV)/.ready ## Look for mistakes and for formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.ready ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.ready ## Check the types, strictly
+	$(BIN)/mypy
+
+check: lint typecheck test ## What CI runs
+
+bench: setup ## Measure what the README promises of the search (an hour on two cores)
+	sh tests/fakegpu/install.sh --models $(FAKE)
+	$(FAKE)/bin/python benchmarks/search_accuracy.py
+
+clean: ## Remove the environments and caches
+	rm -rf $(VENV) $(FAKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis

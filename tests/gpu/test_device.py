@@ -1,0 +1,187 @@
+"""The device as the report names it, and the memory that a trial leaves behind: none."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+
+from tests.gpu.gpu import MODELS, Gpu
+
+IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32", "--max-batch-size", "6")
+
+
+def in_worker(gpu: Gpu, body: str) -> object:
+    """Run `body` with an opened worker `w` and a loaded ConvNet; return what it puts in `answer`."""
+    code = f"""
+    import json
+    from bsfind.input_spec import parse_input_shape
+    from bsfind.settings import DeviceChoice, Workload
+    from bsfind.worker.client import Worker
+    with Worker(lambda line: None) as w:
+        device = w.open(DeviceChoice(memory_limit_bytes=1 << 30), 120)
+        workload = Workload(
+            target="{MODELS}/well_behaved.py:ConvNet", inputs=(parse_input_shape("3,64,64"),)
+        )
+        model = w.load(workload, "fp32", 120)
+        {textwrap.indent(textwrap.dedent(body), " " * 8).strip()}
+        print(json.dumps(answer))
+    """
+    done = gpu.python_code(textwrap.dedent(code))
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_a_batch_size_that_fits_before_an_oom_fits_after_it(gpu: Gpu) -> None:
+    trials = in_worker(
+        gpu,
+        """
+        def run(n):
+            a = w.run_trial(n, 3, 120)
+            return [a.trial.status, a.trial.peak_allocated_bytes, a.trial.peak_reserved_bytes, a.is_clean]
+        n = 8
+        while run(2 * n)[0] == "ok":
+            n *= 2
+        low, high = n, 2 * n
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if run(middle)[0] == "ok" else (low, middle)
+        answer = [run(low), run(high), run(low), run(64 * high), run(low)]
+        """,
+    )
+    assert isinstance(trials, list)
+    first, failed, second, failed_by_far, third = trials
+    assert first[0] == "ok"
+    assert failed[0] == "oom"
+    assert failed_by_far[0] == "oom"
+    assert first == second == third
+    assert all(trial[3] for trial in trials)
+
+
+def test_what_a_trial_records(gpu: Gpu) -> None:
+    answer = in_worker(
+        gpu,
+        """
+        a = w.run_trial(32, 4, 120)
+        answer = [a.trial.to_json(), a.recording.to_json()["events"], model.parameters]
+        """,
+    )
+    assert isinstance(answer, list)
+    trial, events, parameters = answer
+    assert trial["status"] == "ok"
+    assert trial["steps"] == 4
+    assert trial["num_alloc_retries"] == 0
+    assert 0 < trial["activation_bytes"] < trial["peak_allocated_bytes"]
+    assert trial["peak_allocated_bytes"] <= trial["peak_reserved_bytes"]
+    # Weights, their gradients and AdamW's two moments, four bytes each, are there between steps.
+    assert trial["resident_bytes"] >= 4 * 4 * parameters
+    assert trial["samples_per_s"] == pytest.approx(32 / trial["step_time_s"])
+    assert 32 * 3 * 64 * 64 * 4 in events
+    assert sum(event >= 0 for event in events) >= sum(event < 0 for event in events) > 100
+
+
+def test_the_memory_limit_is_the_capacity(gpu: Gpu) -> None:
+    device = gpu.run("well_behaved.py:ConvNet", *IMAGES).report["device"]
+    assert device["capacity_bytes"] == 1 << 30
+    assert device["budget_bytes"] == (1 << 30) - int(0.05 * (1 << 30))
+    assert device["free_bytes"] <= device["total_bytes"]
+
+
+def test_a_limit_above_the_card_is_refused(gpu: Gpu) -> None:
+    done = gpu.run("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "900GiB")
+    assert done.code == 2
+    assert "is more than the" in done.err
+
+
+def test_a_gpu_that_is_not_there(gpu: Gpu) -> None:
+    done = gpu.run("well_behaved.py:ConvNet", *IMAGES, "--device", "cuda:93")
+    assert done.code == 3
+    assert "there is no `cuda:93`" in done.err
+
+
+def test_other_processes_are_named_and_their_memory_is_not_ours(fake_gpu: Gpu) -> None:
+    alone = fake_gpu.run("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "20GiB")
+    shared = fake_gpu.run(
+        *("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "20GiB"),
+        others=[(4242, "jupyter", "9GiB")],
+    )
+    assert shared.code == 0, shared.err
+    device = shared.report["device"]
+    assert device["free_bytes"] == alone.report["device"]["free_bytes"] - (9 << 30)
+    assert device["capacity_bytes"] == device["free_bytes"] < 20 << 30
+    assert {"pid": 4242, "name": "jupyter", "used_bytes": 9 << 30} in device["other_processes"]
+    assert [warning["code"] for warning in shared.report["warnings"]] == ["other_processes"]
+    assert "jupyter (PID 4242, 9.0 GiB)" in shared.err
+
+
+def test_visible_devices_are_counted_as_torch_does(fake_gpu: Gpu) -> None:
+    def name(*arguments: str, visible: str | None = None) -> str:
+        done = fake_gpu.run(
+            *("well_behaved.py:ConvNet", *IMAGES, *arguments),
+            gpu="rtx3090,t4",
+            count=2,
+            visible=visible,
+            others=[(4242, "jupyter", "1GiB")],
+        )
+        assert done.code == 0, done.err
+        return str(done.report["device"]["name"])
+
+    assert "3090" in name()
+    assert "T4" in name("--device", "cuda:1")
+    assert "T4" in name(visible="1")
+    assert "3090" in name("--device", "cuda:1", visible="1,0")
+
+
+def test_no_visible_device(fake_gpu: Gpu) -> None:
+    done = fake_gpu.run("well_behaved.py:ConvNet", *IMAGES, visible="")
+    assert done.code == 3
+    assert "no usable GPU was found" in done.err
+    assert done.report["status"] == "failed"
+
+
+def test_nvml_is_not_needed(fake_gpu: Gpu) -> None:
+    images = ("--input-shape", "3,32,32", "--precision", "fp32")
+    done = fake_gpu.run("well_behaved.py:ConvNet", *images, nvml=False)
+    assert done.code == 0, done.err
+    assert done.report["device"]["driver"] is None
+    # Without NVML torch cannot even say that it is out of memory: an assertion fails instead.
+    assert any(trial["status"] == "oom" for trial in done.only["trials"])
+    assert fake_gpu.bsfind("gpus", nvml=False).code == 3
+
+
+def test_gpus_lists_them_all(fake_gpu: Gpu) -> None:
+    done = fake_gpu.bsfind("gpus", gpu="rtx3090,t4", count=2, visible="1")
+    assert done.code == 0, done.err
+    assert "NVIDIA GeForce RTX 3090" in done.out
+    assert "T4" in done.out
+
+
+def test_env_opens_the_device(gpu: Gpu) -> None:
+    done = gpu.bsfind("env")
+    assert done.code == 0, done.err
+    assert "device: cuda:0 " in done.out
+
+
+def test_an_older_gpu_has_no_bfloat16(fake_gpu: Gpu) -> None:
+    done = fake_gpu.run(
+        *("well_behaved.py:ConvNet", "--input-shape", "3,32,32", "--max-batch-size", "6"),
+        *("--precision", "amp,tf32,bf16"),
+        gpu="t4",
+    )
+    assert done.code == 0, done.err
+    assert [(r["precision"], r["status"]) for r in done.report["results"]] == [
+        ("amp-fp16", "ok"),
+        ("tf32", "unsupported"),
+        ("bf16", "unsupported"),
+    ]
+
+
+@pytest.mark.parametrize("kind", ["illegal-address", "assert", "launch-failure"])
+def test_a_poisoned_context_is_the_model_s_fault_not_lack_of_memory(
+    fake_gpu: Gpu, kind: str
+) -> None:
+    done = fake_gpu.run("well_behaved.py:ConvNet", *IMAGES, fail=f"{kind}:60")
+    assert done.code == 4, done.err
+    assert done.only["status"] == "error"
+    assert all(trial["status"] != "oom" for trial in done.only["trials"])

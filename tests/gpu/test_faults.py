@@ -1,0 +1,197 @@
+"""What goes wrong in the user's code or in the machine is reported as what it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.gpu.gpu import LIMIT, MODELS, Gpu
+
+X = ("--input-shape", "16", "--precision", "fp32")
+
+
+def test_prints_stay_off_stdout(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:Prints", *X, "--max-batch-size", "6")
+    assert done.code == 0, done.err
+    assert done.report["status"] == "complete"  # so stdout is JSON and nothing else
+    for line in ("printed by the model", "written by the model", "written to descriptor 1"):
+        assert line in done.err
+        assert line not in done.out
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        ("Raises", ("ValueError: a bug of my own", "misbehaved.py")),
+        ("RaisesInBackward", ("ArithmeticError: a bug in backward", "misbehaved.py")),
+        ("RaisesAbove20", ("ValueError: too many samples for me", "misbehaved.py")),
+        ("ExitsPolitely", ("sys.exit('so long')",)),
+        ("Exits", ("exited with status 3",)),
+        ("Crashes", ("SIGSEGV",)),
+        ("NoParameters", ("no parameter that requires a gradient", "--mode infer")),
+        ("DetachedOutput", ("does not depend on any parameter",)),
+        ("FailsToBuild", ("RuntimeError: cannot be built", "misbehaved.py")),
+        ("Leaks", ("memory leaks: 4.0 MiB more after every step",)),
+    ],
+)
+def test_failures_of_the_user_s_code(gpu: Gpu, model: str, named: tuple[str, ...]) -> None:
+    done = gpu.run(f"misbehaved.py:{model}", *X)
+    assert done.code == 4, done.err
+    for text in named:
+        assert text in done.err
+    assert done.report["recommendation"] is None
+    assert done.report["status"] == "failed"
+    assert "bsfind/" not in done.err.replace(str(MODELS), "")  # our own frames are left out
+
+
+def test_inference_of_a_model_without_parameters(gpu: Gpu) -> None:
+    assert gpu.run("misbehaved.py:NoParameters", *X, "--mode", "infer").code == 0
+
+
+def test_one_precision_fails_and_the_other_answers(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:RaisesAbove20", "--input-shape", "16", "--max-batch-size", "20")
+    assert done.code == 0, done.err
+    done = gpu.run("misbehaved.py:RaisesAbove20", "--input-shape", "16")
+    assert done.code == 4
+    for result in done.report["results"]:
+        assert result["status"] == "error"
+        assert [trial["status"] for trial in result["trials"]] == ["ok"]
+    assert done.err.count("Traceback") in (1, 2)
+
+
+def test_an_out_of_memory_error_that_was_raised_again_as_another_one(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:WrapsOutOfMemory", *X)
+    assert done.code == 0, done.err
+    assert any(trial["status"] == "oom" for trial in done.only["trials"])
+
+
+def test_what_is_kept_but_does_not_grow_is_no_leak(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:KeepsLastOutput", *X)
+    assert done.code == 0, done.err
+
+
+def test_the_model_alone_does_not_fit(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:TooLarge", *X)
+    assert done.code == 1, done.err
+    assert done.only["status"] == "nothing_fits"
+    assert "the model alone does not fit" in done.only["message"]
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ("well_behaved.py:ConvNett", "did you mean `{models}/well_behaved.py:ConvNet`?"),
+        ("well_behaved.py:not_a_model", "is of type `int`, not a model"),
+        ("wellbehaved.py:ConvNet", "did you mean `{models}/well_behaved.py`?"),
+        ("broken_import.py:Net", "No module named 'a_module_that_is_not_there'"),
+    ],
+)
+def test_targets_that_are_not_there(gpu: Gpu, target: str, named: str) -> None:
+    done = gpu.run(target, *X)
+    assert done.code == 4
+    assert named.format(models=MODELS) in done.err
+
+
+def test_a_hang_at_the_first_batch_size(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:Hangs", *X, "--trial-timeout", "8s")
+    assert done.code == 5, done.err
+    assert done.report["status"] == "partial"
+    assert [trial["status"] for trial in done.only["trials"]] == ["timeout"]
+    assert done.report["recommendation"] is None
+
+
+def test_a_hang_at_a_larger_batch_size_leaves_what_ran(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:HangsAbove20", *X, "--trial-timeout", "8s")
+    assert done.code == 5, done.err
+    assert done.report["status"] == "partial"
+    assert done.only["max_batch_size"] == 5
+    assert done.only["is_maximum_proven"] is False
+    assert done.report["recommendation"]["batch_size"] == 5
+    assert "given up" in done.err
+
+
+def test_the_time_budget(gpu: Gpu) -> None:
+    done = gpu.run("misbehaved.py:HangsAbove20", *X, "--time-budget", "15s")
+    assert done.code == 5, done.err
+    assert "time budget" in done.err
+    assert done.report["status"] == "partial"
+    assert done.only["max_batch_size"] == 5
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that init has not collected yet is not alive.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def start_and_announce(gpu: Gpu, model: str, *arguments: str) -> tuple[subprocess.Popen[str], int]:
+    announcement = gpu.folder / "announcement"
+    process = gpu.start(
+        [
+            "-m",
+            "bsfind",
+            "run",
+            f"{MODELS}/misbehaved.py:{model}",
+            *X,
+            "--json",
+            "--memory-limit",
+            LIMIT,
+            *arguments,
+        ],
+        {"ANNOUNCE": str(announcement)},
+    )
+    wait_for(lambda: announcement.exists() and announcement.read_text() != "")
+    return process, int(announcement.read_text())
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_interrupted(gpu: Gpu, sent: signal.Signals, code: int) -> None:
+    process, worker = start_and_announce(gpu, "Announces", "--export", "report.json")
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert '"status": "partial"' in out
+    assert Path(gpu.folder, "report.json").read_text() == out
+    assert '"max_batch_size": 5' in out
+    wait_for(lambda: not is_alive(worker))
+
+
+def test_processes_of_the_user_s_code_end_too(gpu: Gpu) -> None:
+    process, child = start_and_announce(gpu, "StartsProcess")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    wait_for(lambda: not is_alive(child))
+
+
+def test_no_worker_outlives_a_bsfind_that_was_killed(gpu: Gpu) -> None:
+    process, worker = start_and_announce(gpu, "Announces")
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not is_alive(worker))
+
+
+def test_a_worker_that_was_killed(gpu: Gpu) -> None:
+    process, worker = start_and_announce(gpu, "Announces")
+    os.kill(worker, signal.SIGKILL)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    assert "SIGKILL" in err
+    assert '"max_batch_size": 5' in out

@@ -1,0 +1,233 @@
+"""`bsfind run` does its main job: a batch size that runs, beside one that does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from bsfind.report.json import schema
+from tests.gpu.gpu import LIMIT, MODELS, Gpu
+
+IMAGES = ("--input-shape", "3,32,32")
+TOKENS = ("--input", "input_ids=64:int64:0..1000", "--input", "labels=:int64:0..2")
+GIB = 1 << 30
+
+
+def test_report_of_two_precisions(gpu: Gpu) -> None:
+    done = gpu.run("well_behaved.py:ConvNet", *IMAGES)
+    assert done.code == 0, done.err
+    report = done.report
+    Draft202012Validator(schema()).validate(report)
+    assert report["status"] == "complete"
+    assert report["simulated"] is False
+    assert next(result["precision"] for result in report["results"]) == "fp32"
+    for result in report["results"]:
+        ran = {t["batch_size"]: t for t in result["trials"] if t["status"] == "ok"}
+        assert result["status"] == "ok"
+        assert result["max_batch_size"] == max(ran)
+        assert result["is_maximum_proven"]
+        gap = result["smallest_failed_batch_size"] - result["max_batch_size"]
+        assert 1 <= gap <= max(1, 0.005 * result["max_batch_size"])
+        recommended = ran[result["recommended_batch_size"]]
+        assert recommended["peak_reserved_bytes"] <= report["device"]["budget_bytes"]
+        assert result["peak_reserved_bytes"] == recommended["peak_reserved_bytes"]
+        assert result["verified"]
+        assert result["confirmation"]["batch_size"] == result["recommended_batch_size"]
+    assert report["recommendation"]["batch_size"] in {
+        result["recommended_batch_size"] for result in report["results"]
+    }
+
+
+def test_the_number_alone(gpu: Gpu) -> None:
+    done = gpu.bsfind(
+        *("run", f"{MODELS}/well_behaved.py:ConvNet", *IMAGES, "--memory-limit", LIMIT, "-q"),
+    )
+    assert done.code == 0, done.err
+    assert int(done.out) > 5
+    assert done.out == f"{int(done.out)}\n"
+    assert f"batch size {int(done.out)} is for" in done.err
+
+
+def test_the_table(gpu: Gpu) -> None:
+    done = gpu.bsfind(
+        *("run", f"{MODELS}/well_behaved.py:ConvNet", *IMAGES, "--memory-limit", LIMIT),
+        *("--precision", "fp32", "-v"),
+    )
+    assert done.code == 0, done.err
+    assert "Train with batch size" in done.out
+    assert "ran out of memory" in done.out
+    assert "out of memory (CUDA out of memory. Tried to allocate" in done.err
+    assert "CUDACachingAllocator.cpp" not in done.err
+
+
+def test_headroom_zero_recommends_the_maximum(gpu: Gpu) -> None:
+    result = gpu.run(
+        "well_behaved.py:ConvNet", *IMAGES, "--headroom", "0", "--precision", "amp"
+    ).only
+    assert result["recommended_batch_size"] == result["max_batch_size"]
+    assert result["verified"]
+
+
+def test_multiples(gpu: Gpu) -> None:
+    result = gpu.run(
+        "well_behaved.py:ConvNet", *IMAGES, "--multiple-of", "64", "--precision", "fp32"
+    ).only
+    assert result["recommended_batch_size"] % 64 == 0
+    assert result["recommended_batch_size"] > 0
+
+
+def test_limits_of_the_search(gpu: Gpu) -> None:
+    result = gpu.run(
+        "well_behaved.py:ConvNet", *IMAGES, "--max-batch-size", "12", "--precision", "fp32"
+    ).only
+    assert result["max_batch_size"] == 12
+    assert result["is_maximum_proven"]
+    done = gpu.run(
+        *("well_behaved.py:ConvNet", *IMAGES, "--min-batch-size", "100000000"),
+        *("--precision", "fp32"),
+    )
+    assert done.code == 1
+    assert done.only["status"] == "nothing_fits"
+    assert [trial["batch_size"] for trial in done.only["trials"]] == [100_000_000]
+
+
+def test_exact_search(gpu: Gpu) -> None:
+    result = gpu.run(
+        *("well_behaved.py:Blocks", "--input-shape", "64,256", "--tolerance", "0"),
+        *("--precision", "fp32", "--headroom", "0"),
+    ).only
+    assert result["smallest_failed_batch_size"] == result["max_batch_size"] + 1
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments"),
+    [
+        ("make_conv_net", (*IMAGES, "--model-arg", "width=8")),
+        ("instance", IMAGES),
+        ("Classifier", TOKENS),
+        ("ConvNet", (*IMAGES, "--loss", "cross-entropy", "--optimizer", "sgd")),
+        ("ConvNet", (*IMAGES, "--loss", "mse", "--optimizer", "RMSprop", "--channels-last")),
+        ("ConvNet", (*IMAGES, "--loss", f"{MODELS}/well_behaved.py:sum_of_squares")),
+        ("ConvNet", (*IMAGES, "--optimizer", f"{MODELS}/well_behaved.py:momentum")),
+        ("ConvNet", (*IMAGES, "--optimizer", "sgd", "--optimizer-arg", "momentum=0.9")),
+        ("ConvNet", ("--batch-fn", f"{MODELS}/well_behaved.py:batch")),
+        ("ConvNet", (*IMAGES, "--step", f"{MODELS}/well_behaved.py:half_step")),
+        ("ConvNet", (*IMAGES, "--mode", "infer")),
+        ("ConvNet", (*IMAGES, "--grad-accum", "2")),
+        ("Blocks", ("--input-shape", "64,256", "--grad-checkpoint")),
+    ],
+)
+def test_workloads(gpu: Gpu, model: str, arguments: tuple[str, ...]) -> None:
+    check(gpu, f"well_behaved.py:{model}", *arguments, "--precision", "fp32")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "amp-fp16", "amp-bf16", "bf16"])
+def test_precisions(gpu: Gpu, precision: str) -> None:
+    check(gpu, "well_behaved.py:Classifier", *TOKENS, "--precision", precision)
+
+
+def check(gpu: Gpu, model: str, *arguments: str) -> None:
+    """Try one batch size, which fits."""
+    done = gpu.bsfind("check", f"{MODELS}/{model}", "-b", "8", "--json", *arguments)
+    assert done.code == 0, done.err
+    (trial,) = done.only["trials"]
+    assert trial["status"] == "ok"
+    assert trial["batch_size"] == 8
+    assert trial["peak_allocated_bytes"] > 0
+
+
+def test_activation_checkpointing_and_accumulation_pay(gpu: Gpu) -> None:
+    def largest(*arguments: str) -> int:
+        done = gpu.run(
+            "well_behaved.py:Blocks", "--input-shape", "64,256", "--precision", "fp32", *arguments
+        )
+        assert done.code == 0, done.err
+        return int(done.only["max_batch_size"])
+
+    assert largest("--grad-checkpoint") > 1.5 * largest()
+
+
+def test_a_batch_of_one_is_no_obstacle_for_batch_norm(gpu: Gpu) -> None:
+    done = gpu.run("well_behaved.py:Normalised", "--input-shape", "16", "--max-batch-size", "3")
+    assert done.code == 0, done.err
+    assert {result["max_batch_size"] for result in done.report["results"]} == {3}
+    done = gpu.run("well_behaved.py:Normalised", "--input-shape", "16", "--max-batch-size", "1")
+    assert done.code == 1, done.err
+
+
+def test_memory_that_grows_with_the_square_of_the_batch(gpu: Gpu) -> None:
+    done = gpu.run("well_behaved.py:Pairwise", "--input-shape", "16,32", "--precision", "fp32")
+    assert done.code == 0, done.err
+    assert done.only["is_maximum_proven"]
+
+
+def test_fastest(gpu: Gpu) -> None:
+    done = gpu.run(
+        *("well_behaved.py:ConvNet", *IMAGES, "--objective", "fastest", "--precision", "fp32"),
+    )
+    assert done.code == 0, done.err
+    result = done.only
+    trial = next(
+        t
+        for t in result["trials"]
+        if t["batch_size"] == result["recommended_batch_size"] and t["status"] == "ok"
+    )
+    assert result["recommended_batch_size"] <= result["max_batch_size"]
+    assert trial["samples_per_s"] > 0
+
+
+def test_check(gpu: Gpu) -> None:
+    arguments = (f"{MODELS}/well_behaved.py:ConvNet", *IMAGES, "--memory-limit", LIMIT)
+    fits = gpu.bsfind("check", *arguments, "--batch-size", "8")
+    assert fits.code == 0, fits.err
+    assert "batch size 8 fits" in fits.out
+    too_large = gpu.bsfind("check", *arguments, "-b", "10000000", "--json")
+    assert too_large.code == 1, too_large.err
+    for result in too_large.report["results"]:
+        assert [trial["status"] for trial in result["trials"]] == ["oom"]
+
+
+def test_exports_follow_the_trials(gpu: Gpu) -> None:
+    done = gpu.run(
+        *("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32"),
+        *("--export", "report.json", "--export", "report.md", "--export", "report.csv"),
+    )
+    assert done.code == 0, done.err
+    exported = json.loads(Path(gpu.folder, "report.json").read_text())
+    assert exported["results"] == done.report["results"]
+    assert "| fp32 |" in Path(gpu.folder, "report.md").read_text()
+    rows = Path(gpu.folder, "report.csv").read_text().splitlines()
+    assert len(rows) == 1 + len(done.only["trials"])
+    assert sorted(p.name for p in gpu.folder.iterdir()) == [
+        "report.csv",
+        "report.json",
+        "report.md",
+    ]
+
+
+def test_reproduce_line_runs(gpu: Gpu) -> None:
+    first = gpu.run("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32", "--headroom", "0")
+    import shlex
+
+    command = shlex.split(first.report["reproduce"])
+    again = gpu.bsfind(*command[1:], "--json")
+    assert again.code == 0, again.err
+    assert again.only["max_batch_size"] == first.only["max_batch_size"]
+
+
+def test_environment_variables_and_configuration(gpu: Gpu) -> None:
+    Path(gpu.folder, "pyproject.toml").write_text(
+        '[tool.bsfind]\nmax-batch-size = 7\nprecision = "fp32"\ninput-shape = ["3,32,32"]\n'
+    )
+    assert gpu.run("well_behaved.py:ConvNet").only["max_batch_size"] == 7
+    from_variable = gpu.run("well_behaved.py:ConvNet", variables={"BSFIND_MAX_BATCH_SIZE": "6"})
+    assert from_variable.only["max_batch_size"] == 6
+    from_flag = gpu.run(
+        "well_behaved.py:ConvNet",
+        *("--max-batch-size", "5"),
+        variables={"BSFIND_MAX_BATCH_SIZE": "6"},
+    )
+    assert from_flag.only["max_batch_size"] == 5

@@ -1,0 +1,155 @@
+"""Models that fail, each in its own way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+class Base(nn.Module):
+    """What the others have in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.misbehave(x)
+        return self.layer(x)
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        raise NotImplementedError
+
+
+class Prints(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        print("printed by the model")
+        sys.stderr.write("written by the model\n")
+        os.write(1, b"written to descriptor 1\n")
+
+
+class Raises(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        raise ValueError("a bug of my own")
+
+
+class RaisesInBackward(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        y.register_hook(self._fail)
+        return y
+
+    def _fail(self, grad: torch.Tensor) -> torch.Tensor:
+        raise ArithmeticError("a bug in backward")
+
+
+class RaisesAbove20(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        if x.shape[0] > 20:
+            raise ValueError("too many samples for me")
+
+
+class WrapsOutOfMemory(Base):
+    """Turns every exception into one of its own, as frameworks do."""
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        try:
+            self.big = torch.empty(x.shape[0] << 24, device=x.device)
+        except Exception as error:
+            raise KeyError("something went wrong") from error
+        del self.big
+
+
+class Hangs(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        time.sleep(10_000)
+
+
+class HangsAbove20(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        if x.shape[0] > 20:
+            time.sleep(10_000)
+
+
+class Exits(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        os._exit(3)
+
+
+class ExitsPolitely(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        sys.exit("so long")
+
+
+class Crashes(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class Leaks(Base):
+    """Keeps 4 MiB of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        self.kept.append(torch.zeros(1 << 20, device=x.device))
+
+
+class KeepsLastOutput(Base):
+    """Holds on to the output of the last step: more than it needs, but it does not grow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = self.layer(x)
+        return self.last
+
+
+class Announces(Base):
+    """Says that it runs, and waits: for tests that interrupt it."""
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        if x.shape[0] > 20:
+            Path(os.environ["ANNOUNCE"]).write_text(str(os.getpid()))
+            time.sleep(10_000)
+
+
+class StartsProcess(Base):
+    """Leaves a process behind in its own process group, then waits."""
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        import subprocess
+
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10_000)"])
+        Path(os.environ["ANNOUNCE"]).write_text(str(child.pid))
+        time.sleep(10_000)
+
+
+class NoParameters(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
+
+class DetachedOutput(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x).detach()
+
+
+class TooLarge(nn.Module):
+    """Does not fit on any GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(1 << 46, device="cuda"))
+
+
+class FailsToBuild(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        raise RuntimeError("cannot be built")

@@ -1,0 +1,167 @@
+"""One report, made by hand, that all reporters are tested with (the figures are invented)."""
+
+from __future__ import annotations
+
+from bsfind.input_spec import InputSpec
+from bsfind.records import (
+    DeviceInfo,
+    GpuProcess,
+    ModelInfo,
+    PrecisionResult,
+    Recommendation,
+    Report,
+    ReportWarning,
+    Trial,
+)
+from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
+from bsfind.units import GIB, MIB
+
+__all__ = ["SETTINGS", "example_report", "ok", "out_of_memory"]
+
+TOTAL = 24080 * MIB
+CAPACITY = 23456 * MIB
+HEADROOM = int(CAPACITY * 0.05)
+
+SETTINGS = Settings(
+    workload=Workload(
+        target="mypkg.models:Net",
+        model_args=(("width", "64"),),
+        inputs=(
+            InputSpec(shape=(3, 224, 224)),
+            InputSpec(name="labels", shape=(), dtype="int64", low=0, high=1000),
+        ),
+    ),
+    limits=SearchLimits(multiple_of=8),
+    device=DeviceChoice(),
+)
+
+
+def ok(batch_size: int, allocated: int, reserved: int, step_time_s: float | None) -> Trial:
+    return Trial(
+        batch_size=batch_size,
+        status="ok",
+        peak_allocated_bytes=allocated,
+        peak_reserved_bytes=reserved,
+        resident_bytes=400 * MIB,
+        activation_bytes=allocated - 600 * MIB,
+        steps=3,
+        step_time_s=step_time_s,
+        samples_per_s=batch_size / step_time_s if step_time_s else None,
+    )
+
+
+def out_of_memory(batch_size: int) -> Trial:
+    return Trial(
+        batch_size=batch_size,
+        status="oom",
+        num_alloc_retries=1,
+        steps=1,
+        message="CUDA out of memory. Tried to allocate 112.00 MiB",
+    )
+
+
+def _fp32() -> PrecisionResult:
+    confirmation = ok(200, 20889 * MIB, 22118 * MIB, 0.5)
+    return PrecisionResult(
+        precision="fp32",
+        status="ok",
+        max_batch_size=215,
+        recommended_batch_size=200,
+        is_maximum_proven=True,
+        peak_allocated_bytes=confirmation.peak_allocated_bytes,
+        peak_reserved_bytes=confirmation.peak_reserved_bytes,
+        peak_fraction=22118 * MIB / TOTAL,
+        samples_per_s=confirmation.samples_per_s,
+        step_time_s=confirmation.step_time_s,
+        verified=True,
+        smallest_failed_batch_size=216,
+        confirmation=confirmation,
+        trials=(
+            ok(5, 1012 * MIB, 1100 * MIB, 0.02),
+            ok(215, 22400 * MIB, 23300 * MIB, 0.535),
+            out_of_memory(216),
+            confirmation,
+        ),
+    )
+
+
+def _amp() -> PrecisionResult:
+    confirmation = ok(392, 20582 * MIB, 22221 * MIB, 0.392)
+    return PrecisionResult(
+        precision="amp-bf16",
+        status="ok",
+        max_batch_size=419,
+        recommended_batch_size=392,
+        is_maximum_proven=True,
+        peak_allocated_bytes=confirmation.peak_allocated_bytes,
+        peak_reserved_bytes=confirmation.peak_reserved_bytes,
+        peak_fraction=22221 * MIB / TOTAL,
+        samples_per_s=confirmation.samples_per_s,
+        step_time_s=confirmation.step_time_s,
+        verified=True,
+        smallest_failed_batch_size=420,
+        confirmation=confirmation,
+        trials=(
+            ok(5, 812 * MIB, 900 * MIB, 0.01),
+            ok(256, 13600 * MIB, 14700 * MIB, 0.2575),
+            ok(419, 22300 * MIB, 23400 * MIB, None),
+            out_of_memory(420),
+            confirmation,
+        ),
+    )
+
+
+def example_report() -> Report:
+    """Two precisions, trials that ran and that did not, a warning."""
+    return Report(
+        bsfind_version="1.2.3",
+        status="complete",
+        command=("bsfind", "run", "mypkg.models:Net"),
+        reproduce="bsfind run mypkg.models:Net --model-arg width=64 --input-shape 3,224,224 "
+        "--input labels=:int64:0..1000 --multiple-of 8",
+        device=DeviceInfo(
+            name="NVIDIA GeForce RTX 4090",
+            index=0,
+            compute_capability="8.9",
+            total_bytes=TOTAL,
+            free_bytes=CAPACITY,
+            capacity_bytes=CAPACITY,
+            driver="570.86.10",
+            torch_version="2.13.0",
+            cuda_version="12.8",
+            other_processes=(GpuProcess(pid=4242, name="Xorg", used_bytes=GIB // 4),),
+        ),
+        budget_bytes=CAPACITY - HEADROOM,
+        model=ModelInfo(parameters=25_557_032, optimizer="AdamW", model_bytes=98 * MIB),
+        workload=SETTINGS.workload.to_json(),
+        search={
+            **SETTINGS.limits.to_json(),
+            **SETTINGS.device.to_json(),
+            "headroom_bytes": HEADROOM,
+            "precisions": list(SETTINGS.precisions),
+            "batch_size": None,
+        },
+        results=(_fp32(), _amp()),
+        recommendation=Recommendation(
+            batch_size=392,
+            precision="amp-bf16",
+            reason="the largest batch that leaves the headroom free; "
+            "2.5 x the samples per second of fp32",
+        ),
+        warnings=(
+            ReportWarning(
+                code="other_processes",
+                message="other processes use this GPU: Xorg (PID 4242, 256.0 MiB)",
+                hint="the answer holds for the memory that they leave free now",
+            ),
+        ),
+        environment={
+            "python": "3.11.7",
+            "platform": "Linux-6.8.0-x86_64-with-glibc2.39",
+            "torch": "2.13.0",
+            "cuda": "12.8",
+            "executable": "/usr/bin/python3",
+            "variables": {"CUDA_VISIBLE_DEVICES": "0"},
+        },
+        duration_s=41.5,
+    )

@@ -1,0 +1,118 @@
+"""What `--input-shape` and `--input` take, and how they refuse the rest."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bsfind.input_spec import DTYPES, InputSpec, parse_input, parse_input_shape
+
+EXAMPLE = "write it like `input_ids=128:int64:0..30522` or `labels=:int64:0..2`"
+
+
+@st.composite
+def keyword_inputs(draw: st.DrawFn) -> InputSpec:
+    dtype = draw(st.sampled_from(sorted(DTYPES)))
+    low = high = None
+    if DTYPES[dtype] == "int":
+        low = draw(st.integers(-1000, 1000))
+        high = draw(st.integers(low + 1, 100_000))
+    return InputSpec(
+        name=draw(st.sampled_from(["x", "input_ids", "_mask", "größe"])),
+        shape=tuple(draw(st.lists(st.integers(1, 4096), max_size=4))),
+        dtype=dtype,
+        low=low,
+        high=high,
+    )
+
+
+@given(spec=keyword_inputs())
+def test_keyword_inputs_are_read_as_they_were_written(spec: InputSpec) -> None:
+    assert parse_input(str(spec)) == spec
+    assert InputSpec.from_json(spec.to_json()) == spec
+
+
+@given(shape=st.lists(st.integers(1, 4096), min_size=1, max_size=5).map(tuple))
+def test_shapes_are_read_as_they_were_written(shape: tuple[int, ...]) -> None:
+    spec = InputSpec(shape=shape)
+    assert parse_input_shape(str(spec)) == spec
+    assert parse_input_shape(str(shape).replace(",)", ")")) == spec
+    assert parse_input_shape(str(list(shape))) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("x=3,224,224", InputSpec(name="x", shape=(3, 224, 224))),
+        ("x=8:bf16", InputSpec(name="x", shape=(8,), dtype="bfloat16")),
+        ("x=8:torch.float16", InputSpec(name="x", shape=(8,), dtype="float16")),
+        ("ids=128:long", InputSpec(name="ids", shape=(128,), dtype="int64", low=0, high=2)),
+        ("ids=128:int64", InputSpec(name="ids", shape=(128,), dtype="int64", low=0, high=2)),
+        (
+            "labels=:int64:0..1000",
+            InputSpec(name="labels", shape=(), dtype="int64", low=0, high=1000),
+        ),
+        ("d=4:int32:-3..4", InputSpec(name="d", shape=(4,), dtype="int32", low=-3, high=4)),
+        ("weight=:float32", InputSpec(name="weight", shape=())),
+        ("mask=128:bool", InputSpec(name="mask", shape=(128,), dtype="bool")),
+    ],
+)
+def test_keyword_inputs(text: str, spec: InputSpec) -> None:
+    assert parse_input(text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the shape is empty, write it like `3,224,224` (no batch dimension)"),
+        ("3x224x224", "`3x224x224` is not a shape, write `3,224,224`"),
+        ("3 * 224", "`3 * 224` is not a shape, write `3,224`"),
+        (
+            "3,,224",
+            "`3,,224` is not a size, write a shape like `3,224,224` (no batch dimension)",
+        ),
+        (
+            "3,-1",
+            "`-1` in `3,-1` is not a size, write a shape like `3,224,224` (no batch dimension)",
+        ),
+        (
+            "B,3",
+            "`B` in `B,3` is not a size, write a shape like `3,224,224` (no batch dimension)",
+        ),
+        ("3,0", "`3,0` has a dimension of size 0"),
+    ],
+)
+def test_refused_shapes(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_input_shape(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("3,224,224", f"`3,224,224` has no name, {EXAMPLE}"),
+        ("1x=3", f"`1x` in `1x=3` is not a name of an argument, {EXAMPLE}"),
+        ("class=3", f"`class` in `class=3` is not a name of an argument, {EXAMPLE}"),
+        ("x=3:int64:0..2:9", f"`x=3:int64:0..2:9` has too many `:`, {EXAMPLE}"),
+        ("x=", "the shape is empty, write it like `3,224,224` (no batch dimension)"),
+        ("x=3:float8", f"`float8` is not a dtype, choose one of {', '.join(DTYPES)}"),
+        ("x=3::0..2", f"`` is not a dtype, choose one of {', '.join(DTYPES)}"),
+        ("x=3:float32:0..1", "`x=3:float32:0..1` gives a range, which only integer inputs have"),
+        ("x=3:int64:5", f"`5` in `x=3:int64:5` is not a range, {EXAMPLE}"),
+        (
+            "x=3:int64:2..2",
+            "`2..2` in `x=3:int64:2..2` is empty: values are drawn from LOW ≤ x < HIGH",
+        ),
+    ],
+)
+def test_refused_inputs(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        parse_input(text)
+
+
+def test_the_example_in_the_refusals_can_be_read() -> None:
+    for text in re.findall("`([^`]+)`", EXAMPLE):
+        assert parse_input(text).dtype == "int64"

@@ -1,0 +1,265 @@
+"""Settings: to JSON and back, to a command line and back, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+
+import pytest
+from command_line import command_line, options_of, settings_of
+from example_report import SETTINGS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsfind.cli.request import settings_from
+from bsfind.errors import UsageError
+from bsfind.input_spec import DTYPES, InputSpec
+from bsfind.precisions import REQUESTABLE_PRECISIONS
+from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
+from bsfind.units import Headroom
+
+IMPORT_PATHS = st.sampled_from(
+    ["pkg.mod:fn", "train.py:Net", "../my code/it's.py:Zoo.small", "größe:Netz"]
+)
+NAMES = st.sampled_from(["width", "lr", "betas", "_private", "größe"])
+VALUES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+ARGUMENTS = st.dictionaries(NAMES, VALUES, max_size=3).map(lambda d: tuple(d.items()))
+DIMENSIONS = st.integers(1, 4096)
+
+
+@st.composite
+def keyword_inputs(draw: st.DrawFn, name: str) -> InputSpec:
+    dtype = draw(st.sampled_from(sorted(DTYPES)))
+    low, high = (None, None)
+    if DTYPES[dtype] == "int":
+        low = draw(st.integers(-5, 5))
+        high = draw(st.integers(low + 1, 99_999))
+    shape = tuple(draw(st.lists(DIMENSIONS, max_size=3)))
+    return InputSpec(name=name, shape=shape, dtype=dtype, low=low, high=high)
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    batch_fn = draw(st.none() | IMPORT_PATHS)
+    inputs: list[InputSpec] = []
+    if batch_fn is None:
+        shapes = draw(st.lists(st.lists(DIMENSIONS, min_size=1, max_size=3), max_size=2))
+        inputs = [InputSpec(shape=tuple(shape)) for shape in shapes]
+        for name in draw(st.lists(NAMES, unique=True, min_size=not inputs, max_size=3)):
+            inputs.append(draw(keyword_inputs(name)))
+    mode = draw(st.sampled_from(["train", "infer"]))
+    training = mode == "train"
+    return Workload(
+        target=draw(IMPORT_PATHS),
+        model_args=draw(ARGUMENTS),
+        app_dir=draw(st.sampled_from([".", "src", "/my code/$HOME"])),
+        inputs=tuple(inputs),
+        batch_fn=batch_fn,
+        mode=mode,
+        loss=draw(st.sampled_from(["auto", "cross-entropy", "mse", "pkg.mod:fn"])),
+        optimizer=draw(st.sampled_from(["adamw", "SGD", "pkg.mod:fn"])),
+        optimizer_args=draw(ARGUMENTS),
+        step=draw(st.none() | IMPORT_PATHS) if training else None,
+        grad_checkpoint=training and draw(st.booleans()),
+        channels_last=draw(st.booleans()),
+        compile=draw(st.booleans()),
+        grad_accum=draw(st.integers(1, 64)),
+    )
+
+
+# What people type has a few digits: these come back exactly, an arbitrary float may be off by 1e-17.
+PERCENTAGES = st.integers(0, 99_999).map(lambda n: n / 1000 / 100)
+SECONDS = st.integers(1, 10**10).map(lambda n: n / 1000)
+HEADROOMS = PERCENTAGES.map(lambda part: Headroom(fraction=part)) | st.integers(0, 1 << 40).map(
+    lambda n: Headroom(bytes=n)
+)
+MANY = settings(deadline=None, max_examples=60)
+
+
+@st.composite
+def limits(draw: st.DrawFn, *, search: bool) -> SearchLimits:
+    steps, timeout = draw(st.integers(1, 50)), draw(SECONDS)
+    if not search:
+        return SearchLimits(headroom=Headroom(bytes=0), steps=steps, trial_timeout_s=timeout)
+    smallest, multiple = draw(st.integers(1, 512)), draw(st.integers(1, 64))
+    more = {}
+    if draw(st.booleans()):
+        more["max_batch_size"] = draw(st.integers(max(smallest, multiple), 2**31 - 1))
+    return SearchLimits(
+        min_batch_size=smallest,
+        multiple_of=multiple,
+        tolerance=draw(PERCENTAGES),
+        headroom=draw(HEADROOMS),
+        objective=draw(st.sampled_from(["largest", "fastest"])),
+        steps=steps,
+        trial_timeout_s=timeout,
+        time_budget_s=draw(st.none() | SECONDS),
+        **more,
+    )
+
+
+DEVICES = st.builds(
+    DeviceChoice,
+    device=st.sampled_from(["auto", "cuda", "cuda:0", "cuda:12"]),
+    memory_limit_bytes=st.none() | st.integers(0, 1 << 50),
+)
+
+
+@st.composite
+def everything(draw: st.DrawFn) -> Settings:
+    batch_size = draw(st.none() | st.integers(1, 10**6))
+    precisions = st.lists(st.sampled_from(REQUESTABLE_PRECISIONS), min_size=1, unique=True)
+    return Settings(
+        workload=draw(workloads()),
+        precisions=tuple(draw(precisions)),
+        limits=draw(limits(search=batch_size is None)),
+        device=draw(DEVICES),
+        batch_size=batch_size,
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Stand in an empty folder, away from any pyproject.toml."""
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
+    yield
+    monkeypatch.undo()
+
+
+@given(workload=workloads(), device=DEVICES)
+def test_json_round_trips(workload: Workload, device: DeviceChoice) -> None:
+    assert Workload.from_json(json.loads(json.dumps(workload.to_json()))) == workload
+    assert DeviceChoice.from_json(json.loads(json.dumps(device.to_json()))) == device
+
+
+@given(asked=everything())
+@MANY
+def test_the_command_line_that_reproduces_asks_for_the_same(asked: Settings) -> None:
+    assert settings_of(asked.to_argv()) == asked
+
+
+@given(asked=everything())
+@settings(max_examples=30)
+def test_it_survives_a_shell(asked: Settings) -> None:
+    argv = asked.to_argv()
+    assert shlex.split(shlex.join(argv)) == argv
+
+
+def test_defaults_are_left_out() -> None:
+    plain = Settings(workload=Workload(target="a:b", inputs=(InputSpec(shape=(3,)),)))
+    assert plain.to_argv() == ["run", "a:b", "--input-shape", "3"]
+    assert settings_of(plain.to_argv()) == plain
+
+
+def test_the_example() -> None:
+    assert shlex.join(["bsfind", *SETTINGS.to_argv()]) == (
+        "bsfind run mypkg.models:Net --model-arg width=64 --input-shape 3,224,224 "
+        "--input labels=:int64:0..1000 --multiple-of 8"
+    )
+
+
+def test_check_asks_for_one_size_and_keeps_nothing_free() -> None:
+    asked = settings_of(["check", "a:b", "--input-shape", "3", "-b", "64", "--steps", "5"])
+    assert asked.batch_size == 64
+    assert asked.limits == SearchLimits(headroom=Headroom(bytes=0), steps=5)
+    assert asked.to_argv() == [
+        *("check", "a:b", "--input-shape", "3"),
+        *("--batch-size", "64", "--steps", "5"),
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "cpu", "cuda:", "cuda:x", "cuda:0:1", "CUDA", "auto "])
+def test_refused_devices(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a device, write `auto`, `cuda` or `cuda:1`"):
+        DeviceChoice(device=name)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"min_batch_size": 9, "max_batch_size": 8},
+            "`--min-batch-size 9` is above `--max-batch-size 8`",
+        ),
+        (
+            {"max_batch_size": 8, "multiple_of": 16},
+            "no multiple of 16 (`--multiple-of`) is at most `--max-batch-size 8`",
+        ),
+    ],
+)
+def test_limits_that_leave_nothing(values: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError) as refusal:  # noqa: PT011 (the message is compared)
+        SearchLimits(**values)
+    assert str(refusal.value) == message
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    with pytest.raises(UsageError) as error:
+        settings_of(["run", "a:b", "--input-shape", "3", *options])
+    assert error.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "the model's inputs are not known"),
+        (
+            ["--batch-fn", "a:f", "--input-shape", "3"],
+            "`--batch-fn` makes the inputs: `--input-shape` and `--input` go without it",
+        ),
+        (["--input", "x=3", "--input", "y=4", "--input", "x=5"], "`--input x=…` is given twice"),
+        (
+            ["--input-shape", "3", "--mode", "infer", "--grad-checkpoint"],
+            "`--grad-checkpoint` has no meaning with `--mode infer`",
+        ),
+        (
+            ["--input-shape", "3", "--mode", "infer", "--step", "a:f"],
+            "`--step` has no meaning with `--mode infer`",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(options: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        settings_from(options_of("run", "a:b", *options))
+    assert error.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--input-shape", "3x4"], "'--input-shape': `3x4` is not a shape, write `3,4`"),
+        (["--input", "3,4"], "'--input': `3,4` has no name"),
+        (["--memory-limit", "24G"], "write `24GiB` (binary) or `24GB` (decimal)"),
+        (["--tolerance", "5"], "`5` must be less than 100%, write `5%`"),
+        (["--headroom", "0.05"], "write `5%`"),
+        (["--trial-timeout", "3d"], "unknown unit `d`"),
+        (["--time-budget", "0"], "must be more than zero"),
+        (["--precision", "fp32,fp8"], "`fp8` is not a precision, choose from fp32, tf32"),
+        (["--precision", " , "], "no precision is named"),
+        (["--device", "tpu"], "`tpu` is not a device"),
+        (["--loss", "bce"], "`bce` is not one of auto, cross-entropy, mse, nor `pkg.mod:fn`"),
+        (["--optimizer", "my adam"], "`my adam` is neither a name of torch.optim nor `pkg.mod:fn`"),
+        (["--model-arg", "width"], "`width` is not `KEY=VALUE`"),
+        (["--optimizer-arg", "1=2"], "`1=2` is not `KEY=VALUE`"),
+        (["--batch-fn", "fn"], "`fn` is not `MODULE:ATTRIBUTE`"),
+        (["--export", "report.pdf"], "end it in .json, .md, .csv"),
+        (["--export", "nowhere/report.json"], "there is no folder `nowhere`"),
+        (["--steps", "0"], "'--steps'"),
+        (["--mode", "test"], "'--mode'"),
+        (["--batchsize", "3"], "--batchsize"),
+    ],
+)
+def test_typos_are_usage_errors(options: list[str], said: str) -> None:
+    outcome = command_line("run", "a:b", *options)
+    assert outcome.code == 2
+    assert outcome.options is None
+    assert outcome.stdout == ""
+    assert outcome.stderr.startswith("error: ")
+    assert said in outcome.stderr
+    assert "hint: `bsfind run --help` shows the options" in outcome.stderr
+
+
+def test_a_target_that_is_no_import_path() -> None:
+    outcome = command_line("run", "pkg.models.Net")
+    assert outcome.code == 2
+    assert "write it like `pkg.models:Net`" in outcome.stderr
