@@ -38,4 +38,5 @@ class SmallResNet(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return class scores of shape (batch, classes)."""
-        return self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
+        scores: torch.Tensor = self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
+        return scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import os
 import queue
 import signal
@@ -35,8 +36,8 @@ def main() -> int:
     # The parent starts a worker before it needs it: the seconds of these imports are free then. A
     # torch that cannot be imported is reported when the device is to be opened.
     with contextlib.suppress(Exception):
-        import bsfind.devices.cuda
-        import torch._dynamo  # the first optimizer imports it (torch/_compile.py)  # noqa: F401
+        importlib.import_module("bsfind.devices.cuda")
+        importlib.import_module("torch._dynamo")  # the first optimizer does (torch/_compile.py)
     while True:
         try:
             answer = server.answer(inbox.get())
