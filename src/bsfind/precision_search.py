@@ -152,7 +152,9 @@ class PrecisionSearch:
             return Trial(batch_size=batch_size, status="timeout", message=error.message)
 
     def _guess_maximum(self, trials: Sequence[Trial]) -> int | None:
-        return self._guess(trials, self._capacity)
+        guess = self._guess(trials, self._capacity)
+        largest_that_ran = max((t.batch_size for t in trials if t.status == "ok"), default=0)
+        return None if guess is None else max(guess, largest_that_ran)
 
     def _guess(self, trials: Sequence[Trial], limit_bytes: int) -> int | None:
         """Return the largest batch size that fits into `limit_bytes`, as far as can be told."""
@@ -165,7 +167,8 @@ class PrecisionSearch:
         assert best is not None
         guess = best.batch_size
         if self._budget < self._capacity:
-            guess = min(guess, self._guess(self._search.trials, self._budget) or guess)
+            for_budget = self._guess(self._search.trials, self._budget)
+            guess = guess if for_budget is None else min(guess, max(1, for_budget))
         recommended = self._confirm(guess)
         if recommended is not None and self._limits.objective == "fastest":
             self._find_fastest(recommended)

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
@@ -51,33 +52,41 @@ class ProgressLine:
         """Take in what is known now."""
         self._progress = progress
 
-    def __rich__(self) -> Text:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         elapsed = format_duration(int(time.monotonic() - self._start) or 0.5)
         if self._progress is None:
-            return Text(f"starting · {elapsed}", style="dim", no_wrap=True, overflow="ellipsis")
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"{self._progress.precision}  ", style="bold")
-        text.append(_what_is_known(self._progress))
-        text.append(f" · {elapsed}", style="dim")
-        return text
+            yield Text(f"starting · {elapsed}", style="dim", no_wrap=True)
+            return
+        parts = _what_is_known(self._progress)
+        while True:
+            text = Text(no_wrap=True, overflow="crop")
+            text.append(f"{self._progress.precision}  ", style="bold")
+            text.append(" · ".join(parts))
+            text.append(f" · {elapsed}", style="dim")
+            if text.cell_len <= options.max_width or len(parts) == 1:
+                break
+            parts.pop()  # a narrow terminal loses parts, not digits
+        yield text
 
 
-def _what_is_known(progress: Progress) -> str:
+def _what_is_known(progress: Progress) -> list[str]:
     parts = [progress.doing]
     if progress.doing == "loading":
         parts = ["loading the model"]
     elif progress.batch_size is not None:
         parts = [f"{progress.doing} {progress.batch_size:,}"]
-    if progress.best is not None:
+    if progress.best is not None and progress.failed is not None:
+        parts.append(f"{progress.best:,} ran, {progress.failed:,} did not")
+    elif progress.best is not None:
         parts.append(f"largest that ran {progress.best:,}")
-    if progress.failed is not None:
-        parts.append(f"smallest that did not {progress.failed:,}")
+    elif progress.failed is not None:
+        parts.append(f"{progress.failed:,} did not run")
     if progress.trials:
         trials = f"{progress.trials} trial{'s' if progress.trials > 1 else ''}"
         if progress.out_of_memory:
             trials += f", {progress.out_of_memory} out of memory"
         parts.append(trials)
-    return " · ".join(parts)
+    return parts
 
 
 def trial_line(precision: str, trial: Trial) -> str:

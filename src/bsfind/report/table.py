@@ -143,7 +143,7 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
 def _bar(result: PrecisionResult, console: Console) -> str:
     fraction = result.peak_fraction
     if fraction is None:
-        return ""
+        return "–"
     percent = f"{wording.percentage(fraction):>4}"
     if console.encoding.lower().replace("-", "") != "utf8":
         return percent

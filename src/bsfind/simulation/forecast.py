@@ -59,7 +59,7 @@ def largest_that_fits(
         blocks = [allocator.block_at(address) for address in resident]
         return _replay_fits(allocator, blocks, events_at(batch_size), workspaces)
 
-    return max(high.batch_size, _bisect(fits, high.batch_size))
+    return _bisect(fits, high.batch_size)
 
 
 def _extrapolation(
@@ -198,7 +198,7 @@ def _replay_fits(
     return True
 
 
-def _bisect(fits: Callable[[int], bool], ran: int) -> int:
+def _bisect(fits: Callable[[int], bool], near: int) -> int:
     """Return the largest batch size that fits: by doubling from 1, then halving the bracket.
 
     Fragmentation makes some sizes fail between others that fit. The powers of two as starting
@@ -206,10 +206,15 @@ def _bisect(fits: Callable[[int], bool], ran: int) -> int:
 
     Args:
         fits: tells whether a batch size fits.
-        ran: one that does.
+        near: where the answer may be, which only saves time.
+
+    Returns:
+        The batch size; 0 if none fits.
     """
-    low = 1 << (ran.bit_length() - 1)
-    high = 2 * low
+    low = 1 << (near.bit_length() - 1)
+    while low and not fits(low):
+        low //= 2
+    high = max(1, 2 * low)
     while high <= _LARGEST_BATCH_SIZE and fits(high):
         low, high = high, 2 * high
     while high - low > 1:
