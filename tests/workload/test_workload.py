@@ -1,0 +1,300 @@
+"""What is trained, on the CPU: targets, inputs, losses, optimizers and the reference step."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bsfind.errors import TargetError, UsageError
+from bsfind.input_spec import parse_input, parse_input_shape
+from bsfind.settings import Workload
+from bsfind.workload.checkpointing import enable_checkpointing, repeated_blocks
+from bsfind.workload.inputs import batch_maker
+from bsfind.workload.loss import automatic_loss, make_loss
+from bsfind.workload.optimizer import make_optimizer
+from bsfind.workload.precision import precision_plan
+from bsfind.workload.step import LoadedWorkload, TrainingSteps
+from bsfind.workload.target import build_model
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+CPU = torch.device("cpu")
+
+
+def loaded(target: str = "well_behaved.py:Blocks", **changes: Any) -> LoadedWorkload:
+    settings = {"inputs": (parse_input_shape("4,256"),), "target": f"{MODELS}/{target}", **changes}
+    return LoadedWorkload(Workload(**settings), precision_plan("fp32"), CPU)
+
+
+def steps(workload: LoadedWorkload) -> TrainingSteps:
+    return TrainingSteps(workload, lambda: None)
+
+
+class TestInputs:
+    def make(self, *texts: str, **options: Any) -> Any:
+        specs = tuple(parse_input(text) for text in texts)
+        defaults = {"device": CPU, "float_dtype": None, "channels_last": False}
+        return batch_maker(specs, None, **{**defaults, **options})
+
+    def test_shapes_dtypes_and_ranges(self) -> None:
+        batch = self.make("ids=7:int64:3..5", "mask=7:bool", "x=2,3:bfloat16", "y=:int64:0..2")(64)
+        ids, mask, x, y = (batch.kwargs[name] for name in ("ids", "mask", "x", "y"))
+        assert ids.shape == (64, 7)
+        assert set(ids.unique().tolist()) == {3, 4}
+        assert mask.dtype == torch.bool
+        assert mask.all()
+        assert x.dtype == torch.bfloat16
+        assert x.shape == (64, 2, 3)
+        assert y.shape == (64,)
+        assert batch.describe().startswith("ids=int64[64, 7], mask=bool[64, 7]")
+
+    def test_floats_follow_a_model_in_bf16_and_integers_do_not(self) -> None:
+        batch = self.make("x=3", "i=3:int64", float_dtype=torch.bfloat16)(2)
+        assert batch.kwargs["x"].dtype == torch.bfloat16
+        assert batch.kwargs["i"].dtype == torch.int64
+
+    def test_channels_last(self) -> None:
+        batch = self.make("x=3,4,4", "t=5", channels_last=True)(2)
+        assert batch.kwargs["x"].is_contiguous(memory_format=torch.channels_last)
+
+    @pytest.mark.parametrize(
+        ("made", "args", "kwargs"),
+        [
+            ("torch.ones(n)", 1, set()),
+            ("(torch.ones(n), torch.ones(n))", 2, set()),
+            ("[torch.ones(n)]", 1, set()),
+            ("{'x': torch.ones(n)}", 0, {"x"}),
+            ("((torch.ones(n),), {'y': torch.ones(n)})", 1, {"y"}),
+        ],
+    )
+    def test_what_a_batch_function_may_return(
+        self, tmp_path: Path, made: str, args: int, kwargs: set[str]
+    ) -> None:
+        file = tmp_path / f"batches_{abs(hash(made))}.py"
+        file.write_text(f"import torch\ndef make(n, device):\n    return {made}\n")
+        options = {"device": CPU, "float_dtype": None, "channels_last": False}
+        batch = batch_maker((), f"{file}:make", **options)(3)
+        assert len(batch.args) == args
+        assert set(batch.kwargs) == kwargs
+
+
+class TestLosses:
+    def test_automatic(self) -> None:
+        @dataclass
+        class Output:
+            logits: torch.Tensor
+            loss: torch.Tensor | None = None
+
+        value = torch.tensor(3.0)
+        tensor = torch.full((2, 4), 2.0)
+        assert automatic_loss(Output(tensor, value)) is value
+        assert automatic_loss({"loss": value, "x": tensor}) is value
+        assert automatic_loss(value) is value
+        assert automatic_loss(Output(tensor)).item() == 2.0
+        assert (
+            automatic_loss((tensor, [tensor, {"a": torch.ones(3, dtype=torch.int64)}])).item() == 4
+        )
+        with pytest.raises(TargetError, match="without any floating tensor"):
+            automatic_loss(torch.ones(3, dtype=torch.int64))
+
+    @pytest.mark.parametrize("shape", [(6, 10), (6, 10, 8, 8), (6, 5, 10)])
+    def test_cross_entropy_finds_the_classes(self, shape: tuple[int, ...]) -> None:
+        loss = make_loss("cross-entropy")
+        scores = torch.randn(shape, requires_grad=True)
+        loss(scores).backward()
+        assert scores.grad is not None
+
+    def test_cross_entropy_needs_classes(self) -> None:
+        with pytest.raises(TargetError, match="needs class scores"):
+            make_loss("cross-entropy")(torch.randn(5))
+
+    def test_targets_of_later_steps_are_there_before_the_forward_pass(self) -> None:
+        loss = make_loss("mse")
+        loss.make_targets(3)  # nothing is known of the output yet
+        loss(torch.randn(3, 2))
+        loss.release_targets()
+        loss.make_targets(3)
+        assert loss(torch.zeros(3, 2)).item() > 0
+
+
+def optimizer_names() -> list[str]:
+    return sorted(
+        name
+        for name, value in vars(torch.optim).items()
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and value not in (torch.optim.Optimizer, torch.optim.LBFGS)
+    )
+
+
+class TestOptimizers:
+    @pytest.mark.parametrize("name", optimizer_names())
+    def test_every_optimizer_of_torch(self, name: str) -> None:
+        model = nn.Linear(4, 4, bias=False)
+        optimizer = make_optimizer(name.lower(), {}, model)
+        assert type(optimizer).__name__ == name
+
+    def test_unknown_names_and_lbfgs(self) -> None:
+        with pytest.raises(UsageError) as caught:
+            make_optimizer("adamv", {}, nn.Linear(1, 1))
+        assert "did you mean `adam" in caught.value.hint
+        with pytest.raises(UsageError, match="LBFGS"):
+            make_optimizer("lbfgs", {}, nn.Linear(1, 1))
+
+    def test_arguments(self) -> None:
+        optimizer = make_optimizer("sgd", {"momentum": 0.5}, nn.Linear(1, 1))
+        assert optimizer.defaults["momentum"] == 0.5
+
+    def test_frozen_parameters_are_left_out(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        model[0].requires_grad_(False)
+        (group,) = make_optimizer("adamw", {}, model).param_groups
+        assert len(group["params"]) == 2
+
+
+class TestCheckpointing:
+    def test_the_model_s_own_switch_comes_first(self) -> None:
+        class Switched(nn.Module):
+            is_on = False
+
+            def gradient_checkpointing_enable(self) -> None:
+                self.is_on = True
+
+        model = Switched()
+        assert "gradient_checkpointing_enable" in enable_checkpointing(model)
+        assert model.is_on
+
+    def test_repeated_blocks_are_recomputed(self) -> None:
+        model = build_model(f"{MODELS}/well_behaved.py:Blocks", {"depth": 3})
+        assert len(repeated_blocks(model)) == 3
+        assert enable_checkpointing(model) == "3 blocks of `Sequential`"
+        calls = []
+        model.blocks[0][0].register_forward_hook(lambda *_: calls.append(1))  # type: ignore[index, union-attr]
+        model(torch.randn(2, 256)).sum().backward()
+        assert len(calls) == 2
+
+    def test_nothing_to_recompute(self) -> None:
+        with pytest.raises(TargetError, match="no repeated blocks"):
+            enable_checkpointing(nn.Linear(2, 2))
+
+
+class TestTargets:
+    def test_class_factory_and_instance(self) -> None:
+        for attr in ("ConvNet", "make_conv_net", "instance"):
+            assert isinstance(build_model(f"{MODELS}/well_behaved.py:{attr}", {}), nn.Module)
+
+    def test_missing_arguments_are_named(self, tmp_path: Path) -> None:
+        file = tmp_path / "needs.py"
+        file.write_text("def make(depth, width=3):\n    raise AssertionError\n")
+        with pytest.raises(TargetError) as caught:
+            build_model(f"{file}:make", {})
+        assert "--model-arg depth=…" in caught.value.hint
+
+    def test_an_instance_takes_no_arguments(self) -> None:
+        with pytest.raises(TargetError, match="an instance"):
+            build_model(f"{MODELS}/well_behaved.py:instance", {"width": 3})
+
+
+class TestSteps:
+    def test_the_optimizer_moves_the_weights(self) -> None:
+        workload = loaded()
+        before = [p.detach().clone() for p in workload.model.parameters()]
+        runner = steps(workload)
+        runner.run(3)
+        assert runner.completed == 1
+        assert any(
+            not torch.equal(a, b) for a, b in zip(before, workload.model.parameters(), strict=True)
+        )
+
+    def test_accumulation_steps_once(self) -> None:
+        seen = []
+        workload = loaded(grad_accum=3)
+        workload.model.register_forward_hook(lambda *_: seen.append(1))
+        runner = steps(workload)
+        runner.run(2)
+        assert len(seen) == 3
+        assert runner.completed == 1
+
+    def test_inference_keeps_no_graph(self) -> None:
+        outputs = []
+        workload = loaded(mode="infer")
+        workload.model.register_forward_hook(lambda m, i, out: outputs.append(out.requires_grad))
+        steps(workload).run(2)
+        assert outputs == [False]
+        assert not workload.model.training
+
+    def test_a_step_function_sees_the_model_and_the_inputs(self) -> None:
+        sizes = []
+        workload = loaded(step=f"{MODELS}/well_behaved.py:half_step")
+        workload.model.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+        steps(workload).run(4)
+        assert sizes == [2]
+
+    def test_nothing_of_a_step_survives_it(self) -> None:
+        workload = loaded()
+        alive: list[weakref.ref[torch.Tensor]] = []
+        workload.model.register_forward_hook(lambda m, i, out: alive.append(weakref.ref(out)))
+        steps(workload).run(2)
+        gc.collect()
+        assert [ref() for ref in alive] == [None]
+
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [("NoParameters", "no parameter"), ("DetachedOutput", "does not depend")],
+    )
+    def test_models_that_cannot_be_trained(self, target: str, message: str) -> None:
+        workload = loaded(f"misbehaved.py:{target}", inputs=(parse_input_shape("16"),))
+        with pytest.raises(TargetError, match=message):
+            steps(workload).run(2)
+
+
+class LightningModule(nn.Module):
+    """Looks like Lightning's, to whoever goes by its name."""
+
+    automatic_optimization = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 2)
+        self.batches: list[Any] = []
+
+    def training_step(self, batch: Any, index: int) -> dict[str, torch.Tensor]:
+        self.batches.append(batch)
+        return {"loss": self.layer(batch).mean()}
+
+    def configure_optimizers(self) -> Any:
+        return {"optimizer": torch.optim.Adagrad(self.parameters())}
+
+
+LightningModule.__module__ = "lightning.pytorch.core.module"
+
+
+class TestLightning:
+    @pytest.fixture
+    def module(self, monkeypatch: pytest.MonkeyPatch) -> LightningModule:
+        module = LightningModule()
+        monkeypatch.setattr("bsfind.workload.step.build_model", lambda *_: module)
+        return module
+
+    def test_its_own_step_and_optimizer(self, module: LightningModule) -> None:
+        workload = loaded(inputs=(parse_input_shape("16"),))
+        steps(workload).run(3)
+        assert [batch.shape for batch in module.batches] == [(3, 16)]
+        assert type(workload.make_optimizer()) is torch.optim.Adagrad
+
+    def test_manual_optimization_is_refused(self, module: LightningModule) -> None:
+        module.automatic_optimization = False
+        with pytest.raises(TargetError, match="manual optimization"):
+            steps(loaded(inputs=(parse_input_shape("16"),))).run(3)
+
+    def test_several_optimizers_are_refused(self, module: LightningModule) -> None:
+        optimizers = [torch.optim.SGD(module.parameters()) for _ in range(2)]
+        module.configure_optimizers = lambda: optimizers  # type: ignore[method-assign]
+        with pytest.raises(TargetError, match="2 optimizers"):
+            steps(loaded(inputs=(parse_input_shape("16"),)))
