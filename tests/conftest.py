@@ -6,13 +6,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A busy machine is no failure.
+hypothesis.settings.register_profile("bsfind", deadline=None)
+hypothesis.settings.load_profile("bsfind")
 
 GOLDEN = Path(__file__).parent / "golden"
 
 # What a machine or a CI service sets would change widths, colours and answers.
 _FOREIGN = ("BSFIND_", "GITHUB_")
-_OURS = "BSFIND_FAKEGPU"
+_OURS = ("BSFIND_FAKEGPU", "BSFIND_TEST_")
 _FOREIGN_NAMES = (
     "FORCE_COLOR",
     "NO_COLOR",

@@ -43,7 +43,8 @@ CONCLUSIVE = [
     "other API call, so the stacktrace below might be incorrect.",
     "CUDA driver error: out of memory",
     "HIP error: out of memory",
-    "CUDA_ERROR_OUT_OF_MEMORY: out of memory", "cudaErrorMemoryAllocation",
+    "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+    "cudaErrorMemoryAllocation",
     "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
     "cuFFT error: CUFFT_ALLOC_FAILED",
@@ -53,7 +54,7 @@ CONCLUSIVE = [
     "FIND was unable to find an engine to execute this computation",
     "Unable to find a valid cuDNN algorithm to run convolution",
     "Not enough memory for workspace!",
-    'NVML_SUCCESS == DriverAPI::get()->nvmlInit_v2_() INTERNAL ASSERT FAILED at '
+    "NVML_SUCCESS == DriverAPI::get()->nvmlInit_v2_() INTERNAL ASSERT FAILED at "
     '"/pytorch/c10/cuda/CUDACachingAllocator.cpp":1131, please report a bug to PyTorch. ',
     "NCCL error in: ../torch/csrc/distributed/c10d/ProcessGroupNCCL.cpp:1275, unhandled cuda "
     "error, NCCL version 2.18.1\nncclUnhandledCudaError: Call to CUDA function failed.\n"

@@ -23,9 +23,7 @@ from bsfind.records import PrecisionResult, Trial
 
 
 def trial(batch_size: int, *, peak: int | None = None, speed: float | None = None) -> Trial:
-    return Trial(
-        batch_size=batch_size, status="ok", peak_reserved_bytes=peak, samples_per_s=speed
-    )
+    return Trial(batch_size=batch_size, status="ok", peak_reserved_bytes=peak, samples_per_s=speed)
 
 
 def result(precision: str, batch_size: int | None, speed: float | None = None) -> PrecisionResult:
@@ -71,14 +69,21 @@ def test_the_best_that_leaves_the_headroom() -> None:
 
 
 def test_saturation_is_the_smallest_within_two_percent() -> None:
-    trials = [trial(8, speed=500), trial(64, speed=981), trial(16, speed=979), trial(256, speed=1000)]
+    trials = [
+        trial(8, speed=500),
+        trial(64, speed=981),
+        trial(16, speed=979),
+        trial(256, speed=1000),
+    ]
     assert saturation(trials) == trials[1]
     assert saturation([*trials, trial(4)]) == trials[1]
     assert saturation([trial(4)]) is None
     assert saturation([]) is None
 
 
-def probe_all(speed: Callable[[int], float], largest: int, **limits: int) -> tuple[list[int], Trial]:
+def probe_all(
+    speed: Callable[[int], float], largest: int, **limits: int
+) -> tuple[list[int], Trial]:
     trials = [trial(largest, speed=speed(largest))]
     probes = []
     while (n := next_throughput_probe(trials, largest, **limits)) is not None:
@@ -145,8 +150,7 @@ def test_speed_up_is_relative_to_fp32_or_else_tf32() -> None:
             [result("fp32", 8, 10), result("amp-bf16", 6, 25)],
             "largest",
             ("amp-bf16", 6),
-            "the largest batch that leaves the headroom free; "
-            "2.5 x the samples per second of fp32",
+            "the largest batch that leaves the headroom free; 2.5 x the samples per second of fp32",
         ),
         (
             [result("fp32", 8, 30), result("amp-bf16", 16, 25)],

@@ -1,0 +1,243 @@
+"""What people and scripts rely on: commands, options, their variables, and flags in messages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer
+from command_line import command_line
+from typer.testing import CliRunner
+
+from bsfind import __version__
+from bsfind.cli.configuration import REPEATABLE
+from bsfind.cli.main import app
+from bsfind.exit_codes import ExitCode
+
+SOURCE = Path(__file__).parents[2] / "src" / "bsfind"
+
+COMMAND = typer.main.get_command(app)
+COMMANDS = COMMAND.commands  # type: ignore[attr-defined]
+
+WORKLOAD = {
+    *("--model-arg", "--app-dir", "--input-shape", "--input", "--batch-fn", "--mode", "--loss"),
+    *("--optimizer", "--optimizer-arg", "--step", "--grad-checkpoint", "--channels-last"),
+    *("--compile", "--grad-accum", "--precision"),
+}
+TRIALS = {"--steps", "--trial-timeout", "--device", "--memory-limit"}
+OUTPUT = {
+    *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
+}
+# Frozen: to take an option away breaks scripts; to add one needs a line here and in the README.
+SURFACE = {
+    "run": {
+        *(WORKLOAD | TRIALS | OUTPUT),
+        *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
+        *("--objective", "--time-budget"),
+    },
+    "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
+    "gpus": {"--json"},
+    "env": {"--json"},
+    "schema": set(),
+}
+PANELS = {
+    **dict.fromkeys(("--model-arg", "--app-dir"), "Target"),
+    **dict.fromkeys(("--input-shape", "--input", "--batch-fn"), "Inputs"),
+    **dict.fromkeys(
+        (
+            *("--mode", "--loss", "--optimizer", "--optimizer-arg", "--step", "--grad-checkpoint"),
+            *("--channels-last", "--compile", "--grad-accum"),
+        ),
+        "Training",
+    ),
+    "--precision": "Precision",
+    **dict.fromkeys(
+        (
+            *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance"),
+            *("--headroom", "--objective", "--steps", "--trial-timeout", "--time-budget"),
+            "--batch-size",
+        ),
+        "Search",
+    ),
+    **dict.fromkeys(("--device", "--memory-limit"), "Device"),
+    **dict.fromkeys(
+        ("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"), "Output"
+    ),
+}
+
+
+def options(command: str) -> list[typer.core.TyperOption]:
+    return [p for p in COMMANDS[command].params if isinstance(p, typer.core.TyperOption)]
+
+
+CONFIGURABLE = [(command, option) for command in ("run", "check") for option in options(command)]
+
+
+def ids(pair: object) -> str:
+    return pair.name if isinstance(pair, typer.core.TyperOption) else str(pair)
+
+
+def test_commands() -> None:
+    assert set(COMMANDS) == set(SURFACE)
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_options(command: str) -> None:
+    flags = {flag for option in options(command) for flag in (*option.opts, *option.secondary_opts)}
+    assert flags == SURFACE[command]
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_every_command_and_option_has_help(command: str) -> None:
+    assert (COMMANDS[command].help or "").strip()
+    for option in options(command):
+        assert (option.help or "").strip().rstrip("]").endswith((".", "memory allows")), option.name
+
+
+@pytest.mark.parametrize(("command", "option"), CONFIGURABLE, ids=ids)
+def test_every_option_has_a_panel_and_a_variable(
+    command: str, option: typer.core.TyperOption
+) -> None:
+    flag = next(flag for flag in option.opts if flag.startswith("--"))
+    assert option.rich_help_panel == PANELS[flag]
+    assert option.envvar == "BSFIND_" + flag.removeprefix("--").replace("-", "_").upper()
+    assert f"--{option.name}".replace("_", "-") == flag  # the name in [tool.bsfind]
+
+
+def test_both_commands_mean_the_same_by_an_option() -> None:
+    checks = {option.name: option for option in options("check")}
+    for option in options("run"):
+        other = checks.get(option.name)
+        if other is not None:
+            assert (option.opts, option.help, option.metavar, option.default) == (
+                *(other.opts, other.help, other.metavar, other.default),
+            )
+
+
+def test_the_configuration_knows_which_options_repeat() -> None:
+    found = {option.name.replace("_", "-") for _, option in CONFIGURABLE if option.multiple}
+    assert found == REPEATABLE | {"export"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "parameter", "expected"),
+    [
+        ("BSFIND_MIN_BATCH_SIZE", "8", "min_batch_size", 8),
+        ("BSFIND_GRAD_CHECKPOINT", "1", "grad_checkpoint", True),
+        ("BSFIND_QUIET", "true", "quiet", True),
+        ("BSFIND_PRECISION", "bf16", "precision", ("bf16",)),
+        ("BSFIND_MEMORY_LIMIT", "8GiB", "memory_limit", 8 << 30),
+    ],
+)
+def test_variables_are_read(
+    name: str, value: str, parameter: str, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    outcome = command_line("run", "a:b", "--input-shape", "3")
+    assert outcome.options is not None, outcome.stderr
+    assert outcome.options[parameter] == expected
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BSFIND_STEPS", "many")
+    outcome = command_line("run", "a:b", "--input-shape", "3")
+    assert outcome.code == ExitCode.USAGE
+    assert "BSFIND_STEPS" in outcome.stderr
+    monkeypatch.delenv("BSFIND_STEPS")
+    assert "BSFIND_STEPS" not in command_line("run", "a:b", "--steps", "many").stderr
+
+
+# ------------------------------------------------------------------------------------- messages
+
+
+def texts_of(file: Path) -> list[tuple[int, str]]:
+    """Return all string literals of a source file, parts of f-strings and docstrings included."""
+    return [
+        (node.lineno, node.value)
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+
+
+def flags_in(text: str) -> list[str]:
+    return re.findall(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*", text)
+
+
+def test_flags_are_found_in_texts() -> None:
+    assert flags_in("pass `--app-dir` or --input=3, not a--b, `--`, --- or ---x") == [
+        *("--app-dir", "--input"),
+    ]
+
+
+def test_every_flag_that_a_text_names_exists() -> None:
+    known = {flag for flags in SURFACE.values() for flag in flags} | {"--help", "--version"}
+    named = [
+        (f"{file.relative_to(SOURCE)}:{line}", flag)
+        for file in sorted(SOURCE.rglob("*.py"))
+        for line, text in texts_of(file)
+        for flag in flags_in(text)
+    ]
+    assert len(named) > 50
+    assert [(where, flag) for where, flag in named if flag not in known] == []
+
+
+def test_every_command_that_a_text_names_exists() -> None:
+    named = [
+        (f"{file.relative_to(SOURCE)}:{line}", command)
+        for file in sorted(SOURCE.rglob("*.py"))
+        for line, text in texts_of(file)
+        for command in re.findall(r"`bsfind ([a-z]+)", text)
+    ]
+    assert len(named) > 5
+    assert [(where, command) for where, command in named if command not in COMMANDS] == []
+
+
+# ----------------------------------------------------------------------------------------- help
+
+
+def help_of(*argv: str) -> str:
+    result = CliRunner().invoke(app, [*argv, "--help"])
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    return result.stdout
+
+
+@pytest.mark.parametrize("argv", [(), ("run",), ("check",)], ids=str)
+def test_help_lists_the_exit_codes(argv: tuple[str, ...]) -> None:
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", help_of(*argv)).split())
+    _, _, said = text.partition("Exit codes:")
+    assert [int(n) for n in re.findall(r"(?:^|, )\s*(\d+) ", said)] == [int(c) for c in ExitCode]
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_help_shows_every_option_in_its_panel(command: str) -> None:
+    text = help_of(command)
+    for flag in SURFACE[command]:
+        assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), flag
+    found = [panel for panel in dict.fromkeys(PANELS.values()) if f"─ {panel} ─" in text]
+    assert found == list(dict.fromkeys(PANELS.values()))
+
+
+def test_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert max(map(len, help_of("run").splitlines())) <= 80
+
+
+def test_version() -> None:
+    for flag in ("--version", "-V"):
+        outcome = command_line(flag)
+        assert (outcome.code, outcome.stdout) == (0, f"bsfind {__version__}\n")
+
+
+def test_without_a_command_there_is_help() -> None:
+    outcome = command_line()
+    assert "Usage:" in outcome.stdout + outcome.stderr
+    assert set(COMMANDS) <= set(re.findall(r"[a-z]+", outcome.stdout + outcome.stderr))
+
+
+def test_an_unknown_command() -> None:
+    outcome = command_line("ran")
+    assert outcome.code == ExitCode.USAGE
+    assert "ran" in outcome.stderr
+    assert outcome.stdout == ""
