@@ -54,7 +54,7 @@ class OomText:
 
 OOM_TEXTS = (
     OomText(
-        r"(CUDA|HIP|XPU) out of memory\. ",
+        r"(CUDA|HIP|XPU) out of memory(\.|$)",
         "c10/cuda/CUDACachingAllocator.cpp (torch 1.0-2.13); c10/xpu/XPUCachingAllocator.cpp",
     ),
     OomText(r"MPS backend out of memory", "aten/src/ATen/mps/MPSAllocator.mm"),
@@ -84,8 +84,8 @@ OOM_TEXTS = (
         "aten/src/ATen/native/cudnn/Conv_v7.cpp",
     ),
     OomText(
-        r"nvmlInit_v2_\(\) INTERNAL ASSERT FAILED at .*CUDACachingAllocator\.cpp",
-        "c10/cuda/CUDACachingAllocator.cpp (torch 2.13): the message of an out-of-memory error asks "
+        r"NVML_SUCCESS == .{0,80}INTERNAL ASSERT FAILED at\s+\S*CUDACachingAllocator\.cpp",
+        "c10/cuda/CUDACachingAllocator.cpp (torch 1.13-2.13): the message of an out-of-memory error asks "
         "NVML who else uses the card, and asserts that it answers",
     ),
     OomText(r"Cuda failure 2 'out of memory'", "NCCL's last error line"),
@@ -115,6 +115,13 @@ SIZE_LIMIT_TEXTS = (
     r"Invalid buffer size",
 )
 """Texts of kernels that cannot index so many elements (grid limits, 32-bit indices)."""
+
+_DEVICE_FAULT = re.compile(
+    r"Assertion .{0,200} failed|device-side assert|illegal memory access|misaligned address"
+    r"|unspecified launch failure",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Faults of a kernel, which libraries echo as failures of their own (cudaGetErrorString, CUDA 13)."""
 
 _BATCH_NORM = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
 
@@ -153,6 +160,8 @@ def classify(error: BaseException, *, memory_exhausted: bool = False) -> Failure
         message = str(link)
         if _is_oom_type(link):
             return FailureKind.OUT_OF_MEMORY
+        if _DEVICE_FAULT.search(message):
+            return FailureKind.OTHER
         if isinstance(link, (RuntimeError, OSError)) and any(
             text.matches(message) and (text.conclusive or memory_exhausted) for text in OOM_TEXTS
         ):

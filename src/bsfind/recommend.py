@@ -9,6 +9,7 @@ from bsfind.records import PrecisionResult, Recommendation, Trial
 __all__ = [
     "BASELINE_PRECISIONS",
     "SATURATION",
+    "baseline",
     "best_that_leaves",
     "next_throughput_probe",
     "recommend",
@@ -82,15 +83,23 @@ def next_throughput_probe(
     return half
 
 
+def baseline(results: Sequence[PrecisionResult]) -> PrecisionResult | None:
+    """Return the result that speed-ups are relative to; None without one that was timed."""
+    for name in BASELINE_PRECISIONS:
+        for result in results:
+            if result.precision == name and result.samples_per_s:
+                return result
+    return None
+
+
 def speed_up(result: PrecisionResult, results: Sequence[PrecisionResult]) -> float | None:
     """Return how many times the baseline's samples/s a result reaches; None for the baseline."""
-    for name in BASELINE_PRECISIONS:
-        for baseline in results:
-            if baseline.precision == name and baseline.samples_per_s:
-                if baseline.precision == result.precision or not result.samples_per_s:
-                    return None
-                return result.samples_per_s / baseline.samples_per_s
-    return None
+    reference = baseline(results)
+    if reference is None or reference.precision == result.precision:
+        return None
+    if not result.samples_per_s or not reference.samples_per_s:
+        return None
+    return result.samples_per_s / reference.samples_per_s
 
 
 def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendation | None:
@@ -126,11 +135,9 @@ def _reason(
     if len(usable) == 1:
         return size
     ratio = speed_up(best, usable)
-    if ratio is not None:
-        baseline = next(
-            r.precision for name in BASELINE_PRECISIONS for r in usable if r.precision == name
-        )
-        return f"{size}; {ratio:.1f} x the samples per second of {baseline}"
+    reference = baseline(usable)
+    if ratio is not None and reference is not None:
+        return f"{size}; {ratio:.1f} x the samples per second of {reference.precision}"
     if timed:
         return f"{size}; the most samples per second of {len(usable)} precisions"
     return f"{size}; the largest of {len(usable)} precisions"

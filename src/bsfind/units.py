@@ -120,7 +120,8 @@ class Headroom:
 
     def __str__(self) -> str:
         if self.bytes is not None:
-            return str(self.bytes)
+            # Few bytes without a unit are refused: they were most likely meant as a percentage.
+            return f"{self.bytes}B" if 0 < self.bytes < MIB else str(self.bytes)
         return f"{plain_number((self.fraction or 0.0) * 100)}%"
 
 
@@ -134,7 +135,12 @@ def parse_headroom(text: str) -> Headroom:
         return Headroom(fraction=parse_fraction(text))
     if re.fullmatch(r"\s*0?\.[0-9]+\s*", text):
         raise ValueError(f"`{text}` is neither a part nor a size, write `{float(text) * 100:g}%`")
-    return Headroom(bytes=parse_size(text))
+    size = parse_size(text)
+    if 0 < size < MIB and text.strip().isdigit():
+        raise ValueError(
+            f"`{text}` is {size} bytes, write `{text.strip()}%` or `{text.strip()}MiB`"
+        )
+    return Headroom(bytes=size)
 
 
 def plain_number(value: float) -> str:

@@ -228,3 +228,26 @@ def test_other_refusals_are_not_batch_normalisations() -> None:
     assert isinstance(error, ValueError)
     assert not is_batch_norm_refusal(error)
     assert not is_batch_norm_refusal(RuntimeError("Expected more than 1 value per channel"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":844',
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at\n"/opt/x/c10/cuda/CUDACachingAllocator.cpp":838',
+        "CUDA out of memory",
+    ],
+)
+def test_more_texts_of_failed_allocations(text: str) -> None:
+    assert classify(RuntimeError(text)) is FailureKind.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUBLAS_STATUS_NOT_INITIALIZED: Assertion `t >= 0 && t < n_classes` failed.",
+        "CUBLAS_STATUS_ALLOC_FAILED after: device-side assert triggered",
+    ],
+)
+def test_a_fault_of_a_kernel_is_not_lack_of_memory_on_a_full_card(text: str) -> None:
+    assert classify(RuntimeError(text), memory_exhausted=True) is FailureKind.OTHER

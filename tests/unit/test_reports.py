@@ -114,7 +114,7 @@ def rows_of(text: str, report: Report) -> Iterator[tuple[list[str], dict[str, st
         yield row.split(), wording.cells(result, report)
 
 
-OPTIONAL = ("max batch", "peak allocated", "of the card", "samples/s", "vs fp32")
+OPTIONAL = ("max batch", "peak allocated", "of the card", "samples/s", "speed-up")
 FIGURES = st.integers(1, 2**31 - 1)
 SIZES = st.integers(0, 1 << 47)
 
@@ -178,7 +178,7 @@ def test_cells_are_written_for_people() -> None:
         "peak reserved": "21.7 GiB",
         "of the card": "<1%",
         "samples/s": "12,346",
-        "vs fp32": "30.9 x",
+        "speed-up": "30.9 x",
     }
     unknown = PrecisionResult(precision="bf16", status="unsupported")
     cells = wording.cells(unknown, example_report())

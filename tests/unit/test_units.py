@@ -162,7 +162,7 @@ def test_headroom_on_a_device() -> None:
     assert parse_headroom("1GiB").of(24 * GIB) == GIB
     assert parse_headroom("0").of(24 * GIB) == 0
     assert str(parse_headroom("5%")) == "5%"
-    assert str(parse_headroom("1KiB")) == "1024"
+    assert str(parse_headroom("1KiB")) == "1024B"
 
 
 @pytest.mark.parametrize(
@@ -262,3 +262,9 @@ def test_parameters(count: int, text: str) -> None:
 )
 def test_durations_are_written(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_a_headroom_of_a_few_bytes_is_most_likely_a_percentage() -> None:
+    with pytest.raises(ValueError, match=r"write `5%` or `5MiB`"):
+        parse_headroom("5")
+    assert parse_headroom("5B") == Headroom(bytes=5)

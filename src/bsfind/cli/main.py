@@ -157,4 +157,4 @@ def _defaults() -> dict[str, Any]:
 
 # Commands whose options may stand in a configuration file, and parameters that may not.
 _CONFIGURABLE = {"run": run, "check": check}
-_NOT_OPTIONS = frozenset(("context", "return", "export", "batch_size"))
+_NOT_OPTIONS = frozenset(("context", "return", "target", "export", "batch_size"))

@@ -36,6 +36,10 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UsageError(f"`--input {min(twice)}=…` is given twice")
+    for option in ("model_arg", "optimizer_arg"):
+        keys = [key for key, _ in options[option] or ()]
+        if len(set(keys)) < len(keys):
+            raise UsageError(f"`--{option.replace('_', '-')}` sets the same key twice")
     if options["mode"].value == "infer":
         for option in ("step", "grad_checkpoint"):
             if options[option]:

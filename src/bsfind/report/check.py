@@ -36,7 +36,9 @@ def _verdict(result: PrecisionResult, report: Report) -> str:
     trial = next((t for t in result.trials if t.status == "ok"), None)
     if trial is None:
         word = {"nothing_fits": "does not fit", "error": "failed"}.get(result.status, result.status)
-        return f"batch size {batch_size} {word}" + (f": {result.message}" if result.message else "")
+        failed = next((t for t in result.trials if t.message), None)
+        why = failed.message if failed else result.message
+        return f"batch size {batch_size} {word}" + (f": {why}" if why else "")
     text = f"batch size {batch_size} fits: peak reserved {format_bytes(trial.peak_reserved_bytes)}"
     if report.device is not None and trial.peak_reserved_bytes is not None:
         left = report.device.capacity_bytes - trial.peak_reserved_bytes

@@ -14,7 +14,8 @@ def to_markdown(report: Report) -> str:
     rows = [wording.cells(result, report) for result in report.results]
     if rows:
         columns = list(rows[0])
-        lines.append("| " + " | ".join(columns) + " |")
+        titles = [wording.title(column, report) for column in columns]
+        lines.append("| " + " | ".join(titles) + " |")
         lines.append("|---|" + "---:|" * (len(columns) - 1))
         lines.extend("| " + " | ".join(row.values()) + " |" for row in rows)
         lines.append("")

@@ -22,7 +22,7 @@ _LAYOUTS = (
         "peak reserved",
         "card bar",
         "samples/s",
-        "vs fp32",
+        wording.SPEED_UP,
     ),
     (
         "precision",
@@ -32,7 +32,7 @@ _LAYOUTS = (
         "peak reserved",
         "of the card",
         "samples/s",
-        "vs fp32",
+        wording.SPEED_UP,
     ),
     (
         "precision",
@@ -41,7 +41,7 @@ _LAYOUTS = (
         "peak reserved",
         "of the card",
         "samples/s",
-        "vs fp32",
+        wording.SPEED_UP,
     ),
     ("precision", "max batch", "recommended", "peak reserved", "samples/s"),
     ("precision", "recommended", "peak reserved"),
@@ -102,7 +102,7 @@ def _print_results(report: Report, console: Console) -> None:
     for result in report.results:  # narrower than any table: one line per figure
         for name, cell in wording.cells(result, report).items():
             if cell:
-                console.print(Text(f"{name}: {cell}"), soft_wrap=True)
+                console.print(Text(f"{wording.title(name, report)}: {cell}"), soft_wrap=True)
 
 
 def _needed(table: Table, console: Console) -> int:
@@ -113,7 +113,7 @@ def _needed(table: Table, console: Console) -> int:
 
 def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
     if len(report.results) == 1:
-        columns = tuple(name for name in columns if name != "vs fp32")
+        columns = tuple(name for name in columns if name != wording.SPEED_UP)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -121,7 +121,7 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
         padding=(0, 1 if two_lines else 2, 0, 0),
     )
     for name in columns:
-        header = "of the card" if name == "card bar" else name
+        header = "of the card" if name == "card bar" else wording.title(name, report)
         if two_lines:
             header = _TWO_LINES.get(header, header)
         table.add_column(

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from bsfind.recommend import BASELINE_PRECISIONS, saturation, speed_up
+from bsfind.recommend import baseline, saturation, speed_up
 from bsfind.records import PrecisionResult, Report
 from bsfind.units import format_bytes, format_count, format_parameters
 
-__all__ = ["answer", "cells", "evidence", "hints", "percentage", "problems", "subject"]
+__all__ = [
+    "SPEED_UP",
+    "answer",
+    "cells",
+    "evidence",
+    "hints",
+    "percentage",
+    "problems",
+    "subject",
+    "title",
+]
+
+SPEED_UP = "speed-up"
+"""The column of speed-ups."""
 
 _NOTHING = "–"
 
@@ -42,13 +55,21 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
         if result.peak_fraction is None
         else percentage(result.peak_fraction),
         "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
-        "vs fp32": f"{ratio:.1f} x" if ratio else "",
+        SPEED_UP: f"{ratio:.1f} x" if ratio else "",
     }
 
 
 def percentage(fraction: float) -> str:
     """Write a part of the card: `92%`, `<1%`."""
     return "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
+
+
+def title(column: str, report: Report) -> str:
+    """Return what stands over a column of `cells`: speed-ups name what they are relative to."""
+    if column != SPEED_UP:
+        return column
+    reference = baseline(report.results)
+    return f"vs {reference.precision}" if reference else "vs fp32"
 
 
 def _count(value: int | None) -> str:
@@ -69,13 +90,9 @@ def answer(report: Report) -> str | None:
     text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
     reasons = []
     ratio = speed_up(result, report.results)
-    if ratio is not None:
-        baseline = next(
-            name
-            for name in BASELINE_PRECISIONS
-            if any(r.precision == name and r.samples_per_s for r in report.results)
-        )
-        reasons.append(f"{ratio:.1f} x the samples per second of {baseline}")
+    reference = baseline(report.results)
+    if ratio is not None and reference is not None:
+        reasons.append(f"{ratio:.1f} x the samples per second of {reference.precision}")
     if report.device is not None and result.peak_reserved_bytes is not None:
         left = report.device.capacity_bytes - result.peak_reserved_bytes
         reasons.append(f"{format_bytes(left)} left free")
