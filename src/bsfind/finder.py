@@ -96,7 +96,7 @@ class Finder:
 
     def _run(self, pool: WorkerPool) -> None:
         worker = pool.take()
-        self._device = worker.open(self._settings.device, self._clock.for_one_answer())
+        self._device = worker.open(self._settings.device, self._clock.for_start())
         self._warn_about_neighbours(self._device)
         opened: Worker | None = worker
         for precision in self._precisions(self._device):

@@ -111,7 +111,7 @@ class SearchLimits:
         objective: `largest`: the most samples that fit; `fastest`: the smallest size whose
             samples/s is within 2 % of the best seen.
         steps: optimizer steps of a trial.
-        trial_timeout_s: longest time for one answer of the worker, seconds.
+        trial_timeout_s: longest time for one trial, seconds.
         time_budget_s: longest time for the whole search, seconds; None: no limit.
     """
 

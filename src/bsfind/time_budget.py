@@ -10,11 +10,15 @@ from bsfind.units import format_duration
 __all__ = ["TimeBudget"]
 
 
+_START_S = 300.0
+"""A large model on a cold file system: what a short `--trial-timeout` is not meant for."""
+
+
 class TimeBudget:
     """A clock that runs from its making.
 
     Args:
-        trial_timeout_s: longest time for one answer, seconds.
+        trial_timeout_s: longest time for one trial, seconds.
         total_s: longest time for everything, seconds; None: no limit.
     """
 
@@ -33,16 +37,25 @@ class TimeBudget:
         """Whether the time for everything is over."""
         return self._total_s is not None and self.elapsed_s >= self._total_s
 
-    def for_one_answer(self) -> float:
-        """Return how many seconds the next answer may take.
+    def for_trial(self) -> float:
+        """Return how many seconds the next trial may take.
 
         Raises:
             TimeLimitError: the time for everything is over.
         """
+        return self._at_most(self._trial_timeout_s)
+
+    def for_start(self) -> float:
+        """Return how many seconds a worker may take to get ready: import torch, build the model.
+
+        Raises:
+            TimeLimitError: the time for everything is over.
+        """
+        return self._at_most(max(self._trial_timeout_s, _START_S))
+
+    def _at_most(self, seconds: float) -> float:
         self.check()
-        if self._total_s is None:
-            return self._trial_timeout_s
-        return min(self._trial_timeout_s, self._total_s - self.elapsed_s)
+        return seconds if self._total_s is None else min(seconds, self._total_s - self.elapsed_s)
 
     def check(self) -> None:
         """Make sure that time is left.

@@ -67,12 +67,12 @@ class TrialRunner:
         worker, self._opened = self._opened, None
         if worker is None:
             worker = self._pool.take()
-            self.device = worker.open(self._settings.device, self._clock.for_one_answer())
+            self.device = worker.open(self._settings.device, self._clock.for_start())
         self.model = worker.load(
-            self._settings.workload, self._precision, self._clock.for_one_answer()
+            self._settings.workload, self._precision, self._clock.for_start()
         )
         if limit_bytes is not None:
-            worker.limit_memory(limit_bytes, self._clock.for_one_answer())
+            worker.limit_memory(limit_bytes, self._clock.for_start())
         self._loaded = _Loaded(worker, limit_bytes)
         return self.model
 
@@ -93,7 +93,7 @@ class TrialRunner:
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         answer = loaded.worker.run_trial(
-            batch_size, self._settings.limits.steps, self._clock.for_one_answer()
+            batch_size, self._settings.limits.steps, self._clock.for_trial()
         )
         if answer.recording is not None and loaded.limit_bytes is None:
             self.recordings[batch_size] = answer.recording
