@@ -40,9 +40,9 @@ def print_gpus(*, as_json: bool) -> int:
 
 def _table(gpus: list[nvml.Gpu]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for header in ("index", "name", "compute capability", "memory", "free", "used by"):
+    for header in ("index", "name", "compute\ncapability", "memory", "free", "used by"):
         right = header in ("index", "memory", "free")
-        table.add_column(header, justify="right" if right else "left", overflow="fold")
+        table.add_column(header, justify="right" if right else "left", no_wrap=header != "used by")
     for gpu in gpus:
         users = [
             f"{process.name or 'a process'} ({process.pid}): {format_bytes(process.used_bytes)}"
