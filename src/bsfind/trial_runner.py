@@ -68,9 +68,7 @@ class TrialRunner:
         if worker is None:
             worker = self._pool.take()
             self.device = worker.open(self._settings.device, self._clock.for_start())
-        self.model = worker.load(
-            self._settings.workload, self._precision, self._clock.for_start()
-        )
+        self.model = worker.load(self._settings.workload, self._precision, self._clock.for_start())
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())
         self._loaded = _Loaded(worker, limit_bytes)

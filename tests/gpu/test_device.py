@@ -104,15 +104,15 @@ def test_other_processes_are_named_and_their_memory_is_not_ours(fake_gpu: Gpu) -
     alone = fake_gpu.run("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "20GiB")
     shared = fake_gpu.run(
         *("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "20GiB"),
-        others=[(4242, "jupyter", "9GiB")],
+        others=[(7654321, "jupyter", "9GiB")],
     )
     assert shared.code == 0, shared.err
     device = shared.report["device"]
     assert device["free_bytes"] == alone.report["device"]["free_bytes"] - (9 << 30)
     assert device["capacity_bytes"] == device["free_bytes"] < 20 << 30
-    assert {"pid": 4242, "name": "jupyter", "used_bytes": 9 << 30} in device["other_processes"]
+    assert {"pid": 7654321, "name": "jupyter", "used_bytes": 9 << 30} in device["other_processes"]
     assert [warning["code"] for warning in shared.report["warnings"]] == ["other_processes"]
-    assert "jupyter (PID 4242, 9.0 GiB)" in shared.err
+    assert "jupyter (PID 7654321, 9.0 GiB)" in shared.err
 
 
 def test_visible_devices_are_counted_as_torch_does(fake_gpu: Gpu) -> None:
@@ -122,7 +122,7 @@ def test_visible_devices_are_counted_as_torch_does(fake_gpu: Gpu) -> None:
             gpu="rtx3090,t4",
             count=2,
             visible=visible,
-            others=[(4242, "jupyter", "1GiB")],
+            others=[(7654321, "jupyter", "1GiB")],
         )
         assert done.code == 0, done.err
         return str(done.report["device"]["name"])

@@ -162,7 +162,8 @@ def test_the_terminal_belongs_to_the_command_line_and_the_table() -> None:
         for found in IMPORTS
         if found.imported.split(".")[0] in ("typer", "rich", "click")
         and part_of(found.importer) != "cli"
-        and found.importer not in ("bsfind.report.table", "bsfind.report.check")
+        and found.importer
+        not in ("bsfind.report.table", "bsfind.report.check", "bsfind.report.width")
     ]
     assert named(wrong) == []
     assert not [

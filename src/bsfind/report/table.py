@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
+from bsfind.report.width import fits
 
 __all__ = ["print_report"]
 
@@ -94,21 +94,13 @@ def _print_results(report: Report, console: Console) -> None:
     for two_lines in (False, True):
         for columns in _LAYOUTS[: 2 if not two_lines else None]:
             table = _table(report, columns, console, two_lines=two_lines)
-            if Measurement.get(console, console.options, table).minimum <= console.width and (
-                _needed(table, console) <= console.width
-            ):
+            if fits(table, console):
                 console.print(table)
                 return
     for result in report.results:  # narrower than any table: one line per figure
         for name, cell in wording.cells(result, report).items():
             if cell:
                 console.print(Text(f"{wording.title(name, report)}: {cell}"), soft_wrap=True)
-
-
-def _needed(table: Table, console: Console) -> int:
-    """Return the width at which no cell is cut or wrapped."""
-    wide = console.options.update(width=1000, max_width=1000)
-    return Measurement.get(console, wide, table).maximum
 
 
 def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
