@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -216,7 +215,6 @@ def _environment(device: DeviceInfo | None) -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": device.torch_version if device else None,
         "cuda": device.cuda_version if device else None,
-        "executable": sys.executable,
         "variables": {
             name: os.environ[name] for name in _ENVIRONMENT_VARIABLES if name in os.environ
         },

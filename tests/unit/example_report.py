@@ -160,7 +160,6 @@ def example_report() -> Report:
             "platform": "Linux-6.8.0-x86_64-with-glibc2.39",
             "torch": "2.13.0",
             "cuda": "12.8",
-            "executable": "/usr/bin/python3",
             "variables": {"CUDA_VISIBLE_DEVICES": "0"},
         },
         duration_s=41.5,

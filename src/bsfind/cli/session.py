@@ -56,7 +56,7 @@ class _Session:
         )
         self._finder = Finder(
             settings,
-            command=sys.argv,
+            command=["bsfind", *sys.argv[1:]],
             on_progress=self._line.update,
             on_trial=self._after_trial,
             on_output=self._terminal.user_output,
