@@ -45,7 +45,10 @@ def largest_that_fits(
     *others, high = sorted(recordings, key=lambda recording: recording.batch_size)
     workspaces = _convolution_workspaces(high) if high.has_convolutions else frozenset()
     events_at = _extrapolation(high, others, workspaces)
-    memory = DeviceMemory(min(limit_bytes, high.available_bytes))
+    capacity = min(limit_bytes, high.available_bytes)
+    if sum(segment["total_size"] for segment in high.segments) > capacity:
+        return 0
+    memory = DeviceMemory(capacity)
     start = CachingAllocator.from_segments(memory, settings, high.segments)
     resident = [
         block["address"]
@@ -56,7 +59,7 @@ def largest_that_fits(
 
     def fits(batch_size: int) -> bool:
         allocator = start.copy(memory.copy())
-        blocks = [allocator.block_at(address) for address in resident]
+        blocks: list[Block | None] = [allocator.block_at(address) for address in resident]
         return _replay_fits(allocator, blocks, events_at(batch_size), workspaces)
 
     return _bisect(fits, high.batch_size)
@@ -92,7 +95,7 @@ def _extrapolation(
         scales = [Fraction(batch_size, high.batch_size) ** power for power in range(3)]
         sizes = {size: math.ceil(size * scales[power]) for size, power in powers.items()}
         beyond = batch_size - high.batch_size
-        sizes |= {s: s + slope * beyond for s, slope in slopes.items() if s not in powers}
+        sizes |= {s: max(1, s + slope * beyond) for s, slope in slopes.items() if s not in powers}
         return [sizes[event] if event >= 0 else event for event in high.events]
 
     return events_at
@@ -177,16 +180,15 @@ def _convolution_workspaces(recording: Recording) -> frozenset[int]:
 
 def _replay_fits(
     allocator: CachingAllocator,
-    blocks: list[Block],
+    blocks: list[Block | None],
     events: Sequence[int],
     optional: frozenset[int],
 ) -> bool:
-    nothing = allocator.malloc(1)
     malloc, free = allocator.malloc, allocator.free
     for position, event in enumerate(events):
         if event < 0:
             block = blocks[-event - 1]
-            if block is not nothing:
+            if block is not None:
                 free(block)
             continue
         try:
@@ -194,7 +196,7 @@ def _replay_fits(
         except SimulatedOutOfMemoryError:
             if position not in optional:
                 return False
-            blocks.append(nothing)
+            blocks.append(None)
     return True
 
 
