@@ -51,6 +51,7 @@ def main() -> None:
         gpu = rows[0]["gpu"].lower().replace(" ", "_")
         fake = "" if arguments.real else "_fake"
         path = ROOT / "benchmarks" / "results" / f"search_accuracy_{gpu}{fake}.json"
+        path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
 
 

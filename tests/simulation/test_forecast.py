@@ -52,26 +52,16 @@ class Step:
     def segments(self) -> tuple[dict[str, object], ...]:
         allocator = CachingAllocator(DeviceMemory(1 << 40), SETTINGS)
         block = allocator.malloc(self.parameters)
+        rest = allocator.reserved_bytes - block.size
+        used = _block(block.address, block.size, self.parameters, "active_allocated")
+        free = _block(block.address + block.size, rest, 0, "inactive")
         return (
             {
                 "address": block.address,
                 "total_size": allocator.reserved_bytes,
                 "stream": 0,
                 "segment_type": "large",
-                "blocks": [
-                    {
-                        "address": block.address,
-                        "size": block.size,
-                        "requested_size": self.parameters,
-                        "state": "active_allocated",
-                    },
-                    {
-                        "address": block.address + block.size,
-                        "size": allocator.reserved_bytes - block.size,
-                        "requested_size": 0,
-                        "state": "inactive",
-                    },
-                ],
+                "blocks": [used, free] if rest else [used],
             },
         )
 
@@ -89,6 +79,10 @@ class Step:
             DeviceMemory(capacity), SETTINGS, self.segments()
         )
         return runs(allocator, [next(iter(allocator.allocated_blocks()))], self.events(n, 1))
+
+
+def _block(address: int, size: int, requested_size: int, state: str) -> dict[str, object]:
+    return {"address": address, "size": size, "requested_size": requested_size, "state": state}
 
 
 def runs(allocator: CachingAllocator, blocks: list[object], events: Sequence[int]) -> bool:
