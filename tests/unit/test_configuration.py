@@ -79,7 +79,7 @@ def test_values_of_every_kind(project: Path) -> None:
     assert options["grad_accum"] == 4
     assert options["headroom"].bytes == 2 << 30
     assert options["tolerance"] == 0.01
-    assert options["objective"].value == "fastest"
+    assert options["objective"] == "fastest"
     assert options["precision"] == ("bf16", "amp")
     assert [str(spec) for spec in options["input"]] == ["labels=:int64:0..10"]
     assert options["trial_timeout"] == 90.0

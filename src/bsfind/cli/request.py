@@ -40,7 +40,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         keys = [key for key, _ in options[option] or ()]
         if len(set(keys)) < len(keys):
             raise UsageError(f"`--{option.replace('_', '-')}` sets the same key twice")
-    if options["mode"].value == "infer":
+    if _text(options["mode"]) == "infer":
         for option in ("step", "grad_checkpoint"):
             if options[option]:
                 raise UsageError(
@@ -52,7 +52,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         app_dir=options["app_dir"],
         inputs=inputs,
         batch_fn=options["batch_fn"],
-        mode=options["mode"].value,
+        mode=_text(options["mode"]),
         loss=options["loss"],
         optimizer=options["optimizer"],
         optimizer_args=tuple(options["optimizer_arg"] or ()),
@@ -82,10 +82,15 @@ def _limits(options: Mapping[str, Any]) -> SearchLimits:
             multiple_of=options["multiple_of"],
             tolerance=options["tolerance"],
             headroom=options["headroom"],
-            objective=options["objective"].value,
+            objective=_text(options["objective"]),
             time_budget_s=options["time_budget"],
             **common,
             **({} if most is None else {"max_batch_size": most}),
         )
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _text(choice: Any) -> str:
+    """Return the text of a choice: an Enum, or a plain text in older versions of Typer."""
+    return str(getattr(choice, "value", choice))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bsfind.cli.console import Terminal
+from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
 from bsfind.errors import BsfindError, Terminated, UsageError
@@ -48,7 +49,7 @@ class _Session:
         self._quiet: bool = options["quiet"]
         self._verbose: bool = options["verbose"]
         self._terminal = Terminal(
-            color=options["color"].value, quiet=self._quiet, verbose=self._verbose
+            color=ColorChoice(options["color"]).value, quiet=self._quiet, verbose=self._verbose
         )
         self._line = ProgressLine(
             self._terminal,
