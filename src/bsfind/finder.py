@@ -52,6 +52,7 @@ class Finder:
 
     Attributes:
         errors: what ended a search, in order: the user's code, a worker that died, a limit.
+        stopped_by: what ended it from outside, for the report: `interrupted`, say.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Finder:
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
         self.errors: list[BsfindError] = []
+        self.stopped_by: str | None = None
 
     def run(self) -> Report:
         """Search to the end.
@@ -188,7 +190,7 @@ class Finder:
             warnings=tuple(warnings),
             environment=_environment(device),
             duration_s=self._clock.elapsed_s,
-            message=self.errors[0].message if self.errors else None,
+            message=self.stopped_by or (self.errors[0].message if self.errors else None),
         )
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:

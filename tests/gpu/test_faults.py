@@ -169,6 +169,7 @@ def test_interrupted(gpu: Gpu, sent: signal.Signals, code: int) -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert '"status": "partial"' in out
+    assert '"message": "interrupted"' in out or '"message": "terminated (SIGTERM)"' in out
     assert Path(gpu.folder, "report.json").read_text() == out
     assert '"max_batch_size": 5' in out
     wait_for(lambda: not is_alive(worker))

@@ -231,3 +231,15 @@ def test_environment_variables_and_configuration(gpu: Gpu) -> None:
         variables={"BSFIND_MAX_BATCH_SIZE": "6"},
     )
     assert from_flag.only["max_batch_size"] == 5
+
+
+def test_a_reader_that_has_seen_enough(gpu: Gpu) -> None:
+    arguments = (*IMAGES, "--max-batch-size", "6", "--precision", "fp32")
+    process = gpu.start(["-m", "bsfind", "run", f"{MODELS}/well_behaved.py:ConvNet", *arguments])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.wait(timeout=120)
+    assert process.returncode == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()

@@ -12,17 +12,30 @@ from rich.text import Text
 from bsfind.errors import BsfindError
 from bsfind.records import ReportWarning
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "discard_stdout"]
 
 _PIPE_WIDTH = 120
 """Width of tables that go to a file or a pipe, if COLUMNS does not say otherwise."""
+
+
+def discard_stdout() -> None:
+    """Let later writes to stdout vanish: its reader has gone (`| head`), and has what it wanted."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        # Rich would leave with exit code 1, which means "nothing fits".
+        raise BrokenPipeError
 
 
 def _console(stream: TextIO, color: str) -> Console:
     width = None
     if not stream.isatty() and not os.environ.get("COLUMNS"):
         width = _PIPE_WIDTH
-    return Console(
+    return _Console(
         file=stream,
         width=width,
         highlight=False,

@@ -74,9 +74,9 @@ def main() -> None:
         code = _run()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of stdout has what it wanted (`| head`). Keep the interpreter from
-        # complaining when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        from bsfind.cli.console import discard_stdout
+
+        discard_stdout()
         code = ExitCode.OK
     sys.exit(code)
 

@@ -91,6 +91,6 @@ def _limits(options: Mapping[str, Any]) -> SearchLimits:
         raise UsageError(str(error)) from None
 
 
-def _text(choice: Any) -> str:
+def _text(choice: Any) -> Any:
     """Return the text of a choice: an Enum, or a plain text in older versions of Typer."""
-    return str(getattr(choice, "value", choice))
+    return getattr(choice, "value", choice)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bsfind.cli.console import Terminal
+from bsfind.cli.console import Terminal, discard_stdout
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
@@ -71,11 +71,17 @@ class _Session:
                 self._finder.run()
         except KeyboardInterrupt:
             stopped = ExitCode.INTERRUPTED
+            self._finder.stopped_by = "interrupted"
         except Terminated:
             stopped = ExitCode.TERMINATED
+            self._finder.stopped_by = "terminated (SIGTERM)"
         report = self._finder.report
         self._export(report)
-        self._print(report)
+        try:
+            self._print(report)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_stdout()
         if stopped is not None:
             return stopped
         code = exit_code(report, self._finder.errors)
