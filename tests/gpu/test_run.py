@@ -243,3 +243,16 @@ def test_a_reader_that_has_seen_enough(gpu: Gpu) -> None:
     assert process.returncode == 0
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+def test_expandable_segments(gpu: Gpu) -> None:
+    done = gpu.run(
+        *("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32"),
+        variables={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+    )
+    assert done.code == 0, done.err
+    assert done.only["is_maximum_proven"]
+    assert "memory mapping failed" not in done.err
+    assert done.report["environment"]["variables"] == {
+        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"
+    }

@@ -89,9 +89,10 @@ class MemoryHistory:
 
 
 def _slim_segment(segment: dict[str, Any]) -> dict[str, Any]:
-    if segment.get("is_expandable") or tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0):
-        raise ValueError("an expandable segment, or a private pool")
+    if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0):
+        raise ValueError("a private pool")
     slim = {key: segment[key] for key in _SEGMENT_KEYS}
+    slim["is_expandable"] = bool(segment.get("is_expandable", False))
     slim["blocks"] = [{key: block[key] for key in _BLOCK_KEYS} for block in segment["blocks"]]
     return slim
 

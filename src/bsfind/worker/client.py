@@ -33,7 +33,10 @@ _START = (
     "sys.exit(main())"
 )
 # What torch 2.13 writes to stderr whenever it meets the limit, which a search does on purpose.
-_EXPECTED_OUTPUT = re.compile(r"CUDACachingAllocator\.cpp:\d+\] memory allocation failed with OOM")
+_EXPECTED_OUTPUT = re.compile(
+    r"CUDACachingAllocator\.cpp:\d+\] "
+    r"(memory allocation|expandable_segments: memory mapping) failed with OOM"
+)
 _KILL_GRACE_S = 10.0
 _LAST_LINES = 15
 
