@@ -40,19 +40,22 @@ def main() -> None:
         os.execvpe(sys.executable, [sys.executable, *sys.argv], environment)
     import zoo
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in arguments.models or zoo.ARGUMENTS:
-        rows += compare(name, zoo.ARGUMENTS[name], arguments.memory_limit)
-        for row in rows[-len(PRECISIONS) :]:
+        for row in compare(name, zoo.ARGUMENTS[name], arguments.memory_limit):
+            rows.append(row)
             print(json.dumps(row), flush=True)
-    summary = summarise(rows)
-    print(json.dumps(summary, indent=2))
-    if not arguments.models:
-        gpu = rows[0]["gpu"].lower().replace(" ", "_")
-        fake = "" if arguments.real else "_fake"
-        path = ROOT / "benchmarks" / "results" / f"search_accuracy_{gpu}{fake}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"summary": summary, "rows": rows}, indent=1) + "\n")
+        write(rows, is_fake=not arguments.real)
+    print(json.dumps(summarise(rows), indent=2))
+
+
+def write(rows: list[dict[str, Any]], *, is_fake: bool) -> None:
+    """Write what is known so far."""
+    gpu = rows[0]["gpu"].lower().replace(" ", "_")
+    name = f"search_accuracy_{'fake_' if is_fake else ''}{gpu}.json"
+    path = ROOT / "benchmarks" / "results" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"summary": summarise(rows), "rows": rows}, indent=1) + "\n")
 
 
 def compare(name: str, inputs: tuple[str, ...], memory_limit: str | None) -> list[dict[str, Any]]:
