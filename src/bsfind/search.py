@@ -72,7 +72,7 @@ class Search:
         self._trials: list[Trial] = []
         self._best: Trial | None = None
         self._failed: int | None = None
-        # Probes above a guess, while nothing has failed: each doubles the step of the next.
+        # Probes above a guess, while nothing has failed: from the third on, each doubles its step.
         self._raised = 0
         # The bracket's width when it was last halved, and the guided probes since.
         self._halved_width = self._largest
@@ -171,7 +171,7 @@ class Search:
         if len(self._trials) == 1:
             return _prime_near(int(_SHARE_AFTER_ONE_TRIAL * guess), above=best)
         # From just below the guess to just above it, and then ever further.
-        step = self._gap(best) << max(0, self._raised - 1) if self._raised else 1
+        step = self._gap(best) << max(0, self._raised - 2) if self._raised else 1
         self._raised += 1
         return max(self._just_below(guess), best + step)
 
