@@ -151,17 +151,21 @@ def bisect(name: str, inputs: tuple[str, ...], precision: str, near: int) -> Non
         model = getattr(zoo, name)().cuda().train()
         optimizer = torch.optim.AdamW(model.parameters())
         scaler = torch.amp.GradScaler("cuda", enabled=dtype is torch.float16)
+
+        def loss_of(args: list[torch.Tensor], kwargs: dict[str, torch.Tensor]) -> torch.Tensor:
+            output = model(*args, **kwargs)
+            own = getattr(output, "loss", None)
+            return own if own is not None else output.float().mean()
+
         for _ in range(STEPS):
             args, kwargs = make(batch_size)
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast("cuda", dtype=dtype or torch.float16, enabled=dtype is not None):
-                output = model(*args, **kwargs)
-                own = getattr(output, "loss", None)
-                loss = own if own is not None else output.float().mean()
+                loss = loss_of(args, kwargs)
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            del loss, own, output, args, kwargs
+            del loss, args, kwargs
         torch.cuda.synchronize()
 
     print(exact.largest_batch_size(train, near))

@@ -152,7 +152,6 @@ _FACTORIES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
             "resnet50": "resnet50",
             "efficientnet": "efficientnet_b0",
             "mobilenet": "mobilenetv3_large_100",
-            "convnext": "convnext_tiny",
             "densenet": "densenet121",
             "regnet": "regnety_016",
             "vgg": "vgg16",
@@ -193,6 +192,8 @@ _FACTORIES: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("--input", "dense=13", "--input", "sparse=26:int64:0..10000"),
     ),
     "contrastive": (Contrastive, ("--input-shape", "512")),
+    # The slowest by far: cuDNN compiles its depthwise convolutions at run time.
+    "convnext": (partial(_timm, "convnext_tiny"), IMAGE),
 }
 
 ARGUMENTS: dict[str, tuple[str, ...]] = {name: inputs for name, (_, inputs) in _FACTORIES.items()}
