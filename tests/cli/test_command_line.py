@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from bsfind import __version__
+from bsfind.simulation.gpu_catalogue import known_gpus
+from bsfind.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "models"
@@ -163,8 +165,25 @@ def test_schema_prints_itself() -> None:
 
 def test_gpus_as_json_without_a_gpu() -> None:
     done = bsfind("gpus", "--json")
-    assert done.returncode == 0
-    assert isinstance(json.loads(done.stdout), list)
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(done.stdout)
+    assert document.keys() == {"gpus", "known"}
+    assert {"key", "name", "total_bytes", "compute_capability"} < document["known"][0].keys()
+    assert "rtx-4090" in [gpu["key"] for gpu in document["known"]]
+
+
+@pytest.mark.parametrize("columns", ["40", "60", "80", "120"])
+def test_gpus_lists_the_known_ones_uncut(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    done = bsfind("gpus")
+    assert done.returncode == 0, done.stderr
+    assert "…" not in done.stdout
+    for gpu in known_gpus():
+        assert gpu.name in done.stdout
+        assert format_bytes(gpu.total_bytes) in done.stdout
+        assert (gpu.key in done.stdout) == (columns != "80")
+    if columns != "40":  # the longest name is longer than that
+        assert max(map(len, done.stdout.splitlines())) <= int(columns)
 
 
 def test_env() -> None:

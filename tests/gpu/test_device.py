@@ -147,14 +147,29 @@ def test_nvml_is_not_needed(fake_gpu: Gpu) -> None:
     assert done.report["device"]["driver"] is None
     # Without NVML torch cannot even say that it is out of memory: an assertion fails instead.
     assert any(trial["status"] == "oom" for trial in done.only["trials"])
-    assert fake_gpu.bsfind("gpus", nvml=False).code == 3
+    listed = fake_gpu.bsfind("gpus", nvml=False)
+    assert listed.code == 0
+    assert "shows no GPU" in listed.err
+    assert "known GPU" in listed.out
 
 
 def test_gpus_lists_them_all(fake_gpu: Gpu) -> None:
     done = fake_gpu.bsfind("gpus", gpu="rtx3090,t4", count=2, visible="1")
     assert done.code == 0, done.err
-    assert "NVIDIA GeForce RTX 3090" in done.out
-    assert "T4" in done.out
+    real, _, known = done.out.partition("known GPU")
+    assert "NVIDIA GeForce RTX 3090" in real
+    assert "T4" in real
+    assert "H100" in known
+    assert done.err == ""
+
+
+def test_gpus_as_json_tells_real_from_known(fake_gpu: Gpu) -> None:
+    done = fake_gpu.bsfind("gpus", "--json", gpu="rtx3090,t4", count=2)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert [gpu["index"] for gpu in document["gpus"]] == [0, 1]
+    assert {"uuid", "name", "total_bytes", "free_bytes", "processes"} < document["gpus"][0].keys()
+    assert len(document["known"]) > 50
 
 
 def test_env_opens_the_device(gpu: Gpu) -> None:

@@ -1,4 +1,4 @@
-"""The list that `bsfind gpus` prints."""
+"""The lists that `bsfind gpus` prints: the GPUs of this machine, and the known ones."""
 
 from __future__ import annotations
 
@@ -8,41 +8,51 @@ import sys
 from dataclasses import asdict
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from bsfind.cli.console import Terminal
 from bsfind.devices import nvml
-from bsfind.errors import NoDeviceError
 from bsfind.exit_codes import ExitCode
 from bsfind.report.width import fits
+from bsfind.simulation.gpu_catalogue import CatalogueGpu, known_gpus
 from bsfind.units import format_bytes
 
 __all__ = ["print_gpus"]
 
 
 def print_gpus(*, as_json: bool) -> int:
-    """Print the GPUs of this machine; returns the exit code.
-
-    Raises:
-        NoDeviceError: the driver shows none (not for JSON, where the list is empty).
-    """
-    found = nvml.list_gpus()
+    """Print the GPUs of this machine and the known ones; returns the exit code."""
+    real, known = nvml.list_gpus(), known_gpus()
     if as_json:
-        sys.stdout.write(json.dumps([asdict(gpu) for gpu in found], indent=2) + "\n")
+        document = {
+            "gpus": [asdict(gpu) for gpu in real],
+            "known": [_known_facts(gpu) for gpu in known],
+        }
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return ExitCode.OK
-    if not found:
-        raise NoDeviceError(
-            "the NVIDIA driver shows no GPU",
-            hint="`nvidia-smi` should list it; in a container, start it with GPU access",
-        )
-    console = Terminal().out
-    table = _table(found)
-    if fits(table, console):
-        console.print(table)
+    terminal = Terminal()
+    if real:
+        _print(terminal.out, [_table(real)], [_lines(gpu) for gpu in real])
+        terminal.out.print()
     else:
-        for gpu in found:
-            console.print(_lines(gpu), soft_wrap=True)
+        terminal.note("The NVIDIA driver shows no GPU on this machine; these are the known ones.")
+        terminal.hint(
+            "if it has one, `nvidia-smi` lists it; in a container, start it with GPU access"
+        )
+    tables = [_known_table(known, with_keys=True), _known_table(known, with_keys=False)]
+    _print(terminal.out, tables, [_known_lines(gpu) for gpu in known])
     return ExitCode.OK
+
+
+def _print(console: Console, tables: list[Table], otherwise: list[str]) -> None:
+    """Print the first table that fits, or the lines."""
+    for table in tables:
+        if fits(table, console):
+            console.print(table)
+            return
+    for lines in otherwise:
+        console.print(lines, soft_wrap=True)
 
 
 def _users(gpu: nvml.Gpu) -> list[str]:
@@ -73,4 +83,32 @@ def _table(gpus: list[nvml.Gpu]) -> Table:
             format_bytes(gpu.free_bytes),
             "\n".join(_users(gpu)) or "-",
         )
+    return table
+
+
+def _known_facts(gpu: CatalogueGpu) -> dict[str, object]:
+    facts = asdict(gpu)
+    del facts["generic"]  # none of the known ones is
+    return facts
+
+
+def _known_memory(gpu: CatalogueGpu) -> str:
+    estimated = "~" if "total_bytes" in gpu.estimated else ""
+    return f"{estimated}{format_bytes(gpu.total_bytes)}"
+
+
+def _known_lines(gpu: CatalogueGpu) -> str:
+    return f"{gpu.name}\n   {gpu.key}, {_known_memory(gpu)}, capability {gpu.compute_capability}"
+
+
+def _known_table(gpus: tuple[CatalogueGpu, ...], *, with_keys: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("known GPU", no_wrap=True)
+    table.add_column("compute\ncapability", no_wrap=True)
+    table.add_column("memory", justify="right", no_wrap=True)
+    if with_keys:
+        table.add_column("short name", no_wrap=True)
+    for gpu in gpus:
+        cells = [gpu.name, gpu.compute_capability, _known_memory(gpu)]
+        table.add_row(*cells, *([gpu.key] if with_keys else []))
     return table

@@ -1,4 +1,4 @@
-"""`bsfind gpus`: the GPUs of this machine, as the driver sees them."""
+"""`bsfind gpus`: the GPUs of this machine, as the driver sees them, and those that bsfind knows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ __all__ = ["gpus"]
 
 
 def gpus(
-    json: Annotated[bool, typer.Option("--json", help="Print the list as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
 ) -> int:
-    """List the GPUs of this machine, and who uses them."""
+    """List the GPUs of this machine and who uses them, and the GPUs that bsfind knows.
+
+    The memory is what PyTorch sees on Linux; ~ marks an estimate.
+    """
     from bsfind.cli.gpu_list import print_gpus  # `--help` goes without it
 
     return print_gpus(as_json=json)
