@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 __all__ = [
+    "DEVICE_FAULT",
     "OOM_TEXTS",
     "SIZE_LIMIT_TEXTS",
     "FailureKind",
@@ -116,8 +117,9 @@ SIZE_LIMIT_TEXTS = (
 )
 """Texts of kernels that cannot index so many elements (grid limits, 32-bit indices)."""
 
-_DEVICE_FAULT = re.compile(
-    r"Assertion .{0,200} failed|device-side assert|illegal memory access|misaligned address"
+# Not "device-side assertions": the advice that ends every CUDA error, out of memory included.
+DEVICE_FAULT = re.compile(
+    r"Assertion .{0,200} failed|device-side assert\b|illegal memory access|misaligned address"
     r"|unspecified launch failure",
     re.IGNORECASE | re.DOTALL,
 )
@@ -160,7 +162,7 @@ def classify(error: BaseException, *, memory_exhausted: bool = False) -> Failure
         message = str(link)
         if _is_oom_type(link):
             return FailureKind.OUT_OF_MEMORY
-        if _DEVICE_FAULT.search(message):
+        if DEVICE_FAULT.search(message):
             return FailureKind.OTHER
         if isinstance(link, (RuntimeError, OSError)) and any(
             text.matches(message) and (text.conclusive or memory_exhausted) for text in OOM_TEXTS

@@ -38,6 +38,7 @@ SURFACE = {
         *("--objective", "--time-budget"),
     },
     "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
+    "explain": {"--json"},
     "gpus": {"--json"},
     "env": {"--json"},
     "schema": set(),

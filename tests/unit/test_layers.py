@@ -48,9 +48,11 @@ LAYERS = {
     "workload": {*LEAVES, "import_path"},
     # What people see.
     "report": {*LEAVES, "recommend"},
+    "explain": {"oom", "units"},
     "cli": {
         *LEAVES,
-        *("finder", "precision_search", "report", "import_path", "worker", "devices"),
+        *("explain", "finder", "precision_search", "report", "import_path", "worker", "devices"),
+        "simulation",  # its list of known GPUs, see below
     },
     "demo": set(),
     "__main__": {"cli"},
@@ -180,6 +182,17 @@ def test_of_the_devices_the_command_line_knows_the_driver_alone() -> None:
         if part_of(found.importer) == "cli"
         and part_of(found.imported) == "devices"
         and found.imported != "bsfind.devices.nvml"
+    ]
+    assert named(wrong) == []
+
+
+def test_of_the_simulation_the_command_line_knows_the_catalogue_alone() -> None:
+    wrong = [
+        found
+        for found in IMPORTS
+        if part_of(found.importer) == "cli"
+        and part_of(found.imported) == "simulation"
+        and found.imported != "bsfind.simulation.gpu_catalogue"
     ]
     assert named(wrong) == []
 

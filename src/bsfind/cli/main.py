@@ -16,6 +16,7 @@ import typer
 from bsfind import __version__
 from bsfind.cli.check import check
 from bsfind.cli.env import env
+from bsfind.cli.explain import explain
 from bsfind.cli.gpus import gpus
 from bsfind.cli.run import run
 from bsfind.cli.schema import schema
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.command("run", epilog=_EPILOG)(run)
 app.command("check", epilog=_EPILOG)(check)
+app.command("explain")(explain)
 app.command("gpus")(gpus)
 app.command("env")(env)
 app.command("schema")(schema)

@@ -1,0 +1,249 @@
+"""What `bsfind explain` prints: the account of the card, the cause, the remedies."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import BinaryIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from bsfind.cli.console import Terminal
+from bsfind.errors import UsageError
+from bsfind.exit_codes import ExitCode
+from bsfind.explain.account import Account
+from bsfind.explain.cause import CauseKind
+from bsfind.explain.document import document
+from bsfind.explain.explanation import Error, Explanation, explain
+from bsfind.explain.texts import Kind
+from bsfind.report.width import fits
+from bsfind.units import format_bytes
+
+__all__ = ["print_explanation", "show"]
+
+_TITLES = {
+    Kind.CUDA_OOM: "CUDA out of memory",
+    Kind.HIP_OOM: "HIP out of memory",
+    Kind.XPU_OOM: "XPU out of memory",
+    Kind.MPS_OOM: "MPS out of memory",
+    Kind.CPU_OOM: "The host's memory ran out",
+    Kind.CUDNN_ALLOC: "cuDNN could not allocate memory",
+    Kind.CUBLAS_ALLOC: "cuBLAS could not allocate memory",
+    Kind.HOST_OOM_KILL: "Killed for lack of host memory",
+    Kind.OTHER_FRAMEWORK_OOM: "Out of memory, in another framework than PyTorch",
+    Kind.NOT_OOM: "No out-of-memory error",
+}
+_CAUSES = {
+    CauseKind.BATCH_TOO_LARGE: "the batch is too large",
+    CauseKind.MODEL_TOO_LARGE: "model and optimizer are too large",
+    CauseKind.FRAGMENTATION: "fragmentation",
+    CauseKind.OTHER_PROCESS: "another process",
+    CauseKind.LEAK: "memory grows from step to step",
+    CauseKind.EVAL_WITHOUT_NO_GRAD: "evaluation without no_grad",
+    CauseKind.MEMORY_LIMIT: "a limit that was set",
+    CauseKind.HOST_MEMORY: "the host's memory",
+    CauseKind.NOT_MEMORY: "not memory",
+    CauseKind.UNKNOWN: "not known",
+}
+_PARTS = (
+    ("allocated_bytes", "allocated in tensors", "█", "#", "red"),
+    ("cached_bytes", "cached by PyTorch", "▓", "=", "yellow"),
+    ("outside_bytes", "outside PyTorch", "▒", "+", "magenta"),
+    ("others_bytes", "other processes", "╳", "x", "blue"),
+    ("unattributed_bytes", "others, context", "╱", "/", "blue"),
+    ("free_bytes", "free", "·", ".", "green"),
+)
+_BAR_WIDTH = 72
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+_UNITS = ("GiB", "MiB", "KiB", "TiB", "B")
+
+
+def print_explanation(log: str | None, *, as_json: bool) -> int:
+    """Read a log and print its explanation; returns the exit code.
+
+    Raises:
+        UsageError: there is nothing to read, or it cannot be read.
+    """
+    try:
+        with _open(log) as stream:
+            explanation = explain(stream)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read `{log}`",
+            detail=error.strerror or str(error),
+            hint="give a log file, or `-`",
+        ) from None
+    if as_json:
+        sys.stdout.write(json.dumps(document(explanation), indent=2, ensure_ascii=False) + "\n")
+    else:
+        show(explanation, Terminal().out)
+    return ExitCode.OK if explanation.errors else ExitCode.DOES_NOT_FIT
+
+
+def _open(log: str | None) -> AbstractContextManager[BinaryIO]:
+    if log is not None and log != "-":
+        return Path(log).open("rb")
+    if sys.stdin is None or (log is None and sys.stdin.isatty()):
+        raise UsageError(
+            "no log is given",
+            hint="`bsfind explain FILE`, or `python train.py 2>&1 | bsfind explain`",
+        )
+    return nullcontext(sys.stdin.buffer)
+
+
+def show(explanation: Explanation, console: Console) -> None:
+    """Print an explanation in the width of the console."""
+    if not explanation.errors:
+        console.print(Text(_TITLES[Kind.NOT_OOM], style="bold"), soft_wrap=True)
+        _sentence(console, explanation.cause.reason)
+        _remedies(console, explanation)
+        return
+    error = explanation.errors[0]
+    _sentence(console, _title(error), style="bold")
+    account = error.account
+    if account.drawable:
+        console.print()
+        _draw(account, console)
+    console.print()
+    label = "Likely cause" if error.cause.likely else "Possible cause"
+    if error.cause.kind is CauseKind.UNKNOWN:
+        label = "Cause"
+    _sentence(console, f"{label}: {_CAUSES[error.cause.kind]}", style="bold")
+    _sentence(console, error.cause.reason)
+    _remedies(console, explanation)
+    if len(explanation.errors) > 1:
+        console.print()
+        _others(explanation.errors, console)
+
+
+def _sentence(
+    console: Console, text: str, *, indent: str = "", first: str = "", style: str = ""
+) -> None:
+    # In a pipe a sentence is one line; at a terminal it wraps between words, never within a size.
+    first = first or indent
+    if not console.is_terminal:
+        console.print(Text(first + text, style=style), soft_wrap=True)
+        return
+    for unit in _UNITS:
+        text = text.replace(f" {unit}", f"{_NO_BREAK}{unit}")
+    wrapped = textwrap.wrap(
+        text,
+        width=max(20, console.width),
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    for line in wrapped:
+        console.print(Text(line.replace(_NO_BREAK, " "), style=style), soft_wrap=True)
+
+
+def _title(error: Error) -> str:
+    parts = [_TITLES[error.kind]]
+    if error.source.rank is not None:
+        parts.append(f"rank {error.source.rank}")
+    elif error.source.name is not None:
+        parts.append(error.source.name)
+    if error.figures.gpu_index is not None:
+        parts.append(f"GPU {error.figures.gpu_index}")
+    if error.account.total_bytes is not None:
+        parts.append(f"{format_bytes(error.account.total_bytes)} in all")
+    if error.figures.tried_bytes is not None:
+        parts.append(f"{format_bytes(error.figures.tried_bytes)} asked for")
+    parts.append(f"line {error.line:,}")
+    return " · ".join(parts)
+
+
+def _draw(account: Account, console: Console) -> None:
+    total = account.total_bytes or 1
+    plain = console.encoding.lower().replace("-", "") != "utf8"
+    parts = [
+        (getattr(account, name), label, ascii_mark if plain else mark, style)
+        for name, label, mark, ascii_mark, style in _PARTS
+        if getattr(account, name) is not None
+    ]
+    width = min(_BAR_WIDTH, console.width)
+    console.print(_bar([(size, mark, style) for size, _, mark, style in parts], total, width))
+    rows = [*parts, (account.tried_bytes, "asked for", " ", "bold")]
+    longest = max(len(label) for _, label, _, _ in rows)
+    for size, label, mark, style in rows:
+        if size is None:
+            continue
+        percent = "<1%" if 0 < size < total * 0.005 else f"{size / total:.0%}"
+        console.print(
+            Text.assemble(
+                (mark, style), f" {label:<{longest}}  {format_bytes(size):>11}  {percent:>5}"
+            ),
+            soft_wrap=True,
+        )
+    if account.overflow_bytes:
+        _sentence(
+            console,
+            f"{format_bytes(account.overflow_bytes)} more than the card has: in the host's memory.",
+        )
+
+
+def _bar(parts: list[tuple[int, str, str]], total: int, width: int) -> Text:
+    """Draw the parts to scale; one that is not zero has a cell if there is room for it."""
+    scale = max(total, sum(size for size, _, _ in parts)) or 1
+    cells = [max(1, round(size / scale * width)) if size else 0 for size, _, _ in parts]
+    while sum(cells) > width:
+        cells[cells.index(max(cells))] -= 1
+    text = Text()
+    for (_, mark, style), count in zip(parts, cells, strict=True):
+        text.append(mark * count, style=style)
+    text.append(" " * (width - sum(cells)))
+    text.rstrip()
+    return text
+
+
+def _remedies(console: Console, explanation: Explanation) -> None:
+    if not explanation.advice:
+        return
+    console.print()
+    console.print(Text("What to do", style="bold"))
+    for number, remedy in enumerate(explanation.advice, start=1):
+        _sentence(console, remedy.text, indent="   ", first=f"{number}. ")
+        if remedy.command is not None:  # in one line, to be copied
+            console.print(Text(f"   {remedy.command}", style="cyan"), soft_wrap=True)
+
+
+def _others(errors: tuple[Error, ...], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for header in ("rank", "line", "asked for", "allocated", "free", "cause"):
+        table.add_column(header, justify="left" if header == "cause" else "right", no_wrap=True)
+    rows = [
+        (
+            _who(error),
+            f"{error.line:,}",
+            format_bytes(error.figures.tried_bytes),
+            format_bytes(error.figures.allocated_bytes),
+            format_bytes(error.figures.free_bytes),
+            _CAUSES[error.cause.kind],
+        )
+        for error in errors
+    ]
+    for row in rows:
+        table.add_row(*row)
+    if fits(table, console):
+        console.print(table)
+        return
+    for who, line, tried, allocated, free, cause in rows:
+        _sentence(
+            console,
+            f"rank {who}, line {line}: {tried} asked for, {allocated} allocated, {free} free; {cause}",
+            indent="  ",
+            first=" ",
+        )
+
+
+def _who(error: Error) -> str:
+    if error.source.rank is not None:
+        return str(error.source.rank)
+    return error.source.name or "-"

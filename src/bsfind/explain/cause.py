@@ -1,0 +1,288 @@
+"""The likely cause of an error, with the arithmetic that supports it.
+
+A message tells how full the card was, not why. What can be computed is computed; where two causes
+are left, the sentence says so and the cause is marked unsure.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+
+from bsfind.explain.account import Account
+from bsfind.explain.figures import Figures
+from bsfind.explain.texts import Kind
+from bsfind.units import GIB, format_bytes
+
+__all__ = ["Cause", "CauseKind", "find_cause"]
+
+
+class CauseKind(str, Enum):
+    """Why memory ran out."""
+
+    BATCH_TOO_LARGE = "batch_too_large"
+    MODEL_TOO_LARGE = "model_too_large"
+    FRAGMENTATION = "fragmentation"
+    OTHER_PROCESS = "other_process"
+    LEAK = "leak"
+    EVAL_WITHOUT_NO_GRAD = "eval_without_no_grad"
+    MEMORY_LIMIT = "memory_limit"
+    HOST_MEMORY = "host_memory"
+    NOT_MEMORY = "not_memory"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A cause, whether it is sure enough to act upon, and why."""
+
+    kind: CauseKind
+    likely: bool
+    reason: str
+
+
+_OPTIMIZER = re.compile(
+    r"in _init_group\b|exp_avg|optimizer\.step\(|torch/optim/\w+\.py|in (_single|_multi)_tensor_"
+)
+_LOADING = re.compile(
+    r"\.to\((device|\"cuda|'cuda|self\.device|torch\.device)|model\.(cuda|to)\(|in _apply\b|from_pretrained"
+    r"|load_state_dict|load_(model|checkpoint|weights)\b|in convert\b|_load_from_state_dict"
+    r"|loading checkpoint shards"
+)
+_EVALUATING = re.compile(
+    r"\bin (\w*_)?(validat\w*|eval\w*|test_epoch|test|predict\w*)$", re.MULTILINE
+)
+_NO_GRAD = re.compile(r"in decorate_context|no_grad|inference_mode")
+_TRAINING = re.compile(
+    r"\.backward\(|in backward\b|_engine_run_backward|in training_step|in train\w*$", re.M
+)
+_MANY_STEPS = 20
+
+
+def find_cause(
+    kind: Kind,
+    figures: Figures,
+    account: Account,
+    *,
+    context: str = "",
+    step: int | None = None,
+) -> Cause:
+    """Return the likely cause of an out-of-memory error.
+
+    Args:
+        kind: what ran out.
+        figures: the sizes in its text.
+        account: what they add up to.
+        context: the traceback around it, as far as the log holds one.
+        step: the last step that the log names before it.
+    """
+    if kind in (Kind.CPU_OOM, Kind.HOST_OOM_KILL):
+        return _host(kind, figures)
+    return (
+        _too_large_for_the_card(figures)
+        or _limit(figures)
+        or _other_process(figures, account)
+        or _fragmentation(figures, account)
+        or _free_after_all(figures)
+        or _from_traceback(context, step)
+        or _full(kind, figures, account)
+    )
+
+
+def _host(kind: Kind, figures: Figures) -> Cause:
+    if kind is Kind.HOST_OOM_KILL:
+        held = figures.this_process_bytes
+        size = f" It held {format_bytes(held)} then." if held is not None else ""
+        return Cause(
+            CauseKind.HOST_MEMORY,
+            True,
+            f"The host's memory (RAM, or the job's limit on it) ran out, and a process was killed.{size} "
+            "The GPU's memory has no part in this.",
+        )
+    tried = f"{format_bytes(figures.tried_bytes)} of " if figures.tried_bytes is not None else ""
+    return Cause(
+        CauseKind.HOST_MEMORY,
+        True,
+        f"{tried}the host's memory could not be had. The GPU's memory has no part in this.",
+    )
+
+
+def _too_large_for_the_card(figures: Figures) -> Cause | None:
+    tried, total = figures.tried_bytes, figures.total_bytes
+    if tried is None or total is None or tried <= total or total == 0:
+        return None
+    return Cause(
+        CauseKind.BATCH_TOO_LARGE,
+        True,
+        f"One allocation of {format_bytes(tried)} is larger than the whole card "
+        f"({format_bytes(total)}): the input is too large (batch, sequence length, resolution), or a "
+        "shape is not what it should be.",
+    )
+
+
+def _limit(figures: Figures) -> Cause | None:
+    tried, allowed, total = figures.tried_bytes, figures.allowed_bytes, figures.total_bytes
+    if allowed is None or tried is None or figures.free_bytes is None or figures.free_bytes < tried:
+        return None
+    reserved = figures.reserved_bytes
+    if reserved is not None and reserved + tried <= allowed:
+        return None
+    of = f" of {format_bytes(total)}" if total is not None else ""
+    return Cause(
+        CauseKind.MEMORY_LIMIT,
+        True,
+        f"The process may use {format_bytes(allowed)}{of} (set_per_process_memory_fraction, or a "
+        f"framework's setting): {format_bytes(figures.free_bytes)} of the card were free, "
+        f"{format_bytes(tried)} were asked for.",
+    )
+
+
+def _other_process(figures: Figures, account: Account) -> Cause | None:
+    tried, total, free = figures.tried_bytes, account.total_bytes, figures.free_bytes
+    if total is None or tried is None:
+        return None
+    others, likely = account.others_bytes, True
+    if others is None and account.unattributed_bytes is not None:
+        # This process's own context is in it.
+        others, likely = max(0, account.unattributed_bytes - GIB), False
+    if others is None or others < max(GIB // 2, total // 10):
+        return None
+    available = (free or 0) + (figures.reserved_unallocated_bytes or 0)
+    if others + available < tried or available >= tried:
+        return None
+    own = figures.reserved_bytes if figures.reserved_bytes is not None else 0
+    # A small user beside a process that fills the card is not what decides.
+    if others < own // 3:
+        return None
+    if account.other_processes:
+        pids = ", ".join(str(process.pid) for process in account.other_processes[:4])
+        who = f"Other processes ({pids}) hold"
+    elif likely:
+        who = "Others than this process hold"
+    else:
+        who = "Beyond this process's allocator and its context (about 1 GiB), others hold"
+    return Cause(
+        CauseKind.OTHER_PROCESS,
+        likely,
+        f"{who} {format_bytes(others)} of the card's {format_bytes(total)}; PyTorch had reserved "
+        f"{format_bytes(own)} here. {format_bytes(tried)} were asked for and "
+        f"{format_bytes(available)} were available: with the card to itself it would have fitted.",
+    )
+
+
+def _fragmentation(figures: Figures, account: Account) -> Cause | None:
+    tried, cached, free = figures.tried_bytes, account.cached_bytes, figures.free_bytes
+    reserved = figures.reserved_bytes
+    if tried is None or cached is None or not reserved:
+        return None
+    if cached < tried // 4 or cached < reserved // 10 or cached + (free or 0) < tried:
+        return None
+    if free is not None and free >= tried:
+        return None
+    also = "" if cached >= tried else f", with {format_bytes(free)} free on the card"
+    return Cause(
+        CauseKind.FRAGMENTATION,
+        cached >= tried,
+        f"{format_bytes(cached)} are reserved by PyTorch and in no tensor{also}, and "
+        f"{format_bytes(tried)} were asked for: there is enough, but not in one piece.",
+    )
+
+
+def _free_after_all(figures: Figures) -> Cause | None:
+    tried, free = figures.tried_bytes, figures.free_bytes
+    if tried is None or free is None or free < tried:
+        return None
+    return Cause(
+        CauseKind.UNKNOWN,
+        False,
+        f"{format_bytes(tried)} were asked for and {format_bytes(free)} are called free: memory is not "
+        "what was missing when this was written. Another process may have just ended, the driver may "
+        "refuse (WSL, a limit of the container or the job), or the host's memory may be short.",
+    )
+
+
+def _from_traceback(context: str, step: int | None) -> Cause | None:
+    if not context:
+        return None
+    if (
+        _EVALUATING.search(context)
+        and not _NO_GRAD.search(context)
+        and not _TRAINING.search(context)
+    ):
+        return Cause(
+            CauseKind.EVAL_WITHOUT_NO_GRAD,
+            False,
+            "It failed in an evaluation, and the traceback shows no `torch.no_grad()`: without it the "
+            "activations of every layer are kept. If it is there, the evaluation batch is too large.",
+        )
+    if _OPTIMIZER.search(context) and (step is None or step < _MANY_STEPS):
+        return Cause(
+            CauseKind.MODEL_TOO_LARGE,
+            True,
+            "It failed in the optimizer, whose state is made in the first step: parameters, gradients "
+            "and state do not fit together with what the batch left.",
+        )
+    if _LOADING.search(context) and not _TRAINING.search(context):
+        return Cause(
+            CauseKind.MODEL_TOO_LARGE,
+            True,
+            "It failed while the model was loaded or moved to the GPU, before any batch: the "
+            "parameters alone do not fit.",
+        )
+    if step is not None and step >= _MANY_STEPS:
+        return Cause(
+            CauseKind.LEAK,
+            False,
+            f"It had run for {step:,} steps: the same step fitted before. Either memory grows from step "
+            "to step (tensors kept with their graph, such as a sum of losses), or this batch is larger "
+            "than those before it (longer sequences).",
+        )
+    return None
+
+
+def _full(kind: Kind, figures: Figures, account: Account) -> Cause:
+    total, tried, allocated = account.total_bytes, figures.tried_bytes, figures.allocated_bytes
+    if total and allocated is not None and allocated >= total // 2:
+        share = min(1.0, allocated / total)
+        asked = f", and {format_bytes(tried)} more were asked for" if tried is not None else ""
+        start = f"Tensors fill {format_bytes(allocated)} of {format_bytes(total)} ({share:.0%}){asked}: "
+        if tried is not None and tried >= total // 100:
+            return Cause(
+                CauseKind.BATCH_TOO_LARGE,
+                True,
+                start
+                + "an allocation of that size is an activation, which grows with the batch. (If "
+                "batch size 1 fails too, the model is too large.)",
+            )
+        return Cause(
+            CauseKind.BATCH_TOO_LARGE,
+            False,
+            start
+            + "the card is simply full. The message does not tell activations, which grow with "
+            "the batch, from weights and optimizer state: if batch size 1 fails too, the model is too "
+            "large.",
+        )
+    if kind in (Kind.CUDNN_ALLOC, Kind.CUBLAS_ALLOC):
+        name = "cuDNN" if kind is Kind.CUDNN_ALLOC else "cuBLAS"
+        return Cause(
+            CauseKind.UNKNOWN,
+            False,
+            f"{name} (or a library like it) could not allocate memory of its own, outside PyTorch's "
+            "allocator: the card is most likely full. The text has no figures, and an index out of "
+            "range or a wrong installation can show the same way.",
+        )
+    if tried is None and allocated is None:
+        return Cause(
+            CauseKind.UNKNOWN,
+            False,
+            "The text has no figures: it does not say who filled the card.",
+        )
+    return Cause(
+        CauseKind.UNKNOWN,
+        False,
+        f"{format_bytes(tried)} were asked for, and the text does not say enough about who holds the "
+        "rest of the card."
+        if tried is not None
+        else "The text does not say enough.",
+    )

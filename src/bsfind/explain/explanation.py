@@ -1,0 +1,224 @@
+"""From a log to its explanation: find the errors, tell their cause, choose the most telling one."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from bsfind.explain.account import Account, make_account
+from bsfind.explain.advice import Advice, advise
+from bsfind.explain.cause import Cause, CauseKind, find_cause
+from bsfind.explain.figures import Figures, read_figures
+from bsfind.explain.log import Piece, Progress, Source, pieces
+from bsfind.explain.lookalikes import LOOKALIKES, Lookalike, find_lookalike
+from bsfind.explain.texts import HEAD, Kind, Match, Strength, is_fault, match_text, match_traceback
+
+__all__ = ["Error", "Explanation", "explain", "explain_text"]
+
+_MOST_ERRORS = 64
+_MOST_PIECES = 2000
+"""Of different texts: after that, only what begins like an allocator's message is read."""
+_LONGEST_MESSAGE = 4000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Error:
+    """One out-of-memory error of a log.
+
+    Attributes:
+        kind: what ran out.
+        line: where its text begins in the log, from 1.
+        source: who wrote it.
+        message: the text, as one line.
+        figures: its sizes.
+        account: what they add up to.
+        cause: the likely cause.
+        advice: what to do, in order.
+        matched: the source of the text that was recognised.
+        occurrences: how often the log repeats it.
+    """
+
+    kind: Kind
+    line: int
+    source: Source
+    message: str
+    figures: Figures
+    account: Account
+    cause: Cause
+    advice: tuple[Advice, ...]
+    matched: str
+    occurrences: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What a log says.
+
+    Attributes:
+        errors: one per rank or process and distinct text, the most telling first.
+        cause: that of the first error; or why there is none.
+        advice: the same.
+        lines: how long the log is.
+    """
+
+    errors: tuple[Error, ...]
+    cause: Cause
+    advice: tuple[Advice, ...]
+    lines: int
+
+    @property
+    def kind(self) -> Kind:
+        """What ran out of memory; `not_oom` for nothing."""
+        return self.errors[0].kind if self.errors else Kind.NOT_OOM
+
+    @property
+    def figures(self) -> Figures:
+        """The sizes of the most telling error."""
+        return self.errors[0].figures if self.errors else Figures()
+
+
+@dataclass
+class _Found:
+    match: Match
+    piece: Piece
+    message: str
+    figures: Figures
+    count: int = 1
+
+
+def explain_text(text: str) -> Explanation:
+    """Explain a log that is in memory."""
+    return explain(io.BytesIO(text.encode("utf-8", errors="replace")))
+
+
+def explain(stream: BinaryIO) -> Explanation:
+    """Read a log and explain the out-of-memory errors in it.
+
+    Args:
+        stream: the log; read once, with bounded memory.
+    """
+    progress = Progress()
+    found: dict[tuple[object, ...], _Found] = {}
+    lookalikes: dict[Lookalike, int] = {}
+    fault = False
+    seen: dict[str, _Found | None] = {}
+    for piece in pieces(stream, progress):
+        # Logs repeat themselves: what has been read once is counted, not read again.
+        text = f"{piece.source}\n{piece.text}"
+        if text in seen:
+            again = seen[text]
+            if again is not None:
+                again.count += 1
+            continue
+        if len(seen) < _MOST_PIECES:
+            seen[text] = None
+        elif HEAD.search(piece.text) is None:
+            continue
+        fault = fault or is_fault(piece.joined)
+        lookalike = find_lookalike(piece.joined)
+        if lookalike is not None:
+            lookalikes.setdefault(lookalike, piece.line)
+        one = _read(piece)
+        if one is None:
+            continue
+        key = (piece.source, one.match.kind, one.figures)
+        if key in found:
+            found[key].count += 1
+            if text in seen:
+                seen[text] = found[key]
+        elif len(found) < _MOST_ERRORS:
+            found[key] = one
+            if text in seen:
+                seen[text] = one
+    kept = _decide(list(found.values()), fault=fault)
+    errors = tuple(_error(one) for one in kept)
+    if errors:
+        return Explanation(
+            errors=errors, cause=errors[0].cause, advice=errors[0].advice, lines=progress.lines
+        )
+    cause, advice = _no_error(lookalikes)
+    return Explanation(errors=(), cause=cause, advice=advice, lines=progress.lines)
+
+
+def _read(piece: Piece) -> _Found | None:
+    joined = piece.joined
+    match = match_text(joined, piece.text)
+    if match is None:
+        match = match_traceback(" ".join((*piece.context, joined)))
+    if match is None:
+        return None
+    figures = max((_figures(text) for text in (joined, piece.unwrapped)), key=lambda f: f.known)
+    return _Found(match, piece, joined[:_LONGEST_MESSAGE], figures)
+
+
+def _figures(text: str) -> Figures:
+    # The figures are those of the message: what stands before it may name other sizes.
+    head = HEAD.search(text)
+    figures = read_figures(text[head.start() :] if head is not None else text)
+    return figures if figures.known else read_figures(text)
+
+
+def _decide(found: list[_Found], *, fault: bool) -> list[_Found]:
+    """Keep what counts: hints and libraries' errors give way to faults, hints to anything else."""
+    if fault:
+        found = [one for one in found if one.match.strength is Strength.PROOF]
+    strongest = max((one.match.strength for one in found), default=Strength.HINT)
+    if strongest > Strength.HINT:
+        found = [one for one in found if one.match.strength > Strength.HINT]
+    # An error that is raised again loses its figures on the way: the first text has them.
+    telling = {one.piece.source for one in found if one.figures.known}
+    found = [
+        one
+        for one in found
+        if one.figures.known or not (one.piece.source in telling or Source() in telling)
+    ]
+    return sorted(
+        found,
+        key=lambda one: (-one.match.strength, one.figures.tried_bytes is None, one.piece.line),
+    )
+
+
+def _error(one: _Found) -> Error:
+    figures = one.figures
+    if one.match.kind in (Kind.CPU_OOM, Kind.HOST_OOM_KILL):
+        account = Account(tried_bytes=figures.tried_bytes)
+    else:
+        account = make_account(figures)
+    context = "\n".join((*one.piece.context, *one.piece.lines))
+    cause = find_cause(
+        one.match.kind, figures, account, context=_frames(context), step=one.piece.step
+    )
+    return Error(
+        kind=one.match.kind,
+        line=one.piece.line,
+        source=one.piece.source,
+        message=one.message,
+        figures=figures,
+        account=account,
+        cause=cause,
+        advice=advise(one.match.kind, cause, figures, account, one.message),
+        matched=one.match.source,
+        occurrences=one.count,
+    )
+
+
+def _frames(context: str) -> str:
+    """Return the part of the log that is the last traceback."""
+    start = context.rfind("Traceback (most recent call last)")
+    return context[start:] if start >= 0 else ""
+
+
+def _no_error(lookalikes: dict[Lookalike, int]) -> tuple[Cause, tuple[Advice, ...]]:
+    if lookalikes:
+        best = min(lookalikes, key=LOOKALIKES.index)
+        reason = f"{best.meaning} (line {lookalikes[best]:,})"
+        return Cause(CauseKind.NOT_MEMORY, True, reason), (
+            Advice(best.remedy, best.command or None),
+        )
+    return (
+        Cause(
+            CauseKind.NOT_MEMORY, False, "The log holds no error about memory that bsfind knows."
+        ),
+        (),
+    )

@@ -1,0 +1,210 @@
+"""Every size that an out-of-memory text names, in bytes.
+
+The texts of all these programs divide by 1024, whether they then write `GiB` or `GB` (PyTorch's MPS
+allocator up to 2.7, PaddlePaddle, XLA, the kernel's `kB`): a `GB` is binary here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+__all__ = ["Figures", "Process", "read_figures", "read_size"]
+
+_NUMBER = r"\d[\d,]*(?:\.\d*)?"
+_UNIT = r"(?:[KMGTPE]i?B|[KMGT](?![A-Za-z])|bytes?|B(?![A-Za-z]))"
+_SIZE = rf"(?P<size>{_NUMBER}\s*{_UNIT})"
+_EXACT = r"(?:\s*\((?P<exact>\d+)\s*(?:bytes|B)\))?"
+_BARE = r"(?P<size>\d[\d,]*)(?![\d.,]*\s?[KMGT])"
+
+_FACTORS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
+_READ = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
+_UNBELIEVABLE = 1 << 50
+"""Above a PiB: what the driver of Windows answers for "unknown" (17179869184.00 GiB)."""
+
+_TRIED = (
+    rf"tried to allocate (?:more than )?{_SIZE}",
+    rf"requested size:?\s*{_SIZE}",
+    rf"\brequested\s*: {_SIZE}",
+    rf"requested amount of (?:GPU )?memory \({_SIZE}\)",
+    rf"requested bytes of {_BARE}",
+    rf"invalid buffer size:?\s*{_SIZE}",
+    rf"(?:unable|cannot|can't|could not|failed) to allocate {_SIZE}{_EXACT}",
+    rf"(?:cannot|can't|could not) allocate {_SIZE}{_EXACT}",
+    rf"(?:trying|attempting|attempted) to allocate {_SIZE}",
+    rf"out of memory allocating {_SIZE}",
+    rf"allocating {_SIZE} on device",
+    rf"failed to alloc(?:ate)? {_SIZE}{_EXACT}",
+    rf"buffer of size:?\s*{_SIZE}",
+    rf"buffer of size:?\s*{_BARE}",
+    rf"(?:cudaMalloc|alloc\w*) of size {_BARE}",
+    rf"requires more (?:system |GPU )?memory \({_SIZE}\)",
+    rf"failed to allocate memory \({_SIZE}\)",
+    rf"allocation of {_SIZE}",
+    rf"malloc\w*\({_BARE}\) failed",
+    rf"unable to mmap {_SIZE}",
+)
+_TOTAL = (
+    rf"total capaci?ty of {_SIZE}",
+    rf"{_SIZE} total capaci?ty",
+    rf"device limit\s*: {_SIZE}",
+    rf"total (?:device |GPU )?memory:?\s*{_SIZE}",
+)
+_FREE = (
+    rf"of which {_SIZE} is free",
+    rf"free \(according to CUDA\): {_SIZE}",
+    rf"{_SIZE} (?:is )?free\b(?! \(according)",
+    rf"available memory is only {_SIZE}",
+    rf"than is available \({_SIZE}\)",
+    rf"available memory of {_BARE}",
+    rf"free memory:?\s*{_SIZE}",
+)
+_ALLOCATED = (
+    rf"of the allocated memory,? {_SIZE}",
+    rf"{_SIZE} already\b",
+    rf"MPS allocated: {_SIZE}",
+    rf"currently allocated\s*: {_SIZE}",
+    rf"{_SIZE} memory has been allocated",
+    rf"allocated so far: {_SIZE}",
+    rf"\bInUse:\s*{_BARE}",
+)
+_RESERVED = (rf"{_SIZE} reserved in\b", rf"{_SIZE} cached\b")
+_UNALLOCATED = (rf"{_SIZE} is reserved by PyTorch\b",)
+_PRIVATE = (rf"{_SIZE} allocated in private pools",)
+_ALLOWED = (
+    rf"{_SIZE} allowed\b",
+    rf"max allowed: {_SIZE}",
+    rf"limit set to: {_SIZE}",
+    rf"\bLimit:\s*{_BARE}",
+)
+_OTHER = (rf"other allocations: {_SIZE}",)
+_THIS = (rf"this process has {_SIZE} memory in use", rf"anon-rss:{_SIZE}")
+
+
+def _compile(patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns)
+
+
+_FIELDS = {
+    "tried_bytes": _compile(_TRIED),
+    "total_bytes": _compile(_TOTAL),
+    "free_bytes": _compile(_FREE),
+    "allocated_bytes": _compile(_ALLOCATED),
+    "reserved_bytes": _compile(_RESERVED),
+    "reserved_unallocated_bytes": _compile(_UNALLOCATED),
+    "private_pools_bytes": _compile(_PRIVATE),
+    "allowed_bytes": _compile(_ALLOWED),
+    "other_allocations_bytes": _compile(_OTHER),
+    "this_process_bytes": _compile(_THIS),
+}
+_PROCESS = re.compile(rf"\bProcess (\d+) has {_SIZE} memory in use", re.IGNORECASE)
+_GPU = re.compile(r"\b[GN]PU (\d{1,4})(?=;| has a total)", re.IGNORECASE)
+_DEVICE = re.compile(
+    r"\b(?:GPU|NPU|MUSA|device|CUDA|cuda:|GPU_|gpu:)[ :_]{0,2}(\d{1,4})\b(?!\.\d)", re.IGNORECASE
+)
+_SHAPE = re.compile(r"tensor with shape\s*\[([\d, ]+)\] and type (\w+)")
+_ITEM_SIZES = {"float": 4, "half": 2, "bfloat16": 2, "double": 8, "int32": 4, "int64": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Process:
+    """A process that the text names as a user of the card."""
+
+    pid: int
+    used_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """The sizes of one text; None for what it does not say.
+
+    Attributes:
+        gpu_index: the GPU, as the process counts them.
+        tried_bytes: the allocation that failed: of the caching allocator, a segment.
+        total_bytes: the card's memory.
+        free_bytes: free on the card at that moment.
+        allocated_bytes: in tensors.
+        reserved_bytes: taken by the caching allocator, tensors included.
+        reserved_unallocated_bytes: `reserved_bytes` less `allocated_bytes`.
+        private_pools_bytes: part of `allocated_bytes` that belongs to CUDA graphs.
+        allowed_bytes: the limit that was set for the process, or MPS's own.
+        other_allocations_bytes: MPS: memory of the device outside PyTorch's allocator.
+        this_process_bytes: everything the process holds on the card, the context included.
+        processes: the others that were named; in a container, the process itself may be among them.
+    """
+
+    gpu_index: int | None = None
+    tried_bytes: int | None = None
+    total_bytes: int | None = None
+    free_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    reserved_unallocated_bytes: int | None = None
+    private_pools_bytes: int | None = None
+    allowed_bytes: int | None = None
+    other_allocations_bytes: int | None = None
+    this_process_bytes: int | None = None
+    processes: tuple[Process, ...] = ()
+
+    @property
+    def known(self) -> int:
+        """How many sizes the text gives."""
+        return sum(getattr(self, name) is not None for name in _FIELDS)
+
+
+def read_size(text: str) -> int | None:
+    """Return a size as these texts write it in bytes; None if it is none, or beyond belief."""
+    match = _READ.match(text.strip())
+    if match is None:
+        return None
+    unit = (match[2] or "").lower()
+    power = 0 if unit.startswith("b") else _FACTORS[unit[:1]]
+    number = match[1].rstrip(",")
+    if not re.search(r",\d{3}(,|\.|$)", number):
+        number = number.replace(",", ".", 1)  # a decimal comma
+    size = float(number.replace(",", "")[:40]) * 1024**power
+    return int(size) if size <= _UNBELIEVABLE else None
+
+
+def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> int | None:
+    for pattern in patterns:
+        match = pattern.search(text)
+        if match is not None:
+            exact = match.groupdict().get("exact")
+            size = read_size(exact or match["size"])
+            if size is not None:
+                return size
+    return None
+
+
+def _tensor_bytes(text: str) -> int | None:
+    """Return the size of the tensor whose shape TensorFlow names."""
+    match = _SHAPE.search(text)
+    if match is None or match[2] not in _ITEM_SIZES:
+        return None
+    numbers = [int(number) for number in re.findall(r"\d{1,12}", match[1])[:12]]
+    size = math.prod(numbers) * _ITEM_SIZES[match[2]]
+    return size if size <= _UNBELIEVABLE else None
+
+
+def read_figures(text: str) -> Figures:
+    """Read the sizes of one message, whose lines have been joined."""
+    found = {name: _first(patterns, text) for name, patterns in _FIELDS.items()}
+    if found["tried_bytes"] is None:
+        found["tried_bytes"] = _tensor_bytes(text)
+    allocated, reserved = found["allocated_bytes"], found["reserved_bytes"]
+    unallocated = found["reserved_unallocated_bytes"]
+    if reserved is None and allocated is not None and unallocated is not None:
+        found["reserved_bytes"] = allocated + unallocated
+    elif unallocated is None and allocated is not None and reserved is not None:
+        found["reserved_unallocated_bytes"] = max(0, reserved - allocated)
+    processes = []
+    for match in _PROCESS.finditer(text):
+        size = read_size(match["size"])
+        if size is not None:
+            processes.append(Process(pid=int(match[1][:18]), used_bytes=size))
+    gpu = _GPU.search(text) or _DEVICE.search(text)
+    return Figures(
+        gpu_index=int(gpu[1]) if gpu else None, processes=tuple(dict.fromkeys(processes)), **found
+    )

@@ -1,0 +1,383 @@
+"""Explaining errors: labelled texts, the account's arithmetic, causes, remedies, logs, and any text."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bsfind.explain.account import make_account
+from bsfind.explain.cause import CauseKind
+from bsfind.explain.document import document
+from bsfind.explain.explanation import Explanation, explain, explain_text
+from bsfind.explain.figures import Figures, read_figures, read_size
+from bsfind.explain.log import clean, join
+from bsfind.explain.texts import Kind
+from bsfind.oom import FailureKind, classify
+
+GIB, MIB = 1 << 30, 1 << 20
+FILE = Path(__file__).parent / "data" / "oom_texts.jsonl"
+TEXTS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+
+
+def message(
+    tried: str = "1.00 GiB",
+    total: str = "24.00 GiB",
+    free: str = "256.00 MiB",
+    allocated: str = "22.00 GiB",
+    unallocated: str = "512.00 MiB",
+    processes: str = "Including non-PyTorch memory, this process has 23.50 GiB memory in use. ",
+    gpu: int = 0,
+) -> str:
+    return (
+        f"torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {tried}. GPU {gpu} has a total "
+        f"capacity of {total} of which {free} is free. {processes}Of the allocated memory {allocated} is "
+        f"allocated by PyTorch, and {unallocated} is reserved by PyTorch but unallocated. If reserved but "
+        "unallocated memory is large try setting PYTORCH_ALLOC_CONF=expandable_segments:True to avoid "
+        "fragmentation."
+    )
+
+
+def in_traceback(frames: str, text: str) -> str:
+    return f"Traceback (most recent call last):\n{frames}\n{text}\n"
+
+
+def cause_of(text: str) -> CauseKind:
+    return explain_text(text).cause.kind
+
+
+# ------------------------------------------------------------------------------- labelled texts
+
+
+@pytest.mark.parametrize("entry", TEXTS, ids=[entry["id"] for entry in TEXTS])
+def test_kind_and_figures(entry: dict[str, object]) -> None:
+    explanation = explain_text(str(entry["text"]))
+    assert explanation.kind.value == entry["kind"]
+    figures = entry["figures"]
+    assert isinstance(figures, dict)
+    assert {name: getattr(explanation.figures, name) for name in figures} == {
+        name: pytest.approx(size, abs=1) for name, size in figures.items()
+    }
+
+
+def test_every_kind_has_texts() -> None:
+    assert {entry["kind"] for entry in TEXTS} == {kind.value for kind in Kind}
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("20.00 MiB", 20 * MIB),
+        ("273. GiB", 273 * GIB),
+        ("0 bytes", 0),
+        ("761,856,000 bytes", 761_856_000),
+        ("1,024.00 MiB", GIB),
+        ("7,50 GiB", int(7.5 * GIB)),
+        ("1.5 GB", int(1.5 * GIB)),
+        ("64kB", 64 << 10),
+        ("17179869184.00 GiB", None),
+        ("much", None),
+        ("9" * 500 + " GiB", None),
+    ],
+)
+def test_sizes(text: str, size: int | None) -> None:
+    assert read_size(text) == size
+
+
+def test_what_is_reserved_follows_from_what_is_not_allocated() -> None:
+    figures = read_figures(message())
+    assert figures.reserved_bytes == int(22.5 * GIB)
+    assert figures.this_process_bytes == int(23.5 * GIB)
+
+
+# ------------------------------------------------------------------------------------- account
+
+
+def test_the_parts_add_up_to_the_card() -> None:
+    account = make_account(read_figures(message()))
+    parts = (
+        account.allocated_bytes,
+        account.cached_bytes,
+        account.outside_bytes,
+        account.others_bytes,
+        account.free_bytes,
+    )
+    assert sum(part or 0 for part in parts) == account.total_bytes == 24 * GIB
+    assert account.outside_bytes == GIB
+
+
+def test_in_a_container_the_process_itself_is_named_like_any_other() -> None:
+    account = make_account(
+        read_figures(message(processes="Process 7 has 23.50 GiB memory in use. "))
+    )
+    assert account.outside_bytes == GIB
+    assert account.other_processes == ()
+
+
+def test_other_processes_stay_others() -> None:
+    text = message(
+        allocated="2.00 GiB",
+        processes="Process 7 has 20.00 GiB memory in use. "
+        "Including non-PyTorch memory, this process has 3.00 GiB memory in use. ",
+    )
+    account = make_account(read_figures(text))
+    assert [process.pid for process in account.other_processes] == [7]
+    assert account.others_bytes is not None
+    assert account.others_bytes >= 20 * GIB
+
+
+def test_more_than_the_card_has() -> None:
+    account = make_account(read_figures(message(allocated="30.00 GiB", processes="")))
+    assert account.overflow_bytes == int(6.5 * GIB)
+
+
+# --------------------------------------------------------------------------------------- cause
+
+OTHERS = message(
+    allocated="2.00 GiB",
+    processes="Process 7 has 20.00 GiB memory in use. "
+    "Including non-PyTorch memory, this process has 3.00 GiB memory in use. ",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (message(), CauseKind.BATCH_TOO_LARGE),
+        (message(tried="30.00 GiB"), CauseKind.BATCH_TOO_LARGE),
+        (message(allocated="12.00 GiB", unallocated="10.50 GiB"), CauseKind.FRAGMENTATION),
+        (OTHERS, CauseKind.OTHER_PROCESS),
+        (message(tried="1.00 GiB", free="9.00 GiB", allocated="5.00 GiB"), CauseKind.UNKNOWN),
+        (
+            in_traceback('  File "a.py", line 3, in validate\n    y = model(x)', message()),
+            CauseKind.EVAL_WITHOUT_NO_GRAD,
+        ),
+        (
+            in_traceback(
+                '  File "torch/utils/_contextlib.py", line 9, in decorate_context\n'
+                '  File "a.py", line 3, in validate\n    y = model(x)',
+                message(),
+            ),
+            CauseKind.BATCH_TOO_LARGE,
+        ),
+        (
+            in_traceback('  File "torch/optim/adamw.py", line 9, in _init_group', message()),
+            CauseKind.MODEL_TOO_LARGE,
+        ),
+        (in_traceback("    model.to(device)", message()), CauseKind.MODEL_TOO_LARGE),
+        (
+            "step 900/1000 loss 1.2\n" + in_traceback("    loss.backward()", message()),
+            CauseKind.LEAK,
+        ),
+        ("Out of memory: Killed process 42 (python) anon-rss:1048576kB", CauseKind.HOST_MEMORY),
+        ("CUDA error: device-side assert triggered", CauseKind.NOT_MEMORY),
+        ("all is well", CauseKind.NOT_MEMORY),
+    ],
+)
+def test_causes(text: str, cause: CauseKind) -> None:
+    assert cause_of(text) == cause
+
+
+def test_a_limit_that_was_set() -> None:
+    text = message(free="9.00 GiB", allocated="11.50 GiB").replace(
+        "Of the allocated", "12.50 GiB allowed; Of the allocated"
+    )
+    explanation = explain_text(text)
+    assert explanation.cause.kind is CauseKind.MEMORY_LIMIT
+    assert explanation.figures.allowed_bytes == int(12.5 * GIB)
+
+
+def test_the_reason_holds_the_arithmetic() -> None:
+    reason = explain_text(message(allocated="12.00 GiB", unallocated="10.50 GiB")).cause.reason
+    assert "10.5 GiB are reserved" in reason
+    assert "1.0 GiB were asked for" in reason
+
+
+# -------------------------------------------------------------------------------------- advice
+
+
+def commands(explanation: Explanation) -> list[str]:
+    return [remedy.command for remedy in explanation.advice if remedy.command is not None]
+
+
+def test_the_first_remedy_answers_the_cause() -> None:
+    assert commands(explain_text(message()))[0].startswith("bsfind run ")
+    assert commands(explain_text(OTHERS))[0] == "kill 7"
+    fragmented = message(allocated="12.00 GiB", unallocated="10.50 GiB")
+    assert commands(explain_text(fragmented))[0].startswith(
+        "PYTORCH_ALLOC_CONF=expandable_segments:True"
+    )
+
+
+def test_the_remedy_fits_the_version() -> None:
+    old = (
+        "CUDA out of memory. Tried to allocate 1.00 GiB (GPU 0; 24.00 GiB total capacity; 12.00 GiB "
+        "already allocated; 0 bytes free; 23.00 GiB reserved in total by PyTorch)"
+    )
+    assert commands(explain_text(old))[0].startswith(
+        "PYTORCH_CUDA_ALLOC_CONF=max_split_size_mb:128"
+    )
+
+
+def test_not_memory_has_a_remedy_of_its_own() -> None:
+    assert commands(explain_text("CUDA error: an illegal memory access was encountered")) == [
+        "CUDA_LAUNCH_BLOCKING=1 python train.py",
+    ]
+
+
+# ----------------------------------------------------------------------------------------- log
+
+
+@pytest.mark.parametrize(
+    ("line", "rank", "name", "text"),
+    [
+        ("[rank3]: x", 3, None, "x"),
+        ("[rank12]:   File", 12, None, "  File"),
+        ("2025-01-02 03:04:05,678 | [default1]:x", 1, None, "x"),
+        ("\x1b[36m(Worker_TP1 pid=499)\x1b[0m x", 1, "Worker_TP1", "x"),
+        ("(EngineCore pid=12) ERROR 09-28 20:07:31 [core.py:720] x", None, "EngineCore", "x"),
+        ("[1,5]<stderr>:x", 5, None, "x"),
+        ("7: x", 7, None, "x"),
+    ],
+)
+def test_prefixes_are_taken_off(line: str, rank: int | None, name: str | None, text: str) -> None:
+    source, rest = clean(line)
+    assert source is not None
+    assert (source.rank, source.name, rest) == (rank, name, text)
+
+
+def test_lines_without_a_prefix_belong_to_nobody() -> None:
+    assert clean("RuntimeError: x\n") == (None, "RuntimeError: x")
+
+
+def test_lines_cut_at_one_width_are_joined_without_a_space() -> None:
+    text = (
+        "CUDA out of memory. Tried to allocate 20.00 MiB, and so on and on until the end of it all"
+    )
+    cut = [text[i : i + 40] for i in range(0, len(text), 40)]
+    assert join(cut) == text
+
+
+def test_one_error_per_rank() -> None:
+    lines = [
+        f"[rank{rank}]: {line}"
+        for rank in (2, 0, 5)
+        for line in ("Traceback (most recent call last):", message(gpu=rank))
+    ]
+    explanation = explain_text("\n".join(lines))
+    assert [error.source.rank for error in explanation.errors] == [2, 0, 5]
+    assert [error.figures.gpu_index for error in explanation.errors] == [2, 0, 5]
+
+
+def test_interleaved_ranks() -> None:
+    halves = [message(gpu=gpu).split(". Tried", 1) for gpu in range(3)]
+    lines = [f"[rank{gpu}]: {half[0]}." for gpu, half in enumerate(halves)]
+    lines += [f"[rank{gpu}]: Tried{half[1]}" for gpu, half in enumerate(halves)]
+    explanation = explain_text("\n".join(lines))
+    assert {(error.source.rank, error.figures.gpu_index) for error in explanation.errors} == {
+        *((gpu, gpu) for gpu in range(3)),
+    }
+
+
+def test_the_same_error_twice_is_counted() -> None:
+    text = message()
+    explanation = explain_text("\n".join([text, *["fine"] * 30, text]))
+    assert [error.occurrences for error in explanation.errors] == [2]
+
+
+def test_a_fault_elsewhere_makes_a_librarys_error_an_echo() -> None:
+    library = (
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    )
+    assert explain_text(library).kind is Kind.CUBLAS_ALLOC
+    log = "\n".join(["Assertion `t < n_classes` failed.", *["x"] * 50, library])
+    assert explain_text(log).kind is Kind.NOT_OOM
+
+
+def test_the_advice_of_every_cuda_error_is_no_fault() -> None:
+    class AcceleratorError(RuntimeError):
+        pass
+
+    error = AcceleratorError(
+        "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions."
+    )
+    assert classify(error) is FailureKind.OUT_OF_MEMORY
+
+
+def test_a_proof_outweighs_what_launchers_say_of_it() -> None:
+    log = "\n".join([message(), *["x"] * 30, "  exitcode  : -9 (pid: 7)"])
+    assert [error.kind for error in explain_text(log).errors] == [Kind.CUDA_OOM]
+
+
+def test_long_logs_are_read_with_bounded_memory() -> None:
+    class Endless(io.RawIOBase):
+        """10 MB of lines, made as they are read, then an error."""
+
+        def __init__(self) -> None:
+            self.left = 100_000
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            self.left -= 1
+            if self.left > 0:
+                return b"x" * 99 + b"\n"
+            return message().encode() + b"\n" if self.left == 0 else b""
+
+    explanation = explain(Endless())  # type: ignore[arg-type]
+    assert explanation.lines == 100_000
+    assert explanation.errors[0].line == 100_000
+
+
+def test_a_log_of_one_line_and_a_log_that_is_not_text() -> None:
+    assert explain_text("x" * 1_000_000 + "\n" + message()).kind is Kind.CUDA_OOM
+    noise = bytes(range(256)) * 50 + b"\n" + message().encode() + b"\n\xff\xfe"
+    assert explain(io.BytesIO(noise)).kind is Kind.CUDA_OOM
+
+
+# -------------------------------------------------------------------------------- any text at all
+
+PIECES = st.sampled_from(
+    [entry["text"] for entry in TEXTS]
+    + ["[rank1]: ", "\n", "\r", "\x1b[31m", " 3.00 GiB", "Process 1 has "]
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(PIECES | st.text(max_size=40), max_size=6).map("".join))
+def test_any_text_is_explained(text: str) -> None:
+    explanation = explain_text(text)
+    assert explanation.cause.reason
+    described = document(explanation)
+    assert (described["kind"] == "not_oom") == (described["errors"] == [])
+    for part in (described, *described["errors"], *(e["account"] for e in described["errors"])):
+        for name, value in part.items():
+            if name.endswith("_bytes"):
+                assert value is None or value >= 0, name
+    json.dumps(described, allow_nan=False)
+
+
+@settings(max_examples=100)
+@given(st.binary(max_size=400))
+def test_any_bytes_are_read(data: bytes) -> None:
+    assert explain(io.BytesIO(data)).lines >= 0
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6))
+def test_no_part_of_an_account_is_negative(
+    total: int, free: int, allocated: int, cached: int
+) -> None:
+    figures = Figures(
+        total_bytes=total,
+        free_bytes=free,
+        allocated_bytes=allocated,
+        reserved_bytes=allocated + cached,
+        reserved_unallocated_bytes=cached,
+    )
+    account = make_account(figures)
+    assert all(not value or value > 0 for value in vars(account).values() if value != ())
