@@ -142,8 +142,9 @@ def test_version() -> None:
 
 def test_no_arguments_show_the_help() -> None:
     done = bsfind()
-    assert "run" in done.stdout + done.stderr
-    assert done.returncode in (0, 2)
+    assert done.stderr.startswith("Usage: ")
+    assert done.stdout == ""
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("output", [(), ("-q",), ("--json",)])

@@ -39,7 +39,9 @@ def check(
     no_progress: opt.NoProgress = False,
     color: opt.Color = opt.ColorChoice.auto,
 ) -> int:
-    """Try one batch size: exit 0 if it fits in every precision asked for, 1 if not.
+    """Try one batch size: does it fit?
+
+    Exit 0 if it fits in every precision asked for, 1 if not.
 
     bsfind check mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB

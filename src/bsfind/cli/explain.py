@@ -20,7 +20,10 @@ def explain(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the explanation as JSON.")] = False,
 ) -> int:
-    """Explain the out-of-memory error in a log: exit 0 when there is one, 1 when there is none."""
+    """Explain the out-of-memory error in a log.
+
+    Exit 0 when there is one, 1 when there is none.
+    """
     from bsfind.cli.explanation import print_explanation  # `--help` goes without it
 
     return print_explanation(log, as_json=json)

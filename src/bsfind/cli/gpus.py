@@ -12,7 +12,9 @@ __all__ = ["gpus"]
 def gpus(
     json: Annotated[bool, typer.Option("--json", help="Print the lists as JSON.")] = False,
 ) -> int:
-    """List the GPUs of this machine and who uses them, and the GPUs that bsfind knows.
+    """List this machine's GPUs, and the known ones.
+
+    Of the GPUs of this machine it also tells who uses them.
 
     The memory is what PyTorch sees on Linux; ~ marks an estimate.
     """

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bsfind import __version__
 from bsfind.cli.check import check
@@ -30,8 +31,18 @@ _EPILOG = (
     "4 the model failed, 5 stopped early, 70 a bug in bsfind, 130 interrupted, 143 terminated."
 )
 
+
+class _QuickHelp(TyperGroup):
+    """The list of commands in plain text: Rich's renderer takes longer to load than all the rest."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self.rich_markup_mode = None
+        super().format_help(ctx, formatter)
+
+
 app = typer.Typer(
     name="bsfind",
+    cls=_QuickHelp,
     help="Find the batch size that a PyTorch model should train with on a GPU.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -98,6 +109,9 @@ def _run() -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # Click's, and Typer's copy of it
+            sys.stderr.write(f"{error}\n")
+            return ExitCode.USAGE
         usage = _usage_error(error)
         if usage is None:
             usage = InternalError(
