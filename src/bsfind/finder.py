@@ -168,7 +168,7 @@ class Finder:
         headroom = None
         if device is not None:
             headroom = settings.limits.headroom.of(device.capacity_bytes)
-            budget = max(0, device.capacity_bytes - headroom)
+            budget = settings.limits.headroom.leaves(device.capacity_bytes)
         return Report(
             bsfind_version=__version__,
             status=self._status(results),

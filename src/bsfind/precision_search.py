@@ -15,7 +15,7 @@ from bsfind.recommend import (
     step_down,
 )
 from bsfind.records import DeviceInfo, PrecisionResult, ReportWarning, ResultStatus, Trial
-from bsfind.search import FIRST_BATCH_SIZE, LineThroughPeaks, Search
+from bsfind.search import LineThroughPeaks, Search
 from bsfind.settings import Settings
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.simulation.forecast import largest_that_fits
@@ -84,13 +84,12 @@ class PrecisionSearch:
         self._on_progress = on_progress
         self._on_trial = on_trial
         self._capacity = device.capacity_bytes
-        self._budget = max(0, self._capacity - settings.limits.headroom.of(self._capacity))
+        self._budget = settings.limits.headroom.leaves(self._capacity)
         self._search = Search(
             smallest=self._batch_size or self._limits.min_batch_size,
             largest=self._batch_size or self._limits.max_batch_size,
             tolerance=self._limits.tolerance,
             guess=self._guess_maximum,
-            first=max(FIRST_BATCH_SIZE, self._limits.min_batch_size),
         )
         self._allocator = AllocatorSettings.from_environment(
             os.environ, torch_version=device.torch_version or ""
@@ -227,8 +226,7 @@ class PrecisionSearch:
         fits = [t for t in trials if t.batch_size <= largest and t.batch_size % multiple == 0]
         fastest = saturation([t for t in fits if t.batch_size >= smallest])
         if fastest is not None and fastest.batch_size < largest:
-            self._confirmation = None
-            self._confirm(fastest.batch_size)
+            self._confirm(fastest.batch_size)  # if it does not run, the first one stands
 
     def _finish(self) -> None:
         best = self._search.best

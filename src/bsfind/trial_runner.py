@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.records import ModelInfo, Trial
 from bsfind.settings import Settings
 from bsfind.simulation.recording import Recording
 from bsfind.time_budget import TimeBudget
@@ -33,7 +33,6 @@ class TrialRunner:
         opened: a worker that has opened the device already and has not loaded a model yet.
 
     Attributes:
-        device: the device as the latest worker found it; None before the first.
         model: the model as the latest worker loaded it; None before the first.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
@@ -54,7 +53,6 @@ class TrialRunner:
         self._clock = clock
         self._opened = opened
         self._loaded: _Loaded | None = None
-        self.device: DeviceInfo | None = None
         self.model: ModelInfo | None = None
         self.recordings: dict[int, Recording] = {}
 
@@ -67,7 +65,7 @@ class TrialRunner:
         worker, self._opened = self._opened, None
         if worker is None:
             worker = self._pool.take()
-            self.device = worker.open(self._settings.device, self._clock.for_start())
+            worker.open(self._settings.device, self._clock.for_start())
         self.model = worker.load(self._settings.workload, self._precision, self._clock.for_start())
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())

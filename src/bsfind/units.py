@@ -118,6 +118,10 @@ class Headroom:
             return self.bytes
         return int(capacity_bytes * (self.fraction or 0.0))
 
+    def leaves(self, capacity_bytes: int) -> int:
+        """Return what is left of `capacity_bytes` beside the headroom, bytes; never negative."""
+        return max(0, capacity_bytes - self.of(capacity_bytes))
+
     def __str__(self) -> str:
         if self.bytes is not None:
             # Few bytes without a unit are refused: they were most likely meant as a percentage.

@@ -51,7 +51,6 @@ class Terminal:
 
     Args:
         color: `auto`, `always` or `never`.
-        quiet: no warnings but those that change the meaning of the answer.
         verbose: every line that the user's code prints, repeated ones too.
 
     Attributes:
@@ -59,10 +58,9 @@ class Terminal:
         err: stderr, for everything else.
     """
 
-    def __init__(self, *, color: str = "auto", quiet: bool = False, verbose: bool = False) -> None:
+    def __init__(self, *, color: str = "auto", verbose: bool = False) -> None:
         self.out = _console(sys.stdout, color)
         self.err = _console(sys.stderr, color)
-        self.quiet = quiet
         self.verbose = verbose
         self._seen: set[str] = set()
 

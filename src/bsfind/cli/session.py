@@ -48,9 +48,7 @@ class _Session:
         self._json: bool = options["json"]
         self._quiet: bool = options["quiet"]
         self._verbose: bool = options["verbose"]
-        self._terminal = Terminal(
-            color=ColorChoice(options["color"]).value, quiet=self._quiet, verbose=self._verbose
-        )
+        self._terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=self._verbose)
         self._line = ProgressLine(
             self._terminal,
             enabled=not (options["no_progress"] or self._quiet or self._verbose),
@@ -149,8 +147,6 @@ def exit_code(report: Report, errors: list[BsfindError]) -> int:
         return ExitCode.STOPPED_EARLY
     fits = report.recommendation is not None
     if report.search["batch_size"] is not None:
-        fits = all(
-            r.max_batch_size is not None for r in report.results if r.status != "unsupported"
-        )
-        fits = fits and report.recommendation is not None
+        tried = (result for result in report.results if result.status != "unsupported")
+        fits = fits and all(result.max_batch_size is not None for result in tried)
     return ExitCode.OK if fits else ExitCode.DOES_NOT_FIT

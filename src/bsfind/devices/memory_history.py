@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.recording import Recording
+from bsfind.simulation.recording import Recording, resident_blocks
 
 __all__ = ["MemoryHistory"]
 
@@ -105,13 +105,7 @@ def _numbered(
     Raises:
         ValueError: several streams, or a release of something that was never allocated.
     """
-    allocated = [
-        block["address"]
-        for segment in segments
-        for block in segment["blocks"]
-        if block["state"] == "active_allocated"
-    ]
-    numbers = {address: number for number, address in enumerate(allocated)}
+    numbers = {block["address"]: number for number, block in enumerate(resident_blocks(segments))}
     count = len(numbers)
     streams = set()
     events = []

@@ -17,7 +17,7 @@ from fractions import Fraction
 from bsfind.simulation.allocator import Block, CachingAllocator, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.simulation.device_memory import DeviceMemory
-from bsfind.simulation.recording import Recording
+from bsfind.simulation.recording import Recording, resident_blocks
 
 __all__ = ["largest_that_fits"]
 
@@ -50,12 +50,7 @@ def largest_that_fits(
         return 0
     memory = DeviceMemory(capacity)
     start = CachingAllocator.from_segments(memory, settings, high.segments)
-    resident = [
-        block["address"]
-        for segment in high.segments
-        for block in segment["blocks"]
-        if block["state"] == "active_allocated"
-    ]
+    resident = [block["address"] for block in resident_blocks(high.segments)]
 
     def fits(batch_size: int) -> bool:
         allocator = start.copy(memory.copy())
@@ -70,12 +65,7 @@ def _extrapolation(
 ) -> Callable[[int], list[int]]:
     """Return the function from a batch size to the events of a trial at it."""
     known = [(other.batch_size, frozenset(other.events)) for other in reversed(others)]
-    resident = {
-        block["requested_size"]
-        for segment in high.segments
-        for block in segment["blocks"]
-        if block["state"] == "active_allocated"
-    }
+    resident = {block["requested_size"] for block in resident_blocks(high.segments)}
     # Gradients and optimizer state are as large as parameters; autocast's copies half of it.
     fixed = _CUBLAS_WORKSPACES | resident | {size // 2 for size in resident}
     # cuDNN's workspaces follow the batch closely, though not to the byte.
@@ -164,11 +154,7 @@ def _convolution_workspaces(recording: Recording) -> frozenset[int]:
     aten/src/ATen/native/cudnn/Conv_v8.cpp, torch 2.6-2.13).
     """
     events = recording.events
-    count = sum(
-        block["state"] == "active_allocated"
-        for segment in recording.segments
-        for block in segment["blocks"]
-    )
+    count = len(resident_blocks(recording.segments))
     positions = []
     for position, event in enumerate(events[:-1]):
         if event >= 0:

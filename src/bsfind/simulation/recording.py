@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Recording"]
+__all__ = ["Recording", "resident_blocks"]
+
+
+def resident_blocks(segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the blocks of a snapshot that are allocated, in the order in which they are numbered."""
+    return [
+        block
+        for segment in segments
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +24,7 @@ class Recording:
     """The allocations of a trial that ran.
 
     Blocks are numbered: first those that were allocated when the trial began, in the order of
-    `segments`, then each allocation in the order of the events.
+    `resident_blocks`, then each allocation in the order of the events.
 
     Attributes:
         batch_size: of the trial.

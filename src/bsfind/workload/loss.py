@@ -12,10 +12,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
 
-__all__ = ["LOSSES", "Loss", "make_loss"]
-
-LOSSES = ("auto", "cross-entropy", "mse")
-"""The losses that bsfind brings along; any other is a function of the user's."""
+__all__ = ["Loss", "make_loss"]
 
 
 class Loss:
@@ -107,7 +104,7 @@ def make_loss(name: str) -> Loss:
 
     Raises:
         TargetError: the function does not exist.
-        ValueError: neither a loss of `LOSSES` nor an import path.
+        ValueError: neither `auto`, `cross-entropy` or `mse`, nor an import path.
     """
     if name == "auto":
         return _FunctionLoss(automatic_loss)
