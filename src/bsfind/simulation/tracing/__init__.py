@@ -1,0 +1,1 @@
+"""Traces a training step: operators, lifetimes, precision."""

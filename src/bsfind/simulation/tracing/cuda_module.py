@@ -1,0 +1,185 @@
+"""What `torch.cuda` answers while a step is traced: that there is a GPU, and which one.
+
+Nothing here touches a driver: the functions of the module are replaced for the time of the trace.
+Memory is counted by the replay, not by the program that is traced, so that its own questions about
+memory are answered with nothing allocated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+
+from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.tensor_types import TENSOR_TYPES
+
+__all__ = ["SimulatedGpu", "simulated_cuda_module"]
+
+
+class SimulatedGpu(SimpleNamespace):
+    """The properties of the GPU, as `torch.cuda.get_device_properties` returns them."""
+
+    name: str
+    total_memory: int
+
+
+class _Stream:
+    """A stream, or an event, on which nothing ever waits."""
+
+    device = torch.device("cuda", 0)
+    device_index = 0
+    cuda_stream = 0
+    stream_id = 0
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def elapsed_time(self, _end: object) -> float:
+        return 0.0
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or _Stream()
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    record = wait = wait_event = wait_stream = synchronize = _nothing
+
+
+class _Event(_Stream):
+    """An event, which has happened."""
+
+
+_COUNTERS = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+
+
+def _nothing() -> Callable[..., None]:
+    """Return a function that does nothing: one of its own, as torch's compiler tells them apart."""
+    return lambda *_, **__: None
+
+
+def _zero() -> Callable[..., int]:
+    return lambda *_, **__: 0
+
+
+def _replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
+    null = contextlib.nullcontext
+    major, minor = gpu.capability
+    random_state = torch.zeros(16, dtype=torch.uint8)
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "init": _nothing(),
+        "_lazy_init": _nothing(),
+        "_initialized": True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": _nothing(),
+        "device": lambda *_: null(),
+        "device_of": lambda *_: null(),
+        "get_device_name": lambda *_: properties.name,
+        "get_device_capability": lambda *_: (major, minor),
+        "get_device_properties": lambda *_: properties,
+        "is_bf16_supported": lambda *_, **__: major >= 8,
+        "is_tf32_supported": lambda *_, **__: major >= 8,
+        "get_arch_list": lambda: [f"sm_{major}{minor}"],
+        "synchronize": _nothing(),
+        "empty_cache": _nothing(),
+        "ipc_collect": _nothing(),
+        "mem_get_info": lambda *_: (properties.total_memory, properties.total_memory),
+        "memory_stats": lambda *_: {},
+        "memory_snapshot": lambda *_: [],
+        "reset_peak_memory_stats": _nothing(),
+        "reset_max_memory_allocated": _nothing(),
+        "set_per_process_memory_fraction": _nothing(),
+        **{name: _zero() for name in _COUNTERS},
+        **{name: _nothing() for name in ("manual_seed", "manual_seed_all", "seed", "seed_all")},
+        "initial_seed": _zero(),
+        "get_rng_state": lambda *_: random_state.clone(),
+        "get_rng_state_all": lambda: [random_state.clone()],
+        "set_rng_state": _nothing(),
+        "set_rng_state_all": _nothing(),
+        "Stream": _Stream,
+        "Event": _Event,
+        "current_stream": lambda *_: _Stream(),
+        "default_stream": lambda *_: _Stream(),
+        "set_stream": _nothing(),
+        "stream": lambda *_: null(),
+        "is_current_stream_capturing": lambda: False,
+        **TENSOR_TYPES,
+    }
+
+
+def _accelerator_replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
+    """What `torch.accelerator` answers; torch's optimizers ask it from 2.14 on."""
+    same = (
+        *("is_available", "device_count", "current_stream", "set_stream", "synchronize"),
+        *("empty_cache", "memory_stats", "reset_peak_memory_stats", *_COUNTERS),
+    )
+    answers = _replacements(gpu, properties)
+    return {name: answers[name] for name in same} | {
+        "current_accelerator": lambda *_, **__: torch.device("cuda"),
+        "current_device_index": _zero(),
+        "current_device_idx": _zero(),
+        "set_device_index": _nothing(),
+        "set_device_idx": _nothing(),
+        "get_memory_info": answers["mem_get_info"],
+        "reset_accumulated_memory_stats": _nothing(),
+    }
+
+
+@contextlib.contextmanager
+def simulated_cuda_module(
+    gpu: CudaTarget, properties: SimulatedGpu, clear_autocast_cache: Callable[[], None]
+) -> Iterator[None]:
+    """Let torch's Python code find a GPU while inside.
+
+    Args:
+        gpu: which one.
+        properties: of the GPU.
+        clear_autocast_cache: called when the outermost autocast is left.
+    """
+    import torch.cuda.amp.common
+    import torch.nn.utils.clip_grad
+    import torch.utils._foreach_utils
+
+    own_clear = torch.clear_autocast_cache
+
+    def clear() -> None:
+        clear_autocast_cache()
+        own_clear()
+
+    with contextlib.ExitStack() as undo:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            if hasattr(owner, name):
+                undo.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
+
+        for name, value in _replacements(gpu, properties).items():
+            replace(torch.cuda, name, value)
+        if hasattr(torch, "accelerator"):  # torch 2.6
+            for name, value in _accelerator_replacements(gpu, properties).items():
+                replace(torch.accelerator, name, value)
+        replace(torch.cuda.random, "get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8))
+        replace(torch.cuda.random, "set_rng_state", _nothing())
+        replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        replace(torch, "clear_autocast_cache", clear)
+        yield

@@ -1,0 +1,280 @@
+"""Makes simulated tensors look like CUDA's to the user's Python code.
+
+A `TorchFunctionMode` sees each call of torch's Python API. It turns `device="cuda"` into `meta`, and
+answers `x.device`, `x.is_cuda` and their like as they would be answered on the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.autograd.graph
+import torch.utils.checkpoint
+from torch.overrides import TorchFunctionMode
+
+from bsfind.simulation.tracing.dispatch import Dispatcher
+from bsfind.simulation.tracing.tensor_types import TENSOR_TYPES, TensorType
+
+__all__ = ["GpuDisguise"]
+
+_CUDA = torch.device("cuda", 0)
+_CPU = torch.device("cpu")
+_META = torch.device("meta")
+
+_Handler = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _is_cuda(device: Any) -> bool:
+    """Tell whether an argument names a CUDA device: `cuda:1`, torch.device, or a number."""
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    if isinstance(device, str):
+        return device.partition(":")[0] == "cuda"
+    return isinstance(device, int) and not isinstance(device, bool)
+
+
+class GpuDisguise(TorchFunctionMode):
+    """Active while the model is built and its step is traced.
+
+    Args:
+        dispatcher: knows which meta tensors lie on the GPU.
+    """
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        super().__init__()
+        self._dispatcher = dispatcher
+        tensor = torch.Tensor
+        self._handlers: dict[Any, _Handler] = {
+            tensor.device.__get__: lambda args, _: self._device(args[0]),
+            tensor.is_cuda.__get__: lambda args, _: self._on_gpu(args[0]),  # type: ignore[attr-defined]
+            tensor.is_meta.__get__: lambda _args, _kwargs: False,  # type: ignore[attr-defined]
+            tensor.is_cpu.__get__: lambda args, _: not self._on_gpu(args[0]),  # type: ignore[attr-defined]
+            tensor.get_device: lambda args, _: 0 if self._on_gpu(args[0]) else -1,
+            tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
+            tensor.__setitem__: self._set_item,
+            tensor.to: self._to,
+            tensor.cuda: self._cuda,
+            tensor.cpu: self._cpu,
+            tensor.type: self._type,
+            tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
+            tensor.numpy: lambda args, kwargs: self._read(args[0]).numpy(**kwargs),
+            tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
+            tensor.new_tensor: self._new_tensor,
+            tensor.new: self._new,
+            torch._C._nn._parse_to: self._parse_to,
+            torch.tensor: lambda args, kwargs: self._made_on_host(torch.tensor, args, kwargs),
+            torch.as_tensor: lambda args, kwargs: self._made_on_host(torch.as_tensor, args, kwargs),
+            torch.asarray: lambda args, kwargs: self._made_on_host(torch.asarray, args, kwargs),
+        }
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Run a function of torch's Python API (torch.overrides, torch 2.6-2.13)."""
+        kwargs = kwargs or {}
+        handler = self._handlers.get(func)
+        if handler is not None:
+            return handler(args, kwargs)
+        if kwargs and _is_cuda(kwargs.get("device")):
+            kwargs = {**kwargs, "device": _META}
+        return func(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def in_backward(self) -> Iterator[None]:
+        """Keep the disguise up in backward passes while inside.
+
+        A mode is off while it handles a call, and a backward pass is one call. What runs in it can
+        be the user's: `torch.autograd.Function`, hooks, recomputed activations.
+        """
+        run_backward = torch.autograd.graph._engine_run_backward
+
+        def disguised(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return run_backward(*args, **kwargs)
+
+        owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
+        for owner in owners:
+            owner._engine_run_backward = disguised
+        try:
+            with _comparable_checkpoints():
+                yield
+        finally:
+            for owner in owners:
+                owner._engine_run_backward = run_backward
+
+    def _on_gpu(self, tensor: torch.Tensor) -> bool:
+        with torch._C.DisableTorchFunction():
+            return self._dispatcher.is_on_gpu(tensor)
+
+    def _device(self, tensor: torch.Tensor) -> torch.device:
+        with torch._C.DisableTorchFunction():
+            if not tensor.is_meta:
+                return tensor.device
+        return _CUDA if self._on_gpu(tensor) else _CPU
+
+    def _read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor in the host's memory, with the values that are known."""
+        with torch._C.DisableTorchFunction():
+            return tensor.to("cpu") if tensor.is_meta else tensor
+
+    def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
+
+    # ------------------------------------------------------------------------------ moving
+
+    def _to(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor, *rest = args
+        if rest and _is_cuda(rest[0]):
+            del rest[0]
+        elif rest and isinstance(rest[0], torch.Tensor) and self._on_gpu(rest[0]):
+            rest[0] = rest[0].dtype
+        elif not _is_cuda(kwargs.get("device")):
+            return self._to_elsewhere(args, kwargs)
+        names = ("dtype", "non_blocking", "copy")
+        options = {**dict(zip(names, rest, strict=False)), **kwargs}
+        return self._moved(
+            tensor,
+            dtype=options.get("dtype"),
+            copy=bool(options.get("copy")),
+            memory_format=options.get("memory_format"),
+        )
+
+    def _to_elsewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `Tensor.to` where the target is not the GPU."""
+        tensor = args[0]
+        host = self._dispatcher.host
+        with torch._C.DisableTorchFunction():
+            stays = tensor.is_meta and host.has(tensor)
+            if stays and any(_names_host(value) for value in (*args[1:], kwargs.get("device"))):
+                rest = [value for value in args[1:] if not _names_host(value)]
+                others = {n: v for n, v in kwargs.items() if not (n == "device" and _names_host(v))}
+                return tensor.to(*rest, **others) if rest or others else tensor
+            return tensor.to(*args[1:], **kwargs)
+
+    def _moved(
+        self,
+        tensor: torch.Tensor,
+        *,
+        dtype: torch.dtype | None = None,
+        copy: bool = False,
+        memory_format: torch.memory_format | None = None,
+    ) -> torch.Tensor:
+        """Return a tensor on the GPU, as `Tensor.to` does."""
+        wanted = dtype or tensor.dtype
+        kept = torch.preserve_format if memory_format is None else memory_format
+        with torch._C.DisableTorchFunction():
+            if not tensor.is_meta:
+                return tensor.to(_META, wanted, copy=copy, memory_format=kept)
+            if not self._dispatcher.host.has(tensor):
+                return tensor.to(wanted, copy=copy, memory_format=kept)
+            with self._dispatcher.moving_to_gpu():
+                return tensor.to(wanted, copy=True, memory_format=kept)
+
+    @staticmethod
+    def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
+        with torch._C.DisableTorchFunction():
+            return torch._C._nn._parse_to(*args, **kwargs)
+
+    def _cuda(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._moved(args[0], memory_format=kwargs.get("memory_format"))
+
+    def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._to_elsewhere((args[0], "cpu"), kwargs)
+
+    def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
+        if wanted is None:
+            name = tensor.type()
+            return name.replace("torch.meta.", "torch.cuda." if self._on_gpu(tensor) else "torch.")
+        if isinstance(wanted, str) and wanted.startswith("torch.cuda."):
+            wanted = TENSOR_TYPES[wanted.removeprefix("torch.cuda.")]
+        if isinstance(wanted, TensorType):
+            return self._moved(tensor, dtype=wanted.dtype)
+        return tensor.type(wanted)
+
+    def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tensor, data = args
+        with torch._C.DisableTorchFunction():
+            if tensor.is_meta and not data.is_meta and self._dispatcher.host.has(tensor):
+                data = self._dispatcher.as_host_meta(data)
+            tensor.data = data
+
+    def _set_item(self, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+        """Assign to a part of a tensor: a number comes from the host, as for CUDA.
+
+        `THPVariable_setitem` of torch/csrc/autograd/python_variable_indexing.cpp, torch 2.6-2.13.
+        """
+        tensor, index, value = args
+        with torch._C.DisableTorchFunction():
+            if isinstance(value, (bool, int, float, complex)) and tensor.is_meta:
+                value = torch.tensor(value, dtype=tensor.dtype)
+        tensor[index] = value
+
+    # ------------------------------------------------------------------------------ making
+
+    def _made_on_host(
+        self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a function that makes a tensor of Python's values: on the host, then moved."""
+        device = kwargs.get("device")
+        source = args[0] if args else None
+        if not _is_cuda(device):
+            return make(*args, **kwargs)
+        if isinstance(source, torch.Tensor):
+            return make(*args, **{**kwargs, "device": _META})
+        requires_grad = kwargs.pop("requires_grad", False)
+        made = make(*args, **{**kwargs, "device": _CPU})
+        moved = self._moved(made)
+        return moved.requires_grad_() if requires_grad else moved
+
+    def _new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the old `Tensor.new`, which does not know sparse tensors of the meta device."""
+        like, *rest = args
+        if like.layout is torch.sparse_coo and len(rest) == 3:
+            return torch.sparse_coo_tensor(*rest, check_invariants=False)
+        return like.new(*rest, **kwargs)
+
+    def _new_tensor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor, data = args[0], args[1]
+        device = kwargs.pop("device", None) or self._device(tensor)
+        with torch._C.DisableTorchFunction():
+            kwargs.setdefault("dtype", tensor.dtype)
+        return self._made_on_host(torch.tensor, (data,), {**kwargs, "device": device})
+
+
+def _names_host(value: Any) -> bool:
+    return (isinstance(value, str) and value == "cpu") or (
+        isinstance(value, torch.device) and value.type == "cpu"
+    )
+
+
+@contextlib.contextmanager
+def _comparable_checkpoints() -> Iterator[None]:
+    """Let activation checkpointing compare saved with recomputed tensors without the disguise.
+
+    It compares their devices, and asks in hooks, where the disguise may be up or down
+    (`_default_meta_extractor` in torch/utils/checkpoint.py, torch 2.6-2.13).
+    """
+    checks = getattr(torch.utils.checkpoint, "_allowed_determinism_checks_to_fns", {})
+    own = checks.get("default")
+
+    def described(tensor: torch.Tensor) -> Any:
+        with torch._C.DisableTorchFunction():
+            return own(tensor)  # type: ignore[misc]
+
+    if own is not None:
+        checks["default"] = described
+    try:
+        yield
+    finally:
+        if own is not None:
+            checks["default"] = own

@@ -1,0 +1,244 @@
+"""A traced step as a program of allocations, and its replay through an allocator.
+
+The trace says what was born and died; rules say what kernels take besides. Here both become one list
+of events, numbered as in `simulation.recording`: `n >= 0` allocates n bytes, `n < 0` frees block
+`-n - 1`; blocks are numbered in the order of their allocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bsfind.simulation.allocator import Block, CachingAllocator, SimulatedOutOfMemoryError
+from bsfind.simulation.operators.call import Call, CudaTarget, Rule, Steps
+from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
+
+__all__ = ["Program", "Replayed", "program_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What a replay counted.
+
+    Attributes:
+        peak_allocated_bytes: over the trial, the model included.
+        peak_reserved_bytes: over the trial.
+        resident_bytes: allocated after each step.
+        requested_bytes: the same as asked for, which rounding to blocks does not blur.
+        activation_bytes: the most that a forward pass left behind for the backward pass.
+        num_alloc_retries: how often the allocator flushed its cache to go on.
+    """
+
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    resident_bytes: tuple[int, ...]
+    requested_bytes: tuple[int, ...]
+    activation_bytes: int
+    num_alloc_retries: int
+
+
+@dataclass
+class Program:
+    """Allocations of a model's way to the GPU, and of the steps of one trial.
+
+    Attributes:
+        load_events: until the model is on the GPU.
+        trial_events: of the trial; block numbers go on from those of `load_events`.
+        operators: for each event of both, the operator that allocated (empty for releases).
+        marks: (number of trial events before it, name) of points of the step.
+        optional: positions in `trial_events` of scratch memory that a kernel can do without, with
+            the smaller sizes that it tries then.
+    """
+
+    load_events: list[int] = field(default_factory=list)
+    trial_events: list[int] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    optional: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def load(self, allocator: CachingAllocator) -> list[Block | None]:
+        """Allocate the model; returns the blocks, for `replay`.
+
+        Raises:
+            SimulatedOutOfMemoryError: it does not fit.
+        """
+        blocks: list[Block | None] = []
+        _run(allocator, blocks, self.load_events, {})
+        allocator.empty_cache()
+        allocator.reset_peaks()
+        return blocks
+
+    def replay(self, allocator: CachingAllocator, blocks: list[Block | None]) -> Replayed:
+        """Run the trial on an allocator that holds the model.
+
+        Args:
+            allocator: as `load` left it.
+            blocks: that `load` returned.
+
+        Raises:
+            SimulatedOutOfMemoryError: it does not fit.
+        """
+        allocator.reset_peaks()
+        retries = allocator.num_alloc_retries
+        resident, requested = [], []
+        activation = 0
+        begin = before = 0
+        sizes = [event for event in (*self.load_events, *self.trial_events) if event >= 0]
+        held = _held(self.load_events, sizes)
+        for end, name in self.marks:
+            part = self.trial_events[begin:end]
+            _run(allocator, blocks, part, self.optional, begin)
+            held += _held(part, sizes)
+            begin = end
+            if name == "forward_begin":
+                before = held
+            elif name == "forward_end":
+                activation = max(activation, held - before)
+            elif name == "step_end":
+                resident.append(allocator.allocated_bytes)
+                requested.append(held)
+        _run(allocator, blocks, self.trial_events[begin:], self.optional, begin)
+        return Replayed(
+            peak_allocated_bytes=allocator.peak_allocated_bytes,
+            peak_reserved_bytes=allocator.peak_reserved_bytes,
+            resident_bytes=tuple(resident),
+            requested_bytes=tuple(requested),
+            activation_bytes=activation,
+            num_alloc_retries=allocator.num_alloc_retries - retries,
+        )
+
+
+def _held(events: Sequence[int], sizes: Sequence[int]) -> int:
+    """Return by how much events change the requested bytes, given the sizes of all blocks."""
+    return sum(event if event >= 0 else -sizes[-event - 1] for event in events)
+
+
+def _run(
+    allocator: CachingAllocator,
+    blocks: list[Block | None],
+    events: Sequence[int],
+    optional: dict[int, tuple[int, ...]],
+    position: int = 0,
+) -> None:
+    malloc, free = allocator.malloc, allocator.free
+    for index, event in enumerate(events, position):
+        if event < 0:
+            block = blocks[-event - 1]
+            if block is not None:
+                free(block)
+            continue
+        try:
+            blocks.append(malloc(event))
+        except SimulatedOutOfMemoryError:
+            if index not in optional:
+                raise
+            blocks.append(_smaller(malloc, optional[index]))
+
+
+def _smaller(malloc: Callable[[int], Block], sizes: Sequence[int]) -> Block | None:
+    for nbytes in sizes:
+        try:
+            return malloc(nbytes)
+        except SimulatedOutOfMemoryError:
+            continue
+    return None
+
+
+def program_of(
+    load_entries: Sequence[Entry], trial_entries: Sequence[Entry], gpu: CudaTarget
+) -> Program:
+    """Return the program of a trace on a GPU.
+
+    Args:
+        load_entries: of the recorder, until the model is on the GPU.
+        trial_entries: of the recorder, of the trial.
+        gpu: whose kernels run.
+    """
+    program = Program()
+    writer = _Writer(gpu)
+    writer.write(load_entries, program.load_events, program)
+    writer.write(trial_entries, program.trial_events, program, is_trial=True)
+    return program
+
+
+class _Writer:
+    """Numbers blocks while it turns entries to events."""
+
+    def __init__(self, gpu: CudaTarget) -> None:
+        self._gpu = gpu
+        self._numbers: dict[int, int] = {}
+        self._count = 0
+        self._workspaces: set[tuple[str, str]] = set()
+        self._known: dict[int, list[tuple[str, Any, int]]] = {}
+
+    def write(
+        self,
+        entries: Sequence[Entry],
+        events: list[int],
+        program: Program,
+        *,
+        is_trial: bool = False,
+    ) -> None:
+        """Append the events of some entries, and what the program says about them."""
+        operators, numbers = program.operators, self._numbers
+        for entry in entries:
+            kind = entry[0]
+            if kind == ALLOCATE:
+                _, block, nbytes, operator = entry
+                numbers[block] = self._count
+                self._count += 1
+                events.append(nbytes)
+                operators.append(operator)
+            elif kind == RELEASE:
+                number = numbers.pop(entry[1], None)
+                if number is not None:
+                    events.append(-number - 1)
+                    operators.append("")
+            elif kind == MARK:
+                if is_trial:
+                    program.marks.append((len(events), entry[1]))
+            elif kind == CALL:
+                self._write_call(entry, events, program, is_trial=is_trial)
+
+    def _steps_of(self, rule: Rule, call: Call) -> list[tuple[str, Any, int]]:
+        """Ask a rule, once for the calls that repeat: those are one object."""
+        known = self._known.get(id(call))
+        if known is None:
+            steps = Steps(call)
+            rule(call, self._gpu, steps)
+            known = self._known[id(call)] = steps.finish()
+        return known
+
+    def _write_call(
+        self, entry: Entry, events: list[int], program: Program, *, is_trial: bool
+    ) -> None:
+        _, rule, call, blocks, thread, operator = entry
+        scratch: dict[int, int] = {}  # handle → number
+        for what, which, nbytes in self._steps_of(rule, call):
+            if what == "output":
+                if blocks[which] is None:
+                    continue
+                block, size = blocks[which]
+                size = max(size, nbytes)  # a loss that is reduced keeps the storage of its terms
+                self._numbers[block] = self._count
+            elif what in ("scratch", "optional"):
+                scratch[which] = self._count
+                size = nbytes
+                if what == "optional" and is_trial:
+                    program.optional[len(events)] = ()
+            elif what == "workspace":
+                if (which, thread) in self._workspaces:
+                    continue
+                self._workspaces.add((which, thread))
+                size = nbytes
+            elif what == "free":
+                events.append(-scratch[which] - 1)
+                program.operators.append("")
+                continue
+            else:  # skipped: it takes no memory of the GPU, and its release must not either
+                continue
+            self._count += 1
+            events.append(size)
+            program.operators.append(operator)

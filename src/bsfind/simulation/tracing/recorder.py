@@ -1,0 +1,142 @@
+"""Keeps the books of simulated GPU memory: which storage was born and died, in which order."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from bsfind.simulation.operators.call import Call, Rule
+
+__all__ = ["ALLOCATE", "CALL", "MARK", "RELEASE", "Entry", "Recorder"]
+
+ALLOCATE = 0
+"""`(ALLOCATE, block, nbytes, operator)`"""
+RELEASE = 1
+"""`(RELEASE, block)`"""
+CALL = 2
+"""`(CALL, rule, call, outputs, thread, operator)`: allocations in the order of a rule; each output is
+(block, nbytes), or None where it is no new storage"""
+MARK = 3
+"""`(MARK, name)`: a point of the step, such as the end of a forward pass"""
+
+Entry = tuple[Any, ...]
+
+
+class Recorder:
+    """Writes down every birth and death of a storage on the simulated GPU.
+
+    A storage dies when its last reference does, which a weak reference tells at that very moment:
+    the lifetimes are those of the user's program and of autograd, not an estimate.
+
+    Attributes:
+        entries: what happened, in order.
+        notes: what the reader of the result must know, by code.
+    """
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.notes: dict[str, str] = {}
+        self._storages: dict[int, tuple[int, weakref.ref[Any], int]] = {}
+        self._count = 0
+        self._birth_node: dict[int, int] = {}
+        self._on_death: list[Callable[[int], None]] = []
+
+    def when_a_storage_dies(self, callback: Callable[[int], None]) -> None:
+        """Call `callback(storage._cdata)` at each death."""
+        self._on_death.append(callback)
+
+    def knows(self, storage: Any) -> bool:
+        """Tell whether a storage lies on the simulated GPU."""
+        return storage._cdata in self._storages
+
+    def adopt(self, storage: Any) -> int | None:
+        """Take a storage in, if it is new; returns its block, None if it was known already."""
+        key = storage._cdata
+        known = self._storages.get(key)
+        nbytes = storage.nbytes()
+        if known is not None:
+            if known[2] == nbytes:
+                return None
+            self.entries.append((RELEASE, known[0]))  # resized: freed, and allocated anew
+        block = self._count
+        self._count += 1
+        storages, callbacks = self._storages, self._on_death
+
+        def died(reference: Any) -> None:
+            current = storages.get(key)
+            if current is None or current[1] is not reference:
+                return
+            del storages[key]
+            self.entries.append((RELEASE, block))
+            for callback in callbacks:
+                callback(key)
+
+        storages[key] = (block, weakref.ref(storage, died), nbytes)
+        if torch._C._current_graph_task_id() != -1:
+            node = torch._C._current_autograd_node()
+            if node is not None:
+                self._birth_node[block] = node._sequence_nr()
+        return block
+
+    def born(self, tensor: torch.Tensor, operator: str) -> None:
+        """Record a tensor's storage as allocated now, unless it is known."""
+        storage = tensor.untyped_storage()
+        block = self.adopt(storage)
+        if block is not None:
+            self.entries.append((ALLOCATE, block, storage.nbytes(), operator))
+
+    def called(
+        self, rule: Rule, call: Call, outputs: list[torch.Tensor | None], operator: str
+    ) -> None:
+        """Record a call whose kernel has a rule of its own."""
+        blocks: list[tuple[int, int] | None] = []
+        for output in outputs:
+            block = None if output is None else self.adopt(output.untyped_storage())
+            if output is None or block is None:
+                blocks.append(None)
+            else:
+                blocks.append((block, output.untyped_storage().nbytes()))
+        self.entries.append((CALL, rule, call, tuple(blocks), self.thread, operator))
+
+    def rewind(self, count: int) -> bool:
+        """Start a new list of entries, with blocks numbered from `count` on.
+
+        Returns:
+            Whether all storages born later are dead; if not, nothing happens.
+        """
+        if any(block >= count for block, _, _ in self._storages.values()):
+            return False
+        self._count = count
+        self._birth_node.clear()
+        self.entries = []
+        return True
+
+    @property
+    def count(self) -> int:
+        """The number of the next block."""
+        return self._count
+
+    def mark(self, name: str) -> None:
+        """Record a point of the step."""
+        self.entries.append((MARK, name))
+
+    def note(self, code: str, message: str) -> None:
+        """Keep something for the reader of the result."""
+        self.notes.setdefault(code, message)
+
+    @property
+    def thread(self) -> str:
+        """Who allocates: the main thread, or the autograd engine's thread of the device.
+
+        On CUDA a backward pass runs in a thread of its own (torch/csrc/autograd/engine.cpp, torch
+        2.6-2.13), which has its own cuBLAS handle and workspace.
+        """
+        return "main" if torch._C._current_graph_task_id() == -1 else "autograd"
+
+    def birth_node(self, storage: Any) -> int | None:
+        """Return the autograd node during which a storage was born; None outside backward."""
+        known = self._storages.get(storage._cdata)
+        return None if known is None else self._birth_node.get(known[0])

@@ -1,0 +1,321 @@
+"""Traces a workload: the model's way to the GPU, and the training steps of a trial."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import gc
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.import_path import parse_import_path, resolve
+from bsfind.records import ModelKind
+from bsfind.settings import Workload
+from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.registry import load_rules
+from bsfind.simulation.tracing.autocast import AutocastCuda
+from bsfind.simulation.tracing.building import parameters_on_meta
+from bsfind.simulation.tracing.compiler import postpone_compiler
+from bsfind.simulation.tracing.composites import CudaComposites
+from bsfind.simulation.tracing.cuda_module import SimulatedGpu, simulated_cuda_module
+from bsfind.simulation.tracing.device_groups import cuda_groups
+from bsfind.simulation.tracing.disguise import GpuDisguise
+from bsfind.simulation.tracing.dispatch import Dispatcher
+from bsfind.simulation.tracing.engine import GradientSums
+from bsfind.simulation.tracing.layouts import layout_handlers
+from bsfind.simulation.tracing.packing import packing_handlers
+from bsfind.simulation.tracing.program import Program, program_of
+from bsfind.simulation.tracing.python_functions import undelegated_functions
+from bsfind.simulation.tracing.recorder import Entry, Recorder
+from bsfind.simulation.tracing.scaling import ScaledTrace, fit
+from bsfind.simulation.tracing.self_check import problems
+from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.value_operators import value_handlers
+from bsfind.workload.model_kind import kind_of
+from bsfind.workload.precision import precision_plan
+from bsfind.workload.step import LoadedWorkload, TrainingSteps
+from bsfind.workload.target import build_model, keyword_arguments
+from bsfind.workload.user_traceback import user_error
+
+__all__ = ["Tracer"]
+
+_DEVICE = torch.device("cuda", 0)
+_MAX_SKIPPED_STEPS = 24
+
+
+class Tracer:
+    """One workload in one precision on one GPU.
+
+    While a tracer is open, this process's torch is not fit for anything else: operators and
+    functions of `torch.cuda` are replaced.
+
+    Args:
+        workload: what to train.
+        precision: in which precision (never `amp`).
+        gpu: whose kernels are modelled.
+        properties: of the GPU, for code that asks.
+
+    Raises:
+        UntraceableError: the workload needs what cannot be predicted.
+        BsfindError: the user's code failed while the model was built.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        precision: str,
+        gpu: CudaTarget,
+        properties: SimulatedGpu | None = None,
+    ) -> None:
+        if workload.compile:
+            raise UntraceableError(
+                "`--compile` cannot be predicted: compiled kernels choose their memory themselves",
+                hint="leave it out for an estimate of the uncompiled step, or measure on a GPU",
+            )
+        self._workload = workload
+        self._plan = precision_plan(precision)
+        self._gpu = gpu
+        self._properties = properties or SimulatedGpu(
+            name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
+        )
+        postpone_compiler()
+        load_rules()
+        self._sums = GradientSums()
+        self._recorder = Recorder()
+        for problem in problems():
+            self._recorder.note(
+                "estimate",
+                f"this is an estimate, not exact: the tracer does not fit this torch: {problem}",
+            )
+        self._autocast = AutocastCuda()
+        self._composites = CudaComposites(gpu)
+        self._dispatcher = Dispatcher(
+            self._recorder,
+            gpu,
+            {
+                **value_handlers(),
+                **layout_handlers(),
+                **packing_handlers(),
+                **sparse_handlers(),
+                "aten::add.Tensor": self._sums.handle,
+            },
+            self._composites.kernels,
+        )
+        self._open = contextlib.ExitStack()
+        self._load_entries: list[Entry] = []
+        self._first_block = 0
+        self._loaded: LoadedWorkload | None = None
+        self._optimizer: str | None = None
+        self._steps = 0
+        self._traces: dict[int, Sequence[Entry]] = {}
+        self._scaled: ScaledTrace | None = None
+        try:
+            self._open.enter_context(self._simulated())
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise UntraceableError(
+                f"torch {torch.__version__} is not one that can be traced without a GPU",
+                detail=f"{type(error).__name__}: {error}",
+                hint="`bsfind env` shows what does not fit; `--device cuda` measures instead",
+            ) from error
+        try:
+            self._load()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Tracer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give torch back its own operators."""
+        self._loaded = None
+        self._open.close()
+        gc.unfreeze()
+
+    @contextlib.contextmanager
+    def _simulated(self) -> Iterator[None]:
+        """Let this thread's torch run on the simulated GPU."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                simulated_cuda_module(self._gpu, self._properties, self._autocast.clear_cache)
+            )
+            stack.enter_context(self._composites.active(self._dispatcher.is_on_gpu))
+            stack.enter_context(cuda_groups(self._dispatcher.is_on_gpu))
+            stack.enter_context(undelegated_functions())
+            stack.enter_context(self._autocast.active())
+            stack.enter_context(self._dispatcher.active())
+            self._sums.calibrate()
+            gc.freeze()  # torch's modules are many objects, which no collection needs to visit
+            disguise = GpuDisguise(self._dispatcher)
+            stack.enter_context(disguise.in_backward())
+            stack.enter_context(disguise)
+            yield
+
+    # ------------------------------------------------------------------------------- the model
+
+    def _load(self) -> None:
+        """Build the model and move it to the simulated GPU."""
+        try:
+            if not self._builds_without_memory():
+                self._start_over()
+                self._loaded = self._built()
+        except Exception as error:
+            raise user_error(error, doing="building the model") from error
+        self._make_first_optimizer()
+        gc.collect()
+        gc.freeze()
+        self._load_entries = self._recorder.entries
+        self._first_block = self._recorder.count
+
+    def _make_first_optimizer(self) -> None:
+        """Make the optimizer once: some have state from the start, which a load needs room for."""
+        if self._workload.mode != "train":
+            return
+        try:
+            self._optimizer = type(self._workload_on_gpu.make_optimizer()).__name__
+        except (Exception, SystemExit) as error:
+            raise user_error(error, doing="building the optimizer") from error
+
+    def _builds_without_memory(self) -> bool:
+        """Build the model with weights that have no memory; False: its constructor needs them."""
+        self._start_over()
+        try:
+            with parameters_on_meta(self._dispatcher):
+                self._loaded = self._built()
+        except TargetError:
+            raise
+        except Exception:  # not kept: its frames hold the model
+            return False
+        return True
+
+    def _built(self) -> LoadedWorkload:
+        workload = self._workload
+        model = build_model(workload.target, keyword_arguments(workload.model_args))
+        # A module that was built when it was imported may have lost its weights to another tracer.
+        for parameter in model.parameters():
+            self._dispatcher.keep_on_host(parameter)
+        if model is resolve(parse_import_path(workload.target)):
+            model = copy.deepcopy(model)  # the next precision finds it on the host, as now
+        return LoadedWorkload(workload, self._plan, _DEVICE, model)
+
+    def _start_over(self) -> None:
+        """Forget the model, and all that it had on the GPU."""
+        self._loaded = None
+        if self._recorder.rewind(0):
+            return
+        gc.unfreeze()
+        gc.collect()
+        if not self._recorder.rewind(0):
+            raise InternalError("tensors of a model that was dropped are still alive")
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters; shared ones count once."""
+        return self._workload_on_gpu.parameter_count()
+
+    @property
+    def optimizer(self) -> str | None:
+        """Class of the optimizer; None in inference."""
+        return self._optimizer
+
+    @property
+    def kind(self) -> ModelKind:
+        """What kind of model it is, as accuracy is measured by kind."""
+        return kind_of(self._workload_on_gpu.model)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What the reader of the result must know, by code."""
+        return dict(self._recorder.notes)
+
+    @property
+    def _workload_on_gpu(self) -> LoadedWorkload:
+        assert self._loaded is not None
+        return self._loaded
+
+    # ------------------------------------------------------------------------------- the steps
+
+    @property
+    def scales(self) -> bool:
+        """Whether other batch sizes follow from those that were traced."""
+        return self._scaled is not None
+
+    def model_program(self) -> Program:
+        """Return the program that ends when the model is on the GPU."""
+        return program_of(self._load_entries, (), self._gpu)
+
+    def program(self, batch_size: int, steps: int, *, exact: bool = False) -> Program:
+        """Return the program of a trial of so many optimizer steps.
+
+        The first batch sizes are traced. From the third on, others follow from these, where the
+        structure of the step allows it.
+
+        Args:
+            batch_size: of the trial.
+            steps: of the optimizer.
+            exact: trace this very batch size.
+
+        Raises:
+            UntraceableError: an operator needs values, or has no model.
+            BsfindError: the user's code failed.
+        """
+        if steps != self._steps:
+            self._steps = steps
+            self._traces.clear()
+            self._scaled = None
+        entries = self._traces.get(batch_size)
+        if entries is None and self._scaled is not None and not exact:
+            entries = self._scaled.at(batch_size)
+        if entries is None:
+            entries = self._traced(batch_size, steps)
+            self._remember(batch_size, entries)
+        return program_of(self._load_entries, entries, self._gpu)
+
+    def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
+        self._traces[batch_size] = entries
+        # A batch of one is special: it has no stride of its own.
+        several = sorted(size for size in self._traces if size > 1)
+        if self._scaled is None and len(several) >= 3:
+            chosen = (several[0], several[len(several) // 2], several[-1])
+            self._scaled = fit([(size, self._traces[size]) for size in chosen])
+
+    def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
+        recorder = self._recorder
+        if self._loaded is None or not recorder.rewind(self._first_block):
+            # What a trial left in the model would be missing from the next.
+            self._load()
+            recorder.rewind(self._first_block)
+        loaded = self._workload_on_gpu
+        try:
+            self._run(loaded, batch_size, steps)
+        except Exception as error:
+            raise user_error(
+                error,
+                doing=f"batch size {batch_size} in {self._plan.name}",
+                inputs=loaded.last_batch,
+            ) from error
+        finally:
+            entries = list(recorder.entries)
+            loaded.clear_gradients()
+            self._autocast.clear_cache()
+            self._composites.forget()
+            gc.collect()
+        return entries
+
+    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
+        recorder = self._recorder
+        runner = TrainingSteps(loaded, lambda: recorder.mark("forward_end"))
+        attempts = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+                recorder.mark("forward_begin")
+                runner.run(batch_size)
+                recorder.mark("step_end")
+                attempts += 1

@@ -1,0 +1,208 @@
+"""Operators whose answer depends on values: reading a scalar, copying to the host, masks, indices.
+
+They answer from the twins of `Values`. Where values are not known, a scalar reads as zero (what a
+model in good health has no inf, no nan and no skipped step from) with a note, and a shape that
+depends on them cannot be traced.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bsfind.simulation.tracing.dispatch import OperatorFacts, untraceable
+
+if TYPE_CHECKING:
+    from bsfind.simulation.tracing.dispatch import Dispatcher, Handler
+
+__all__ = ["value_handlers"]
+
+_META = torch.device("meta")
+_SHAPED_BY_VALUES = (
+    *("aten::nonzero", "aten::_unique2", "aten::_unique", "aten::unique_dim"),
+    *("aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::bincount"),
+    "aten::repeat_interleave.Tensor",
+)
+_INDEXING = (
+    *("aten::index.Tensor", "aten::_unsafe_index.Tensor", "aten::index_put", "aten::index_put_"),
+    *("aten::_index_put_impl_", "aten::_unsafe_index_put"),
+)
+
+
+def value_handlers() -> dict[str, Handler]:
+    """Return the handlers of these operators."""
+    return {
+        "aten::_local_scalar_dense": _scalar,
+        "aten::equal": _equal,
+        "aten::_to_copy": _to_copy,
+        "aten::copy_": _copy,
+        "aten::masked_select": _masked_select,
+        "aten::_linalg_check_errors": _check_errors,
+        "aten::is_pinned": lambda *_: False,
+        "aten::_pin_memory": lambda _dispatcher, _facts, args, _kwargs: args[0],
+        "aten::record_stream": lambda *_: None,
+        **dict.fromkeys(_SHAPED_BY_VALUES, _shaped_by_values),
+        **dict.fromkeys(_INDEXING, _index),
+    }
+
+
+def _scalar(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    tensor = args[0]
+    if not tensor.is_meta:
+        return dispatcher.compute(facts, args, kwargs)
+    values = dispatcher.values.of(tensor)
+    if values is not None:
+        return dispatcher.compute(facts, (values,), {})
+    if tensor.dtype == torch.bool:
+        dispatcher.recorder.note(
+            "value_assumed",
+            "the model reads a bool that depends on data; it was taken to be false",
+        )
+        return False
+    if not tensor.is_floating_point():
+        dispatcher.recorder.note(
+            "value_assumed",
+            "the model reads an integer that depends on data; it was taken to be zero",
+        )
+        return 0
+    return 0.0
+
+
+def _equal(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if not any(tensor.is_meta for tensor in args):
+        return dispatcher.compute(facts, args, kwargs)
+    if args[0].shape != args[1].shape:
+        return False
+    answer = dispatcher.values.on_host(facts.op, args, kwargs)
+    return False if answer is None else answer
+
+
+def _to_copy(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    source = args[0]
+    target = kwargs.get("device")
+    if not source.is_meta or target is None or torch.device(target).type != "cpu":
+        return dispatcher.run(facts, args, kwargs)
+    return _on_host(dispatcher, source).to(kwargs.get("dtype") or source.dtype)
+
+
+def _copy(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    target, source = args[0], args[1]
+    if source.is_meta and not target.is_meta:
+        return target.copy_(_on_host(dispatcher, source))
+    return dispatcher.run(facts, args, kwargs)
+
+
+def _on_host(dispatcher: Dispatcher, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the values of a tensor as the host reads them: zeros where they are not known."""
+    values = dispatcher.values.of(tensor)
+    if values is not None:
+        return values.clone()
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _masked_select(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    tensor, mask = args
+    if not tensor.is_meta:
+        return dispatcher.compute(facts, args, kwargs)
+    values = dispatcher.values.of(mask) if mask.is_meta else mask
+    if values is None:
+        raise _unknown_shape(facts)
+    shape = torch.broadcast_shapes(tensor.shape, mask.shape)  # type: ignore[no-untyped-call]
+    count = int(values.expand(shape).count_nonzero())
+    with dispatcher.unseen():
+        out = torch.empty((count,), dtype=tensor.dtype, device=_META)
+    dispatcher.record(facts, args, kwargs, out)
+    return out
+
+
+def _shaped_by_values(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    if not args[0].is_meta:
+        return dispatcher.compute(facts, args, kwargs)
+    answer = dispatcher.values.on_host(facts.op, args, {**kwargs})
+    if answer is None:
+        raise _unknown_shape(facts)
+    several = isinstance(answer, tuple)
+    results = []
+    for values in answer if several else (answer,):
+        made = _made_on_gpu(dispatcher, values)
+        results.append(made)
+    out = tuple(results) if several else results[0]
+    dispatcher.record(facts, args, kwargs, out)
+    for tensor, values in zip(results, answer if several else (answer,), strict=True):
+        dispatcher.values.set(tensor, values)
+    return out
+
+
+def _check_errors(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Ask whether a decomposition failed, as `_linalg_check_errors` does of tensors with values.
+
+    It is in aten/src/ATen/native/BatchLinearAlgebra.cpp (torch 2.6-2.13).
+    """
+    infos = args[0]
+    if infos.is_meta:
+        torch.ops.aten.any.default(infos)
+    else:
+        dispatcher.compute(facts, args, kwargs)
+
+
+def _made_on_gpu(dispatcher: Dispatcher, values: torch.Tensor) -> torch.Tensor:
+    with dispatcher.unseen():
+        return torch.empty_strided(values.size(), values.stride(), dtype=values.dtype, device=_META)
+
+
+def _unknown_shape(facts: OperatorFacts) -> Exception:
+    return untraceable(facts.label, "The shape of its result depends on values that are not known.")
+
+
+def _index(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    tensor, indices = args[0], args[1]
+    if not tensor.is_meta:
+        return dispatcher.compute(facts, args, kwargs)
+    reads = facts.name in ("aten::index", "aten::_unsafe_index")
+    if not reads and _is_masked_fill(indices, args[2]):
+        # `canDispatchToMaskedFill` of aten/src/ATen/native/TensorAdvancedIndexing.h
+        out = dispatcher.compute(facts, args, kwargs)
+        dispatcher.record(replace(facts, rule=None), args, kwargs, out)
+        return out
+    plain: list[Any] = []
+    for index in indices:
+        if index is None:
+            plain.append(None)
+        elif index.dtype in (torch.bool, torch.uint8):
+            if dispatcher.is_known(index) or reads:
+                plain.extend(torch.ops.aten.nonzero(index).unbind(1))
+            else:
+                plain.append(index)
+        elif not index.is_meta:
+            plain.append(torch.ops.aten._to_copy(index, device=_META))
+        else:
+            plain.append(index)
+    return dispatcher.run(facts, (tensor, plain, *args[2:]), kwargs)
+
+
+def _is_masked_fill(indices: Any, value: torch.Tensor) -> bool:
+    given = [index for index in indices if index is not None]
+    return (
+        value.numel() == 1
+        and not value.is_meta
+        and len(given) == 1
+        and given[0].dtype in (torch.bool, torch.uint8)
+    )

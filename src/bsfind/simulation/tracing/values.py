@@ -1,0 +1,170 @@
+"""Real values of small tensors, kept beside the simulated ones, for code that branches on them.
+
+A tensor of the simulated GPU has no values. Masks, lengths, indices and tables of constants are
+small, though, and programs read them: `mask.all()`, `lengths.max().item()`, `x[keep]`. Each storage
+whose values are known has a twin in the host's memory; views share the twin as they share the
+storage, and what an operator does to the one is done to the other. As soon as something unknown
+flows in, the twin is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+__all__ = ["Values"]
+
+_MAX_EXACT = 1 << 22
+"""Elements of an integer or bool tensor whose values are kept."""
+
+_MAX_FLOAT = 1 << 12
+"""The same for floating point: scales, thresholds, tables; activations depend on weights anyway."""
+
+_CPU = torch.device("cpu")
+
+# What these return depends on shapes alone, or is what a model in good health has.
+_FACTORIES_LIKE = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"),
+        *("empty_like", "new_empty", "new_empty_strided", "randint_like"),
+    )
+)
+_RANDOM = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("rand", "randn", "rand_like", "randn_like", "normal", "normal_", "uniform", "uniform_"),
+        *("bernoulli", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "native_dropout"),
+    )
+)
+"""Draws of these are as unknown as activations; integers are drawn from a range that was given."""
+
+_HEALTHY = {"aten::isnan": False, "aten::isinf": False, "aten::isfinite": True}
+
+
+class Values:
+    """The twins of a trace."""
+
+    def __init__(self) -> None:
+        self._twins: dict[int, torch.Tensor] = {}
+
+    def forget_storage(self, key: int) -> None:
+        """Drop a storage's twin, if it has one."""
+        self._twins.pop(key, None)
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return the values of a tensor on the simulated GPU; None where they are not known."""
+        if not self._twins or tensor.layout is not torch.strided:
+            return None
+        twin = self._twins.get(tensor.untyped_storage()._cdata)
+        if twin is None:
+            return None
+        return torch.empty(0, dtype=tensor.dtype).set_(
+            twin.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+        )
+
+    def set(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep the values of a tensor, if they are few enough."""
+        storage = tensor.untyped_storage()
+        if not self._is_kept(tensor) or storage.nbytes() > 8 * _MAX_EXACT:
+            self.forget_storage(storage._cdata)
+            return
+        self._twins[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        own = self.of(tensor)
+        assert own is not None
+        own.copy_(values)
+
+    @staticmethod
+    def _is_kept(tensor: torch.Tensor) -> bool:
+        floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+        return tensor.numel() <= (_MAX_FLOAT if floating else _MAX_EXACT)
+
+    def follow(
+        self,
+        op: Any,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        outputs: list[torch.Tensor | None],
+        mutated: Sequence[torch.Tensor],
+    ) -> None:
+        """Do with the twins what an operator just did with their tensors.
+
+        Args:
+            op: the operator.
+            name: its schema's name.
+            args: as it was called.
+            kwargs: as it was called.
+            outputs: its new tensors on the simulated GPU, flattened; None for the others.
+            mutated: tensors that it wrote to.
+        """
+        touched = [t for t in mutated if t.untyped_storage()._cdata in self._twins]
+        fresh = [t for t in outputs if t is not None and self._is_kept(t)]
+        if not touched and not fresh:
+            return
+        if name in _HEALTHY and fresh:
+            self.set(fresh[0], torch.full((), _HEALTHY[name]))
+            return
+        # Only shape and dtype of the inputs of these matter.
+        stand_in = name in _FACTORIES_LIKE
+        known = name not in _RANDOM
+
+        def on_host(value: Any) -> Any:
+            nonlocal known
+            if isinstance(value, torch.Tensor):
+                if not value.is_meta:
+                    return value
+                twin = self.of(value)
+                if twin is None:
+                    if stand_in:
+                        return torch.zeros((), dtype=value.dtype).expand(value.shape)
+                    known = False
+                    return value
+                return twin
+            if isinstance(value, torch.device):
+                return _CPU
+            if isinstance(value, (list, tuple)):
+                return type(value)(on_host(item) for item in value)
+            return value
+
+        host_args = []
+        for argument in args:
+            if not known:
+                break
+            host_args.append(on_host(argument))
+        host_kwargs = {key: on_host(value) for key, value in kwargs.items()} if known else {}
+        if known:
+            try:
+                result = op(*host_args, **host_kwargs)
+            except Exception:  # the CPU has no such kernel: the values are unknown from here on
+                known = False
+        if not known:
+            for tensor in touched:
+                self.forget_storage(tensor.untyped_storage()._cdata)
+            return
+        flat = result if isinstance(result, (list, tuple)) else (result,)
+        for output, value in zip(outputs, flat, strict=False):
+            if output is None or not isinstance(value, torch.Tensor):
+                continue
+            if self._is_kept(output) and value.shape == output.shape:
+                self.set(output, value)
+
+    def on_host(self, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Return what an operator answers for the values; None if some are not known."""
+        known = True
+
+        def twin(value: Any) -> Any:
+            nonlocal known
+            if isinstance(value, torch.Tensor) and value.is_meta:
+                values = self.of(value)
+                known = known and values is not None
+                return values
+            if isinstance(value, (list, tuple)):
+                return type(value)(twin(item) for item in value)
+            return value
+
+        host_args = [twin(value) for value in args]
+        host_kwargs = {key: twin(value) for key, value in kwargs.items()}
+        return op(*host_args, **host_kwargs) if known else None
