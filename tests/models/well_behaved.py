@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -102,3 +104,11 @@ def batch(batch_size: int, device: torch.device) -> tuple[torch.Tensor]:
 def momentum(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """An optimizer function."""
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+
+
+class Clipped(torch.optim.SGD):
+    """Clips the gradients, and leaves the rest to its parent."""
+
+    def step(self, closure: Any = None) -> None:
+        torch.nn.utils.clip_grad_norm_([p for g in self.param_groups for p in g["params"]], 1.0)
+        super().step(closure)

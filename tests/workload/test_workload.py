@@ -212,6 +212,14 @@ class TestSteps:
             not torch.equal(a, b) for a, b in zip(before, workload.model.parameters(), strict=True)
         )
 
+    def test_an_optimizer_that_goes_on_to_its_parent_steps_once(self) -> None:
+        workload = loaded(optimizer=f"{MODELS}/well_behaved.py:Clipped")
+        # torch hooks the step of a class when an instance of this class is made.
+        torch.optim.SGD(workload.model.parameters())
+        runner = steps(workload)
+        runner.run(3)
+        assert runner.completed == 1
+
     def test_accumulation_steps_once(self) -> None:
         seen = []
         workload = loaded(grad_accum=3)

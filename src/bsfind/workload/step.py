@@ -39,6 +39,7 @@ class LoadedWorkload:
         workload: what to train.
         plan: the precision.
         device: where.
+        model: the model, built; None: it is built from the workload's target.
 
     Attributes:
         model: the module on the device (before torch.compile).
@@ -49,17 +50,24 @@ class LoadedWorkload:
         Exception: whatever the user's code raises.
     """
 
-    def __init__(self, workload: Workload, plan: PrecisionPlan, device: torch.device) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        plan: PrecisionPlan,
+        device: torch.device,
+        model: nn.Module | None = None,
+    ) -> None:
         self.workload = workload
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
         plan.set_matmul_precision()
-        model = build_model(workload.target, keyword_arguments(workload.model_args))
+        if model is None:
+            model = build_model(workload.target, keyword_arguments(workload.model_args))
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = _in_channels_last(model)
         self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
         self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
@@ -145,6 +153,21 @@ class LoadedWorkload:
             parameter.grad = None
 
 
+def _in_channels_last(model: nn.Module) -> nn.Module:
+    """Return the model with the weights of its convolutions in channels_last, 3-D ones included.
+
+    `Module.to(memory_format=...)` takes one format, which suits weights of one rank only.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+    def converted(tensor: torch.Tensor) -> torch.Tensor:
+        wanted = formats.get(tensor.dim())
+        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
+
+    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+    return model
+
+
 def _checked_loss(value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TargetError(f"the loss is of type `{type(value).__name__}`, not a tensor")
@@ -180,10 +203,12 @@ class TrainingSteps:
             self._loss = loaded.make_loss()
             self._optimizer = loaded.make_optimizer()
             self._scaler = torch.amp.GradScaler(loaded.device.type, enabled=loaded.plan.grad_scaler)
-            self._optimizer.register_step_post_hook(self._count)
+            self._has_stepped = False
+            self._optimizer.register_step_post_hook(self._note_step)
 
-    def _count(self, *_: object) -> None:
-        self.completed += 1
+    def _note_step(self, *_: object) -> None:
+        # A class whose `step` calls its parent's may get here twice in a step.
+        self._has_stepped = True
 
     def run(self, batch_size: int) -> None:
         """Run one optimizer step (`grad_accum` micro-batches), or one forward pass.
@@ -210,7 +235,9 @@ class TrainingSteps:
                 value = value / micro_batches
             self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
             if micro_batch == micro_batches - 1:
+                self._has_stepped = False
                 self._scaler.step(self._optimizer)
+                self.completed += self._has_stepped
                 self._scaler.update()
             del value, batch
             loss.release_targets()
