@@ -3,7 +3,9 @@
 BsfindError
 ├── UsageError             2   command line, environment variables, configuration file
 ├── NoDeviceError          3   no usable GPU
+│   └── NoGpuError         3   torch sees no GPU at all
 ├── TargetError            4   the user's code failed
+│   └── UntraceableError   4   it cannot be predicted: it needs values, or a kernel of its own
 ├── WorkerError            4   the process that ran the user's code died
 ├── TimeLimitError         5   the worker did not answer in time
 └── InternalError         70   a bug in bsfind
@@ -19,9 +21,11 @@ __all__ = [
     "BsfindError",
     "InternalError",
     "NoDeviceError",
+    "NoGpuError",
     "TargetError",
     "Terminated",
     "TimeLimitError",
+    "UntraceableError",
     "UsageError",
     "WorkerError",
 ]
@@ -57,10 +61,18 @@ class NoDeviceError(BsfindError):
     exit_code = ExitCode.NO_DEVICE
 
 
+class NoGpuError(NoDeviceError):
+    """Torch sees no GPU at all: a prediction is all that this machine can give."""
+
+
 class TargetError(BsfindError):
     """The user's code failed for another reason than memory."""
 
     exit_code = ExitCode.TARGET_FAILED
+
+
+class UntraceableError(TargetError):
+    """The user's code works on a GPU, perhaps, but cannot be traced without one."""
 
 
 class WorkerError(BsfindError):

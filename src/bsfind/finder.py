@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import os
 import platform
 import shlex
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bsfind import __version__
-from bsfind.errors import BsfindError, TimeLimitError
+from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
 from bsfind.precision_search import PrecisionSearch, Progress
+from bsfind.predictor import Predictor
 from bsfind.recommend import recommend
 from bsfind.records import (
     DeviceInfo,
     ModelInfo,
     PrecisionResult,
+    Prediction,
     Report,
     ReportStatus,
     ReportWarning,
     Trial,
 )
-from bsfind.settings import Settings
+from bsfind.settings import DeviceChoice, Settings
+from bsfind.simulated_search import SimulatedSearch
+from bsfind.simulation.accuracy import measured_accuracy
+from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.time_budget import TimeBudget
-from bsfind.trial_runner import TrialRunner
+from bsfind.trial_runner import SimulatedTrialRunner, TrialRunner
 from bsfind.units import format_bytes
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
@@ -40,12 +48,25 @@ _ENVIRONMENT_VARIABLES = (
 )
 
 
+class _Kinds(NamedTuple):
+    """Who conducts the trials of one precision."""
+
+    runner: type[TrialRunner]
+    search: type[PrecisionSearch]
+
+
+_REAL = _Kinds(TrialRunner, PrecisionSearch)
+_SIMULATED = _Kinds(SimulatedTrialRunner, SimulatedSearch)
+
+
 class Finder:
     """Runs what the settings ask for.
 
     Args:
         settings: what to run.
         command: the command line, for the report.
+        on_no_gpu: asked for a device where `auto` finds no GPU at all; None: there is no other, and
+            the search fails.
         on_progress: told before each step.
         on_trial: told after each trial; `report` is up to date then.
         on_output: gets every line that the user's code prints.
@@ -60,12 +81,14 @@ class Finder:
         settings: Settings,
         *,
         command: Sequence[str] = (),
+        on_no_gpu: Callable[[NoGpuError], DeviceChoice | None] = lambda _: None,
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_trial: Callable[[str, Trial], None] = lambda _precision, _trial: None,
         on_output: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
+        self._on_no_gpu = on_no_gpu
         self._on_progress = on_progress
         self._on_trial = on_trial
         self._on_output = on_output
@@ -87,7 +110,9 @@ class Finder:
         """
         searching = self._settings.batch_size is None
         expected = len(self._settings.precisions) * (2 if searching else 1)  # one confirms
-        with WorkerPool(self._on_output, expected) as pool:
+        if self._settings.device.is_simulated:
+            expected = 1
+        with WorkerPool(self._on_output, self._warn, expected) as pool:
             try:
                 self._run(pool)
                 self._is_finished = True
@@ -97,37 +122,71 @@ class Finder:
 
     def _run(self, pool: WorkerPool) -> None:
         worker = pool.take()
-        self._device = worker.open(self._settings.device, self._clock.for_start())
+        self._device = self._open(worker)
         self._warn_about_neighbours(self._device)
+        kinds = _REAL
+        if self._device.kind == "simulated":
+            kinds = _SIMULATED
+            pool.expect_no_more()
+        precisions = self._precisions(self._device)
+        with contextlib.ExitStack() as beside:
+            predicted: Callable[[str], PrecisionResult | None] = lambda _: None  # noqa: E731
+            if kinds is _REAL and self._settings.batch_size is None:
+                predictor = Predictor(self._settings, self._device, precisions)
+                predicted = beside.enter_context(predictor).result
+            self._search_all(precisions, kinds, pool, worker, predicted)
+
+    def _search_all(
+        self,
+        precisions: Sequence[str],
+        kinds: _Kinds,
+        pool: WorkerPool,
+        worker: Worker,
+        predicted: Callable[[str], PrecisionResult | None],
+    ) -> None:
+        assert self._device is not None
         opened: Worker | None = worker
-        for precision in self._precisions(self._device):
+        for precision in precisions:
             why_not = _unsupported(precision, self._device)
             if why_not is not None:
                 self._results.append(
                     PrecisionResult(precision=precision, status="unsupported", message=why_not)
                 )
                 continue
-            runner = TrialRunner(self._settings, precision, pool, self._clock, opened)
-            opened = None
-            self._search(precision, runner, self._device)
+            runner = kinds.runner(self._settings, precision, pool, self._clock, opened)
+            search = kinds.search(
+                precision,
+                self._settings,
+                self._device,
+                runner,
+                self._on_progress,
+                functools.partial(self._on_trial, precision),
+                predicted,
+            )
+            self._search(search, runner)
+            opened = runner.left_over
             if self.errors and self._model is None:
                 return  # the model could not be built: it will not be in another precision either
 
-    def _search(self, precision: str, runner: TrialRunner, device: DeviceInfo) -> None:
-        search = PrecisionSearch(
-            precision,
-            self._settings,
-            device,
-            runner,
-            self._on_progress,
-            lambda trial: self._on_trial(precision, trial),
-        )
+    def _open(self, worker: Worker) -> DeviceInfo:
+        """Open the device that was asked for, or what stands in for a GPU that is not there."""
+        try:
+            return worker.open(self._settings.device, self._clock.for_start())
+        except NoGpuError as error:
+            other = self._on_no_gpu(error) if self._settings.device.device == "auto" else None
+            if other is None:
+                raise
+        self._settings = dataclasses.replace(self._settings, device=other)
+        return worker.open(other, self._clock.for_start())
+
+    def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
         self._current = search
         try:
             search.run()
         finally:
             self._model = runner.model or self._model
-            self._warnings.extend(search.warnings)
+            for warning in search.warnings:
+                self._warn(warning)
             self._results.append(search.result)
             self._current = None
         if search.error is not None:
@@ -137,6 +196,10 @@ class Finder:
         """Return the precisions to search: `amp` resolved, none twice."""
         amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
         return list(dict.fromkeys(amp if p == "amp" else p for p in self._settings.precisions))
+
+    def _warn(self, warning: ReportWarning) -> None:
+        if warning not in self._warnings:  # two precisions may say the same
+            self._warnings.append(warning)
 
     def _warn_about_neighbours(self, device: DeviceInfo) -> None:
         if not device.other_processes:
@@ -177,6 +240,7 @@ class Finder:
             device=device,
             budget_bytes=budget,
             model=self._model,
+            prediction=_prediction(device, self._model),
             workload=settings.workload.to_json(),
             search={
                 **settings.limits.to_json(),
@@ -200,6 +264,21 @@ class Finder:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Prediction | None:
+    """Return what a predicted report rests on; None if nothing is predicted."""
+    if device is None or device.kind != "simulated":
+        return None
+    # A build without CUDA (`2.13.0+cpu`) stands for its sibling with CUDA.
+    version = (device.torch_version or "").partition("+")[0]
+    kind = model.kind if model else None
+    return Prediction(
+        torch_version=version,
+        allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
+        model_kind=kind,
+        accuracy=measured_accuracy(kind) if kind else None,
+    )
 
 
 def _unsupported(precision: str, device: DeviceInfo) -> str | None:

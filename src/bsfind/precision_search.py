@@ -14,7 +14,14 @@ from bsfind.recommend import (
     saturation,
     step_down,
 )
-from bsfind.records import DeviceInfo, PrecisionResult, ReportWarning, ResultStatus, Trial
+from bsfind.records import (
+    DeviceInfo,
+    PrecisionResult,
+    PredictedPeaks,
+    ReportWarning,
+    ResultStatus,
+    Trial,
+)
 from bsfind.search import LineThroughPeaks, Search
 from bsfind.settings import Settings
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -52,7 +59,7 @@ class Progress:
 
 
 class PrecisionSearch:
-    """Finds the largest and the recommended batch size in one precision.
+    """Finds the largest and the recommended batch size in one precision, on a real device.
 
     Args:
         precision: which (never `amp`).
@@ -61,6 +68,7 @@ class PrecisionSearch:
         runner: runs the trials.
         on_progress: told before each step.
         on_trial: told after each trial; `result` is up to date then.
+        predicted: asked, once the model is loaded, for what a prediction says of this precision.
 
     Attributes:
         error: what the user's code or the worker did to end the search; None if nothing.
@@ -75,6 +83,7 @@ class PrecisionSearch:
         runner: TrialRunner,
         on_progress: Callable[[Progress], None],
         on_trial: Callable[[Trial], None],
+        predicted: Callable[[str], PrecisionResult | None] = lambda _: None,
     ) -> None:
         self._precision = precision
         self._limits = settings.limits
@@ -85,16 +94,13 @@ class PrecisionSearch:
         self._on_trial = on_trial
         self._capacity = device.capacity_bytes
         self._budget = settings.limits.headroom.leaves(self._capacity)
-        self._search = Search(
-            smallest=self._batch_size or self._limits.min_batch_size,
-            largest=self._batch_size or self._limits.max_batch_size,
-            tolerance=self._limits.tolerance,
-            guess=self._guess_maximum,
-        )
+        self._ask_prediction = predicted
+        self._predicted: PrecisionResult | None = None
+        self._search = self._make_search()
         self._allocator = AllocatorSettings.from_environment(
             os.environ, torch_version=device.torch_version or ""
         )
-        self._confirmation: Trial | None = None
+        self._within_budget: Trial | None = None
         self._timing: list[Trial] = []
         self._status: ResultStatus = "unfinished"
         self._message: str | None = None
@@ -113,6 +119,8 @@ class PrecisionSearch:
         try:
             self._report_progress("loading")
             self._runner.load()
+            self._predicted = self._ask_prediction(self._precision)
+            self._search = self._make_search()
             self._find_maximum()
             if self._search.best is not None and self._batch_size is None:
                 self._find_recommendation()
@@ -123,6 +131,18 @@ class PrecisionSearch:
         except (TargetError, WorkerError) as error:
             self._status, self._message, self.error = "error", error.message, error
         return self.result
+
+    def _make_search(self) -> Search:
+        return Search(
+            smallest=self._batch_size or self._limits.min_batch_size,
+            largest=self._batch_size or self._limits.max_batch_size,
+            tolerance=self._tolerance(),
+            guess=self._guess_maximum,
+            expected=self._predicted.max_batch_size if self._predicted else None,
+        )
+
+    def _tolerance(self) -> float:
+        return self._limits.tolerance
 
     def _find_maximum(self) -> None:
         while (batch_size := self._search.next()) is not None:
@@ -166,14 +186,25 @@ class PrecisionSearch:
         assert best is not None
         guess = best.batch_size
         if self._budget < self._capacity:
-            for_budget = self._guess(self._search.trials, self._budget)
-            guess = guess if for_budget is None else min(guess, max(1, for_budget))
+            guess = self._largest_within_budget(best.batch_size)
         recommended = self._confirm(guess)
         if recommended is not None and self._limits.objective == "fastest":
             self._find_fastest(recommended)
 
+    def _largest_within_budget(self, largest: int) -> int:
+        """Return what may be the largest batch size up to `largest` that leaves the headroom."""
+        guess = self._guess(self._search.trials, self._budget)
+        predicted = self._predicted
+        if predicted is not None and predicted.recommended_batch_size is not None:
+            expected, failed = predicted.max_batch_size or largest, self._search.smallest_failed
+            is_right = largest <= expected and (failed is None or expected < failed)
+            # If it is not, the recommended size is as far off as the maximum.
+            missed = 0 if is_right else min(0, largest - expected)
+            guess = predicted.recommended_batch_size + missed
+        return largest if guess is None else min(largest, max(1, guess))
+
     def _confirm(self, batch_size: int) -> Trial | None:
-        """Run the recommended size in a process of its own, limited to the budget.
+        """Run the recommended size limited to the budget, in a process of its own if it is real.
 
         A size that does not run there gives way to a smaller one.
         """
@@ -183,9 +214,9 @@ class PrecisionSearch:
             if candidate < max(smallest, 1):
                 return None
             self._report_progress("confirming", candidate)
-            trial = self._run_fresh(candidate)
+            trial = self._run_within_budget(candidate)
             if trial.status == "ok":
-                self._confirmation = trial
+                self._within_budget = trial
                 self._on_trial(trial)
                 return trial
             if self._budget == self._capacity or trial.status == "timeout":
@@ -193,9 +224,9 @@ class PrecisionSearch:
             candidate = step_down(candidate, multiple, attempt)
         return None
 
-    def _run_fresh(self, batch_size: int) -> Trial:
+    def _run_within_budget(self, batch_size: int) -> Trial:
         try:
-            return self._runner.run_fresh(batch_size, self._budget)
+            return self._runner.run_within(batch_size, self._budget)
         except ModelDoesNotFit as answer:
             return Trial(batch_size=batch_size, status="oom", message=str(answer))
         except TimeLimitError as error:
@@ -267,22 +298,23 @@ class PrecisionSearch:
     @property
     def result(self) -> PrecisionResult:
         """What is known so far."""
-        search, confirmed = self._search, self._confirmation
-        shown = confirmed
+        search, recommended = self._search, self._within_budget
+        shown = recommended
         if shown is None and self._status in ("ok", "unfinished"):
             multiple = 1 if self._batch_size else self._limits.multiple_of
             budget = self._capacity if self._batch_size else self._budget
             shown = best_that_leaves(search.trials, budget, multiple)
         trials = (*search.trials, *self._timing)
-        if confirmed is not None and all(
-            trial.batch_size != confirmed.batch_size or trial.status != "ok" for trial in trials
+        if recommended is not None and all(
+            trial.batch_size != recommended.batch_size or trial.status != "ok" for trial in trials
         ):
-            trials = (*trials, confirmed)
+            trials = (*trials, recommended)
         largest = max(
             (trial for trial in trials if trial.status == "ok"),
             key=lambda trial: trial.batch_size,
             default=None,
         )
+        confirmed = recommended if self._device.kind == "cuda" else None  # else nothing ran
         total = self._device.total_bytes
         return PrecisionResult(
             precision=self._precision,
@@ -301,6 +333,7 @@ class PrecisionSearch:
             smallest_failed_batch_size=search.smallest_failed,
             confirmation=confirmed,
             trials=trials,
+            predicted=_predicted_peaks(self._predicted),
             message=self._message or self._why_nothing_is_recommended(shown),
         )
 
@@ -315,3 +348,14 @@ class PrecisionSearch:
             f"batch size {best.batch_size} runs, but none from {needed} on runs within the budget "
             f"of {format_bytes(self._budget)} (the headroom stays free)"
         )
+
+
+def _predicted_peaks(result: PrecisionResult | None) -> PredictedPeaks | None:
+    if result is None or result.max_batch_size is None:
+        return None
+    return PredictedPeaks(
+        max_batch_size=result.max_batch_size,
+        recommended_batch_size=result.recommended_batch_size,
+        peak_allocated_bytes=result.peak_allocated_bytes,
+        peak_reserved_bytes=result.peak_reserved_bytes,
+    )

@@ -106,7 +106,7 @@ def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendat
     """Return the batch size and the precision to train with; None if nothing fits.
 
     The precision with the most samples per second at its recommended batch size; without times,
-    the one with the largest batch.
+    the one with the largest batch, and of equals one that is not plain fp32 or TF32.
     """
     usable = [result for result in results if result.recommended_batch_size]
     if not usable:
@@ -114,7 +114,10 @@ def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendat
     timed = all(result.samples_per_s is not None for result in usable)
     best = max(
         usable,
-        key=lambda r: (r.samples_per_s or 0.0) if timed else float(r.recommended_batch_size or 0),
+        key=lambda r: (
+            (r.samples_per_s or 0.0) if timed else float(r.recommended_batch_size or 0),
+            r.precision not in BASELINE_PRECISIONS,
+        ),
     )
     assert best.recommended_batch_size is not None
     return Recommendation(
@@ -129,7 +132,7 @@ def _reason(
 ) -> str:
     size = (
         "the smallest batch within 2 % of the best samples per second"
-        if objective == "fastest"
+        if objective == "fastest" and timed
         else "the largest batch that leaves the headroom free"
     )
     if len(usable) == 1:
@@ -140,4 +143,7 @@ def _reason(
         return f"{size}; {ratio:.1f} x the samples per second of {reference.precision}"
     if timed:
         return f"{size}; the most samples per second of {len(usable)} precisions"
+    largest = [r for r in usable if r.recommended_batch_size == best.recommended_batch_size]
+    if len(largest) > 1:
+        return f"{size}; as large as any of {len(usable)} precisions"
     return f"{size}; the largest of {len(usable)} precisions"

@@ -10,10 +10,14 @@ from typing import Any, Literal
 
 __all__ = [
     "SCHEMA_VERSION",
+    "Accuracy",
     "DeviceInfo",
+    "ErrorBound",
     "GpuProcess",
     "ModelInfo",
     "PrecisionResult",
+    "PredictedPeaks",
+    "Prediction",
     "Recommendation",
     "Report",
     "ReportWarning",
@@ -22,6 +26,9 @@ __all__ = [
 
 SCHEMA_VERSION = "1.0"
 
+DeviceKind = Literal["cuda", "simulated"]
+ContextSource = Literal["measured", "modelled", "given"]
+ModelKind = Literal["convolutional", "attention", "recurrent", "other"]
 TrialStatus = Literal["ok", "oom", "error", "timeout"]
 ResultStatus = Literal["ok", "nothing_fits", "error", "unsupported", "unfinished"]
 ReportStatus = Literal["complete", "partial", "failed"]
@@ -82,7 +89,7 @@ class DeviceInfo:
     """The device that answered.
 
     Attributes:
-        kind: `cuda`: measured.
+        kind: `cuda`: measured; `simulated`: predicted.
         name: as torch names it.
         index: as torch counts it (after CUDA_VISIBLE_DEVICES).
         compute_capability: such as `8.9`; None where there is no such thing (ROCm).
@@ -90,6 +97,10 @@ class DeviceInfo:
         free_bytes: what PyTorch could use when the worker started: other processes and the CUDA
             context are taken off.
         capacity_bytes: what the search may use: `free_bytes`, or `--memory-limit`.
+        context_bytes: what the process holds of the device outside PyTorch's allocator: the CUDA
+            context and the kernels and libraries that are loaded; None if it is not known.
+        context_source: where that figure comes from: `measured` when the device was opened,
+            `modelled`, or `given` by `--context-memory`.
         supports_bf16: bfloat16 in hardware.
         supports_tf32: TF32 in hardware.
         driver: version of the NVIDIA driver.
@@ -98,13 +109,15 @@ class DeviceInfo:
         other_processes: processes besides ours that hold memory on it.
     """
 
-    kind: Literal["cuda"] = "cuda"
+    kind: DeviceKind = "cuda"
     name: str
     index: int
     compute_capability: str | None
     total_bytes: int
     free_bytes: int
     capacity_bytes: int
+    context_bytes: int | None = None
+    context_source: ContextSource | None = None
     supports_bf16: bool = True
     supports_tf32: bool = True
     driver: str | None = None
@@ -127,11 +140,83 @@ class ModelInfo:
         parameters: number of parameters, shared ones once.
         optimizer: the optimizer's class, or None in inference.
         model_bytes: allocated on the device after loading.
+        kind: what most of its work is, as far as its modules tell; predictions differ by it in how
+            exact they are.
     """
 
     parameters: int
     optimizer: str | None
     model_bytes: int
+    kind: ModelKind = "other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErrorBound:
+    """How far predicted peaks were from real ones, as a part of the real one (0.01 is 1 %).
+
+    Attributes:
+        median: of the absolute errors.
+        p95: their 95th percentile.
+    """
+
+    median: float
+    p95: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """What a comparison of predictions with real runs came to, for one kind of model.
+
+    Attributes:
+        runs: how many were compared.
+        against: what ran: torch's version, the GPU, and what was not real about it.
+        allocated: errors of the peak allocated.
+        reserved: errors of the peak reserved.
+    """
+
+    runs: int
+    against: str
+    allocated: ErrorBound
+    reserved: ErrorBound
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Accuracy:
+        """Return the accuracy that `dataclasses.asdict` wrote."""
+        bounds = {name: ErrorBound(**data[name]) for name in ("allocated", "reserved")}
+        return cls(**{**data, **bounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a predicted report rests on.
+
+    Attributes:
+        torch_version: the torch whose allocator and kernels are modelled.
+        allocator: options of the caching allocator that differ from PyTorch's defaults, by name.
+        model_kind: which models `accuracy` is about; None before the model was loaded.
+        accuracy: how exact predictions for such models were found to be; None: not measured.
+    """
+
+    torch_version: str
+    allocator: dict[str, Any]
+    model_kind: ModelKind | None
+    accuracy: Accuracy | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Prediction:
+        """Return the prediction that `dataclasses.asdict` wrote."""
+        accuracy = data["accuracy"]
+        return cls(**{**data, "accuracy": Accuracy.from_json(accuracy) if accuracy else None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictedPeaks:
+    """What was predicted before the search on a real GPU; the peaks are at its recommended size."""
+
+    max_batch_size: int
+    recommended_batch_size: int | None
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +233,11 @@ class PrecisionResult:
         recommended_batch_size: the largest that leaves the headroom free.
         is_maximum_proven: the next size within the tolerance did not run, or was not allowed.
         peak_fraction: peak reserved as a part of the device's total memory.
-        verified: the recommended size ran in a process of its own.
+        verified: the recommended size ran in a process of its own; never where nothing runs.
         smallest_failed_batch_size: the smallest above the maximum that did not run.
         confirmation: the trial of the recommended size in a fresh process.
         trials: in the order in which they ran.
+        predicted: what was expected before anything ran; None if nothing was, or nothing runs.
         message: why it is not ok.
     """
 
@@ -169,6 +255,7 @@ class PrecisionResult:
     smallest_failed_batch_size: int | None = None
     confirmation: Trial | None = None
     trials: tuple[Trial, ...] = ()
+    predicted: PredictedPeaks | None = None
     message: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -178,10 +265,11 @@ class PrecisionResult:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PrecisionResult:
         """Return the result that `to_json` wrote."""
-        confirmation = data["confirmation"]
+        confirmation, predicted = data["confirmation"], data["predicted"]
         return cls(
             **{
                 **data,
+                "predicted": PredictedPeaks(**predicted) if predicted else None,
                 "confirmation": Trial.from_json(confirmation) if confirmation else None,
                 "trials": tuple(Trial.from_json(trial) for trial in data["trials"]),
             }
@@ -230,8 +318,13 @@ class Report:
     warnings: tuple[ReportWarning, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
-    simulated: bool = False
+    prediction: Prediction | None = None
     message: str | None = None
+
+    @property
+    def simulated(self) -> bool:
+        """Whether the figures are predicted: nothing ran."""
+        return self.device is not None and self.device.kind == "simulated"
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON document (schema version `SCHEMA_VERSION`)."""
@@ -243,6 +336,7 @@ class Report:
             "bsfind_version": self.bsfind_version,
             "status": self.status,
             "simulated": self.simulated,
+            "prediction": asdict(self.prediction) if self.prediction else None,
             "command": list(self.command),
             "reproduce": self.reproduce,
             "device": device,
@@ -269,7 +363,7 @@ class Report:
         values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         device = dict(data["device"]) if data["device"] else None
         budget = device.pop("budget_bytes") if device else None
-        recommendation = data["recommendation"]
+        recommendation, prediction = data["recommendation"], data.get("prediction")
         return cls(
             **{
                 **values,
@@ -277,6 +371,7 @@ class Report:
                 "device": DeviceInfo.from_json(device) if device else None,
                 "budget_bytes": budget,
                 "model": ModelInfo(**data["model"]) if data["model"] else None,
+                "prediction": Prediction.from_json(prediction) if prediction else None,
                 "results": tuple(PrecisionResult.from_json(r) for r in data["results"]),
                 "recommendation": Recommendation(**recommendation) if recommendation else None,
                 "warnings": tuple(ReportWarning(**w) for w in data["warnings"]),

@@ -26,6 +26,9 @@ _SHARE_AFTER_ONE_TRIAL = 0.85
 """What of the guess after one trial the second one tries: a guess from a small batch is rough, and
 an out-of-memory trial teaches less than one that ran."""
 
+_STEPS_BELOW_EXPECTED = (0.97, 0.85)
+"""Where to look when what was expected does not run: it is seldom far off."""
+
 _GUIDED_PROBES = 2
 """How many probes beside a guess may fail to halve the bracket before it is halved without it."""
 
@@ -48,6 +51,7 @@ class Search:
             at most this part of the former, or 1.
         guess: where to look, once a trial has run.
         first: the first batch size to ask for (moved into the limits).
+        expected: what the answer is expected to be: the search begins there.
 
     Whatever the trials say, it never asks twice, never asks outside its limits, ends after
     O(log largest) trials, and its result is a batch size whose trial was `ok`.
@@ -61,6 +65,7 @@ class Search:
         tolerance: float,
         guess: Guess,
         first: int = FIRST_BATCH_SIZE,
+        expected: int | None = None,
     ) -> None:
         if not 1 <= smallest <= largest:
             raise ValueError(f"no batch size between {smallest} and {largest}")
@@ -68,12 +73,15 @@ class Search:
         self._largest = largest
         self._tolerance = tolerance
         self._guess = guess
+        self._expected = expected
+        if expected is not None:
+            first = self._just_below(expected)
         self._first = min(max(first, smallest), largest)
         self._trials: list[Trial] = []
         self._best: Trial | None = None
         self._failed: int | None = None
         # Probes above a guess, while nothing has failed: from the third on, each doubles its step.
-        self._raised = 0
+        self._raised = 0 if expected is None else 1
         # The bracket's width when it was last halved, and the guided probes since.
         self._halved_width = self._largest
         self._guided = 0
@@ -124,8 +132,14 @@ class Search:
             return None
         if self._best is None:
             assert self._failed is not None
-            return max(self._failed // 2, self._smallest)
+            return max(self._below_failures(self._failed), self._smallest)
         return self._inside_limits(self._probe(self._best.batch_size))
+
+    def _below_failures(self, failed: int) -> int:
+        """Return a batch size below those that have all failed."""
+        if self._expected is None or len(self._trials) > len(_STEPS_BELOW_EXPECTED):
+            return failed // 2
+        return min(failed - 1, int(failed * _STEPS_BELOW_EXPECTED[len(self._trials) - 1]))
 
     def _gap(self, batch_size: int) -> int:
         """Return how wide the bracket may be at its end, around a batch size."""
@@ -137,7 +151,7 @@ class Search:
         return max(self._best.batch_size + 1, min(batch_size, above))
 
     def _probe(self, best: int) -> int:
-        guess = self._guess(self._trials)
+        guess = self._look_near(best)
         if self._failed is None:
             return self._probe_above(best, guess)
         width = self._failed - best
@@ -154,6 +168,13 @@ class Search:
         below = self._just_below(guess)
         return below if best < below else best + self._gap(best)
 
+    def _look_near(self, best: int) -> int | None:
+        """Return the guess: what was expected, as long as no trial contradicts it."""
+        expected = self._expected
+        if expected is not None and best <= expected and (self._failed or expected + 1) > expected:
+            return expected
+        return self._guess(self._trials)
+
     @property
     def _num_ran(self) -> int:
         return sum(trial.status == "ok" for trial in self._trials)
@@ -167,13 +188,20 @@ class Search:
 
     def _probe_above(self, best: int, guess: int | None) -> int:
         if guess is None:
-            return best * 2
-        if len(self._trials) == 1:
+            return best + self._step_without_guess(best)
+        if len(self._trials) == 1 and self._expected is None:
             return _prime_near(int(_SHARE_AFTER_ONE_TRIAL * guess), above=best)
         # From just below the guess to just above it, and then ever further.
         step = self._gap(best) << max(0, self._raised - 2) if self._raised else 1
         self._raised += 1
         return max(self._just_below(guess), best + step)
+
+    def _step_without_guess(self, best: int) -> int:
+        """Return how far above the best to look: doubling, but near an expectation not at once."""
+        if self._expected is None:
+            return best
+        self._raised += 1
+        return max(1, best >> max(0, 11 - 2 * self._raised))  # 3 %, 12 %, a half, twice
 
     def _just_below(self, guess: int) -> int:
         """Return a batch size from which a right guess is within the tolerance."""

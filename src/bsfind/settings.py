@@ -12,7 +12,7 @@ Nothing here knows torch: the parent process handles settings without importing 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from bsfind.input_spec import InputSpec
@@ -163,25 +163,45 @@ class DeviceChoice:
     """On which device to run.
 
     Attributes:
-        device: `auto`, `cuda` or `cuda:N`.
+        device: `auto` (a real GPU), `cuda`, `cuda:N`, or `sim`: one that need not be there.
+        gpu: the simulated GPU: a key of the catalogue or a size in bytes; None for a real one.
         memory_limit_bytes: what PyTorch's allocator may reserve; None: what is free.
+        context_memory_bytes: what the process holds outside the allocator's pool on a simulated
+            GPU; None: as modelled.
     """
 
     device: str = "auto"
+    gpu: str | None = None
     memory_limit_bytes: int | None = None
+    context_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Check the device's name.
+        """Check the device's name, and that a GPU is named where one is simulated.
 
         Raises:
-            ValueError: not a device that bsfind knows.
+            ValueError: not a device that bsfind knows, or options that do not go together.
         """
-        if not re.fullmatch(r"auto|cuda(:[0-9]+)?", self.device):
-            raise ValueError(f"`{self.device}` is not a device, write `auto`, `cuda` or `cuda:1`")
+        if not re.fullmatch(r"auto|cuda(:[0-9]+)?|sim", self.device):
+            raise ValueError(
+                f"`{self.device}` is not a device, write `auto`, `cuda`, `cuda:1` or `sim`"
+            )
+        if self.gpu is not None and not self.is_simulated:
+            raise ValueError(f"`--gpu` names a simulated GPU, `--device {self.device}` a real one")
+        if self.is_simulated and self.gpu is None:
+            raise ValueError("`--device sim` without a GPU to simulate")
+        if self.context_memory_bytes is not None and self.device.startswith("cuda"):
+            raise ValueError(
+                "`--context-memory` is for a simulated GPU: on a real one it is measured"
+            )
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether the answer is to be predicted for a GPU that need not be there."""
+        return self.device == "sim"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {"device": self.device, "memory_limit_bytes": self.memory_limit_bytes}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DeviceChoice:
@@ -249,7 +269,10 @@ class Settings:
             add("--time-budget", _seconds(limits.time_budget_s))
         add("--steps", limits.steps, default.steps)
         add("--trial-timeout", _seconds(limits.trial_timeout_s), _seconds(default.trial_timeout_s))
-        add("--device", self.device.device, "auto")
+        if not self.device.is_simulated:
+            add("--device", self.device.device, "auto")
+        add("--gpu", self.device.gpu)
+        add("--context-memory", self.device.context_memory_bytes)
         add("--memory-limit", self.device.memory_limit_bytes)
         return argv
 

@@ -11,7 +11,7 @@ from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-__all__ = ["TrialRunner"]
+__all__ = ["SimulatedTrialRunner", "TrialRunner"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class _Loaded:
 
 
 class TrialRunner:
-    """Runs trials of one precision.
+    """Runs trials of one precision on a real device.
 
     Args:
         settings: what to run.
@@ -62,15 +62,27 @@ class TrialRunner:
 
     def _load(self, limit_bytes: int | None) -> ModelInfo:
         self._loaded = None
-        worker, self._opened = self._opened, None
-        if worker is None:
-            worker = self._pool.take()
-            worker.open(self._settings.device, self._clock.for_start())
+        worker = self._worker()
         self.model = worker.load(self._settings.workload, self._precision, self._clock.for_start())
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())
         self._loaded = _Loaded(worker, limit_bytes)
         return self.model
+
+    def _worker(self) -> Worker:
+        """Return a worker that has opened the device and holds nothing of it."""
+        worker, self._opened = self._opened, None
+        return worker or self._open()
+
+    def _open(self) -> Worker:
+        worker = self._pool.take()
+        worker.open(self._settings.device, self._clock.for_start())
+        return worker
+
+    @property
+    def left_over(self) -> Worker | None:
+        """A worker that another precision can have: none, each leaves something on the device."""
+        return None
 
     def run(self, batch_size: int) -> Trial:
         """Run a trial with the whole device, in a worker that may have run others before."""
@@ -78,7 +90,7 @@ class TrialRunner:
             self.load()
         return self._run(batch_size)
 
-    def run_fresh(self, batch_size: int, limit_bytes: int) -> Trial:
+    def run_within(self, batch_size: int, limit_bytes: int) -> Trial:
         """Run a trial in a process of its own, which may use `limit_bytes` of the device."""
         self._load(limit_bytes)
         trial = self._run(batch_size)
@@ -100,3 +112,27 @@ class TrialRunner:
     def check_time(self) -> None:
         """Raise TimeLimitError if the time for the whole search is over."""
         self._clock.check()
+
+
+class SimulatedTrialRunner(TrialRunner):
+    """Runs trials of one precision on a simulated device: one process serves all of them."""
+
+    def _worker(self) -> Worker:
+        if self._opened is None or not self._opened.is_alive:
+            self._opened = self._open()
+        return self._opened
+
+    @property
+    def left_over(self) -> Worker | None:
+        """A worker that another precision can have: the one that is in use."""
+        return self._opened
+
+    def run_within(self, batch_size: int, limit_bytes: int) -> Trial:
+        """Run a trial that may use `limit_bytes` of the device."""
+        loaded = self._loaded
+        if loaded is None:
+            self._load(limit_bytes)
+        elif loaded.limit_bytes != limit_bytes:
+            loaded.worker.limit_memory(limit_bytes, self._clock.for_start())
+            self._loaded = _Loaded(loaded.worker, limit_bytes)
+        return self._run(batch_size)

@@ -31,6 +31,8 @@ def check(
     steps: opt.Steps = 3,
     trial_timeout: opt.TrialTimeout = "10m",
     device: opt.Device = "auto",
+    gpu: opt.Gpu = None,
+    context_memory: opt.ContextMemory = None,
     memory_limit: opt.MemoryLimit = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -45,6 +47,7 @@ def check(
 
     bsfind check mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB
+    bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --gpu a10g
     """
     from bsfind.cli.session import run_session  # `--help` goes without it
 

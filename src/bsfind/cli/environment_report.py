@@ -53,7 +53,7 @@ def _facts() -> dict[str, Any]:
         "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "driver": nvml.driver_version(),
         "gpus": {str(gpu.index): f"{gpu.name} ({gpu.uuid})" for gpu in nvml.list_gpus()},
-        "device": _device(),
+        **_worker_facts(),
         "variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)
         },
@@ -67,14 +67,28 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _device() -> str:
-    """Return the device that `bsfind run` would use, opened as it would open it."""
+def _worker_facts() -> dict[str, str]:
+    """Return what only a process with torch can tell, from one worker."""
+    with Worker(lambda _: None) as worker:
+        return {"device": _device(worker), "simulator": _simulator(worker)}
+
+
+def _device(worker: Worker) -> str:
+    """Return the real device that `bsfind run` would use, opened as it would open it."""
     try:
-        with Worker(lambda _: None) as worker:
-            device = worker.open(DeviceChoice(), _OPEN_TIMEOUT_S)
+        device = worker.open(DeviceChoice(), _OPEN_TIMEOUT_S)
     except BsfindError as error:
         return f"none: {error.message}" + (f" ({error.detail})" if error.detail else "")
     return (
         f"cuda:{device.index} {device.name}, compute capability {device.compute_capability}, "
         f"{device.total_bytes} bytes, {device.free_bytes} free"
     )
+
+
+def _simulator(worker: Worker) -> str:
+    """Return whether predictions are as exact with this torch as they can be."""
+    try:
+        problems = worker.self_check(_OPEN_TIMEOUT_S)
+    except BsfindError as error:
+        return f"does not work: {error.message}"
+    return f"coarse: {'; '.join(problems)}" if problems else "exact: all self-checks passed"

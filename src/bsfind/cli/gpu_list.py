@@ -42,6 +42,7 @@ def print_gpus(*, as_json: bool) -> int:
         )
     tables = [_known_table(known, with_keys=True), _known_table(known, with_keys=False)]
     _print(terminal.out, tables, [_known_lines(gpu) for gpu in known])
+    terminal.hint("`bsfind run … --gpu rtx-4090` predicts for one of the known GPUs")
     return ExitCode.OK
 
 

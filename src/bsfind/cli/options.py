@@ -108,8 +108,15 @@ def _precisions(text: str) -> tuple[str, ...]:
 def _device(text: str) -> str:
     from bsfind.settings import DeviceChoice
 
-    DeviceChoice(device=text)
+    if text != "sim":
+        DeviceChoice(device=text)
     return text
+
+
+def _gpu(text: str) -> str:
+    from bsfind.simulation.gpu_catalogue import find_gpu
+
+    return find_gpu(text).key
 
 
 def _export(text: str) -> Path:
@@ -373,8 +380,32 @@ Device = Annotated[
         "--device",
         panel=_DEVICE,
         parse=_device,
-        metavar="auto|cuda[:N]",
-        help="GPU to use, as torch counts them (after CUDA_VISIBLE_DEVICES).",
+        metavar="auto|cuda[:N]|sim",
+        help="GPU to use, as torch counts them (after CUDA_VISIBLE_DEVICES); sim predicts for an RTX "
+        "4090, or for the `--gpu`.",
+    ),
+]
+Gpu = Annotated[
+    str | None,
+    _option(
+        "--gpu",
+        panel=_DEVICE,
+        parse=_gpu,
+        metavar="NAME|SIZE",
+        help="Predict for a GPU that need not be there: a name that `bsfind gpus` lists, or its "
+        "memory, such as `24GiB`.",
+    ),
+]
+ContextMemory = Annotated[
+    str | None,
+    _option(
+        "--context-memory",
+        panel=_DEVICE,
+        parse=units.parse_size,
+        metavar="SIZE",
+        help="What a process holds of a simulated GPU outside PyTorch's allocator; without it, that is "
+        "modelled.",
+        show_default=False,
     ),
 ]
 MemoryLimit = Annotated[
@@ -384,7 +415,8 @@ MemoryLimit = Annotated[
         panel=_DEVICE,
         parse=units.parse_size,
         metavar="SIZE",
-        help="What PyTorch's allocator may reserve, such as `8GiB`: play a smaller GPU.",
+        help="What PyTorch's allocator may reserve, such as `8GiB`: play a smaller GPU. On a simulated "
+        "one it may be more than the GPU has.",
     ),
 ]
 Json = Annotated[

@@ -89,7 +89,7 @@ def _what_is_known(progress: Progress) -> list[str]:
     return parts
 
 
-def trial_line(precision: str, trial: Trial) -> str:
+def trial_line(precision: str, trial: Trial, *, simulated: bool) -> str:
     """Return a trial as one line of the log (`--verbose`)."""
     start = f"{precision}  batch size {trial.batch_size:,}: "
     if trial.status != "ok":
@@ -101,4 +101,4 @@ def trial_line(precision: str, trial: Trial) -> str:
     )
     speed = f", {format_count(trial.samples_per_s)} samples/s" if trial.samples_per_s else ""
     retries = f", {trial.num_alloc_retries} retries" if trial.num_alloc_retries else ""
-    return f"{start}ran, {peaks}{speed}{retries}"
+    return f"{start}{'fits' if simulated else 'ran'}, {peaks}{speed}{retries}"

@@ -7,7 +7,8 @@ from typing import Any
 
 from bsfind.errors import UsageError
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
-from bsfind.units import Headroom
+from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, CatalogueGpu, find_gpu
+from bsfind.units import Headroom, format_bytes
 
 __all__ = ["settings_from"]
 
@@ -66,9 +67,53 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         workload=workload,
         precisions=options["precision"],
         limits=_limits(options),
-        device=DeviceChoice(device=options["device"], memory_limit_bytes=options["memory_limit"]),
+        device=_device(options),
         batch_size=options.get("batch_size"),
     )
+
+
+def _device(options: Mapping[str, Any]) -> DeviceChoice:
+    device, gpu = options["device"], options["gpu"]
+    if gpu is not None and device == "auto":
+        device = "sim"
+    if gpu is None and device == "sim":
+        gpu = DEFAULT_GPU
+    try:
+        choice = DeviceChoice(
+            device=device,
+            gpu=gpu,
+            memory_limit_bytes=options["memory_limit"],
+            context_memory_bytes=options["context_memory"],
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    if choice.gpu is not None:
+        _check_simulated(find_gpu(choice.gpu), choice)
+    return choice
+
+
+def _check_simulated(gpu: CatalogueGpu, choice: DeviceChoice) -> None:
+    """Make sure that there is something to simulate.
+
+    Raises:
+        UsageError: not CUDA, no memory that is known, or none that is left.
+    """
+    if gpu.capability is None:
+        raise UsageError(
+            f"{gpu.name} is no CUDA GPU: bsfind predicts what CUDA does",
+            hint="`bsfind gpus` lists the GPUs; CUDA's have a compute capability such as 8.9",
+        )
+    if gpu.total_bytes is None and choice.memory_limit_bytes is None:
+        raise UsageError(
+            f"the memory of {gpu.name} as PyTorch sees it is not known",
+            hint="pass what the allocator may reserve: `--memory-limit 270GiB`",
+        )
+    context, limit = choice.context_memory_bytes or 0, choice.memory_limit_bytes
+    if gpu.total_bytes is not None and limit is None and context >= gpu.total_bytes:
+        raise UsageError(
+            f"`--context-memory` of {format_bytes(context)} leaves nothing of the "
+            f"{format_bytes(gpu.total_bytes)} of {gpu.name}"
+        )
 
 
 def _limits(options: Mapping[str, Any]) -> SearchLimits:

@@ -37,6 +37,8 @@ def run(
     trial_timeout: opt.TrialTimeout = "10m",
     time_budget: opt.TimeBudget = None,
     device: opt.Device = "auto",
+    gpu: opt.Gpu = None,
+    context_memory: opt.ContextMemory = None,
     memory_limit: opt.MemoryLimit = None,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -50,8 +52,11 @@ def run(
     Trains the model for a few steps on synthetic inputs at several batch sizes, in each precision,
     records the peak memory of every trial, and recommends the batch size and precision to use.
 
+    With `--gpu`, or at a terminal without a GPU, nothing runs: the same is predicted.
+
     bsfind run mypkg.models:Net --input-shape 3,224,224
     bsfind run train.py:make_model --input input_ids=512:int64:0..50257 --precision amp,bf16
+    bsfind run mypkg.models:Net --input-shape 3,224,224 --gpu rtx-4090
     BS=$(bsfind run mypkg.models:Net --input-shape 3,224,224 --precision amp -q)
     """
     from bsfind.cli.session import run_session  # `--help` goes without it

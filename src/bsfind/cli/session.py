@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from bsfind.cli.console import Terminal, discard_stdout
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
-from bsfind.errors import BsfindError, Terminated, UsageError
+from bsfind.errors import BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.records import Report, Trial
@@ -19,7 +20,8 @@ from bsfind.report.check import print_check
 from bsfind.report.export import check_writable, write_report
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
-from bsfind.settings import Settings
+from bsfind.settings import DeviceChoice, Settings
+from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, find_gpu
 
 __all__ = ["exit_code", "run_session"]
 
@@ -56,6 +58,7 @@ class _Session:
         self._finder = Finder(
             settings,
             command=["bsfind", *sys.argv[1:]],
+            on_no_gpu=self._stand_in,
             on_progress=self._line.update,
             on_trial=self._after_trial,
             on_output=self._terminal.user_output,
@@ -85,9 +88,24 @@ class _Session:
         code = exit_code(report, self._finder.errors)
         return ExitCode.USAGE if self._unwritten and code == ExitCode.OK else code
 
+    def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
+        """Return what to predict for where there is no GPU: at a terminal alone.
+
+        A script must not get the answer for another card than the one it runs on.
+        """
+        if self._json or self._quiet or not sys.stdout.isatty():
+            return None
+        gpu = find_gpu(DEFAULT_GPU)
+        self._terminal.note(
+            f"No usable GPU here: this predicts for the {gpu.name}, and runs nothing. {error.detail}"
+        )
+        self._terminal.hint("`--gpu` names another one, `bsfind gpus` lists them")
+        return dataclasses.replace(self._settings.device, device="sim", gpu=gpu.key)
+
     def _after_trial(self, precision: str, trial: Trial) -> None:
         if self._verbose:
-            self._terminal.note(trial_line(precision, trial))
+            simulated = self._finder.report.simulated
+            self._terminal.note(trial_line(precision, trial, simulated=simulated))
         if self.exports:
             self._export(self._finder.report)
 

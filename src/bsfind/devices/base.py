@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import Workload
 from bsfind.simulation.recording import Recording
 
@@ -41,6 +41,10 @@ class Device(Protocol):
         Raises:
             TargetError: the user's code failed for another reason.
         """
+        ...
+
+    def take_warnings(self) -> list[ReportWarning]:
+        """Return what the reader of the answers must know and has not been told yet."""
         ...
 
     @property

@@ -14,12 +14,13 @@ import torch
 from bsfind.devices import nvml
 from bsfind.devices.base import DoesNotFit
 from bsfind.devices.memory_history import MemoryHistory
-from bsfind.errors import BsfindError, NoDeviceError, TargetError, UsageError
+from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, TargetError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.units import format_bytes
+from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.user_traceback import user_error
@@ -64,10 +65,11 @@ class CudaDevice:
     def __init__(self, choice: DeviceChoice) -> None:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count == 0:
-            raise NoDeviceError(
+            raise NoGpuError(
                 "no usable GPU was found",
                 detail=_why_no_gpu(),
-                hint="`bsfind env` shows what the driver and torch see",
+                hint="predict for one that is not here: `--gpu rtx-4090` (`bsfind gpus` lists them), or "
+                "`--device sim`; `bsfind env` shows what the driver and torch see",
             )
         _, _, index_text = choice.device.partition(":")
         index = int(index_text or 0)
@@ -78,6 +80,8 @@ class CudaDevice:
             )
         self._device = torch.device("cuda", index)
         try:
+            self._properties = torch.cuda.get_device_properties(self._device)
+            free_before = nvml.free_bytes(self._uuid)
             torch.cuda.set_device(self._device)
             torch.zeros((), device=self._device)  # creates the context: `free` is without it
             torch.cuda.synchronize()
@@ -87,8 +91,8 @@ class CudaDevice:
                 hint="`nvidia-smi` shows who holds it",
             ) from error
         torch.cuda.empty_cache()
-        self._properties = torch.cuda.get_device_properties(self._device)
         self._free_bytes = torch.cuda.mem_get_info(self._device)[0]
+        self._context_bytes = _lost(free_before, self._free_bytes)
         self._capacity_bytes = self._free_bytes
         self._memory_limit = choice.memory_limit_bytes
         if self._memory_limit is not None:
@@ -106,6 +110,10 @@ class CudaDevice:
         self._poisoned = False
         self._recording: Recording | None = None
 
+    @property
+    def _uuid(self) -> str:
+        return str(getattr(self._properties, "uuid", ""))
+
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
         properties = self._properties
@@ -118,12 +126,14 @@ class CudaDevice:
             total_bytes=properties.total_memory,
             free_bytes=self._free_bytes,
             capacity_bytes=self._capacity_bytes,
+            context_bytes=self._context_bytes,
+            context_source=None if self._context_bytes is None else "measured",
             supports_bf16=major is None or major >= 8,
             supports_tf32=major is not None and major >= 8,
             driver=nvml.driver_version(),
             torch_version=torch.__version__,
             cuda_version=torch.version.cuda or torch.version.hip,
-            other_processes=nvml.other_processes(str(getattr(properties, "uuid", ""))),
+            other_processes=nvml.other_processes(self._uuid),
         )
 
     def limit_memory(self, nbytes: int) -> None:
@@ -155,7 +165,12 @@ class CudaDevice:
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
+            kind=kind_of(loaded.model),
         )
+
+    def take_warnings(self) -> list[ReportWarning]:
+        """Return nothing: what was measured needs no caveat (see `base.Device.take_warnings`)."""
+        return []
 
     @property
     def is_clean(self) -> bool:
@@ -335,6 +350,17 @@ class CudaDevice:
             return
         allocated = torch.cuda.memory_allocated(self._device)
         self._residual_bytes = allocated - self._baseline_bytes
+
+
+def _lost(free_before: int | None, free_after: int) -> int | None:
+    """Return what making the CUDA context took of the device, bytes; None if that cannot be told.
+
+    The driver's figure needs no context and CUDA's does. Another process that gives memory back in
+    between hides it.
+    """
+    if free_before is None or free_before <= free_after:
+        return None
+    return free_before - free_after
 
 
 def _is_growing(sizes: list[int]) -> bool:

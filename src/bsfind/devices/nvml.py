@@ -16,7 +16,7 @@ from typing import Any
 
 from bsfind.records import GpuProcess
 
-__all__ = ["Gpu", "driver_version", "list_gpus", "other_processes"]
+__all__ = ["Gpu", "driver_version", "free_bytes", "list_gpus", "other_processes"]
 
 # NVML answers 2**64 - 1 where it does not know (WSL), and nvidia-ml-py turns that into None.
 _UNKNOWN_BYTES = 1 << 60
@@ -96,15 +96,31 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     )
 
 
+def free_bytes(uuid: str) -> int | None:
+    """Return the free memory of a GPU, bytes; asking makes no CUDA context.
+
+    Args:
+        uuid: as `torch.cuda.get_device_properties(...).uuid` or NVML writes it.
+    """
+    with _nvml() as nvml:
+        handle = _handle(nvml, uuid)
+        memory = None if handle is None else _ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+    return None if memory is None else int(memory.free)
+
+
+def _handle(nvml: Any, uuid: str) -> Any:
+    uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
+    return _ask(nvml.nvmlDeviceGetHandleByUUID, uuid) if nvml else None
+
+
 def other_processes(uuid: str) -> tuple[GpuProcess, ...]:
     """Return the processes that hold memory of a GPU, except this one.
 
     Args:
         uuid: as `torch.cuda.get_device_properties(...).uuid` or NVML writes it.
     """
-    uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
     with _nvml() as nvml:
-        handle = _ask(nvml.nvmlDeviceGetHandleByUUID, uuid) if nvml else None
+        handle = _handle(nvml, uuid)
         if handle is None:
             return ()
         return tuple(process for process in _processes(nvml, handle) if process.pid != os.getpid())

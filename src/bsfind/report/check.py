@@ -16,6 +16,9 @@ def print_check(report: Report, console: Console) -> None:
     """Print one line per precision."""
     soft_wrap = not console.is_terminal
     console.print(Text(wording.subject(report), style="bold"), soft_wrap=soft_wrap)
+    conditions = wording.conditions(report)
+    if conditions is not None:
+        console.print(Text(conditions, style="dim"), soft_wrap=soft_wrap)
     if report.status == "failed":
         console.print(Text(f"failed: {report.message}", style="yellow"), soft_wrap=soft_wrap)
     width = max((len(result.precision) for result in report.results), default=0)
@@ -26,6 +29,9 @@ def print_check(report: Report, console: Console) -> None:
             Text.assemble(f"{result.precision:<{width}}  ", (_verdict(result, report), style)),
             soft_wrap=soft_wrap,
         )
+    accuracy = wording.accuracy(report)
+    if accuracy is not None:
+        console.print(Text(f"Predicted, not run. {accuracy}"), soft_wrap=soft_wrap)
     if not all(result.max_batch_size for result in report.results):
         for text in wording.hints(report):
             console.print(Text.assemble(("hint:", "cyan"), f" {text}"), soft_wrap=soft_wrap)

@@ -25,7 +25,7 @@ def to_csv(report: Report) -> str:
     """Return one row per trial."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["precision", *_TRIAL_COLUMNS, "is_maximum", "is_recommended"])
+    writer.writerow(["precision", *_TRIAL_COLUMNS, "is_maximum", "is_recommended", "simulated"])
     for result in report.results:
         for trial in result.trials:
             ran = trial.status == "ok"
@@ -35,6 +35,7 @@ def to_csv(report: Report) -> str:
                     *(getattr(trial, column) for column in _TRIAL_COLUMNS),
                     int(ran and trial.batch_size == result.max_batch_size),
                     int(ran and trial.batch_size == result.recommended_batch_size),
+                    int(report.simulated),
                 ]
             )
     return stream.getvalue()

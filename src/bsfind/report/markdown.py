@@ -11,6 +11,9 @@ __all__ = ["to_markdown"]
 def to_markdown(report: Report) -> str:
     """Return the comparison table and the sentences under it."""
     lines = [f"**bsfind** · {_escape(wording.subject(report))}", ""]
+    conditions = wording.conditions(report)
+    if conditions is not None:
+        lines.extend([_escape(conditions), ""])
     rows = [wording.cells(result, report) for result in report.results]
     if rows:
         columns = list(rows[0])
@@ -23,7 +26,12 @@ def to_markdown(report: Report) -> str:
         lines.extend(
             [f"**{report.status}**: {_escape(report.message or 'a trial took too long')}", ""]
         )
-    sentences = (wording.answer(report), wording.evidence(report))
+    sentences = (
+        wording.answer(report),
+        wording.evidence(report),
+        wording.foresight(report),
+        wording.accuracy(report),
+    )
     lines.extend(_escape(text) for text in sentences if text is not None)
     lines.extend(f"- {_escape(text)}" for text in wording.problems(report))
     lines.extend(f"- warning: {_escape(warning.message)}" for warning in report.warnings)

@@ -63,6 +63,9 @@ def print_report(report: Report, console: Console) -> None:
     if report.status == "failed":
         return  # there is nothing to show: the error has been told
     _print(console, wording.subject(report), style="bold")
+    text = wording.conditions(report)
+    if text is not None:
+        _print(console, text, style="dim")
     if report.results:
         console.print()
         _print_results(report, console)
@@ -74,9 +77,9 @@ def print_report(report: Report, console: Console) -> None:
     text = wording.answer(report)
     if text is not None:
         _print(console, text, style="bold green")
-    text = wording.evidence(report)
-    if text is not None:
-        _print(console, text)
+    for text in (wording.evidence(report), wording.foresight(report), wording.accuracy(report)):
+        if text is not None:
+            _print(console, text)
     for text in wording.problems(report):
         _print(console, text)
     for text in wording.hints(report):
@@ -104,8 +107,10 @@ def _print_results(report: Report, console: Console) -> None:
 
 
 def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
+    known = {"card bar", *wording.cells(report.results[0], report)}
     if len(report.results) == 1:
-        columns = tuple(name for name in columns if name != wording.SPEED_UP)
+        known.discard(wording.SPEED_UP)
+    columns = tuple(name for name in columns if name in known)
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,

@@ -8,9 +8,12 @@ from bsfind.units import format_bytes, format_count, format_parameters
 
 __all__ = [
     "SPEED_UP",
+    "accuracy",
     "answer",
     "cells",
+    "conditions",
     "evidence",
+    "foresight",
     "hints",
     "percentage",
     "problems",
@@ -37,13 +40,33 @@ def subject(report: Report) -> str:
         memory = f"{format_bytes(device.total_bytes)} ({format_bytes(device.free_bytes)} free"
         if device.capacity_bytes < device.free_bytes:
             memory += f", limited to {format_bytes(device.capacity_bytes)}"
-        parts.append(f"{device.name}, {memory})")
+        name = f"simulated {device.name}" if report.simulated else device.name
+        parts.append(f"{name}, {memory})")
     return " · ".join(parts)
 
 
+def conditions(report: Report) -> str | None:
+    """Return under which conditions the answer holds, in one line; None if nothing is known."""
+    parts = []
+    device = report.device
+    if device is not None and device.context_bytes is not None:
+        parts.append(f"context {format_bytes(device.context_bytes)} ({device.context_source})")
+    if report.prediction is not None:
+        parts.append(f"torch {report.prediction.torch_version}")
+        parts.extend(f"{name} {value}" for name, value in report.prediction.allocator.items())
+    return " · ".join(parts) or None
+
+
 def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
-    """Return the cells of a row of the comparison table, by column."""
+    """Return the cells of a row of the comparison table, by column.
+
+    A prediction knows no times: it has no columns for them.
+    """
     ratio = speed_up(result, report.results)
+    timed = {
+        "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
+        SPEED_UP: f"{ratio:.1f} x" if ratio else "",
+    }
     largest = "none" if result.status == "nothing_fits" else _count(result.max_batch_size)
     return {
         "precision": result.precision,
@@ -54,8 +77,7 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
         "of the card": _NOTHING
         if result.peak_fraction is None
         else percentage(result.peak_fraction),
-        "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
-        SPEED_UP: f"{ratio:.1f} x" if ratio else "",
+        **({} if report.simulated else timed),
     }
 
 
@@ -105,19 +127,68 @@ def evidence(report: Report) -> str | None:
         return None
     result = next(r for r in report.results if r.precision == report.recommendation.precision)
     parts = []
-    if result.confirmation is not None:
+    if report.simulated:
+        steps = report.search["steps"]
+        parts.append(f"Predicted, not run: {steps} steps, replayed within the budget.")
+    elif result.confirmation is not None:
         parts.append(f"Confirmed: {result.confirmation.steps} steps in a fresh process.")
     else:
         parts.append("Not confirmed in a fresh process.")
+    ran = "fits" if report.simulated else "ran"
     if result.smallest_failed_batch_size is not None:
         failed = next(t for t in result.trials if t.batch_size == result.smallest_failed_batch_size)
         what = {"oom": "ran out of memory", "timeout": "did not end in time", "error": "failed"}
-        parts.append(f"{result.max_batch_size:,} ran, {failed.batch_size:,} {what[failed.status]}.")
+        if report.simulated:
+            what["oom"] = "runs out of memory"
+        parts.append(
+            f"{result.max_batch_size:,} {ran}, {failed.batch_size:,} {what[failed.status]}."
+        )
     elif result.is_maximum_proven:
-        parts.append(f"{result.max_batch_size:,} ran, the largest that was allowed.")
+        parts.append(f"{result.max_batch_size:,} {ran}, the largest that was allowed.")
     else:
-        parts.append(f"{result.max_batch_size:,} ran, more may fit.")
+        parts.append(f"{result.max_batch_size:,} {ran}, more may fit.")
     return " ".join(parts)
+
+
+def accuracy(report: Report) -> str | None:
+    """Return how exact a prediction is, in one line; None if nothing was predicted."""
+    prediction = report.prediction
+    if prediction is None or prediction.model_kind is None:
+        return None
+    kind = f"{prediction.model_kind} models"
+    if prediction.model_kind == "other":
+        kind = "models without convolutions, recurrence or attention"
+    measured = prediction.accuracy
+    if measured is None:
+        return f"Error bound for {kind}: not measured."
+    allocated, reserved = measured.allocated, measured.reserved
+    return (
+        f"Error bound for {kind}: peak allocated {_error(allocated.median)} (median) and "
+        f"{_error(allocated.p95)} (95th percentile), peak reserved {_error(reserved.median)} and "
+        f"{_error(reserved.p95)}, in {measured.runs} runs against {measured.against}."
+    )
+
+
+def _error(part: float) -> str:
+    """Write an error as a part of what is right: `0.02 %`, `3.1 %`."""
+    return f"{part * 100:.2g} %" if part else "0 %"
+
+
+def foresight(report: Report) -> str | None:
+    """Return what was predicted against what was measured; None if nothing was, or nothing ran."""
+    if report.simulated or report.recommendation is None:
+        return None
+    result = next(r for r in report.results if r.precision == report.recommendation.precision)
+    predicted = result.predicted
+    if predicted is None:
+        return None
+    text = f"Predicted beforehand: {predicted.max_batch_size:,} at most"
+    if predicted.peak_reserved_bytes is not None:
+        text += f", peak reserved {format_bytes(predicted.peak_reserved_bytes)}"
+        if predicted.recommended_batch_size != result.recommended_batch_size:
+            text += f" at batch size {predicted.recommended_batch_size:,}"
+    measured = f"measured: {_count(result.max_batch_size)}, {_bytes(result.peak_reserved_bytes)}"
+    return f"{text}; {measured}."
 
 
 def problems(report: Report) -> list[str]:

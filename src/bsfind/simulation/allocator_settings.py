@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from bsfind.units import MIB
@@ -109,6 +109,15 @@ class AllocatorSettings:
         if "PYTORCH_NO_CUDA_MEMORY_CACHING" in environment:  # whatever its value
             unsupported.append("PYTORCH_NO_CUDA_MEMORY_CACHING")
         return cls(torch_version=torch_version, unsupported=tuple(unsupported), **known)
+
+    def changed(self) -> dict[str, Any]:
+        """Return the options that differ from PyTorch's defaults, as JSON types, by name."""
+        return {
+            option.name: list(value) if isinstance(value, tuple) else value
+            for option in fields(self)
+            if option.name != "torch_version"
+            and (value := getattr(self, option.name)) != option.default
+        }
 
     @property
     def tie_rule(self) -> TieRule:

@@ -18,7 +18,10 @@ from importlib import resources
 from bsfind.errors import UsageError
 from bsfind.units import MIB, format_bytes, parse_size
 
-__all__ = ["GENERIC_LIKE", "CatalogueGpu", "find_gpu", "known_gpus"]
+__all__ = ["DEFAULT_GPU", "GENERIC_LIKE", "CatalogueGpu", "find_gpu", "known_gpus"]
+
+DEFAULT_GPU = "rtx-4090"
+"""The card that is simulated where none is named."""
 
 GENERIC_LIKE = "rtx-4090"
 """The card whose architecture a GPU given by its size alone is assumed to have: Ada, 8.9."""

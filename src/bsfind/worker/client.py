@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from bsfind.errors import InternalError, TimeLimitError, WorkerError
-from bsfind.records import DeviceInfo, ModelInfo, Trial
+from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.units import format_duration
@@ -65,12 +65,18 @@ class Worker:
 
     Args:
         on_output: gets every line that the user's code (or torch) prints.
+        on_warning: gets what the reader of the report must know, each warning once.
 
     Use as a context manager: at its end, the process is gone with all that it started.
     """
 
-    def __init__(self, on_output: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        on_output: Callable[[str], None],
+        on_warning: Callable[[ReportWarning], None] = lambda _: None,
+    ) -> None:
         self._on_output = on_output
+        self._on_warning = on_warning
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
@@ -111,7 +117,7 @@ class Worker:
         """Open the device.
 
         Raises:
-            NoDeviceError: there is none.
+            NoDeviceError: there is none; another one may be opened then.
             UsageError: the memory limit does not suit it.
             TimeLimitError, WorkerError: see `_ask`.
         """
@@ -131,6 +137,21 @@ class Worker:
         if answer["is"] == "does_not_fit":
             raise ModelDoesNotFit(answer["message"])
         return ModelInfo(**answer["model"])
+
+    def self_check(self, timeout_s: float) -> list[str]:
+        """Return what the simulator misses in this torch, one line each.
+
+        Raises:
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        answer = self._ask({"do": "self_check"}, timeout_s, "checking the simulator")
+        problems: list[str] = answer["problems"]
+        return problems
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
 
     def limit_memory(self, nbytes: int, timeout_s: float) -> None:
         """Let later trials use at most `nbytes` of the device."""
@@ -180,6 +201,8 @@ class Worker:
             if isinstance(error, InternalError):
                 self.kill()
             raise error
+        for warning in answer.get("warnings", ()):
+            self._on_warning(ReportWarning(**warning))
         return answer
 
     def _death(self, doing: str) -> WorkerError:

@@ -37,7 +37,8 @@ def main() -> int:
     # torch that cannot be imported is reported when the device is to be opened.
     with contextlib.suppress(Exception):
         importlib.import_module("bsfind.devices.cuda")
-        importlib.import_module("torch._dynamo")  # the first optimizer does (torch/_compile.py)
+        if inbox.empty():
+            importlib.import_module("torch._dynamo")  # the first optimizer does (torch/_compile.py)
     while True:
         try:
             answer = server.answer(inbox.get())
@@ -80,6 +81,16 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
+def _open_device(choice: DeviceChoice) -> Device:
+    if choice.is_simulated:
+        from bsfind.devices.simulated import SimulatedDevice
+
+        return SimulatedDevice(choice)
+    from bsfind.devices.cuda import CudaDevice
+
+    return CudaDevice(choice)
+
+
 class _Server:
     """Holds the device between requests."""
 
@@ -87,6 +98,14 @@ class _Server:
         self._device: Device | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "self_check":
+            return self._self_check()
+        answer = self._answer(request)
+        if self._device is not None:
+            answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
+        return answer
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "open":
             return self._open(request)
         device = self._device
@@ -109,18 +128,24 @@ class _Server:
         raise InternalError(f"unknown request `{request['do']}`")
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bsfind.devices.cuda import CudaDevice
-
-        self._device = CudaDevice(DeviceChoice.from_json(request["device"]))
+        choice = DeviceChoice.from_json(request["device"])
+        self._device = _open_device(choice)
         info: DeviceInfo = self._device.describe()
         return {"is": "opened", "device": asdict(info)}
+
+    def _self_check(self) -> dict[str, Any]:
+        from bsfind.simulation.tracing.self_check import problems
+
+        return {"is": "checked", "problems": problems()}
 
     def _load(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
         from bsfind.devices.base import DoesNotFit
 
         workload = Workload.from_json(request["workload"])
         # Only now: torch is imported, and nothing in the user's folder can stand in its way.
-        sys.path.insert(0, str(Path(workload.app_dir).resolve()))
+        app_dir = str(Path(workload.app_dir).resolve())
+        if sys.path[0] != app_dir:
+            sys.path.insert(0, app_dir)
         try:
             model = device.load(workload, request["precision"])
         except DoesNotFit as answer:

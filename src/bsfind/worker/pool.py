@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import TracebackType
 
+from bsfind.records import ReportWarning
 from bsfind.worker.client import Worker
 
 __all__ = ["WorkerPool"]
@@ -18,11 +19,18 @@ class WorkerPool:
 
     Args:
         on_output: gets every line that the user's code prints.
+        on_warning: gets what the reader of the report must know.
         expected: how many workers will be needed, if all goes well: no more are started early.
     """
 
-    def __init__(self, on_output: Callable[[str], None], expected: int) -> None:
+    def __init__(
+        self,
+        on_output: Callable[[str], None],
+        on_warning: Callable[[ReportWarning], None],
+        expected: int,
+    ) -> None:
         self._on_output = on_output
+        self._on_warning = on_warning
         self._expected = expected
         self._in_use: Worker | None = None
         self._spare: Worker | None = None
@@ -42,11 +50,21 @@ class WorkerPool:
         """Kill the worker in use and return a fresh one."""
         if self._in_use is not None:
             self._in_use.kill()
-        self._in_use, self._spare = self._spare or Worker(self._on_output), None
+        self._in_use, self._spare = self._spare or self._start(), None
         self._expected -= 1
         if self._expected > 0:
-            self._spare = Worker(self._on_output)
+            self._spare = self._start()
         return self._in_use
+
+    def expect_no_more(self) -> None:
+        """Start no worker early any more: the one in use will do for everything."""
+        self._expected = 0
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare = None
+
+    def _start(self) -> Worker:
+        return Worker(self._on_output, self._on_warning)
 
     def close(self) -> None:
         """Kill all processes; safe to call twice."""

@@ -7,7 +7,11 @@
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
     {"do": "trial", "batch_size", "steps"}       {"is": "trial", "trial": Trial, "clean": bool,
                                                   "recording": Recording or null}
+    {"do": "self_check"}                         {"is": "checked", "problems": [text…]}
                                                  {"is": "failed", "error", message, detail, hint}
+
+An answer of the device may carry `"warnings": [ReportWarning…]`: what the reader of the report must
+know and has not been told.
 
 The worker's standard input and output carry the protocol; before any code of the user's runs they
 are moved out of its reach, so that a `print` of the model lands on standard error.

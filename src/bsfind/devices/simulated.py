@@ -1,0 +1,251 @@
+"""The simulated device: traces the training step once, and replays its allocations.
+
+Nothing runs. A trial is a replay of what the step would ask of PyTorch's caching allocator, on a GPU
+of the catalogue that has as much memory as the CUDA context would leave of it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from bsfind.devices.base import DoesNotFit
+from bsfind.errors import BsfindError, UsageError
+from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
+from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.settings import DeviceChoice, Workload
+from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
+from bsfind.simulation.allocator_settings import AllocatorSettings
+from bsfind.simulation.context_memory import context_bytes, loads_lazily
+from bsfind.simulation.gpu_catalogue import CatalogueGpu, find_gpu
+from bsfind.simulation.operators.call import CudaTarget
+from bsfind.workload.precision import precision_plan
+from bsfind.workload.user_traceback import user_error
+
+if TYPE_CHECKING:
+    from bsfind.simulation.tracing.cuda_module import SimulatedGpu
+    from bsfind.simulation.tracing.tracer import Tracer
+
+__all__ = ["SimulatedDevice"]
+
+
+class SimulatedDevice:
+    """A GPU that need not be there.
+
+    `--memory-limit` is what the allocator may reserve, as on a real GPU. It may be more than the GPU
+    has: then one with so much memory takes its place.
+
+    Args:
+        choice: which GPU, and how much of its memory may be used.
+
+    Raises:
+        UsageError: the allocator's options in the environment are not valid.
+    """
+
+    def __init__(self, choice: DeviceChoice) -> None:
+        if choice.gpu is None:
+            raise ValueError("no GPU to simulate is named")
+        self._gpu = find_gpu(choice.gpu)
+        self._settings = _allocator_settings()
+        self._is_context_given = choice.context_memory_bytes is not None
+        if choice.context_memory_bytes is not None:
+            self._context_bytes = choice.context_memory_bytes
+        else:
+            # The step is not known yet: counted as if it called all libraries.
+            lazy = loads_lazily(os.environ, torch.version.cuda)
+            self._context_bytes = context_bytes(self._gpu, lazy=lazy)
+        self._memory_limit = choice.memory_limit_bytes
+        left = (self._gpu.total_bytes or 0) - self._context_bytes
+        self._free_bytes = max(left, self._memory_limit or 0)
+        if self._free_bytes <= 0:
+            raise UsageError(
+                f"the CUDA context leaves nothing of {self._gpu.name}",
+                hint="say what it takes there with `--context-memory`",
+            )
+        self._limit_bytes = self._memory_limit
+        self._tracer: Tracer | None = None
+        self._precision = ""
+        self._asked: set[int] = set()
+        self._told: list[ReportWarning] = []
+
+    def describe(self) -> DeviceInfo:
+        """Return the GPU as torch would see it with no other process on it."""
+        capability = self._gpu.capability or (0, 0)
+        return DeviceInfo(
+            kind="simulated",
+            name=self._gpu.name,
+            index=0,
+            compute_capability=self._gpu.compute_capability,
+            total_bytes=self._free_bytes + self._context_bytes,
+            free_bytes=self._free_bytes,
+            capacity_bytes=self._free_bytes if self._memory_limit is None else self._memory_limit,
+            context_bytes=self._context_bytes,
+            context_source="given" if self._is_context_given else "modelled",
+            supports_bf16=capability >= (8, 0),
+            supports_tf32=capability >= (8, 0),
+            torch_version=torch.__version__,
+            cuda_version=torch.version.cuda,
+        )
+
+    def load(self, workload: Workload, precision: str) -> ModelInfo:
+        """Build the model without its memory (see `base.Device.load`)."""
+        from bsfind.simulation.tracing.tracer import Tracer
+
+        if self._tracer is not None:
+            self._tracer.close()
+            self._tracer = None
+        self._limit_bytes = self._memory_limit
+        self._asked.clear()
+        self._precision = precision
+        try:
+            tracer = Tracer(
+                workload, precision, _target(self._gpu, precision), self._seen_by_user_code()
+            )
+        except SystemExit as error:
+            raise user_error(error, doing="building the model") from error
+        self._tracer = tracer
+        allocator = self._allocator()
+        try:
+            tracer.model_program().load(allocator)
+        except SimulatedOutOfMemoryError as error:
+            raise DoesNotFit(str(error)) from error
+        return ModelInfo(
+            parameters=tracer.parameters,
+            optimizer=tracer.optimizer,
+            model_bytes=allocator.allocated_bytes,
+            kind=tracer.kind,
+        )
+
+    def _seen_by_user_code(self) -> SimulatedGpu:
+        """Return what `torch.cuda.get_device_properties` says to code that asks."""
+        from bsfind.simulation.tracing.cuda_module import SimulatedGpu
+
+        major, minor = self._gpu.capability or (0, 0)
+        return SimulatedGpu(
+            name=self._gpu.name,
+            total_memory=self._free_bytes + self._context_bytes,
+            major=major,
+            minor=minor,
+            multi_processor_count=self._gpu.sm_count,
+            max_threads_per_multi_processor=self._gpu.max_threads_per_sm,
+        )
+
+    def limit_memory(self, nbytes: int) -> None:
+        """Let the allocator of later trials reserve at most `nbytes`."""
+        self._limit_bytes = nbytes
+
+    def take_warnings(self) -> list[ReportWarning]:
+        """Return what is modelled coarsely or not at all (see `base.Device.take_warnings`)."""
+        notes = self._tracer.notes if self._tracer is not None else {}
+        known = [
+            *self._allocator_warnings(),
+            *(ReportWarning(code=code, message=message) for code, message in notes.items()),
+        ]
+        new = [warning for warning in known if warning not in self._told]
+        self._told.extend(new)
+        return new
+
+    def _allocator_warnings(self) -> list[ReportWarning]:
+        if not self._settings.unsupported:
+            return []
+        names = ", ".join(f"`{name}`" for name in self._settings.unsupported)
+        return [
+            ReportWarning(
+                code="allocator_not_modelled",
+                message=f"the prediction does not follow these options of PyTorch's allocator: {names}",
+                hint="they come from the environment (PYTORCH_ALLOC_CONF and the like)",
+            )
+        ]
+
+    @property
+    def is_clean(self) -> bool:
+        """Always: each trial starts from an allocator of its own."""
+        return True
+
+    @property
+    def recording(self) -> None:
+        """None: there is nothing to extrapolate where every batch size can be replayed."""
+        return None
+
+    def run_trial(self, batch_size: int, steps: int) -> Trial:
+        """Replay `steps` steps (see `base.Device.run_trial`)."""
+        if self._tracer is None:
+            raise RuntimeError("run_trial before load")
+        # What is asked about again is what the answer rests on (the recommended size): it is traced
+        # itself then, and does not follow from the traces of other sizes.
+        exact = batch_size in self._asked
+        self._asked.add(batch_size)
+        try:
+            program = self._tracer.program(batch_size, steps, exact=exact)
+        except (BsfindError, SystemExit) as error:
+            return self._refused(error, batch_size)
+        allocator = self._allocator()
+        try:
+            replayed = program.replay(allocator, program.load(allocator))
+        except SimulatedOutOfMemoryError as error:
+            return Trial(
+                batch_size=batch_size,
+                status="oom",
+                num_alloc_retries=allocator.num_alloc_retries,
+                message=str(error),
+            )
+        return Trial(
+            batch_size=batch_size,
+            status="ok",
+            peak_allocated_bytes=replayed.peak_allocated_bytes,
+            peak_reserved_bytes=replayed.peak_reserved_bytes,
+            resident_bytes=replayed.resident_bytes[-1] if replayed.resident_bytes else None,
+            activation_bytes=replayed.activation_bytes,
+            num_alloc_retries=replayed.num_alloc_retries,
+            steps=steps,
+        )
+
+    def _refused(self, error: BsfindError | SystemExit, batch_size: int) -> Trial:
+        """Return the trial of a batch size that the step refuses.
+
+        Raises:
+            BsfindError: the user's code does not work, or cannot be traced.
+        """
+        too_small = batch_size == 1 and is_batch_norm_refusal(error)
+        too_large = batch_size > 1 and classify(error) is FailureKind.SIZE_LIMIT
+        if not (too_small or too_large):
+            doing = f"tracing batch size {batch_size} in {self._precision}"
+            raise user_error(error, doing=doing) from error
+        return Trial(batch_size=batch_size, status="error", message=" ".join(str(error).split()))
+
+    def _allocator(self) -> CachingAllocator:
+        return CachingAllocator(
+            DeviceMemory(self._free_bytes),
+            self._settings,
+            limit_bytes=self._limit_bytes,
+            total_bytes=self._free_bytes + self._context_bytes,
+        )
+
+
+def _allocator_settings() -> AllocatorSettings:
+    try:
+        return AllocatorSettings.from_environment(os.environ, torch_version=torch.__version__)
+    except ValueError as error:
+        raise UsageError(
+            f"PyTorch would refuse the environment: {error}",
+            hint="PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF sets it",
+        ) from error
+
+
+def _target(gpu: CatalogueGpu, precision: str) -> CudaTarget:
+    if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
+        raise ValueError(f"{gpu.key} cannot be simulated")
+    major, minor = torch.__version__.split(".")[:2]
+    tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
+    return CudaTarget(
+        capability=gpu.capability,
+        sm_count=gpu.sm_count,
+        max_threads_per_sm=gpu.max_threads_per_sm,
+        torch_version=(int(major), int(minor)),
+        tf32_convolutions=tf32 and torch.backends.cudnn.allow_tf32,
+        tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )

@@ -1,0 +1,113 @@
+"""Predicts what the search on a real GPU is going to find, in a process beside it.
+
+A right guess saves a search its first steps. The prediction runs while the first worker loads the
+model, and whatever goes wrong with it is no concern of the search, which then looks for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+from bsfind.errors import BsfindError, UsageError
+from bsfind.records import DeviceInfo, PrecisionResult
+from bsfind.settings import DeviceChoice, Settings
+from bsfind.simulated_search import SimulatedSearch
+from bsfind.simulation.gpu_catalogue import find_gpu
+from bsfind.time_budget import TimeBudget
+from bsfind.trial_runner import SimulatedTrialRunner
+from bsfind.worker.client import Worker
+from bsfind.worker.pool import WorkerPool
+
+__all__ = ["Predictor"]
+
+_PATIENCE_S = 30.0
+"""How long a search waits for a prediction, its own model loaded: by then it can find out itself."""
+
+_PATIENCE_SHARE = 0.2
+"""The most of a time budget that is spent on waiting."""
+
+
+class Predictor:
+    """Searches on a simulated GPU that has as much memory as the real one has free.
+
+    Use as a context manager: at its end, its process is gone.
+
+    Args:
+        settings: what the real search runs.
+        device: the real GPU.
+        precisions: to predict, in the order in which they will be asked for.
+    """
+
+    def __init__(self, settings: Settings, device: DeviceInfo, precisions: Sequence[str]) -> None:
+        self._results: dict[str, PrecisionResult | None] = {}
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._settings = settings
+        choice = _twin(device)
+        self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
+        if choice is None or settings.workload.compile:
+            self._is_over = True
+            return
+        self._settings = dataclasses.replace(settings, device=choice)
+        limits = settings.limits
+        self._clock = TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
+        self._device = device
+        threading.Thread(target=self._run, args=(tuple(precisions),), daemon=True).start()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._is_over = True
+        self._pool.close()
+
+    def result(self, precision: str) -> PrecisionResult | None:
+        """Wait for the prediction in a precision, but not for long; None if there is none."""
+        patience = _PATIENCE_S
+        if (budget := self._settings.limits.time_budget_s) is not None:
+            patience = min(patience, _PATIENCE_SHARE * budget)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: precision in self._results or self._is_over, timeout=patience
+            )
+            return self._results.get(precision)
+
+    def _run(self, precisions: tuple[str, ...]) -> None:
+        with contextlib.suppress(BsfindError, OSError, ValueError):
+            worker: Worker | None = self._pool.take()
+            assert worker is not None
+            device = worker.open(self._settings.device, self._clock.for_start())
+            for precision in precisions:
+                runner = SimulatedTrialRunner(
+                    self._settings, precision, self._pool, self._clock, worker
+                )
+                search = SimulatedSearch(
+                    precision, self._settings, device, runner, lambda _: None, lambda _: None
+                )
+                result = search.run()
+                worker = runner.left_over
+                is_whole = result.status == "ok" and result.is_maximum_proven
+                self._keep(precision, result if is_whole else None)
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _keep(self, precision: str, result: PrecisionResult | None) -> None:
+        with self._changed:
+            self._results[precision] = result
+            self._changed.notify_all()
+
+
+def _twin(device: DeviceInfo) -> DeviceChoice | None:
+    """Return the simulated GPU that is like a real one; None if the catalogue has none."""
+    try:
+        gpu = find_gpu(device.name)
+    except UsageError:
+        return None
+    if gpu.compute_capability != device.compute_capability:
+        return None
+    return DeviceChoice(device="sim", gpu=gpu.key, memory_limit_bytes=device.capacity_bytes)
