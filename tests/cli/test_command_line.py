@@ -55,6 +55,15 @@ def bsfind(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
         (["run", NET, *IMAGES, "--tolerance", "3"], ["must be less than 100%"]),
         (["run", NET, *IMAGES, "--trial-timeout", "0"], ["must be more than zero"]),
         (["run", NET, *IMAGES, "--device", "gpu"], ["`gpu` is not a device"]),
+        (
+            ["run", NET, *IMAGES, "--gpu", "4091"],
+            ["is not a GPU that bsfind knows", "`bsfind gpus`"],
+        ),
+        (
+            ["check", NET, *IMAGES, "-b", "8", "--gpu", "3080"],
+            ["can be several GPUs", "`rtx-3080-12gb`"],
+        ),
+        (["run", NET, *IMAGES, "--gpu", "4090", "--device", "cuda"], ["`--gpu` names a simulated"]),
         (["run", NET, *IMAGES, "--loss", "crossentropy"], ["not one of auto, cross-entropy, mse"]),
         (["run", NET, *IMAGES, "--model-arg", "width"], ["is not `KEY=VALUE`"]),
         (["run", NET, *IMAGES, "--min-batch-size", "9", "--max-batch-size", "8"], ["is above"]),
@@ -106,8 +115,9 @@ def test_nothing_heavy_is_loaded(arguments: tuple[str, ...]) -> None:
     assert not loaded_modules(*arguments) & HEAVY
 
 
-def test_a_typo_costs_no_import_of_torch() -> None:
-    assert not loaded_modules("run", NET, "--input-shape", "3x4") & HEAVY
+@pytest.mark.parametrize("options", [("--input-shape", "3x4"), (*IMAGES, "--gpu", "rtx-4091")])
+def test_a_typo_costs_no_import_of_torch(options: tuple[str, ...]) -> None:
+    assert not loaded_modules("run", NET, *options) & HEAVY
 
 
 def test_help_loads_next_to_nothing_of_bsfind() -> None:
@@ -120,7 +130,8 @@ def test_every_module_imports_alone() -> None:
     files = [
         path
         for path in (ROOT / "src" / "bsfind").rglob("*.py")
-        if "workload" not in path.parts and path.stem not in ("cuda", "memory_history", "demo")
+        if not {"workload", "tracing", "operators"} & set(path.parts)
+        and path.stem not in ("cuda", "memory_history", "simulated", "demo")
     ]
     assert len(files) > 30
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n"
@@ -147,11 +158,15 @@ def test_no_arguments_show_the_help() -> None:
     assert done.returncode == 2
 
 
+@pytest.mark.parametrize("device", ["auto", "cuda"])
 @pytest.mark.parametrize("output", [(), ("-q",), ("--json",)])
-def test_no_gpu(output: tuple[str, ...]) -> None:
-    done = bsfind("run", NET, *IMAGES, "--device", "cuda", *output)
+def test_no_gpu(output: tuple[str, ...], device: str) -> None:
+    """In a pipe nothing stands in for a GPU: a script must not get the answer for another card."""
+    done = bsfind("run", NET, *IMAGES, "--device", device, *output)
     assert done.returncode == 3
     assert "no usable GPU was found" in done.stderr
+    assert "hint: predict for one that is not here: `--gpu rtx-4090`" in done.stderr
+    assert "`--device sim`" in done.stderr
     if output == ("--json",):
         assert json.loads(done.stdout)["status"] == "failed"
     else:

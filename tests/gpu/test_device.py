@@ -88,6 +88,15 @@ def test_the_memory_limit_is_the_capacity(gpu: Gpu) -> None:
     assert device["free_bytes"] <= device["total_bytes"]
 
 
+def test_what_the_process_holds_outside_the_pool_is_measured(gpu: Gpu) -> None:
+    report = gpu.run("well_behaved.py:ConvNet", *IMAGES).report
+    device = report["device"]
+    assert device["context_source"] == "measured"
+    assert 50 << 20 < device["context_bytes"] < 4 << 30
+    assert device["context_bytes"] <= device["total_bytes"] - device["free_bytes"]
+    assert report["prediction"] is None
+
+
 def test_a_limit_above_the_card_is_refused(gpu: Gpu) -> None:
     done = gpu.run("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "900GiB")
     assert done.code == 2
@@ -109,6 +118,7 @@ def test_other_processes_are_named_and_their_memory_is_not_ours(fake_gpu: Gpu) -
     assert shared.code == 0, shared.err
     device = shared.report["device"]
     assert device["free_bytes"] == alone.report["device"]["free_bytes"] - (9 << 30)
+    assert device["context_bytes"] == alone.report["device"]["context_bytes"]
     assert device["capacity_bytes"] == device["free_bytes"] < 20 << 30
     assert {"pid": 7654321, "name": "jupyter", "used_bytes": 9 << 30} in device["other_processes"]
     assert [warning["code"] for warning in shared.report["warnings"]] == ["other_processes"]
@@ -144,7 +154,8 @@ def test_nvml_is_not_needed(fake_gpu: Gpu) -> None:
     images = ("--input-shape", "3,32,32", "--precision", "fp32")
     done = fake_gpu.run("well_behaved.py:ConvNet", *images, nvml=False)
     assert done.code == 0, done.err
-    assert done.report["device"]["driver"] is None
+    device = done.report["device"]
+    assert device["driver"] is device["context_bytes"] is device["context_source"] is None
     # Without NVML torch cannot even say that it is out of memory: an assertion fails instead.
     assert any(trial["status"] == "oom" for trial in done.only["trials"])
     listed = fake_gpu.bsfind("gpus", nvml=False)
@@ -160,7 +171,9 @@ def test_gpus_lists_them_all(fake_gpu: Gpu) -> None:
     assert "NVIDIA GeForce RTX 3090" in real
     assert "T4" in real
     assert "H100" in known
-    assert done.err == ""
+    assert done.err.splitlines() == [
+        "hint: `bsfind run … --gpu rtx-4090` predicts for one of the known GPUs"
+    ]
 
 
 def test_gpus_as_json_tells_real_from_known(fake_gpu: Gpu) -> None:

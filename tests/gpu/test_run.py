@@ -41,6 +41,30 @@ def test_report_of_two_precisions(gpu: Gpu) -> None:
     }
 
 
+def test_the_search_begins_at_what_was_predicted(fake_gpu: Gpu) -> None:
+    """Of a card that the catalogue knows: two trials beside the prediction, and the confirmation."""
+    done = fake_gpu.run("well_behaved.py:Classifier", *TOKENS)
+    assert done.code == 0, done.err
+    for result in done.report["results"]:
+        predicted = result["predicted"]
+        assert len(result["trials"]) <= 3
+        assert result["max_batch_size"] <= predicted["max_batch_size"]
+        assert predicted["max_batch_size"] < result["smallest_failed_batch_size"]
+        if result["recommended_batch_size"] == predicted["recommended_batch_size"]:
+            assert result["peak_allocated_bytes"] == predicted["peak_allocated_bytes"]
+            assert result["peak_reserved_bytes"] == predicted["peak_reserved_bytes"]
+
+
+def test_a_card_that_nobody_knows_is_searched_all_the_same(fake_gpu: Gpu) -> None:
+    done = fake_gpu.run(
+        *("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32"),
+        variables={"FAKE_GPU_NAME": "NVIDIA Unheard Of"},
+    )
+    assert done.code == 0, done.err
+    assert done.only["predicted"] is None
+    assert done.only["is_maximum_proven"]
+
+
 def test_the_number_alone(gpu: Gpu) -> None:
     done = gpu.bsfind(
         *("run", f"{MODELS}/well_behaved.py:ConvNet", *IMAGES, "--memory-limit", LIMIT, "-q"),

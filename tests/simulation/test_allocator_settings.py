@@ -142,3 +142,16 @@ def test_a_version_is_needed():
 def test_number_of_divisions():
     with pytest.raises(ValueError, match="16 values"):
         AllocatorSettings(roundup_power2_divisions=(4,))
+
+
+def test_what_differs_from_the_defaults() -> None:
+    assert AllocatorSettings(torch_version="2.11").changed() == {}
+    changed = AllocatorSettings.from_environment(
+        {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64,roundup_power2_divisions:4,backend:x"},
+        torch_version="2.13",
+    ).changed()
+    assert changed == {
+        "max_split_size_mb": 64,
+        "roundup_power2_divisions": [4] * 16,
+        "unsupported": ["backend"],
+    }

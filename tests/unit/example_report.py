@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from bsfind.input_spec import InputSpec
 from bsfind.records import (
+    Accuracy,
     DeviceInfo,
+    ErrorBound,
     GpuProcess,
     ModelInfo,
     PrecisionResult,
+    Prediction,
     Recommendation,
     Report,
     ReportWarning,
@@ -16,7 +21,7 @@ from bsfind.records import (
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.units import GIB, MIB
 
-__all__ = ["SETTINGS", "example_report", "ok", "out_of_memory"]
+__all__ = ["SETTINGS", "example_report", "ok", "out_of_memory", "predicted_report"]
 
 TOTAL = 24080 * MIB
 CAPACITY = 23456 * MIB
@@ -126,13 +131,17 @@ def example_report() -> Report:
             total_bytes=TOTAL,
             free_bytes=CAPACITY,
             capacity_bytes=CAPACITY,
+            context_bytes=386 * MIB,
+            context_source="measured",
             driver="570.86.10",
             torch_version="2.13.0",
             cuda_version="12.8",
             other_processes=(GpuProcess(pid=4242, name="Xorg", used_bytes=GIB // 4),),
         ),
         budget_bytes=CAPACITY - HEADROOM,
-        model=ModelInfo(parameters=25_557_032, optimizer="AdamW", model_bytes=98 * MIB),
+        model=ModelInfo(
+            parameters=25_557_032, optimizer="AdamW", model_bytes=98 * MIB, kind="convolutional"
+        ),
         workload=SETTINGS.workload.to_json(),
         search={
             **SETTINGS.limits.to_json(),
@@ -163,4 +172,69 @@ def example_report() -> Report:
             "variables": {"CUDA_VISIBLE_DEVICES": "0"},
         },
         duration_s=41.5,
+    )
+
+
+def _untimed(trial: Trial) -> Trial:
+    return dataclasses.replace(trial, step_time_s=None, samples_per_s=None)
+
+
+def _predicted(result: PrecisionResult) -> PrecisionResult:
+    return dataclasses.replace(
+        result,
+        samples_per_s=None,
+        step_time_s=None,
+        verified=False,
+        confirmation=None,
+        trials=tuple(_untimed(trial) for trial in result.trials),
+    )
+
+
+def predicted_report() -> Report:
+    """The same as a prediction for a GPU that is not there."""
+    report = example_report()
+    device = DeviceInfo(
+        kind="simulated",
+        name="NVIDIA GeForce RTX 4090",
+        index=0,
+        compute_capability="8.9",
+        total_bytes=TOTAL,
+        free_bytes=TOTAL - 442 * MIB,
+        capacity_bytes=TOTAL - 442 * MIB,
+        context_bytes=442 * MIB,
+        context_source="modelled",
+        torch_version="2.13.0",
+    )
+    settings = dataclasses.replace(SETTINGS, device=DeviceChoice(device="sim", gpu="rtx-4090"))
+    return dataclasses.replace(
+        report,
+        reproduce=f"{report.reproduce} --gpu rtx-4090",
+        device=device,
+        budget_bytes=int(device.capacity_bytes * 0.95),
+        prediction=Prediction(
+            torch_version="2.13.0",
+            allocator={"expandable_segments": True},
+            model_kind="convolutional",
+            accuracy=Accuracy(
+                runs=60,
+                against="torch 2.13.0+cu130 on a fake NVIDIA H100",
+                allocated=ErrorBound(median=0.0, p95=0.012),
+                reserved=ErrorBound(median=0.004, p95=0.05),
+            ),
+        ),
+        search={**report.search, **settings.device.to_json()},
+        results=tuple(_predicted(result) for result in report.results),
+        recommendation=Recommendation(
+            batch_size=392,
+            precision="amp-bf16",
+            reason="the largest batch that leaves the headroom free; the largest of 2 precisions",
+        ),
+        warnings=(
+            ReportWarning(
+                code="coarse_estimate",
+                message="the workspace of `my_lib::fused` is not known",
+                hint="keep more headroom",
+            ),
+        ),
+        environment={**report.environment, "cuda": None},
     )

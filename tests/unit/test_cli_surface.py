@@ -26,7 +26,9 @@ WORKLOAD = {
     *("--optimizer", "--optimizer-arg", "--step", "--grad-checkpoint", "--channels-last"),
     *("--compile", "--grad-accum", "--precision"),
 }
-TRIALS = {"--steps", "--trial-timeout", "--device", "--memory-limit"}
+TRIALS = {
+    *("--steps", "--trial-timeout", "--device", "--gpu", "--context-memory", "--memory-limit"),
+}
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
 }
@@ -62,7 +64,7 @@ PANELS = {
         ),
         "Search",
     ),
-    **dict.fromkeys(("--device", "--memory-limit"), "Device"),
+    **dict.fromkeys(("--device", "--gpu", "--context-memory", "--memory-limit"), "Device"),
     **dict.fromkeys(
         ("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"), "Output"
     ),
@@ -130,6 +132,9 @@ def test_the_configuration_knows_which_options_repeat() -> None:
         ("BSFIND_QUIET", "true", "quiet", True),
         ("BSFIND_PRECISION", "bf16", "precision", ("bf16",)),
         ("BSFIND_MEMORY_LIMIT", "8GiB", "memory_limit", 8 << 30),
+        ("BSFIND_GPU", "NVIDIA GeForce RTX 3090", "gpu", "rtx-3090"),
+        ("BSFIND_GPU", "24GiB", "gpu", str(24 << 30)),
+        ("BSFIND_CONTEXT_MEMORY", "300MiB", "context_memory", 300 << 20),
     ],
 )
 def test_variables_are_read(

@@ -106,7 +106,7 @@ def test_check_takes_what_it_knows_and_passes_over_the_rest(project: Path) -> No
         ("memory_limits", "did you mean `memory-limit`?"),
         ("zzzz", "`bsfind run --help` lists them"),
         ("export", "`bsfind run --help` lists them"),
-        ("context", "`bsfind run --help` lists them"),
+        ("context", "did you mean `context-memory`?"),
     ],
 )
 def test_unknown_keys(project: Path, key: str, hint: str) -> None:
@@ -165,6 +165,13 @@ def test_one_value_of_a_repeatable_option_needs_no_list(project: Path) -> None:
 def test_a_list_for_an_option_of_comma_separated_names(project: Path) -> None:
     configure(project, 'precision = ["fp32", "amp"]')
     assert options_of(*RUN)["precision"] == ("fp32", "amp")
+
+
+def test_a_gpu_that_is_simulated(project: Path) -> None:
+    configure(project, 'gpu = "a10g"\ncontext-memory = "500MiB"')
+    options = options_of(*RUN)
+    assert (options["gpu"], options["context_memory"]) == ("a10g", 500 << 20)
+    assert options_of(*RUN, "--gpu", "24GiB")["gpu"] == str(24 << 30)
 
 
 def test_other_commands_do_not_read_it(project: Path) -> None:

@@ -40,6 +40,7 @@ def screen(text: str, width: int) -> str:
     console = Console(
         file=out,
         width=width,
+        height=25,  # of both, or a dumb terminal counts as one of 80 columns
         force_terminal=True,
         color_system=None,
         highlight=False,

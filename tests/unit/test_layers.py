@@ -31,16 +31,23 @@ LAYERS = {
     # What decides.
     "search": {"records", "units", "settings", "errors"},
     "recommend": {"records", "units", "settings", "errors"},
-    "simulation": {"units", "errors", "records"},
+    # Its tracer traces what `workload` trains, see TRACED.
+    "simulation": {*LEAVES, "import_path", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
     "precision_search": {
         *LEAVES,
         *("recommend", "search", "simulation", "time_budget", "trial_runner", "worker"),
     },
+    "simulated_search": {*LEAVES, "precision_search", "search"},
+    "predictor": {
+        *LEAVES,
+        *("simulated_search", "simulation", "time_budget", "trial_runner", "worker"),
+    },
     "finder": {
         *LEAVES,
-        *("precision_search", "recommend", "search", "time_budget", "trial_runner", "worker"),
+        *("precision_search", "predictor", "recommend", "search", "simulated_search", "simulation"),
+        *("time_budget", "trial_runner", "worker"),
     },
     # The child process.
     "worker": {*LEAVES, "simulation", "devices"},
@@ -111,6 +118,14 @@ IMPORTS = [
 ]
 
 
+# The parts of the simulation that need torch, in the worker alone; the rest is pure.
+TRACED = ("bsfind.simulation.tracing", "bsfind.simulation.operators")
+
+
+def is_traced(module: str) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in TRACED)
+
+
 def named(imports: list[Import]) -> list[str]:
     return [str(found) for found in imports]
 
@@ -148,6 +163,30 @@ def test_heavy_packages_belong_to_the_workers_side() -> None:
         for found in IMPORTS
         if found.imported.split(".")[0] in HEAVY
         and part_of(found.importer) not in ("workload", "devices", "demo")
+        and not is_traced(found.importer)
+    ]
+    assert named(wrong) == []
+
+
+def test_the_pure_part_of_the_simulation_knows_nothing_of_the_tracer() -> None:
+    wrong = [
+        found
+        for found in IMPORTS
+        if part_of(found.importer) == "simulation"
+        and not is_traced(found.importer)
+        and (is_traced(found.imported) or part_of(found.imported) == "workload")
+    ]
+    assert named(wrong) == []
+    assert "bsfind.simulation.operators.call" in MODULES
+
+
+def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> None:
+    wrong = [
+        found
+        for found in IMPORTS
+        if is_traced(found.imported)
+        and not is_traced(found.importer)
+        and found.importer not in ("bsfind.devices.simulated", "bsfind.worker.loop")
     ]
     assert named(wrong) == []
 
@@ -229,7 +268,8 @@ def test_the_parent_never_loads_torch() -> None:
     assert "bsfind.finder" in loaded
     assert "bsfind.worker.client" in loaded
     assert not {m.split(".")[0] for m in loaded} & HEAVY
-    assert "bsfind.devices.cuda" not in loaded
+    assert not loaded & {"bsfind.devices.cuda", "bsfind.devices.simulated"}
+    assert not [module for module in loaded if is_traced(module)]
     assert "bsfind.worker.loop" not in loaded
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 
 import pytest
-from example_report import example_report
+from example_report import example_report, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,8 +44,15 @@ def through_json(report: Report) -> Report:
     return Report.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False)))
 
 
-def test_the_example_comes_back() -> None:
-    assert through_json(example_report()) == example_report()
+@pytest.mark.parametrize("make", [example_report, predicted_report])
+def test_the_example_comes_back(make: Callable[[], Report]) -> None:
+    assert through_json(make()) == make()
+
+
+def test_what_is_simulated_says_so() -> None:
+    assert predicted_report().to_json()["simulated"] is True
+    assert example_report().to_json()["simulated"] is False
+    assert example_report().to_json()["prediction"] is None
 
 
 @given(

@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import jsonschema
 import pytest
-from example_report import SETTINGS, example_report, ok, out_of_memory
+from example_report import SETTINGS, example_report, ok, out_of_memory, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -82,6 +82,41 @@ def stopped_early() -> Report:
 @pytest.mark.parametrize("width", [120, 80, 60, 40, 30])
 def test_table(width: int, golden: Golden) -> None:
     golden(f"report-{width}.txt", printed(example_report(), width))
+
+
+@pytest.mark.parametrize("width", [120, 60, 30])
+def test_table_of_a_prediction(width: int, golden: Golden) -> None:
+    golden(f"predicted-{width}.txt", printed(predicted_report(), width))
+
+
+def test_a_prediction_has_no_columns_of_times() -> None:
+    for width in range(30, 140, 10):
+        text = printed(predicted_report(), width)
+        assert "samples/s" not in text
+        assert "vs fp32" not in text
+        assert "Confirmed" not in text
+        assert " ran" not in text.replace("not run", "")
+
+
+def test_an_error_that_was_not_measured_is_not_invented() -> None:
+    report = predicted_report()
+    assert report.prediction is not None
+    unknown = dataclasses.replace(report.prediction, accuracy=None)
+    text = printed(dataclasses.replace(report, prediction=unknown), 120)
+    assert "Error bound for convolutional models: not measured." in text
+    assert "95th" not in text
+
+
+def test_what_was_measured_names_no_error_bound() -> None:
+    assert wording.accuracy(example_report()) is None
+    assert "redicted" not in printed(example_report(), 120)
+
+
+def test_nothing_is_said_about_a_context_that_is_not_known() -> None:
+    report = example_report()
+    assert report.device is not None
+    device = dataclasses.replace(report.device, context_bytes=None, context_source=None)
+    assert "context" not in printed(dataclasses.replace(report, device=device), 120)
 
 
 def test_table_when_nothing_fits(golden: Golden) -> None:
@@ -214,7 +249,32 @@ def test_check(fits: bool, golden: Golden) -> None:
     golden(name, printed(checked(fits=fits), 80, print_check))
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_check_of_a_prediction(fits: bool, golden: Golden) -> None:
+    report, predicted = checked(fits=fits), predicted_report()
+    results = tuple(
+        dataclasses.replace(
+            result,
+            trials=tuple(dataclasses.replace(t, samples_per_s=None) for t in result.trials),
+        )
+        for result in report.results
+    )
+    report = dataclasses.replace(
+        predicted, results=results, search={**predicted.search, "batch_size": 64}
+    )
+    name = f"check-predicted-{'fits' if fits else 'does-not-fit'}.txt"
+    golden(name, printed(report, 80, print_check))
+
+
 # ------------------------------------------------------------------------------- other formats
+
+
+def test_markdown_of_a_prediction(golden: Golden) -> None:
+    golden("predicted.md", to_markdown(predicted_report()))
+
+
+def test_json_of_a_prediction(golden: Golden) -> None:
+    golden("predicted.json", to_json(predicted_report()))
 
 
 def test_markdown(golden: Golden) -> None:
@@ -249,6 +309,13 @@ def test_csv_has_a_row_for_each_trial() -> None:
     assert [row["batch_size"] for row in rows if row["is_recommended"] == "1"] == ["200", "392"]
     assert [row["batch_size"] for row in rows if row["is_maximum"] == "1"] == ["215", "419"]
     assert {row["peak_reserved_bytes"] for row in rows if row["status"] == "oom"} == {""}
+    assert {row["simulated"] for row in rows} == {"0"}
+
+
+def test_csv_says_what_is_predicted() -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(predicted_report()))))
+    assert {row["simulated"] for row in rows} == {"1"}
+    assert {row["samples_per_s"] for row in rows} == {""}
 
 
 def test_json(golden: Golden) -> None:
@@ -273,8 +340,11 @@ def test_the_schema_is_one() -> None:
 
 @pytest.mark.parametrize(
     "report",
-    [example_report(), nothing_fits(), stopped_early(), checked(fits=True), checked(fits=False)],
-    ids=["complete", "nothing fits", "stopped early", "fits", "does not fit"],
+    [
+        *(example_report(), nothing_fits(), stopped_early(), checked(fits=True)),
+        *(checked(fits=False), predicted_report()),
+    ],
+    ids=["complete", "nothing fits", "stopped early", "fits", "does not fit", "predicted"],
 )
 def test_reports_are_valid(report: Report) -> None:
     validate(json.loads(to_json(report)))
@@ -301,7 +371,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 12
+    assert len(found) == 16
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -323,6 +393,9 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("process", records.GpuProcess, set()),
         ("device", DeviceInfo, {"budget_bytes"}),
         ("model", records.ModelInfo, set()),
+        ("prediction", records.Prediction, set()),
+        ("accuracy", records.Accuracy, set()),
+        ("error_bound", records.ErrorBound, set()),
         ("recommendation", records.Recommendation, set()),
         ("warning", ReportWarning, set()),
         ("workload", Workload, set()),
@@ -346,6 +419,10 @@ def test_the_schema_has_the_values_of_the_records() -> None:
     assert values("result", "precision") == PRECISIONS
     assert values("recommendation", "precision") == PRECISIONS
     assert values("input", "dtype") == tuple(DTYPES)
+    assert values("device", "kind") == get_args(records.DeviceKind)
+    assert values("device", "context_source") == (*get_args(records.ContextSource), None)
+    assert values("model", "kind") == get_args(records.ModelKind)
+    assert values("prediction", "model_kind") == (*get_args(records.ModelKind), None)
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
     assert tuple(precisions) == REQUESTABLE_PRECISIONS
     assert tuple(document["properties"]["status"]["enum"]) == get_args(records.ReportStatus)
@@ -367,6 +444,9 @@ def _set(document: dict[str, Any], path: str, value: object) -> None:
         ("status", "done"),
         ("extra", 1),
         ("device.total_bytes", -1),
+        ("device.kind", "cpu"),
+        ("device.context_source", "guessed"),
+        ("search.device", "gpu"),
         ("device.total_bytes", "N/A"),
         ("device.extra", 1),
         ("results.0.peak_reserved_bytes", 1.5),

@@ -174,3 +174,40 @@ def test_a_timeout_ends_the_search_without_proof() -> None:
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="no batch size"):
         Search(smallest=5, largest=4, tolerance=0.0, guess=no_guess)
+
+
+def searched(largest: int, expected: int | None, tolerance: float = 0.005) -> Search:
+    """Search for a maximum that nothing but the expectation tells of."""
+    search = Search(
+        smallest=1,
+        largest=1 << 30,
+        tolerance=tolerance,
+        guess=lambda _: None,
+        expected=expected,
+    )
+    while (batch_size := search.next()) is not None:
+        search.record(Trial(batch_size=batch_size, status="ok" if batch_size <= largest else "oom"))
+    return search
+
+
+@given(st.integers(1, 100_000))
+def test_what_was_rightly_expected_takes_two_trials(largest: int) -> None:
+    search = searched(largest, expected=largest)
+    assert search.is_proven
+    assert len(search.trials) <= 2
+    assert search.best is not None
+    assert largest - search.best.batch_size <= max(1, 0.005 * largest)
+
+
+@given(st.integers(2, 100_000), st.integers(1, 200_000))
+def test_what_was_wrongly_expected_costs_a_few_trials(largest: int, expected: int) -> None:
+    search = searched(largest, expected)
+    assert search.is_proven
+    assert search.best is not None
+    assert search.best.batch_size <= largest
+    assert len(search.trials) <= len(searched(largest, None).trials) + 22
+
+
+@pytest.mark.parametrize("off", [0.97, 0.985, 1.015, 1.03])
+def test_a_slightly_wrong_expectation_is_better_than_none(off: float) -> None:
+    assert len(searched(1000, expected=int(1000 * off)).trials) <= 8

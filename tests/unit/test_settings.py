@@ -99,10 +99,17 @@ def limits(draw: st.DrawFn, *, search: bool) -> SearchLimits:
     )
 
 
+BYTES = st.none() | st.integers(0, 1 << 33)
 DEVICES = st.builds(
     DeviceChoice,
     device=st.sampled_from(["auto", "cuda", "cuda:0", "cuda:12"]),
     memory_limit_bytes=st.none() | st.integers(0, 1 << 50),
+) | st.builds(
+    DeviceChoice,
+    device=st.just("sim"),
+    gpu=st.sampled_from(["rtx-4090", "a100-sxm4-80gb", str(24 << 30)]),
+    memory_limit_bytes=st.none() | st.integers(1, 1 << 50),
+    context_memory_bytes=BYTES,
 )
 
 
@@ -172,7 +179,9 @@ def test_check_asks_for_one_size_and_keeps_nothing_free() -> None:
 
 @pytest.mark.parametrize("name", ["", "cpu", "cuda:", "cuda:x", "cuda:0:1", "CUDA", "auto "])
 def test_refused_devices(name: str) -> None:
-    with pytest.raises(ValueError, match="is not a device, write `auto`, `cuda` or `cuda:1`"):
+    with pytest.raises(
+        ValueError, match="is not a device, write `auto`, `cuda`, `cuda:1` or `sim`"
+    ):
         DeviceChoice(device=name)
 
 
@@ -237,6 +246,7 @@ def test_options_that_do_not_go_together(options: list[str], message: str) -> No
         (["--precision", "fp32,fp8"], "`fp8` is not a precision, choose from fp32, tf32"),
         (["--precision", " , "], "no precision is named"),
         (["--device", "tpu"], "`tpu` is not a device"),
+        (["--context-memory", "1G"], "write `1GiB` (binary) or `1GB` (decimal)"),
         (["--loss", "bce"], "`bce` is not one of auto, cross-entropy, mse, nor `pkg.mod:fn`"),
         (["--optimizer", "my adam"], "`my adam` is neither a name of torch.optim nor `pkg.mod:fn`"),
         (["--model-arg", "width"], "`width` is not `KEY=VALUE`"),
@@ -257,6 +267,70 @@ def test_typos_are_usage_errors(options: list[str], said: str) -> None:
     assert outcome.stderr.startswith("error: ")
     assert said in outcome.stderr
     assert "hint: `bsfind run --help` shows the options" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "gpu"),
+    [
+        ([], "auto", None),
+        (["--gpu", "4090"], "sim", "rtx-4090"),
+        (["--gpu", "NVIDIA GeForce RTX 4090", "--device", "sim"], "sim", "rtx-4090"),
+        (["--gpu", "24 GiB"], "sim", str(24 << 30)),
+        (["--device", "sim"], "sim", "rtx-4090"),
+        (["--gpu", "b300", "--memory-limit", "270GiB"], "sim", "b300"),
+    ],
+)
+def test_which_device_is_meant(options: list[str], device: str, gpu: str | None) -> None:
+    choice = settings_of(["run", "a:b", "--input-shape", "3", *options]).device
+    assert (choice.device, choice.gpu) == (device, gpu)
+    assert choice.is_simulated == (device == "sim")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--gpu", "4090", "--device", "cuda:1"],
+            "`--gpu` names a simulated GPU, `--device cuda:1` a real one",
+        ),
+        (
+            ["--context-memory", "1GiB", "--device", "cuda"],
+            "`--context-memory` is for a simulated GPU: on a real one it is measured",
+        ),
+        (
+            ["--gpu", "mi300x"],
+            "AMD Instinct MI300X is no CUDA GPU: bsfind predicts what CUDA does",
+        ),
+        (
+            ["--gpu", "b300"],
+            "the memory of NVIDIA B300 SXM6 AC as PyTorch sees it is not known",
+        ),
+        (
+            ["--gpu", "1GiB", "--context-memory", "1GiB"],
+            "`--context-memory` of 1.0 GiB leaves nothing of the 1.0 GiB of generic 1.0 GiB GPU",
+        ),
+    ],
+)
+def test_devices_that_cannot_be(options: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        settings_of(["run", "a:b", "--input-shape", "3", *options])
+    assert error.value.message == message
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rtx-4091", ["`rtx-4091` is not a GPU that bsfind knows", "did you mean `rtx-4090`"]),
+        ("3080", ["`3080` can be several GPUs", "`rtx-3080-10gb` or `rtx-3080-12gb`"]),
+        ("24G", ["`24G` is ambiguous"]),
+    ],
+)
+def test_a_gpu_that_nobody_knows(name: str, said: list[str]) -> None:
+    outcome = command_line("run", "a:b", "--input-shape", "3", "--gpu", name)
+    assert (outcome.code, outcome.options, outcome.stdout) == (2, None, "")
+    assert outcome.stderr.startswith("error: ")
+    for text in said:
+        assert text in outcome.stderr
 
 
 def test_a_target_that_is_no_import_path() -> None:

@@ -1,0 +1,111 @@
+"""Where the simulator is known to differ from PyTorch, by how much at most, and why.
+
+A case that becomes exact fails until its line is gone. `python -m tests.simulation.compare_events
+--all --table` prints the lines as they would have to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DIFFERENCES", "Known"]
+
+
+@dataclass(frozen=True)
+class Known:
+    """A known difference.
+
+    Attributes:
+        allocated: largest error of the peak allocated, as a part of the real one.
+        reserved: largest error of the peak reserved.
+        why: what is not modelled.
+        traced: False: the simulator says that it cannot trace the run, and why.
+    """
+
+    allocated: float
+    reserved: float
+    why: str
+    traced: bool = True
+
+
+# The fake GPU computes nothing: what is read from it is zero. Small values are real in the simulator.
+_ZEROS = "the fake GPU reads zeros where a real one, and the simulator, have values"
+_ORDER = (
+    "nodes made in a backward pass are numbered by the GPU's own thread, from zero: a double "
+    "backward pass meets them in another order"
+)
+_FAST_PATH = (
+    "the native fast path of the transformer layers in evaluation: one operator for a layer"
+)
+_VALUES = "sends samples where their values say: the simulator refuses"
+_CHOICE = "cuDNN takes another kernel for one of the convolutions, with another workspace"
+
+DIFFERENCES: dict[str, Known] = {
+    "STUB experts-fp32-4": Known(0.0, 0.0, _VALUES, traced=False),
+    "STUB experts-amp-fp16-4": Known(0.0, 0.0, _VALUES, traced=False),
+    "STUB encoder_inference-fp32-4": Known(0.0054, 0.0, _FAST_PATH),
+    "STUB attention_inference-fp32-4": Known(0.0055, 0.0, _FAST_PATH),
+    "STUB sparse_embeddings-fp32-128": Known(0.3, 0.3, _ZEROS),
+    "STUB physics_informed-fp32-1000": Known(0.0001, 0.0, _ORDER),
+    "STUB physics_informed-amp-fp16-1000": Known(0.0001, 0.0, _ORDER),
+    "STUB gradient_penalty-fp32-4": Known(0.0, 0.0, _ORDER),
+    "STUB gradient_penalty-amp-bf16-4": Known(0.0, 0.0, _ORDER),
+    "STUB losses_classification-fp32-100": Known(0.0, 0.0, _ZEROS),
+    "STUB losses_classification-amp-bf16-100": Known(0.0, 0.0, _ZEROS),
+    "STUB asgd_loop-fp32-16": Known(0.0563, 0.1819, _ZEROS),
+    "STUB mask_skipping-fp32-4": Known(0.0, 0.0, _ZEROS),
+    "STUB mask_skipping-amp-fp16-4": Known(0.0, 0.0, _ZEROS),
+    "STUB longest_sequence-fp32-16": Known(23.6572, 16.5, _ZEROS),
+    "STUB longest_sequence-amp-bf16-16": Known(23.3861, 16.0, _ZEROS),
+    "STUB counted-fp32-64": Known(0.0079, 0.0, _ZEROS),
+    "STUB selected-fp32-4": Known(379.0752, 32.0, _ZEROS),
+    "CUDNN unet-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN unet_dice-amp-bf16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN deeplab-amp-bf16-4": Known(0.1109, 0.0, _CHOICE),
+    "CUDNN super_resolution-fp32-4": Known(0.058, 0.0244, _CHOICE),
+    "CUDNN diffusion-amp-fp16-4": Known(0.0004, 0.0, _CHOICE),
+    "CUDNN vae-amp-bf16-8": Known(0.0, 0.0, _CHOICE),
+    "CUDNN detector-fp32-2": Known(0.0, 0.0, _CHOICE),
+    "CUDNN swin-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN experts-amp-bf16-4": Known(0.0, 0.0, _VALUES, traced=False),
+    "CUDNN text_cnn-fp32-64": Known(0.0132, 0.0, _CHOICE),
+    "CUDNN attention_inference-fp32-4": Known(0.0055, 0.0, _FAST_PATH),
+    "CUDNN conv_lstm-amp-bf16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN raw_wave-fp32-8": Known(0.0, 0.0, _CHOICE),
+    "CUDNN spectrogram-fp32-8": Known(0.0106, 0.0, _CHOICE),
+    "CUDNN wavenet-amp-fp16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN conformer-fp32-4": Known(0.0005, 0.0, _CHOICE),
+    "CUDNN unet3d-fp32-2": Known(0.0027, 0.122, _CHOICE),
+    "CUDNN c3d-amp-fp16-2": Known(0.0, 0.0, _CHOICE),
+    "CUDNN c3d_channels_last-amp-bf16-2": Known(0.0, 0.0, _CHOICE),
+    "CUDNN r2plus1d-fp32-2": Known(0.0296, 0.1887, _CHOICE),
+    "CUDNN tubelets-amp-fp16-2": Known(0.0, 0.0, _CHOICE),
+    "CUDNN gradient_penalty-amp-bf16-4": Known(0.0122, 0.3031, _ORDER),
+    "CUDNN actor_critic-fp32-16": Known(0.0, 0.0, _CHOICE),
+    "CUDNN channels_last-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN clip_value-fp32-8": Known(0.0, 0.1887, _CHOICE),
+    "CUDNN clip_hooks-fp32-8": Known(0.0, 0.1852, _CHOICE),
+    "CUDNN mixup-amp-fp16-4": Known(0.0, 0.122, _CHOICE),
+    "CUDNN ema-fp32-8": Known(0.0, 0.1755, _CHOICE),
+    "CUDNN distillation-amp-bf16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN fine_tuning-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN grad_checkpoint-fp32-8": Known(0.0, 0.1588, _CHOICE),
+    "CUDNN host_batch-fp32-4": Known(0.0225, 0.0, _CHOICE),
+    "CUDNN tf32-tf32-8": Known(0.0, 0.1695, _CHOICE),
+    "CUDNN resnet-amp-fp16-4": Known(0.0, 0.1205, _CHOICE),
+    "CUDNN resnet_odd_size-fp32-3": Known(0.0, 0.0, _CHOICE),
+    "CUDNN resnext-amp-bf16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN vgg-amp-fp16-8": Known(0.0, 0.0, _CHOICE),
+    "CUDNN efficientnet-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN mobilenet-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN densenet-amp-fp16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN inception-fp32-4": Known(0.4519, 0.4359, _CHOICE),
+    "CUDNN convnext-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN shufflenet-fp32-4": Known(0.0092, 0.0, _CHOICE),
+    "CUDNN nfnet-amp-bf16-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN spatial_transformer-fp32-4": Known(0.0, 0.0, _CHOICE),
+    "CUDNN gan_generator-amp-fp16-16": Known(0.0897, 0.0, _CHOICE),
+    "CUDNN gan_discriminator-amp-bf16-4": Known(0.004, 0.0, _CHOICE),
+    "CUDNN resnet_inference-fp32-8": Known(0.0, 0.0, _CHOICE),
+}
+"""By run, as in `STUB resnet-fp32-4` or `CUDNN resnet-fp32-4`."""

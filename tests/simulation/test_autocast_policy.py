@@ -1,0 +1,84 @@
+"""CUDA's autocast on tensors without a GPU: lists, casts, and the cache of weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.cuda.amp.common
+from torch.nn import functional as F  # noqa: N812
+
+from bsfind.simulation.tracing.autocast import AutocastCuda, operator_lists
+from bsfind.simulation.tracing.autocast_lists import TORCH_2_13
+
+HALF, FLOAT = torch.float16, torch.float32
+
+
+@pytest.fixture
+def autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutocastCuda]:
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+    cuda = AutocastCuda()
+    with cuda.active():
+        yield cuda
+
+
+@contextlib.contextmanager
+def half() -> Iterator[None]:
+    with torch.autocast("cuda", dtype=HALF):
+        yield
+
+
+def empty(*shape: int, dtype: torch.dtype = FLOAT, requires_grad: bool = False) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta", requires_grad=requires_grad)
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="the lists of torch 2.13")
+def test_the_lists_without_header_are_those_of_the_header() -> None:
+    found = operator_lists()
+    assert {name: set(found[name]) for name in found} == {
+        name: set(TORCH_2_13[name]) for name in TORCH_2_13
+    }
+
+
+def test_what_is_cast(autocast: AutocastCuda) -> None:
+    x, w = empty(4, 4), empty(4, 4)
+    with half():
+        assert (x @ w).dtype == HALF
+        assert F.linear(x, w).dtype == HALF
+        assert F.conv1d(empty(1, 4, 4), empty(2, 4, 3)).dtype == HALF
+        assert empty(4, 4, dtype=HALF).exp().dtype == FLOAT
+        assert F.layer_norm(empty(4, 4, dtype=HALF), (4,)).dtype == FLOAT
+        assert F.softmax(empty(4, 4, dtype=HALF), -1).dtype == FLOAT
+        assert empty(4, 4, dtype=HALF).sum().dtype == FLOAT
+        assert torch.addcmul(x, empty(4, 4, dtype=HALF), w).dtype == FLOAT
+        assert torch.norm(empty(4, 4, dtype=HALF), dim=1).dtype == FLOAT
+        assert (empty(4, dtype=HALF) + empty(4, dtype=HALF)).dtype == HALF
+        assert (empty(4, 4, dtype=torch.float64) @ empty(4, 4, dtype=torch.float64)).dtype == (
+            torch.float64
+        )
+        assert F.relu(x).dtype == FLOAT
+    assert (x @ w).dtype == FLOAT
+
+
+def test_host_tensors_are_left_alone(autocast: AutocastCuda) -> None:
+    with half():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == FLOAT
+
+
+def test_a_weight_is_cast_once(autocast: AutocastCuda) -> None:
+    weight = empty(4, 4, requires_grad=True)
+    with half():
+        first = autocast.cast(weight, HALF)
+        assert autocast.cast(weight, HALF) is first
+        activation = weight * 1
+        assert autocast.cast(activation, HALF) is not autocast.cast(activation, HALF)
+        autocast.clear_cache()
+        assert autocast.cast(weight, HALF) is not first
+
+
+def test_it_is_gone_afterwards() -> None:
+    with AutocastCuda().active():
+        pass
+    assert (empty(4, 4) @ empty(4, 4)).dtype == FLOAT

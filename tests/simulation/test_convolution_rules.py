@@ -1,0 +1,212 @@
+"""Convolutions: the implementation that is chosen, the order of allocations, cuDNN's workspaces."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bsfind.simulation.operators import convolution as rules
+from bsfind.simulation.operators.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.operators.convolution_backend import (
+    Convolution,
+    output_memory_format,
+    select_backend,
+    view_as_2d,
+)
+from bsfind.simulation.operators.cudnn_problem import ConvolutionProblem
+from bsfind.simulation.operators.cudnn_workspace import workspace_bytes
+
+DATA = Path(__file__).parent / "data"
+GPUS = {
+    "h100": CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "a100": CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "rtx3090": CudaTarget(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "rtx4090": CudaTarget(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "t4": CudaTarget(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
+}  # fmt: skip
+# What cuDNN asked for in every call when the events were recorded (FAKE_CUDNN_WORKSPACE).
+WORKSPACE = 123456
+CASES = [json.loads(line) for line in (DATA / "convolution_events.jsonl").read_text().splitlines()]
+BACKENDS = {
+    "Cudnn": "cudnn", "CudnnTranspose": "cudnn_transpose", "CudaDepthwise2d": "depthwise_2d",
+    "CudaDepthwise3d": "depthwise_3d", "Empty": "empty", "Slow2d": "slow_2d",
+    "SlowDilated2d": "slow_dilated", "SlowDilated3d": "slow_dilated",
+    "SlowTranspose2d": "slow_transpose_2d", "SlowTranspose3d": "slow_transpose_3d",
+}  # fmt: skip
+
+
+def spec(fields):
+    if fields is None:
+        return None
+    shape, stride, dtype = fields
+    return TensorSpec(tuple(shape), tuple(stride), getattr(torch, dtype))
+
+
+def call_of(case, backward):
+    numbers = ("stride", "padding", "dilation", "transposed", "output_padding", "groups")
+    arguments = {name: case[name] for name in numbers}
+    arguments |= {name: spec(case[name]) for name in ("input", "weight")}
+    arguments["cudnn_enabled"] = case["cudnn"]
+    if backward:
+        arguments |= {"grad_output": spec(case["grad_output"]), "output_mask": case["mask"]}
+        outputs = tuple(spec(fields) for fields in case["gradients"])
+        return Call("aten::convolution_backward", "default", arguments, outputs)
+    arguments["bias"] = spec(case["bias"])
+    return Call("aten::convolution", "default", arguments, (spec(case["output"]),))
+
+
+def events(rule, call, gpu):
+    """Return the bytes that are taken, and negative those that are given back, in order."""
+    steps = Steps(call)
+    rule(call, gpu, steps)
+    sizes, out = {}, []
+    for kind, which, nbytes in steps.finish():
+        if kind == "output":
+            out.append(call.outputs[which].nbytes)
+        elif kind in ("scratch", "optional"):
+            sizes[which] = nbytes
+            out.append(nbytes)
+        elif kind == "free":
+            out.append(-sizes[which])
+    return [size for size in out if size]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_backend_is_the_one_that_torch_selects(case):
+    x, w = spec(case["input"]), spec(case["weight"])
+    numbers = Convolution.of(call_of(case, backward=False), w.dim - 2)
+    if w.dim == 3:
+        contiguous = TensorSpec(x.shape, (x.shape[1] * x.shape[2], x.shape[2], 1), x.dtype)
+        x, w = view_as_2d(contiguous), view_as_2d(w)
+    chosen = select_backend(x, w, numbers, GPUS["h100"], case["cudnn"])
+    assert chosen.value == BACKENDS[case["backend"]]
+
+
+def test_bfloat16_before_ampere_goes_without_cudnn():
+    x = TensorSpec((4, 32, 28, 28), (25088, 784, 28, 1), torch.bfloat16)
+    w = TensorSpec((64, 32, 3, 3), (288, 9, 3, 1), torch.bfloat16)
+    case = CASES[0]
+    numbers = Convolution.of(call_of(case, backward=False), 2)
+    assert select_backend(x, w, numbers, GPUS["a100"], True).value == "cudnn"
+    assert select_backend(x, w, numbers, GPUS["t4"], True).value == "slow_2d"
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_events_are_those_of_the_allocator(case, backward, monkeypatch):
+    monkeypatch.setattr(rules, "workspace_bytes", lambda problem, gpu: WORKSPACE)
+    rule = rules.convolution_backward if backward else rules.convolution
+    truth = [size for size in case["backward" if backward else "forward"] if size]
+    got = events(rule, call_of(case, backward), GPUS["h100"])
+    if case["backend"].startswith("Slow"):
+        # Small transients differ in order; what counts is how much there is at once.
+        assert highest(got) == pytest.approx(highest(truth), rel=0.01)
+        assert sum(got) == sum(truth)
+    elif case["backend"] == "Cudnn" and case["input"][2] == "float64":
+        # cuDNN's kernels for float64 have no workspace, but the fake one gives all the same.
+        assert [size for size in got if abs(size) != WORKSPACE] == [
+            size for size in truth if abs(size) != WORKSPACE
+        ]
+    else:
+        assert got == truth
+
+
+def highest(sizes):
+    now = top = 0
+    for size in sizes:
+        now += size
+        top = max(top, now)
+    return top
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_memory_format_of_the_output(case):
+    x, w, y = (spec(case[name]) for name in ("input", "weight", "output"))
+    if w.dim > 3 and case["backend"].startswith("Cudnn"):
+        assert y.is_contiguous(output_memory_format(x, w))
+
+
+def read_workspaces():
+    with gzip.open(DATA / "convolution_workspaces.jsonl.gz", "rt") as lines:
+        for line in lines:
+            (
+                gpu,
+                kind,
+                dtype,
+                last,
+                batch,
+                c,
+                size,
+                k,
+                kernel,
+                stride,
+                padding,
+                dilation,
+                groups,
+                truth,
+            ) = json.loads(line)
+            problem = ConvolutionProblem(
+                kind=kind,
+                dtype=getattr(torch, dtype),
+                channels_last=last,
+                batch=batch,
+                channels=c,
+                size=tuple(size),
+                out_channels=k,
+                kernel=tuple(kernel),
+                stride=tuple(stride),
+                padding=tuple(padding),
+                dilation=tuple(dilation),
+                groups=groups,
+            )
+            yield gpu, problem, truth
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_workspaces_of_layers_that_no_tree_was_fitted_to(gpu):
+    exact = count = over = truths = under = 0
+    for name, problem, truth in read_workspaces():
+        if name != gpu:
+            continue
+        predicted = workspace_bytes(problem, GPUS[gpu])
+        count += 1
+        exact += abs(predicted - truth) <= max(truth // 100, 1 << 20)
+        over += max(0, predicted - truth)
+        under += max(0, truth - predicted)
+        truths += truth
+    assert count > 200
+    assert exact / count > 0.8
+    assert over < 0.2 * truths
+    assert under < 0.3 * truths
+
+
+def problem(**changes):
+    fields = {
+        "kind": "forward", "dtype": torch.float16, "channels_last": False, "batch": 32, "channels": 64,
+        "size": (56, 56), "out_channels": 64, "kernel": (3, 3), "stride": (1, 1), "padding": (1, 1),
+        "dilation": (1, 1), "groups": 1,
+    }  # fmt: skip
+    return ConvolutionProblem(**(fields | changes))
+
+
+def test_contiguous_tensors_are_copied_and_channels_last_ones_are_not():
+    plain = workspace_bytes(problem(), GPUS["h100"])
+    x = 32 * 64 * 56 * 56 * 2
+    assert plain == pytest.approx(2 * x + 64 * 64 * 9 * 2, abs=512)
+    assert workspace_bytes(problem(channels_last=True), GPUS["h100"]) < 1 << 20
+
+
+def test_double_and_empty_take_nothing():
+    assert workspace_bytes(problem(dtype=torch.float64), GPUS["h100"]) == 0
+    assert workspace_bytes(problem(batch=0), GPUS["h100"]) == 0
+
+
+@pytest.mark.parametrize("capability", [(5, 2), (7, 0), (8, 7), (10, 0), (12, 0)])
+def test_every_gpu_has_an_answer(capability):
+    gpu = CudaTarget(
+        capability=capability, sm_count=50, max_threads_per_sm=2048, torch_version=(2, 13)
+    )
+    for kind in ("forward", "input_gradient", "weight_gradient"):
+        assert workspace_bytes(problem(kind=kind), gpu) >= 0

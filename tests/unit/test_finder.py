@@ -1,0 +1,209 @@
+"""The conductor with workers of the test's own: which device answers, and how many processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import jsonschema
+import pytest
+from example_report import SETTINGS, predicted_report
+
+import bsfind.finder
+from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, WorkerError
+from bsfind.exit_codes import ExitCode
+from bsfind.finder import Finder
+from bsfind.records import DeviceInfo, ModelInfo, Report, ReportWarning, Trial
+from bsfind.report.json import schema, to_json
+from bsfind.settings import DeviceChoice, Settings
+from bsfind.units import MIB
+from bsfind.worker.client import TrialAnswer
+
+SIMULATED = predicted_report().device
+assert SIMULATED is not None
+MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB, kind="attention")
+CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely")
+
+
+class FakeWorker:
+    """A machine without a GPU; 50 MiB for each sample on the simulated one."""
+
+    def __init__(self, on_warning: Callable[[ReportWarning], None], refusal: BsfindError) -> None:
+        self._on_warning = on_warning
+        self._refusal = refusal
+        self._limit = 0
+        self.is_alive = True
+        self.loads: list[str] = []
+        self.opened: list[DeviceChoice] = []
+
+    def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
+        self.opened.append(choice)
+        if not choice.is_simulated:
+            raise self._refusal
+        assert SIMULATED is not None
+        return SIMULATED
+
+    def load(self, workload: object, precision: str, timeout_s: float) -> ModelInfo:
+        assert SIMULATED is not None
+        self._limit = SIMULATED.capacity_bytes
+        self.loads.append(precision)
+        self._on_warning(CAVEAT)
+        return MODEL
+
+    def limit_memory(self, nbytes: int, timeout_s: float) -> None:
+        self._limit = nbytes
+
+    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> TrialAnswer:
+        size = (100 + 50 * batch_size) * MIB
+        if size > self._limit:
+            trial = Trial(batch_size=batch_size, status="oom", message="out of memory")
+        else:
+            trial = Trial(
+                batch_size=batch_size,
+                status="ok",
+                peak_allocated_bytes=size,
+                peak_reserved_bytes=size,
+                resident_bytes=100 * MIB,
+                activation_bytes=50 * MIB * batch_size,
+                steps=steps,
+            )
+        return TrialAnswer(trial=trial, is_clean=True, recording=None)
+
+
+class FakePool:
+    """Counts the workers that are taken."""
+
+    refusal: BsfindError = NoGpuError("no usable GPU was found", detail="There is none.")
+    workers: ClassVar[list[FakeWorker]] = []
+    early: int = 0
+
+    def __init__(self, on_output: Any, on_warning: Any, expected: int) -> None:
+        self._on_warning = on_warning
+        type(self).early = expected
+
+    def __enter__(self) -> FakePool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def take(self) -> FakeWorker:
+        self.workers.append(FakeWorker(self._on_warning, self.refusal))
+        return self.workers[-1]
+
+    def expect_no_more(self) -> None:
+        type(self).early = 0
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> type[FakePool]:
+    monkeypatch.setattr(FakePool, "workers", [])
+    monkeypatch.setattr(bsfind.finder, "WorkerPool", FakePool)
+    return FakePool
+
+
+def settings(device: DeviceChoice, **more: Any) -> Settings:
+    return dataclasses.replace(SETTINGS, device=device, **more)
+
+
+NAMED = DeviceChoice(device="sim", gpu="rtx-4090")
+
+
+def found(asked: Settings, **more: Any) -> tuple[Report, Finder]:
+    finder = Finder(asked, **more)
+    report = finder.run()
+    jsonschema.Draft202012Validator(schema()).validate(json.loads(to_json(report)))
+    return report, finder
+
+
+def test_a_prediction_needs_one_process(pool: type[FakePool]) -> None:
+    report, finder = found(settings(NAMED))
+    assert finder.errors == []
+    assert len(pool.workers) == 1
+    assert pool.early == 0
+    assert pool.workers[0].loads == ["fp32", "amp-bf16"]
+    assert report.status == "complete"
+    assert report.simulated
+    assert [result.precision for result in report.results] == ["fp32", "amp-bf16"]
+    assert not any(result.verified for result in report.results)
+    assert report.recommendation is not None
+    assert report.recommendation.precision == "amp-bf16"  # as large as fp32
+    assert "per second" not in report.recommendation.reason
+
+
+def test_what_a_prediction_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    report, _ = found(settings(NAMED))
+    assert report.prediction is not None
+    assert report.prediction.torch_version == "2.13.0"
+    assert report.prediction.allocator == {"expandable_segments": True}
+    assert report.prediction.model_kind == "attention"
+
+
+def test_a_caveat_of_both_precisions_is_one() -> None:
+    report, _ = found(settings(NAMED))
+    assert report.warnings == (CAVEAT,)
+
+
+def test_a_check_predicts_too() -> None:
+    report, _ = found(settings(NAMED, batch_size=64))
+    assert [result.max_batch_size for result in report.results] == [64, 64]
+    report, _ = found(settings(NAMED, batch_size=6400))
+    assert [result.status for result in report.results] == ["nothing_fits"] * 2
+
+
+def test_without_a_gpu_it_fails() -> None:
+    report, finder = found(settings(DeviceChoice()))
+    assert [error.exit_code for error in finder.errors] == [ExitCode.NO_DEVICE]
+    assert report.status == "failed"
+    assert not report.simulated
+
+
+def test_what_stands_in_for_a_gpu_that_is_not_there(pool: type[FakePool]) -> None:
+    asked: list[NoGpuError] = []
+
+    def stand_in(error: NoGpuError) -> DeviceChoice:
+        asked.append(error)
+        return NAMED
+
+    report, finder = found(settings(DeviceChoice()), on_no_gpu=stand_in)
+    assert finder.errors == []
+    assert [error.detail for error in asked] == ["There is none."]
+    assert report.simulated
+    assert report.reproduce.endswith(" --gpu rtx-4090")
+    assert len(pool.workers) == 1
+    assert pool.early == 0
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_nothing_stands_in_for_a_gpu_that_was_named(device: str) -> None:
+    _, finder = found(settings(DeviceChoice(device=device)), on_no_gpu=lambda _: NAMED)
+    assert [error.exit_code for error in finder.errors] == [ExitCode.NO_DEVICE]
+
+
+def test_nothing_stands_in_for_a_gpu_that_is_there_but_cannot_be_used(
+    pool: type[FakePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "refusal", NoDeviceError("`cuda:0` cannot be used: busy"))
+    _, finder = found(settings(DeviceChoice()), on_no_gpu=lambda _: NAMED)
+    assert [error.message for error in finder.errors] == ["`cuda:0` cannot be used: busy"]
+
+
+def test_a_worker_that_died_is_replaced(
+    pool: type[FakePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_trial = FakeWorker.run_trial
+
+    def dies_in_the_first_precision(self: FakeWorker, *args: Any) -> TrialAnswer:
+        if self.loads[-1] == "fp32":
+            self.is_alive = False
+            raise WorkerError("the worker was killed by SIGKILL")
+        return run_trial(self, *args)
+
+    monkeypatch.setattr(FakeWorker, "run_trial", dies_in_the_first_precision)
+    report, finder = found(settings(NAMED))
+    assert [error.message for error in finder.errors] == ["the worker was killed by SIGKILL"]
+    assert [worker.loads for worker in pool.workers] == [["fp32"], ["amp-bf16"]]
+    assert [result.status for result in report.results] == ["error", "ok"]
