@@ -58,8 +58,10 @@ def write(rows: list[dict[str, Any]], *, is_fake: bool) -> None:
     path.write_text(json.dumps({"summary": summarise(rows), "rows": rows}, indent=1) + "\n")
 
 
-def compare(name: str, inputs: tuple[str, ...], memory_limit: str | None) -> list[dict[str, Any]]:
-    """Return a row for each precision of a model."""
+def searched(
+    name: str, inputs: tuple[str, ...], memory_limit: str | None
+) -> tuple[dict[str, Any], float]:
+    """Return the report of `bsfind run` on a model of the zoo, and the seconds that it took."""
     limit = ("--memory-limit", memory_limit) if memory_limit else ()
     start = time.monotonic()
     done = subprocess.run(
@@ -75,7 +77,12 @@ def compare(name: str, inputs: tuple[str, ...], memory_limit: str | None) -> lis
     seconds = time.monotonic() - start
     if done.returncode != 0:
         raise RuntimeError(f"{name}: bsfind ended with {done.returncode}\n{done.stderr}")
-    report = json.loads(done.stdout)
+    return json.loads(done.stdout), seconds
+
+
+def compare(name: str, inputs: tuple[str, ...], memory_limit: str | None) -> list[dict[str, Any]]:
+    """Return a row for each precision of a model."""
+    report, seconds = searched(name, inputs, memory_limit)
     rows = []
     for result in report["results"]:
         found = result["max_batch_size"]

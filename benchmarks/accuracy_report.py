@@ -1,0 +1,200 @@
+"""Writes what the accuracy benchmark found where it is read: `python -m benchmarks.accuracy_report`.
+
+From benchmarks/results/simulation_accuracy_*.json:
+    src/bsfind/simulation/accuracy.json   the figures that reports of bsfind show beside a prediction
+    docs/accuracy.md                      the page, with what is exact and what is not
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy_summary import KINDS, bounds
+from benchmarks.convolution_shapes import HELD_OUT_MODELS
+from tests.simulation.known_differences import DIFFERENCES
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "src" / "bsfind" / "simulation" / "accuracy.json"
+PAGE = ROOT / "docs" / "accuracy.md"
+
+
+def main() -> None:
+    """Write both files."""
+    documents = [
+        json.loads(path.read_text()) for path in sorted(RESULTS.glob("simulation_accuracy_*.json"))
+    ]
+    if not documents:
+        raise SystemExit("no results: run `python -m benchmarks.simulation_accuracy` first")
+    FIGURES.write_text(json.dumps(figures(documents), indent=2) + "\n")
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(page(documents)) + "\n")
+    print(f"wrote {FIGURES.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
+
+
+def _compared(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for document in documents for row in document["rows"] if row["status"] == "ok"]
+
+
+def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the document of `bsfind.simulation.accuracy`."""
+    rows = _compared(documents)
+    gpus = " and ".join(dict.fromkeys(row["gpu"] for row in rows))
+    torches = ", ".join(dict.fromkeys(row["torch"] for row in rows))
+    date = max(document["date"] for document in documents)
+    against = f"torch {torches} on a fake {gpus}, cuDNN's own plans, {date}"
+    result = {}
+    for kind in KINDS:
+        some = [row for row in rows if row["kind"] == kind]
+        if some:
+            found = bounds(some)
+            result[kind] = {"runs": len(some), "against": against} | {
+                name: {part: found[name][part] for part in ("median", "p95")}
+                for name in ("allocated", "reserved")
+            }
+    return result
+
+
+def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the lines of the page."""
+    rows = _compared(documents)
+    every = bounds(rows)
+    models = {row["model"] for row in rows}
+    gpus = ", ".join(dict.fromkeys(row["gpu"] for row in rows))
+    yield from (
+        "# How exact predictions are",
+        "",
+        "<!-- Written by benchmarks/accuracy_report.py; changes by hand are lost. -->",
+        "",
+        f"{len(rows)} training runs of {len(models)} published models (timm, torchvision, "
+        "transformers, and some by hand), predicted and then run: three steps in fp32, amp-fp16 or "
+        "amp-bf16, with SGD or AdamW.",
+        "",
+        f"They ran on PyTorch's unmodified CUDA build ({rows[0]['torch']}) with cuDNN's own plans, on "
+        f"[a fake GPU](../tests/fakegpu/README.md) ({gpus}): allocator, dispatcher, autocast and "
+        "optimizers are the real ones, kernels do nothing. No real GPU was measured for this page.",
+        "",
+        f"**{every['exact']:.0%} of the runs are exact to the byte**, both peaks; peak allocated in "
+        f"{every['allocated']['exact']:.0%}, peak reserved in {every['reserved']['exact']:.0%}.",
+        "",
+        "| models | runs | exact | allocated: median | p95 | largest | reserved: median | p95 | largest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    )
+    for kind in KINDS:
+        if some := [row for row in rows if row["kind"] == kind]:
+            yield _line(kind, bounds(some))
+    yield _line("**all**", every)
+    if kept_out := [row for row in rows if _is_kept_out(row)]:
+        yield _line("of these: layers kept out (see below)", bounds(kept_out))
+    yield from (
+        "",
+        "Which kernels cuDNN chooses for a convolution is no formula: bsfind's answer is fitted to "
+        "what it chose for many layers, those of published networks among them, so that convolutional "
+        f"models are not news to it. No layer of {', '.join(HELD_OUT_MODELS)} was used.",
+        "",
+    )
+    yield from _searches(documents)
+    yield from _inexact(rows)
+    yield from _not_compared(documents)
+    if DIFFERENCES:
+        yield from (
+            "## Known differences",
+            "",
+            "What the tests of the simulator tolerate, and why:",
+            "",
+        )
+        yield from (
+            f"- `{key}`: allocated {known.allocated:.2%}, reserved {known.reserved:.2%}: {known.why}"
+            for key, known in DIFFERENCES.items()
+        )
+
+
+def _line(name: str, found: dict[str, Any]) -> str:
+    cells = [name, str(found["runs"]), f"{found['exact']:.0%}"]
+    for peak in ("allocated", "reserved"):
+        cells += [f"{found[peak][part]:.2%}" for part in ("median", "p95", "largest")]
+    return f"| {' | '.join(cells)} |"
+
+
+def _is_kept_out(row: dict[str, Any]) -> bool:
+    """Tell whether a model's layers were kept out when the choices of cuDNN were fitted."""
+    return row["model"].partition("_")[2] in HELD_OUT_MODELS
+
+
+def _searches(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
+    rows = [row for document in documents for row in document["searches"] if row["status"] == "ok"]
+    if not rows:
+        return
+    equal = sum(row["predicted"] == row["real"] for row in rows)
+    errors = sorted(abs(row["predicted"] / row["real"] - 1) for row in rows)
+    yield from (
+        "## Largest batch sizes",
+        "",
+        f"For a card of 24 GB ({rows[0]['gpu']}), {len(rows)} searches: {equal} predicted the very "
+        f"batch size that runs while the next does not; the largest error is {errors[-1]:.1%}.",
+        "",
+    )
+    wrong = [row for row in rows if row["predicted"] != row["real"]]
+    if wrong:
+        yield from ("| model | precision | predicted | real |", "| --- | --- | ---: | ---: |")
+        yield from (
+            f"| {row['model']} | {row['precision']} | {row['predicted']} | {row['real']} |"
+            for row in wrong
+        )
+        yield ""
+
+
+def _inexact(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the runs that are not exact, the worst first."""
+    inexact = [row for row in rows if not row["exact"]]
+    if not inexact:
+        return
+    inexact.sort(key=_worst, reverse=True)
+    yield from (
+        "## What is not exact",
+        "",
+        "Errors of the peaks; a positive one is a prediction that is too high.",
+        "",
+        "| model | precision | batch size | optimizer | allocated | reserved |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
+    )
+    for row in inexact:
+        errors = [_percent(row[f"{name}_error"]) for name in ("allocated", "reserved")]
+        cells = [row["model"], row["precision"], str(row["batch_size"]), row["optimizer"], *errors]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def _worst(row: dict[str, Any]) -> float:
+    errors = (row["allocated_error"], row["reserved_error"])
+    return max(1.0 if error is None else abs(error) for error in errors)
+
+
+def _percent(error: float | None) -> str:
+    if error is None:
+        return "out of memory"
+    return "exact" if error == 0 else f"{error:+.3%}"
+
+
+def _not_compared(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what could not be compared: refused by the simulator, or not run by the fake GPU."""
+    rows = [row for document in documents for row in document["rows"] if row["status"] != "ok"]
+    if not rows:
+        return
+    yield from ("## What could not be compared", "")
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        side = "the simulator" if row["status"] == "failed" else "the fake GPU"
+        reasons.setdefault((side, row["message"]), []).append(
+            f"{row['model']} ({row['precision']})"
+        )
+    for (side, message), models in reasons.items():
+        yield f"- {', '.join(models)}: {side}: `{message}`"
+    yield ""
+
+
+if __name__ == "__main__":
+    main()
