@@ -8,15 +8,16 @@ VENV := .venv
 FAKE := .venv-fakegpu
 BIN := $(VENV)/bin
 TORCH := 2.13.0
+TORCHVISION := 0.28.0
 
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-gpu lint format typecheck check bench clean
+.PHONY: help setup demo test test-gpu lint format typecheck check bench corpus simulation-accuracy published-table clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/.ready: pyproject.toml
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
@@ -35,13 +36,8 @@ setup: $(VENV)/.ready $(if $(CAN_FAKE),$(FAKE)/.ready) ## Make the environments
 
 DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
 
-demo: $(if $(HAS_GPU),$(VENV)/.ready,$(FAKE)/.ready) ## Find the batch size of a small model
-ifeq ($(HAS_GPU),yes)
-	$(BIN)/$(DEMO)
-else
-	@echo "No GPU here: a fake one runs PyTorch's real allocator; its samples/s mean nothing."
-	sh tests/fakegpu/run.sh $(FAKE) $(DEMO)
-endif
+demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or predicted for one
+	$(BIN)/$(DEMO) $(if $(HAS_GPU),,--gpu rtx-4090)
 
 test: setup ## Run every test that this machine can run
 	$(BIN)/python -m pytest -n auto tests
@@ -62,9 +58,27 @@ typecheck: $(VENV)/.ready ## Check the types, strictly
 
 check: lint typecheck test ## What CI runs
 
-bench: setup ## Measure what the README promises of the search (an hour on two cores)
-	sh tests/fakegpu/install.sh --models $(FAKE)
+bench: setup $(FAKE)/.models ## Measure what the README promises of the search (an hour on two cores)
 	$(FAKE)/bin/python benchmarks/search_accuracy.py
+
+$(VENV)/.models: $(VENV)/.ready
+	$(BIN)/pip install --quiet "torchvision==$(TORCHVISION)" timm transformers
+	touch $@
+
+$(FAKE)/.models: $(FAKE)/.ready
+	sh tests/fakegpu/install.sh --models $(FAKE)
+	touch $@
+
+corpus: setup ## Compare the simulator with PyTorch's CUDA build, event by event, on the small models
+	-$(BIN)/python -m tests.simulation.compare_events --all --stub-cudnn
+	-$(BIN)/python -m tests.simulation.compare_events --all
+
+simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the simulator is (hours on two cores)
+	$(BIN)/python -m benchmarks.simulation_accuracy
+	$(BIN)/python -m benchmarks.accuracy_report
+
+published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
+	$(BIN)/python -m benchmarks.published_table
 
 clean: ## Remove the environments and caches
 	rm -rf $(VENV) $(FAKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
