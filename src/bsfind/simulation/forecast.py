@@ -18,6 +18,7 @@ from bsfind.simulation.allocator import Block, CachingAllocator, SimulatedOutOfM
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.simulation.device_memory import DeviceMemory
 from bsfind.simulation.recording import Recording, resident_blocks
+from bsfind.simulation.replay import replay
 
 __all__ = ["largest_that_fits"]
 
@@ -50,12 +51,17 @@ def largest_that_fits(
         return 0
     memory = DeviceMemory(capacity)
     start = CachingAllocator.from_segments(memory, settings, high.segments)
+    optional = dict.fromkeys(workspaces, ())
     resident = [block["address"] for block in resident_blocks(high.segments)]
 
     def fits(batch_size: int) -> bool:
         allocator = start.copy(memory.copy())
         blocks: list[Block | None] = [allocator.block_at(address) for address in resident]
-        return _replay_fits(allocator, blocks, events_at(batch_size), workspaces)
+        try:
+            replay(allocator, blocks, events_at(batch_size), optional)
+        except SimulatedOutOfMemoryError:
+            return False
+        return True
 
     return _bisect(fits, high.batch_size)
 
@@ -162,28 +168,6 @@ def _convolution_workspaces(recording: Recording) -> frozenset[int]:
                 positions.append(position)
             count += 1
     return frozenset(positions)
-
-
-def _replay_fits(
-    allocator: CachingAllocator,
-    blocks: list[Block | None],
-    events: Sequence[int],
-    optional: frozenset[int],
-) -> bool:
-    malloc, free = allocator.malloc, allocator.free
-    for position, event in enumerate(events):
-        if event < 0:
-            block = blocks[-event - 1]
-            if block is not None:
-                free(block)
-            continue
-        try:
-            blocks.append(malloc(event))
-        except SimulatedOutOfMemoryError:
-            if position not in optional:
-                return False
-            blocks.append(None)
-    return True
 
 
 def _bisect(fits: Callable[[int], bool], near: int) -> int:

@@ -7,12 +7,13 @@ of events, numbered as in `simulation.recording`: `n >= 0` allocates n bytes, `n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bsfind.simulation.allocator import Block, CachingAllocator, SimulatedOutOfMemoryError
+from bsfind.simulation.allocator import Block, CachingAllocator
 from bsfind.simulation.operators.call import Call, CudaTarget, Rule, Steps
+from bsfind.simulation.replay import replay
 from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
 
 __all__ = ["Program", "Replayed", "program_of"]
@@ -65,7 +66,7 @@ class Program:
             SimulatedOutOfMemoryError: it does not fit.
         """
         blocks: list[Block | None] = []
-        _run(allocator, blocks, self.load_events, {})
+        replay(allocator, blocks, self.load_events, {})
         allocator.empty_cache()
         allocator.reset_peaks()
         return blocks
@@ -89,7 +90,7 @@ class Program:
         held = _held(self.load_events, sizes)
         for end, name in self.marks:
             part = self.trial_events[begin:end]
-            _run(allocator, blocks, part, self.optional, begin)
+            replay(allocator, blocks, part, self.optional, begin)
             held += _held(part, sizes)
             begin = end
             if name == "forward_begin":
@@ -99,7 +100,7 @@ class Program:
             elif name == "step_end":
                 resident.append(allocator.allocated_bytes)
                 requested.append(held)
-        _run(allocator, blocks, self.trial_events[begin:], self.optional, begin)
+        replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
         return Replayed(
             peak_allocated_bytes=allocator.peak_allocated_bytes,
             peak_reserved_bytes=allocator.peak_reserved_bytes,
@@ -113,37 +114,6 @@ class Program:
 def _held(events: Sequence[int], sizes: Sequence[int]) -> int:
     """Return by how much events change the requested bytes, given the sizes of all blocks."""
     return sum(event if event >= 0 else -sizes[-event - 1] for event in events)
-
-
-def _run(
-    allocator: CachingAllocator,
-    blocks: list[Block | None],
-    events: Sequence[int],
-    optional: dict[int, tuple[int, ...]],
-    position: int = 0,
-) -> None:
-    malloc, free = allocator.malloc, allocator.free
-    for index, event in enumerate(events, position):
-        if event < 0:
-            block = blocks[-event - 1]
-            if block is not None:
-                free(block)
-            continue
-        try:
-            blocks.append(malloc(event))
-        except SimulatedOutOfMemoryError:
-            if index not in optional:
-                raise
-            blocks.append(_smaller(malloc, optional[index]))
-
-
-def _smaller(malloc: Callable[[int], Block], sizes: Sequence[int]) -> Block | None:
-    for nbytes in sizes:
-        try:
-            return malloc(nbytes)
-        except SimulatedOutOfMemoryError:
-            continue
-    return None
 
 
 def program_of(
