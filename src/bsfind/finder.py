@@ -99,6 +99,7 @@ class Finder:
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
+        self._searches: dict[str, PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
         self.errors: list[BsfindError] = []
@@ -138,6 +139,7 @@ class Finder:
                 predictor = Predictor(self._settings, self._device, precisions)
                 predicted = beside.enter_context(predictor).result
             opened = self._search_all(precisions, kinds, pool, worker, predicted)
+        self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
             self._compare(kinds, pool, opened)
 
@@ -176,6 +178,18 @@ class Finder:
             if self.errors and self._model is None:
                 break  # the model could not be built: it will not be in another precision either
         return opened
+
+    def _look_at_fragmentation(self) -> None:
+        """See what lies idle in the recommended precision."""
+        best = recommend(self._results, self._settings.limits.objective)
+        if best is None:
+            return
+        search = self._searches[best.precision]
+        search.look_at_fragmentation()
+        self._results = [
+            search.result if result.precision == best.precision else result
+            for result in self._results
+        ]
 
     def _compare(self, kinds: _Kinds, pool: WorkerPool, opened: Worker | None) -> None:
         """Search once more with each remedy, in the precision that is recommended."""
@@ -228,6 +242,7 @@ class Finder:
             search.run()
         finally:
             if search.is_asked_for:
+                self._searches[search.precision] = search
                 self._model = runner.model or self._model
             for warning in search.warnings:
                 self._warn(warning)

@@ -73,6 +73,7 @@ class PrecisionSearch:
         predicted: asked, once the model is loaded, for what a prediction says of this precision.
 
     Attributes:
+        precision: that is searched.
         error: what the user's code or the worker did to end the search; None if nothing.
     """
 
@@ -86,7 +87,7 @@ class PrecisionSearch:
         on_trial: Callable[[Trial], None],
         predicted: Callable[[str], PrecisionResult | None] = lambda _: None,
     ) -> None:
-        self._precision = precision
+        self.precision = precision
         self._limits = settings.limits
         self._batch_size = settings.batch_size
         self._device = device
@@ -130,7 +131,7 @@ class PrecisionSearch:
         try:
             self._report_progress("loading")
             self._runner.load()
-            self._predicted = self._ask_prediction(self._precision)
+            self._predicted = self._ask_prediction(self.precision)
             self._search = self._make_search()
             self._find_maximum()
             if self._search.best is not None and self._batch_size is None:
@@ -178,7 +179,7 @@ class PrecisionSearch:
             self._warnings.append(
                 ReportWarning(
                     code="trial_timeout",
-                    message=f"{self._precision}: batch size {batch_size} was given up: {error.message}",
+                    message=f"{self.precision}: batch size {batch_size} was given up: {error.message}",
                     hint=error.hint,
                 )
             )
@@ -207,7 +208,6 @@ class PrecisionSearch:
         confirmed = self._confirmation.confirm(guess)
         if confirmed is not None:
             self._on_trial(confirmed)
-            self._look_at_fragmentation(confirmed)
 
     def _largest_within_budget(self, largest: int) -> int:
         """Return what may be the largest batch size up to `largest` that leaves the headroom."""
@@ -237,18 +237,25 @@ class PrecisionSearch:
         self._on_trial(trial)
         return trial
 
-    def _look_at_fragmentation(self, confirmed: Trial) -> None:
-        if self._limits.objective != "largest" or self._limits.global_batch is not None:
+    def look_at_fragmentation(self) -> None:
+        """Try expandable segments if much of the memory is reserved and lies idle.
+
+        Raises:
+            TimeLimitError: the time budget of the whole search is spent.
+        """
+        confirmed, limits = self._confirmation.trial, self._limits
+        if confirmed is None or self._allocator.expandable_segments:
+            return
+        if limits.objective != "largest" or limits.global_batch is not None:
             return  # memory is not what decides
-        peaks = confirmed.peak_allocated_bytes, confirmed.peak_reserved_bytes
-        if not is_fragmented(*peaks) or self._allocator.expandable_segments:
+        if not is_fragmented(confirmed.peak_allocated_bytes, confirmed.peak_reserved_bytes):
             return
         self._report_progress("defragmenting", confirmed.batch_size)
         self._expandable_segments = try_expandable_segments(
             self._runner,
             list(self._runner.recordings.values()),
             confirmed,
-            self._limits,
+            limits,
             self._budget,
             self._device.torch_version or "",
         )
@@ -285,7 +292,7 @@ class PrecisionSearch:
             self._warnings.append(
                 ReportWarning(
                     code="kernel_limit",
-                    message=f"{self._precision}: batch size {limited[-1].batch_size} failed for "
+                    message=f"{self.precision}: batch size {limited[-1].batch_size} failed for "
                     f"another reason than memory: {limited[-1].message}",
                 )
             )
@@ -295,7 +302,7 @@ class PrecisionSearch:
         best = self._search.best
         self._on_progress(
             Progress(
-                precision=self._precision,
+                precision=self.precision,
                 doing=doing,
                 batch_size=batch_size,
                 best=best.batch_size if best else None,
@@ -341,7 +348,7 @@ class PrecisionSearch:
         confirmed = recommended if self._device.kind == "cuda" else None  # else nothing ran
         total = self._device.total_bytes
         return PrecisionResult(
-            precision=self._precision,
+            precision=self.precision,
             remedy=self._remedy,
             status=self._status,
             max_batch_size=largest.batch_size if largest else None,

@@ -57,8 +57,8 @@ class SimulatedSearch(PrecisionSearch):
     def _time_up_to(self, largest: int) -> int:
         return largest  # nothing runs that could be timed
 
-    def _look_at_fragmentation(self, confirmed: Trial) -> None:
-        pass  # `--compare expandable-segments` predicts it
+    def look_at_fragmentation(self) -> None:
+        """Try nothing: `--compare expandable-segments` predicts what that buys."""
 
     def _largest_within_budget(self, largest: int) -> int:
         """Return the largest batch size up to `largest` that replays within the budget."""
