@@ -31,6 +31,7 @@ TRIALS = {
 }
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
+    "--profile",
 }
 # Frozen: to take an option away breaks scripts; to add one needs a line here and in the README.
 SURFACE = {
@@ -69,6 +70,7 @@ PANELS = {
     **dict.fromkeys(
         ("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"), "Output"
     ),
+    "--profile": "Configuration",
 }
 
 

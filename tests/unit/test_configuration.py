@@ -178,3 +178,142 @@ def test_other_commands_do_not_read_it(project: Path) -> None:
     configure(project, "zzzz = 1")
     assert command_line("schema").code == 0
     assert command_line("--version").code == 0
+
+
+# ------------------------------------------------------------------------------------- profiles
+
+PROFILES = """
+steps = 4
+headroom = "8%"
+model-arg = ["a=1", "b=2"]
+
+[tool.bsfind.profiles.ci]
+steps = 5
+gpu = "a10g"
+model-arg = "c=3"
+
+[tool.bsfind.profiles.node]
+precision = ["bf16"]
+"""
+
+
+def test_a_profile_overrides_the_general_options(project: Path) -> None:
+    configure(project, PROFILES)
+    plain, chosen = options_of(*RUN), options_of(*RUN, "--profile", "ci")
+    assert (plain["steps"], plain["gpu"]) == (4, None)
+    assert (chosen["steps"], chosen["gpu"]) == (5, "a10g")
+    assert list(chosen["model_arg"]) == [("c", "3")]
+    assert str(chosen["headroom"]) == "8%"
+    assert options_of(*RUN, "--profile", "node")["precision"] == ("bf16",)
+
+
+def test_flag_over_variable_over_profile(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    configure(project, PROFILES)
+    monkeypatch.setenv("BSFIND_PROFILE", "ci")
+    assert options_of(*RUN)["steps"] == 5
+    assert options_of(*RUN, "--profile", "node")["steps"] == 4
+    monkeypatch.setenv("BSFIND_STEPS", "6")
+    assert options_of(*RUN)["steps"] == 6
+    assert options_of(*RUN, "--steps", "7")["steps"] == 7
+
+
+def test_where_the_profile_stands_on_the_command_line_is_of_no_matter(project: Path) -> None:
+    configure(project, PROFILES)
+    assert options_of("run", "--profile", "ci", *RUN[1:])["steps"] == 5
+    assert options_of(*RUN, "--steps", "9", "--profile", "ci")["steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("profile", "hint"),
+    [
+        ("nodes", "did you mean `--profile node`?"),
+        ("zzzz", "it has `ci`, `node`"),
+    ],
+)
+def test_an_unknown_profile(project: Path, profile: str, hint: str) -> None:
+    file = configure(project, PROFILES)
+    outcome = command_line(*RUN, "--profile", profile)
+    assert (outcome.code, outcome.options) == (2, None)
+    assert outcome.stderr == (f"error: there is no profile `{profile}` in `{file}`\nhint: {hint}\n")
+
+
+def test_a_profile_where_there_is_none(project: Path) -> None:
+    outcome = command_line(*RUN, "--profile", "ci")
+    assert outcome.code == 2
+    assert "no pyproject.toml here or above has a [tool.bsfind]" in outcome.stderr
+    configure(project, "steps = 4")
+    outcome = command_line(*RUN, "--profile", "ci")
+    assert outcome.code == 2
+    assert "hint: write one as `[tool.bsfind.profiles.ci]`" in outcome.stderr
+
+
+def test_a_typo_in_a_profile_that_is_not_chosen(project: Path) -> None:
+    file = configure(project, "[tool.bsfind.profiles.ci]\nstep-s = 1")
+    outcome = command_line(*RUN)
+    assert outcome.code == 2
+    assert f"`{file}` has an unknown key `step-s` in [tool.bsfind.profiles.ci]" in outcome.stderr
+    assert "did you mean `steps`?" in outcome.stderr
+
+
+@pytest.mark.parametrize("table", ["profiles = 3", "[tool.bsfind.profiles]\nci = 3"])
+def test_profiles_that_are_none(project: Path, table: str) -> None:
+    configure(project, table)
+    outcome = command_line(*RUN)
+    assert outcome.code == 2
+    assert "is no table of tables" in outcome.stderr
+    assert "[tool.bsfind.profiles.NAME]" in outcome.stderr
+
+
+def test_profiles_are_an_option_that_can_be_mistyped(project: Path) -> None:
+    configure(project, "[tool.bsfind.profile.ci]\nsteps = 3")
+    assert "did you mean `profiles`?" in command_line(*RUN).stderr
+
+
+# ----------------------------------------------------------------------------------- provenance
+
+
+def test_verbose_tells_where_every_option_is_from(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(project, PROFILES)
+    monkeypatch.setenv("BSFIND_MEMORY_LIMIT", "8GiB")
+    monkeypatch.setenv("BSFIND_PROFILE", "ci")
+    outcome = command_line(*RUN, "-v", "--trial-timeout", "2m", "--mode", "train")
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stderr.splitlines() == [
+        "--model-arg c=3 (from pyproject.toml [tool.bsfind.profiles.ci])",
+        "--input-shape 3 (from the command line)",
+        "--mode train (from the command line)",
+        "--headroom 8% (from pyproject.toml [tool.bsfind])",
+        "--steps 5 (from pyproject.toml [tool.bsfind.profiles.ci])",
+        "--trial-timeout 120s (from the command line)",
+        "--gpu a10g (from pyproject.toml [tool.bsfind.profiles.ci])",
+        "--memory-limit 8GiB (from BSFIND_MEMORY_LIMIT)",
+        "--verbose on (from the command line)",
+        "--profile ci (from BSFIND_PROFILE)",
+    ]
+    assert outcome.stdout == ""
+
+
+def test_provenance_writes_values_as_they_can_be_given(project: Path) -> None:
+    configure(project, "tolerance = 0.01\nverbose = true\ncompare = ['sgd', 'checkpointing']")
+    outcome = command_line(
+        "run",
+        "a:b",
+        *("--input", "x=3", "--input", "y=:int64:0..2", "--precision", "bf16,amp"),
+        *("--optimizer-arg", "lr=1", "--optimizer-arg", "nesterov=True", "--time-budget", "90s"),
+    )
+    assert outcome.stderr.splitlines() == [
+        "--input x=3 y=:int64:0..2 (from the command line)",
+        "--optimizer-arg lr=1 nesterov=True (from the command line)",
+        "--precision bf16,amp (from the command line)",
+        "--tolerance 1% (from pyproject.toml [tool.bsfind])",
+        "--compare sgd,checkpointing (from pyproject.toml [tool.bsfind])",
+        "--time-budget 90s (from the command line)",
+        "--verbose on (from pyproject.toml [tool.bsfind])",
+    ]
+
+
+def test_without_verbose_nothing_is_told(project: Path) -> None:
+    configure(project, "steps = 4")
+    assert command_line(*RUN).stderr == ""

@@ -40,6 +40,7 @@ def check(
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
     color: opt.Color = opt.ColorChoice.auto,
+    profile: opt.Profile = None,
 ) -> int:
     """Try one batch size: does it fit?
 
@@ -49,6 +50,8 @@ def check(
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --gpu a10g
     """
+    from bsfind.cli.provenance import tell_provenance
     from bsfind.cli.session import run_session  # `--help` goes without it
 
+    tell_provenance(context)
     return run_session(context.params)

@@ -7,7 +7,6 @@ import re
 import signal
 import sys
 import traceback
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -96,7 +95,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        result = app(standalone_mode=False, default_map=_defaults())
+        result = app(standalone_mode=False)
         return result if isinstance(result, int) else ExitCode.OK
     except BsfindError as error:
         return _tell(error)
@@ -147,30 +146,3 @@ def _usage_error(error: Exception) -> BsfindError | None:
         message = message.replace(variable[0], "")
     hint = f"`{command} --help` shows the options" if isinstance(error, usage_class) else ""
     return UsageError(message.strip().rstrip("."), hint=hint)
-
-
-def _defaults() -> dict[str, Any]:
-    """Return the options of the configuration file, for each command that takes them."""
-    if not set(sys.argv[1:2]) & set(_CONFIGURABLE) or os.environ.get("_BSFIND_COMPLETE"):
-        return {}
-    from bsfind.cli.configuration import find_configuration, read_configuration
-
-    file = find_configuration(Path.cwd())
-    if file is None:
-        return {}
-    names = {
-        command: {
-            name.replace("_", "-") for name in function.__annotations__ if name not in _NOT_OPTIONS
-        }
-        for command, function in _CONFIGURABLE.items()
-    }
-    options = read_configuration(file, set().union(*names.values()))
-    return {
-        command: {name: value for name, value in options.items() if name.replace("_", "-") in known}
-        for command, known in names.items()
-    }
-
-
-# Commands whose options may stand in a configuration file, and parameters that may not.
-_CONFIGURABLE = {"run": run, "check": check}
-_NOT_OPTIONS = frozenset(("context", "return", "target", "export", "batch_size"))

@@ -50,6 +50,7 @@ def run(
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
     color: opt.Color = opt.ColorChoice.auto,
+    profile: opt.Profile = None,
 ) -> int:
     """Find the batch size that a model should train with.
 
@@ -63,6 +64,8 @@ def run(
     bsfind run mypkg.models:Net --input-shape 3,224,224 --gpu rtx-4090
     BS=$(bsfind run mypkg.models:Net --input-shape 3,224,224 --precision amp -q)
     """
+    from bsfind.cli.provenance import tell_provenance
     from bsfind.cli.session import run_session  # `--help` goes without it
 
+    tell_provenance(context)
     return run_session(context.params)

@@ -4,6 +4,7 @@ Commands name the options they take in their signatures; `Annotated` carries the
 checked here, before torch is imported: a typo costs milliseconds.
 """
 
+from bsfind.cli.options.configuration import Profile
 from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit
 from bsfind.cli.options.inputs import BatchFn, Input, InputShape
 from bsfind.cli.options.output import Color, ColorChoice, Export, Json, NoProgress, Quiet, Verbose
@@ -74,6 +75,7 @@ __all__ = [
     "Optimizer",
     "OptimizerArg",
     "Precision",
+    "Profile",
     "Quiet",
     "Step",
     "Steps",
