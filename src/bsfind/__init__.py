@@ -1,5 +1,72 @@
-"""Find the batch size that a PyTorch model should train with on a GPU."""
+"""Find the batch size that a PyTorch model should train with on a GPU.
+
+From Python, in a notebook or a test:
+
+    import bsfind
+
+    report = bsfind.find("mypkg.models:Net", (3, 224, 224), gpu="rtx-4090")
+    report.batch_size
+
+Importing bsfind imports neither torch nor anything else: names are looked up when they are used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bsfind.api.find import check, find
+    from bsfind.api.report import Report
+    from bsfind.errors import (
+        BsfindError,
+        NoDeviceError,
+        TargetError,
+        TimeLimitError,
+        UsageError,
+        WorkerError,
+    )
+    from bsfind.input_spec import InputSpec
+    from bsfind.records import PrecisionResult, Recommendation, Trial
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "BsfindError",
+    "InputSpec",
+    "NoDeviceError",
+    "PrecisionResult",
+    "Recommendation",
+    "Report",
+    "TargetError",
+    "TimeLimitError",
+    "Trial",
+    "UsageError",
+    "WorkerError",
+    "__version__",
+    "check",
+    "find",
+]
+
+_HOMES = {
+    **dict.fromkeys(("check", "find"), "bsfind.api.find"),
+    "Report": "bsfind.api.report",
+    **dict.fromkeys(
+        (
+            *("BsfindError", "NoDeviceError", "TargetError", "TimeLimitError"),
+            *("UsageError", "WorkerError"),
+        ),
+        "bsfind.errors",
+    ),
+    "InputSpec": "bsfind.input_spec",
+    **dict.fromkeys(("PrecisionResult", "Recommendation", "Trial"), "bsfind.records"),
+}
+"""The modules of the public names (PEP 562)."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,7 +2,7 @@
 
 Grammar (no batch dimension anywhere; it is put in front):
 
-    --input-shape 3,224,224                      one positional float32 input
+    --input-shape SHAPE[:DTYPE[:LOW..HIGH]]      one positional input, float32 unless a dtype is given
     --input NAME=SHAPE[:DTYPE[:LOW..HIGH]]       one keyword input
     --input labels=:int64:0..2                   an empty shape: one scalar per sample
 
@@ -70,9 +70,7 @@ class InputSpec:
     def __str__(self) -> str:
         """Return the text of the command line that makes this input."""
         shape = ",".join(map(str, self.shape))
-        if self.name is None:
-            return shape
-        text = f"{self.name}={shape}"
+        text = shape if self.name is None else f"{self.name}={shape}"
         if self.low is not None:
             return f"{text}:{self.dtype}:{self.low}..{self.high}"
         return text if self.dtype == "float32" and shape else f"{text}:{self.dtype}"
@@ -115,12 +113,12 @@ def _parse_shape(text: str, *, scalar_allowed: bool) -> tuple[int, ...]:
 
 
 def parse_input_shape(text: str) -> InputSpec:
-    """Read `--input-shape`: the shape of one positional float32 input, without the batch.
+    """Read `--input-shape`: one positional input, `SHAPE[:DTYPE[:LOW..HIGH]]`.
 
     Raises:
-        ValueError: not a shape; the message says what to write.
+        ValueError: not of this form; the message says what to write.
     """
-    return InputSpec(shape=_parse_shape(text, scalar_allowed=False))
+    return _parse_tensor(None, text, text, "write it like `3,224,224` or `128:int64:0..30522`")
 
 
 def parse_input(text: str) -> InputSpec:
@@ -136,7 +134,12 @@ def parse_input(text: str) -> InputSpec:
         raise ValueError(f"`{text}` has no name, {example}")
     if not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"`{name}` in `{text}` is not a name of an argument, {example}")
-    shape_text, *more = rest.split(":")
+    return _parse_tensor(name, rest, text, example)
+
+
+def _parse_tensor(name: str | None, spec: str, text: str, example: str) -> InputSpec:
+    """Read `SHAPE[:DTYPE[:LOW..HIGH]]`, which is the whole `text` or a part of it."""
+    shape_text, *more = spec.split(":")
     if len(more) > 2:
         raise ValueError(f"`{text}` has too many `:`, {example}")
     shape = _parse_shape(shape_text, scalar_allowed=bool(more))

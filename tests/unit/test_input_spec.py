@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -33,6 +34,12 @@ def keyword_inputs(draw: st.DrawFn) -> InputSpec:
 def test_keyword_inputs_are_read_as_they_were_written(spec: InputSpec) -> None:
     assert parse_input(str(spec)) == spec
     assert InputSpec.from_json(spec.to_json()) == spec
+
+
+@given(spec=keyword_inputs())
+def test_positional_inputs_are_read_as_they_were_written(spec: InputSpec) -> None:
+    positional = dataclasses.replace(spec, name=None)
+    assert parse_input_shape(str(positional)) == positional
 
 
 @given(shape=st.lists(st.integers(1, 4096), min_size=1, max_size=5).map(tuple))
@@ -83,6 +90,11 @@ def test_keyword_inputs(text: str, spec: InputSpec) -> None:
             "`B` in `B,3` is not a size, write a shape like `3,224,224` (no batch dimension)",
         ),
         ("3,0", "`3,0` has a dimension of size 0"),
+        ("8:int65", f"`int65` is not a dtype, choose one of {', '.join(DTYPES)}"),
+        (
+            "8:int64:0..2:9",
+            "`8:int64:0..2:9` has too many `:`, write it like `3,224,224` or `128:int64:0..30522`",
+        ),
     ],
 )
 def test_refused_shapes(text: str, message: str) -> None:

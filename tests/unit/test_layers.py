@@ -75,6 +75,8 @@ LAYERS = {
         "remedies",
         "simulation",  # its list of known GPUs, see below
     },
+    # The same from Python: what a command line asks for, it asks for.
+    "api": {*LEAVES, "cli", "finder", "import_path", "report"},
     "demo": set(),
     "__main__": {"cli"},
 }

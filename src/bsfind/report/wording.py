@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bsfind.recommend import baseline, speed_up
 from bsfind.records import PrecisionResult, Report
 from bsfind.units import format_bytes, format_count, format_parameters
@@ -68,7 +66,7 @@ def recommended(report: Report) -> PrecisionResult | None:
     )
 
 
-def rows(report: Report) -> Sequence[PrecisionResult]:
+def rows(report: Report) -> list[PrecisionResult]:
     """Return the rows of the table: remedies stand below the precision that they were tried in."""
     plain = [result for result in report.results if result.remedy is None]
     return [

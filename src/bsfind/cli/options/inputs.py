@@ -18,8 +18,9 @@ InputShape = Annotated[
         "--input-shape",
         panel=_PANEL,
         parse=input_spec.parse_input_shape,
-        metavar="3,224,224",
-        help="Shape of a positional float32 input, without the batch dimension; repeatable.",
+        metavar="SHAPE[:DTYPE[:LOW..HIGH]]",
+        help="A positional input, such as `3,224,224` (without the batch dimension; float32) or "
+        "`128:int64:0..30522`; repeatable.",
     ),
 ]
 Input = Annotated[

@@ -1,0 +1,1 @@
+"""bsfind from Python: `find`, `check` and the report that they return; `bsfind` exports them."""

@@ -1,0 +1,58 @@
+"""The report that Python programs and notebooks get."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from bsfind import records
+from bsfind.report.html import to_html
+from bsfind.report.markdown import to_markdown
+from bsfind.report.sentences import answer
+
+__all__ = ["Report"]
+
+
+class Report(records.Report):
+    """What `bsfind.find` and `bsfind.check` found out.
+
+    The fields are those of the JSON document, sizes in bytes and times in seconds, None for what is
+    not known. A notebook shows the comparison table.
+
+    Example:
+        >>> report = bsfind.find("mypkg.models:Net", (3, 224, 224), gpu="rtx-4090")
+        >>> report.batch_size, report.recommendation.precision
+        (392, 'amp-bf16')
+        >>> [(r.precision, r.max_batch_size, r.peak_reserved_bytes) for r in report.results]
+        [('fp32', 215, 23192403968), ('amp-bf16', 419, 23246929920)]
+    """
+
+    @classmethod
+    def of(cls, report: records.Report) -> Report:
+        """Return the same report with what notebooks want of it."""
+        return cls(**{field.name: getattr(report, field.name) for field in fields(report)})
+
+    @property
+    def batch_size(self) -> int | None:
+        """The recommended batch size, samples in a micro-batch; None if nothing is recommended."""
+        return self.recommendation.batch_size if self.recommendation else None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the answer is yes in every precision that the device has.
+
+        For `check`: the batch size fits. For `find`: something fits.
+        """
+        tried = [result for result in self.results if result.status != "unsupported"]
+        return bool(tried) and all(result.max_batch_size is not None for result in tried)
+
+    def to_markdown(self) -> str:
+        """Return the comparison table and the sentences below it as Markdown."""
+        return to_markdown(self)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return to_html(self)
+
+    def __repr__(self) -> str:
+        said = answer(self) or self.message or "nothing is recommended."
+        return f"<bsfind.Report ({self.status}{', predicted' if self.simulated else ''}): {said}>"

@@ -1,0 +1,175 @@
+"""`bsfind.find` in programs of their own: scripts, modules, a prompt; on a machine without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "tests" / "models"
+
+# A model of the script's own, which is `__main__` there and is not in the worker.
+SCRIPT = """
+    import bsfind
+    from torch import nn
+
+    class Net(nn.Linear):
+        def __init__(self, width=8):
+            super().__init__(3, width)
+
+    def loss(output):
+        return output.square().sum()
+
+    if __name__ == "__main__":
+        report = bsfind.check({model}, (3,), batch_size=4, gpu="a10g", precision="fp32", loss=loss)
+        assert report.fits, report
+        assert report.simulated
+        print(report.model.parameters, [w.code for w in report.warnings])
+"""
+
+
+def python(*arguments: str, folder: Path, text: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        input=textwrap.dedent(text),
+        text=True,
+        timeout=120,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+    )
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    file = folder / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(textwrap.dedent(text))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("Net", "32 []\n"),
+        ("Net(width=4)", "16 ['not_reproducible']\n"),
+        ("nn.Sequential(Net(), nn.Linear(8, 1))", "41 ['not_reproducible']\n"),
+    ],
+)
+def test_a_model_of_the_script_that_runs(model: str, said: str, tmp_path: Path) -> None:
+    script = write(tmp_path, "train.py", SCRIPT.format(model=model))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = python(str(script), folder=elsewhere)
+    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")
+
+
+def test_a_module_that_is_run_by_its_name(tmp_path: Path) -> None:
+    write(tmp_path, "pkg/__init__.py", "")
+    write(tmp_path, "pkg/parts.py", "width = 8\n")
+    write(
+        tmp_path,
+        "pkg/train.py",
+        f"from .parts import width\n{textwrap.dedent(SCRIPT)}".format(model="Net"),
+    )
+    done = python("-m", "pkg.train", folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "32 []\n", "")
+
+
+def test_a_script_that_starts_a_search_wherever_it_is_imported(tmp_path: Path) -> None:
+    """The worker imports it, and must not start a search, which would start a worker, …"""
+    text = textwrap.dedent(SCRIPT).format(model="Net").replace('__name__ == "__main__"', "True")
+    script = write(tmp_path, "train.py", text)
+    done = python(str(script), folder=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "UsageError: a search was started by the module" in done.stderr
+
+
+def test_at_the_prompt_a_model_has_no_file(tmp_path: Path) -> None:
+    done = python("-", folder=tmp_path, text=SCRIPT.format(model="Net"))
+    assert done.returncode == 1
+    assert "UsageError: `Net` is defined in no file" in done.stderr
+    done = python("-", folder=tmp_path, text=SCRIPT.format(model="Net()"))
+    assert "UsageError: `Net` is defined in no file" in done.stderr
+
+
+def test_a_search_says_nothing_and_tells_each_trial(tmp_path: Path) -> None:
+    done = python(
+        "-",
+        folder=tmp_path,
+        text=f"""
+            import sys
+            sys.path.insert(0, {str(MODELS)!r})
+            import bsfind, well_behaved
+
+            seen = []
+            report = bsfind.find(
+                well_behaved.ConvNet,
+                (3, 32, 32),
+                gpu="2GiB",
+                precision=["fp32", "amp"],
+                on_trial=lambda precision, trial: seen.append((precision, trial)),
+            )
+            assert [r.precision for r in report.results] == ["fp32", "amp-bf16"]
+            for result in report.results:
+                assert [t for p, t in seen if p == result.precision][:2] == list(result.trials)[:2]
+                assert result.recommended_batch_size < result.max_batch_size
+            assert report.batch_size == report.results[1].recommended_batch_size
+            assert report.status == "complete"
+            print("done")
+        """,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        ("find('a:b', (3,))", "NoGpuError: no usable GPU was found"),
+        ("find('nowhere:Net', (3,), gpu='a10g')", "TargetError: cannot import `nowhere`"),
+        (
+            "find('well_behaved:ConvNet', (4, 32, 32), app_dir=MODELS, gpu='a10g')",
+            "TargetError: `RuntimeError: Invalid channel dimensions` in well_behaved.py:22",
+        ),
+        ("find('a:b', (3,), gpu='rtx-4091')", "UsageError: "),
+    ],
+)
+def test_errors_are_those_of_bsfind(call: str, said: str, tmp_path: Path) -> None:
+    text = f"import bsfind\nMODELS = {str(MODELS)!r}\nbsfind.{call}"
+    done = python("-c", text, folder=tmp_path)
+    assert done.returncode == 1
+    assert f"bsfind.errors.{said}" in done.stderr
+    if sys.version_info >= (3, 11):
+        assert "\nhint: " in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_precision_that_fails_is_in_the_report(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        "net.py",
+        """
+        import torch
+        from torch import nn
+
+        class Net(nn.Linear):
+            def forward(self, x):
+                if torch.is_autocast_enabled("cuda"):
+                    raise ValueError("not in autocast")
+                return super().forward(x)
+        """,
+    )
+    text = (
+        "import bsfind\n"
+        "r = bsfind.check('net:Net', (3,), model_arg={'in_features': 3, 'out_features': 3},\n"
+        "                 batch_size=4, gpu='a10g')\n"
+        "print(r.fits, [result.status for result in r.results])\n"
+    )
+    done = python("-c", text, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "False ['ok', 'error']\n"), done.stderr

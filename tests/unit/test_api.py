@@ -1,0 +1,419 @@
+"""`bsfind.find` and `bsfind.check`: what they take, and what they make of it before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from enum import Enum
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from command_line import settings_of
+from example_report import example_report, predicted_report
+from torch import nn
+
+import bsfind
+from bsfind import records
+from bsfind.api import find as api
+from bsfind.api.inputs import input_specs
+from bsfind.api.naming import Target, callable_name, locate
+from bsfind.cli.check import check as check_command
+from bsfind.cli.run import run as run_command
+from bsfind.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+OF_THE_TERMINAL = {
+    *("context", "json", "quiet", "export", "verbose", "no_progress", "color", "profile"),
+}
+
+
+def test_importing_bsfind_imports_nothing_else() -> None:
+    code = (
+        "import bsfind, sys; print([m for m in sys.modules if m.startswith(('bsfind.', 'torch'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+def test_finding_imports_no_torch() -> None:
+    code = "import bsfind, sys; bsfind.find, bsfind.Report; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
+
+
+def test_every_public_name_is_there() -> None:
+    for name in bsfind.__all__:
+        assert getattr(bsfind, name) is not None
+    assert set(bsfind.__all__) <= set(dir(bsfind))
+    with pytest.raises(AttributeError, match="has no attribute 'found'"):
+        bsfind.found  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("function", "command"), [(bsfind.find, run_command), (bsfind.check, check_command)]
+)
+def test_the_arguments_are_the_options(
+    function: Callable[..., Any], command: Callable[..., Any]
+) -> None:
+    """The same names and defaults, so that a command line can be read as a call."""
+    ours = dict(inspect.signature(function).parameters)
+    theirs = dict(inspect.signature(command).parameters)
+    assert set(theirs) - set(ours) == OF_THE_TERMINAL | {"target", "input", "input_shape"}
+    assert set(ours) - set(theirs) == {"model", "inputs", "on_trial"}
+    for name in set(ours) & set(theirs):
+        default = theirs[name].default
+        default = default.value if isinstance(default, Enum) else default
+        expected = None if name == "app_dir" else default
+        assert ours[name].default == expected, name
+        assert f"\n        {name}: " in (function.__doc__ or ""), name
+
+
+def settings_for(function: Callable[..., Any], *args: Any, **keywords: Any) -> Settings:
+    """Return the settings with which a search would begin."""
+    seen: list[Settings] = []
+
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def finder(settings: Settings, **_: Any) -> None:
+        seen.append(settings)
+        raise Stop
+
+    with mock.patch.object(api, "Finder", finder), pytest.raises(Stop):
+        function(*args, **keywords)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("keywords", "argv"),
+    [
+        ({}, ()),
+        ({"precision": ("fp32", "amp-fp16")}, ("--precision", "fp32,amp-fp16")),
+        ({"precision": "bf16"}, ("--precision", "bf16")),
+        ({"memory_limit": 8 << 30}, ("--memory-limit", "8GiB")),
+        ({"memory_limit": "8GiB"}, ("--memory-limit", "8GiB")),
+        ({"headroom": 1 << 30, "tolerance": 0}, ("--headroom", "1GiB", "--tolerance", "0")),
+        ({"headroom": "8%", "tolerance": 0.01}, ("--headroom", "8%", "--tolerance", "1%")),
+        ({"gpu": "RTX 4090"}, ("--gpu", "rtx-4090")),
+        ({"gpu": 24 << 30, "context_memory": 0}, ("--gpu", "24GiB", "--context-memory", "0")),
+        (
+            {"trial_timeout": 90, "time_budget": "5m"},
+            ("--trial-timeout", "90s", "--time-budget", "5m"),
+        ),
+        ({"grad_checkpoint": True, "compile": False}, ("--grad-checkpoint",)),
+        ({"mode": "infer", "multiple_of": 8}, ("--mode", "infer", "--multiple-of", "8")),
+        (
+            {"objective": "fastest", "max_batch_size": 64},
+            ("--objective", "fastest", "--max-batch-size", "64"),
+        ),
+        ({"compare": ["sgd", "compile"]}, ("--compare", "sgd,compile")),
+        ({"global_batch": 512, "world_size": 2}, ("--global-batch", "512", "--world-size", "2")),
+        (
+            {"model_arg": {"width": 3, "name": "x", "flag": True, "shape": (1, 2), "none": None}},
+            (
+                "--model-arg",
+                "width=3",
+                "--model-arg",
+                "name=x",
+                "--model-arg",
+                "flag=True",
+                "--model-arg",
+                "shape=(1, 2)",
+                "--model-arg",
+                "none=None",
+            ),
+        ),
+        ({"model_arg": {"digits": "3"}}, ("--model-arg", "digits='3'")),
+        (
+            {"model_arg": {"config": "pkg.configs:small()"}},
+            ("--model-arg", "config=pkg.configs:small()"),
+        ),
+        (
+            {"optimizer": torch.optim.SGD, "optimizer_arg": {"lr": 0.1}},
+            ("--optimizer", "SGD", "--optimizer-arg", "lr=0.1"),
+        ),
+        ({"loss": "mse", "app_dir": "src"}, ("--loss", "mse", "--app-dir", "src")),
+    ],
+    ids=str,
+)
+def test_values_are_read_as_on_the_command_line(
+    keywords: dict[str, Any], argv: tuple[str, ...]
+) -> None:
+    found = settings_for(bsfind.find, "a:b", (3, 4), **keywords)
+    assert found == settings_of(["run", "a:b", "--input-shape", "3,4", *argv])
+
+
+def test_check_is_a_check() -> None:
+    found = settings_for(bsfind.check, "a:b", (3, 4), batch_size=8)
+    assert found == settings_of(["check", "a:b", "--input-shape", "3,4", "-b", "8"])
+
+
+def test_neither_environment_nor_files_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pyproject.toml").write_text("[tool.bsfind]\nsteps = 9")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BSFIND_MAX_BATCH_SIZE", "7")
+    found = settings_for(bsfind.find, "a:b", (3, 4))
+    monkeypatch.delenv("BSFIND_MAX_BATCH_SIZE")
+    (tmp_path / "pyproject.toml").unlink()
+    assert found == settings_of(["run", "a:b", "--input-shape", "3,4"])
+
+
+@pytest.mark.parametrize(
+    ("keywords", "said"),
+    [
+        ({"precision": ("fp32", "fp8")}, "`precision`: `fp8` is not a precision"),
+        ({"memory_limit": "8G"}, "`memory_limit`: "),
+        ({"headroom": 0.05}, "write `5%`"),
+        ({"steps": 0}, "`steps`: 0 is less than 1"),
+        ({"steps": "many"}, "`steps`: `many` is not an integer"),
+        ({"objective": "best"}, "`objective`: `best` is not one of largest, fastest"),
+        ({"compile": "yes"}, "`compile`: `yes` is neither True nor False"),
+        ({"gpu": "rtx-4091"}, "is not a GPU that bsfind knows"),
+        ({"gpu": "a10g", "device": "cuda"}, "`--gpu` names a simulated GPU"),
+        ({"loss": "bce"}, "`loss`: `bce` is not one of auto"),
+        ({"model_arg": {"norm": nn.ReLU()}}, "`model_arg` has a `ReLU` for `norm`"),
+        ({"loss": lambda output: output.sum()}, "`<lambda>` cannot be imported"),
+        ({"loss": nn.MSELoss()}, "`loss` is a `MSELoss`, not a function by its name"),
+        ({"batch_fn": "a:b"}, "`--batch-fn` makes the inputs"),
+    ],
+    ids=str,
+)
+def test_refused_arguments(keywords: dict[str, Any], said: str) -> None:
+    with pytest.raises(bsfind.BsfindError) as raised:
+        bsfind.find("a:b", (3, 4), **keywords)
+    assert isinstance(raised.value, bsfind.UsageError)
+    assert said in raised.value.message + raised.value.hint
+
+
+def test_without_inputs() -> None:
+    with pytest.raises(bsfind.UsageError, match="inputs are not known"):
+        bsfind.find("a:b")
+
+
+# --------------------------------------------------------------------------------------- inputs
+
+
+@pytest.mark.parametrize(
+    ("inputs", "texts"),
+    [
+        (None, []),
+        ((3, 224, 224), ["3,224,224"]),
+        ([3, 224, 224], ["3,224,224"]),
+        (torch.Size((3, 4)), ["3,4"]),
+        ("128:int64:0..30522", ["128:int64:0..30522"]),
+        ("ids=128:long", ["ids=128:int64:0..2"]),
+        ([(3, 4), "5", bsfind.InputSpec(shape=(6,), dtype="float16")], ["3,4", "5", "6:float16"]),
+        (((3, 4), (5,)), ["3,4", "5"]),
+        ((), [":float32"]),
+        ({"x": (3, 4), "y": (), "z": ":int64:0..10"}, ["x=3,4", "y=:float32", "z=:int64:0..10"]),
+        ({"x": bsfind.InputSpec(name="other", shape=(4,))}, ["x=4"]),
+        ({"x": bsfind.InputSpec(shape=(4,), dtype="int64", low=0, high=9)}, ["x=4:int64:0..9"]),
+        (bsfind.InputSpec(name="x", shape=(4,)), ["x=4"]),
+        (torch.zeros(3, 4), ["3,4"]),
+        (torch.zeros(3, 4, dtype=torch.bfloat16), ["3,4:bfloat16"]),
+        (torch.tensor([5, -2, 7]), ["3:int64:-2..8"]),
+        (torch.tensor(3), [":int64:3..4"]),
+        (torch.tensor(0.5), [":float32"]),
+        ({"mask": torch.ones(4, dtype=torch.bool)}, ["mask=4:bool"]),
+        ([torch.zeros(3), torch.zeros(2)], ["3", "2"]),
+    ],
+    ids=str,
+)
+def test_inputs(inputs: Any, texts: list[str]) -> None:
+    assert [str(spec) for spec in input_specs(inputs)] == texts
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ((3, 0), "`3,0` has a dimension of size 0"),
+        ("3x4", "write `3,4`"),
+        ({"class": (3,)}, "is not a name of an argument"),
+        (3.5, "an input of type `float` says nothing about its shape"),
+        (True, "an input of type `bool`"),
+        ([(3, 4), None], "an input of type `NoneType`"),
+        (torch.zeros(3, dtype=torch.complex128), "an example of dtype `complex128`"),
+        (torch.zeros(0, dtype=torch.int64), "has no values to take the range from"),
+    ],
+    ids=str,
+)
+def test_refused_inputs(inputs: Any, said: str) -> None:
+    with pytest.raises(bsfind.UsageError) as raised:
+        input_specs(inputs)
+    assert said in raised.value.message
+
+
+# --------------------------------------------------------------------------------------- models
+
+
+def make_model() -> nn.Module:
+    return nn.Linear(3, 3)
+
+
+class Outer:
+    class Inner(nn.Linear):
+        pass
+
+
+HERE = Path(__file__).parent
+
+
+def test_what_can_be_imported_by_its_name(tmp_path: Path) -> None:
+    here = str(HERE)
+    assert locate("a:b", tmp_path) == Target("a:b")
+    assert locate(make_model, tmp_path) == Target(f"{__name__}:make_model", here)
+    assert locate(Outer.Inner, tmp_path) == Target(f"{__name__}:Outer.Inner", here)
+    # What is installed needs no folder of its own.
+    assert locate(nn.Linear, tmp_path) == Target("torch.nn.modules.linear:Linear")
+    source = str(ROOT / "src")
+    assert locate(api.find, tmp_path) == Target("bsfind.api.find:find", source)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_was_loaded_from_a_file(tmp_path: Path) -> None:
+    """Under a name of its own, by which no other process can import it: the file has to do."""
+    file = tmp_path / "net.py"
+    file.write_text("def make(): pass\n")
+    spec = importlib.util.spec_from_file_location("my_net", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, {"my_net": module}):
+        spec.loader.exec_module(module)
+        assert locate(module.make, tmp_path) == Target(f"{file}:make")
+
+
+def test_what_has_no_name_is_refused(tmp_path: Path) -> None:
+    class Local(nn.Linear):
+        pass
+
+    def replaced() -> nn.Module:
+        return nn.Linear(3, 3)
+
+    replaced.__qualname__ = "make_model"  # as a decorator without `functools.wraps` undone
+    for model, said in (
+        (lambda: nn.Linear(3, 3), "`test_what_has_no_name_is_refused.<locals>.<lambda>` cannot"),
+        (Local, "Local` cannot be imported by its name"),
+        (replaced, "is another object than the one that was passed"),
+        (Local(3, 3), "this `Local` cannot be handed to another process"),
+        (functools.partial(nn.Linear, 3, 3), "a `partial` is no model"),
+        (3, "a `int` is no model"),
+    ):
+        with pytest.raises(bsfind.UsageError) as raised:
+            locate(model, tmp_path)
+        assert said in raised.value.message
+        assert raised.value.hint
+
+
+def test_an_instance_is_pickled(tmp_path: Path) -> None:
+    found = locate(Outer.Inner(3, 4), tmp_path)
+    assert found == Target(f"{tmp_path}/Inner.py:instance", str(HERE), is_pickled=True)
+    seen: dict[str, Any] = {"__file__": f"{tmp_path}/Inner.py"}
+    exec((tmp_path / "Inner.py").read_text(), seen)
+    assert seen["instance"].out_features == 4
+
+
+def test_an_instance_on_the_gpu_is_refused(tmp_path: Path) -> None:
+    class Tensor:
+        device = torch.device("cuda", 0)
+
+    model = nn.Linear(3, 3)
+    with (
+        mock.patch.object(model, "buffers", return_value=[Tensor()]),
+        pytest.raises(bsfind.UsageError, match="is on `cuda` already"),
+    ):
+        locate(model, tmp_path)
+
+
+def test_functions() -> None:
+    assert callable_name("auto", "loss") == "auto"
+    assert callable_name(torch.optim.AdamW, "optimizer") == "AdamW"
+    assert callable_name(make_model, "step") == f"{__name__}:make_model"
+
+
+# --------------------------------------------------------------------------------------- report
+
+
+def test_the_report_of_a_program_has_what_the_report_has() -> None:
+    plain = example_report()
+    report = bsfind.Report.of(plain)
+    assert report.to_json() == plain.to_json()
+    for field in fields(records.Report):
+        assert getattr(report, field.name) == getattr(plain, field.name)
+    assert plain.recommendation is not None
+    assert report.batch_size == plain.recommendation.batch_size
+    assert "| precision | max batch |" in report.to_markdown()
+    assert bsfind.Report.from_json(plain.to_json()).batch_size == report.batch_size
+    assert "Train with batch size" in repr(report)
+    assert bsfind.Report.of(predicted_report()).simulated
+    assert "predicted" in repr(bsfind.Report.of(predicted_report()))
+
+
+def test_fits_is_whether_every_precision_that_there_is_has_an_answer() -> None:
+    report = bsfind.Report.of(example_report())
+    fp32 = report.results[0]
+    unsupported = records.PrecisionResult(precision="bf16", status="unsupported")
+    no = records.PrecisionResult(precision="amp", status="nothing_fits")
+    for results, fits in (
+        ((fp32,), True),
+        ((fp32, unsupported), True),
+        ((fp32, no), False),
+        ((unsupported,), False),
+        ((), False),
+    ):
+        assert dataclasses.replace(report, results=results).fits is fits
+
+
+def test_a_notebook_shows_the_table(golden: Callable[[str, str], None]) -> None:
+    golden("report.html", bsfind.Report.of(example_report())._repr_html_() + "\n")
+
+
+class _Tags(HTMLParser):
+    """Collects the tags that are open, and the text; fails where they do not match."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.open.append(tag)
+        self.seen.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html_escapes_what_the_user_named() -> None:
+    report = example_report()
+    evil = "<script>alert('&amp;')</script>"
+    warning = records.ReportWarning(code="x", message=evil)
+    report = dataclasses.replace(
+        report,
+        workload={**report.workload, "target": evil},
+        status="partial",
+        message=evil,
+        warnings=(warning,),
+        results=(dataclasses.replace(report.results[0], remedy=evil), *report.results),
+    )
+    tags = _Tags()
+    tags.feed(bsfind.Report.of(report)._repr_html_())
+    assert tags.open == []
+    assert "script" not in tags.seen
+    assert tags.text.count(evil) >= 4
