@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bsfind.errors import BsfindError
 from bsfind.records import ReportWarning
+from bsfind.report.width import sentence
 
 __all__ = ["Terminal", "discard_stdout"]
 
@@ -87,7 +88,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a line of the log."""
-        self._line(text)
+        self._line(sentence(text, self.err))
 
     def user_output(self, line: str) -> None:
         """Print a line that the user's code printed; each text once, unless verbose."""
@@ -96,7 +97,8 @@ class Terminal:
             self._line(line)
 
     def _labelled(self, label: str, style: str, text: str) -> None:
-        self.err.print(Text.assemble((f"{label}:", style), f" {text}"), soft_wrap=True)
+        _, _, rest = sentence(f"{label}: {text}", self.err).partition(":")
+        self.err.print(Text.assemble((f"{label}:", style), rest), soft_wrap=True)
 
     def _line(self, text: str) -> None:
         self.err.print(Text(text), soft_wrap=True)

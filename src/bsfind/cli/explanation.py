@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import textwrap
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +21,7 @@ from bsfind.explain.cause import CauseKind
 from bsfind.explain.document import document
 from bsfind.explain.explanation import Error, Explanation, explain
 from bsfind.explain.texts import Kind
-from bsfind.report.width import fits
+from bsfind.report.width import fits, sentence
 from bsfind.units import format_bytes
 
 __all__ = ["print_explanation", "show"]
@@ -60,8 +59,6 @@ _PARTS = (
     ("free_bytes", "free", "·", ".", "green"),
 )
 _BAR_WIDTH = 72
-_NO_BREAK = "\N{NO-BREAK SPACE}"
-_UNITS = ("GiB", "MiB", "KiB", "TiB", "B")
 
 
 def print_explanation(log: str | None, *, as_json: bool) -> int:
@@ -125,23 +122,8 @@ def show(explanation: Explanation, console: Console) -> None:
 def _sentence(
     console: Console, text: str, *, indent: str = "", first: str = "", style: str = ""
 ) -> None:
-    # In a pipe a sentence is one line; at a terminal it wraps between words, never within a size.
-    first = first or indent
-    if not console.is_terminal:
-        console.print(Text(first + text, style=style), soft_wrap=True)
-        return
-    for unit in _UNITS:
-        text = text.replace(f" {unit}", f"{_NO_BREAK}{unit}")
-    wrapped = textwrap.wrap(
-        text,
-        width=max(20, console.width),
-        initial_indent=first,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    for line in wrapped:
-        console.print(Text(line.replace(_NO_BREAK, " "), style=style), soft_wrap=True)
+    wrapped = sentence(text, console, first=first or indent, indent=indent)
+    console.print(Text(wrapped, style=style), soft_wrap=True)
 
 
 def _title(error: Error) -> str:

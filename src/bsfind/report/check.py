@@ -8,6 +8,7 @@ from rich.text import Text
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import sentences, wording
 from bsfind.report.hints import hints
+from bsfind.report.width import sentence
 from bsfind.units import format_bytes, format_count
 
 __all__ = ["print_check"]
@@ -15,27 +16,30 @@ __all__ = ["print_check"]
 
 def print_check(report: Report, console: Console) -> None:
     """Print one line per precision."""
-    soft_wrap = not console.is_terminal
-    console.print(Text(wording.subject(report), style="bold"), soft_wrap=soft_wrap)
+    _print(console, wording.subject(report), style="bold")
     conditions = wording.conditions(report)
     if conditions is not None:
-        console.print(Text(conditions, style="dim"), soft_wrap=soft_wrap)
+        _print(console, conditions, style="dim")
     if report.status == "failed":
-        console.print(Text(f"failed: {report.message}", style="yellow"), soft_wrap=soft_wrap)
+        _print(console, f"failed: {report.message}", style="yellow")
     width = max((len(result.precision) for result in report.results), default=0)
     for result in report.results:
-        fits = result.max_batch_size is not None
-        style = {True: "green", False: "red"}[fits]
-        console.print(
-            Text.assemble(f"{result.precision:<{width}}  ", (_verdict(result, report), style)),
-            soft_wrap=soft_wrap,
-        )
+        style = "red" if result.max_batch_size is None else "green"
+        start = f"{result.precision:<{width}}  "
+        indent = " " * len(start)
+        text = sentence(_verdict(result, report), console, first=start, indent=indent)
+        console.print(Text.assemble(start, (text[len(start) :], style)), soft_wrap=True)
     accuracy = sentences.accuracy(report)
     if accuracy is not None:
-        console.print(Text(f"Predicted, not run. {accuracy}"), soft_wrap=soft_wrap)
+        _print(console, f"Predicted, not run. {accuracy}")
     if not all(result.max_batch_size for result in report.results):
         for text in hints(report):
-            console.print(Text.assemble(("hint:", "cyan"), f" {text}"), soft_wrap=soft_wrap)
+            _, _, rest = sentence(f"hint: {text}", console).partition(":")
+            console.print(Text.assemble(("hint:", "cyan"), rest), soft_wrap=True)
+
+
+def _print(console: Console, text: str, style: str = "") -> None:
+    console.print(Text(sentence(text, console), style=style), soft_wrap=True)
 
 
 def _verdict(result: PrecisionResult, report: Report) -> str:

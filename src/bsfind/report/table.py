@@ -11,7 +11,7 @@ from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.hints import hints
 from bsfind.report.sentences import answer, problems, sentences
-from bsfind.report.width import fits
+from bsfind.report.width import fits, sentence
 
 __all__ = ["print_report"]
 
@@ -82,14 +82,12 @@ def print_report(report: Report, console: Console) -> None:
     for text in (*sentences(report), *problems(report)):
         _print(console, text)
     for text in hints(report):
-        console.print(
-            Text.assemble(("hint:", "cyan"), f" {text}"), soft_wrap=not console.is_terminal
-        )
+        _, _, rest = sentence(f"hint: {text}", console).partition(":")
+        console.print(Text.assemble(("hint:", "cyan"), rest), soft_wrap=True)
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
-    # In a pipe a sentence is one line; at a terminal it wraps between words.
-    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+    console.print(Text(sentence(text, console), style=style), soft_wrap=True)
 
 
 def _print_results(report: Report, console: Console) -> None:

@@ -1,15 +1,46 @@
-"""Does a table fit? Rich cuts cells where it does not, and numbers must never be cut."""
+"""What fits into a line: no number is cut, and none stands apart from its unit."""
 
 from __future__ import annotations
+
+import re
+import textwrap
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["fits"]
+__all__ = ["fits", "sentence"]
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+_BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|B|%|x|s|ms|M|K)\b|%)")
 
 
 def fits(table: Table, console: Console) -> bool:
     """Tell whether the console is wide enough to print the table with no cell cut or wrapped."""
     wide = console.options.update(width=1000, max_width=1000)
     return Measurement.get(console, wide, table).maximum <= console.width
+
+
+def sentence(text: str, console: Console, *, first: str = "", indent: str = "") -> str:
+    """Return a text as it is to be printed with `soft_wrap`.
+
+    At a terminal it is wrapped between words, but not between a number and its unit; a terminal would
+    break the line within a number. In a pipe it stays one line.
+
+    Args:
+        text: without line breaks.
+        console: where it is going to be printed.
+        first: what stands in front of it.
+        indent: what stands in front of each further line.
+    """
+    if not console.is_terminal:
+        return first + text
+    lines = textwrap.wrap(
+        _BEFORE_UNIT.sub(_NO_BREAK, text),
+        width=max(20, console.width),
+        initial_indent=first,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines).replace(_NO_BREAK, " ")
