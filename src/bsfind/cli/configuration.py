@@ -21,7 +21,14 @@ from typing import Any
 
 from bsfind.errors import UsageError
 
-__all__ = ["REPEATABLE", "Configuration", "as_text", "find_configuration", "read_configuration"]
+__all__ = [
+    "REPEATABLE",
+    "Configuration",
+    "as_text",
+    "find_configuration",
+    "profile_names",
+    "read_configuration",
+]
 
 REPEATABLE = frozenset(("model-arg", "input-shape", "input", "optimizer-arg"))
 """Options that may be given more than once."""
@@ -95,6 +102,16 @@ def read_configuration(
     if profile is not None and profile not in overrides:
         raise _unknown_profile(profile, overrides, file)
     return Configuration(file, options, profile, overrides[profile] if profile else {})
+
+
+def profile_names(file: Path) -> list[str]:
+    """Return the names of the profiles in a configuration file.
+
+    Raises:
+        UsageError: not TOML.
+    """
+    profiles = _load(file).get("tool", {}).get("bsfind", {}).get("profiles", {})
+    return sorted(profiles) if isinstance(profiles, dict) else []
 
 
 def _profile_table(profile: str | None) -> str:

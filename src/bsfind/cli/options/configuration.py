@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bsfind.cli.options import completion
 from bsfind.cli.options.option import option
 
 __all__ = ["CONFIGURATION", "Profile"]
@@ -68,6 +69,7 @@ Profile = Annotated[
         panel="Configuration",
         is_eager=True,
         callback=_configure,
+        autocompletion=completion.profiles,
         metavar="NAME",
         help="Use the options of `[tool.bsfind.profiles.NAME]` in the nearest pyproject.toml.",
     ),

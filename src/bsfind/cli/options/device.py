@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from bsfind import units
+from bsfind.cli.options import completion
 from bsfind.cli.options.option import option
 
 __all__ = ["ContextMemory", "Device", "Gpu", "MemoryLimit"]
@@ -32,6 +33,7 @@ Device = Annotated[
         "--device",
         panel=_PANEL,
         parse=_device,
+        autocompletion=completion.one_of(("auto", "cuda", "sim")),
         metavar="auto|cuda[:N]|sim",
         help="GPU to use, as torch counts them (after CUDA_VISIBLE_DEVICES); sim predicts for an RTX "
         "4090, or for the `--gpu`.",
@@ -43,6 +45,7 @@ Gpu = Annotated[
         "--gpu",
         panel=_PANEL,
         parse=_gpu,
+        autocompletion=completion.gpus,
         metavar="NAME|SIZE",
         help="Predict for a GPU that need not be there: a name that `bsfind gpus` lists, or its "
         "memory, such as `24GiB`.",

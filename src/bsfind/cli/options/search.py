@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Annotated
 
 from bsfind import units
+from bsfind.cli.options import completion
 from bsfind.cli.options.option import option
 from bsfind.remedies import REMEDIES
 
@@ -135,6 +136,7 @@ Compare = Annotated[
         "--compare",
         panel=_PANEL,
         parse=_remedies,
+        autocompletion=completion.names(tuple(REMEDIES)),
         metavar="NAME,…",
         help=f"Also show what these buy, a row each: {', '.join(REMEDIES)}.",
         show_default=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated
 
+from bsfind.cli.options import completion
 from bsfind.cli.options.option import import_path, key_value, option
 from bsfind.import_path import is_import_path
 from bsfind.precisions import REQUESTABLE_PRECISIONS
@@ -70,6 +71,7 @@ Loss = Annotated[
         "--loss",
         panel=_PANEL,
         parse=_loss,
+        autocompletion=completion.one_of(_LOSSES),
         metavar="auto|cross-entropy|mse|pkg.mod:fn",
         help="Loss of the output. auto: the model's own, or a mean. A function is called as `fn(output)`.",
     ),
@@ -80,6 +82,7 @@ Optimizer = Annotated[
         "--optimizer",
         panel=_PANEL,
         parse=_optimizer,
+        autocompletion=completion.one_of(("adamw", "sgd", "adam")),
         metavar="NAME|pkg.mod:fn",
         help="adamw, sgd, adam, any name of torch.optim, or a function of the parameters.",
     ),
@@ -134,6 +137,7 @@ Precision = Annotated[
         "--precision",
         panel="Precision",
         parse=_precisions,
+        autocompletion=completion.names(REQUESTABLE_PRECISIONS),
         metavar="NAME,…",
         help="Of fp32, tf32, amp-fp16, amp-bf16, bf16; amp is amp-bf16 where the GPU has it, else amp-fp16.",
     ),
