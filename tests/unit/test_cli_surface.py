@@ -102,6 +102,16 @@ def test_every_command_and_option_has_help(command: str) -> None:
         assert (option.help or "").strip().rstrip("]").endswith((".", "memory allows")), option.name
 
 
+def test_every_option_has_a_test() -> None:
+    """By its name, somewhere in a test that runs a command line; this file only lists them."""
+    here = Path(__file__)
+    texts = [file.read_text(encoding="utf-8") for file in here.parents[1].rglob("test_*.py")]
+    texts.remove(here.read_text(encoding="utf-8"))
+    named = {flag for text in texts for flag in re.findall(r"""(?<=["' ])--?[a-z][\w-]*""", text)}
+    both = {frozenset(option.opts) for command in SURFACE for option in options(command)}
+    assert [sorted(flags) for flags in both if not flags & named] == []
+
+
 @pytest.mark.parametrize(("command", "option"), CONFIGURABLE, ids=ids)
 def test_every_option_has_a_panel_and_a_variable(
     command: str, option: typer.core.TyperOption

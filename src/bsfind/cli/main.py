@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -124,8 +125,18 @@ def _run() -> int:
 def _tell(error: BsfindError) -> int:
     from bsfind.cli.console import Terminal  # `--help` goes without it
 
-    Terminal().error(error)
+    Terminal(color=_color(sys.argv)).error(error)
     return error.exit_code
+
+
+def _color(argv: Sequence[str]) -> str:
+    """Return when to colour an error: a command line that is wrong may have said so all the same."""
+    asked = os.environ.get("BSFIND_COLOR", "auto")
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag == "--color":
+            asked = value if equals else following
+    return asked
 
 
 def _usage_error(error: Exception) -> BsfindError | None:
