@@ -13,7 +13,7 @@ TORCHVISION := 0.28.0
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-gpu lint format typecheck check bench corpus simulation-accuracy published-table clean
+.PHONY: help setup demo test test-gpu lint format typecheck check bench corpus simulation-accuracy published-table docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -79,6 +79,10 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
+
+docs: $(VENV)/.ready ## Write docs/cli.md and docs/screens.md anew
+	$(BIN)/python docs/build_reference.py
+	$(BIN)/python docs/capture_screens.py
 
 clean: ## Remove the environments and caches
 	rm -rf $(VENV) $(FAKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis

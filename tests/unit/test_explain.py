@@ -15,8 +15,9 @@ from bsfind.explain.cause import CauseKind
 from bsfind.explain.document import document
 from bsfind.explain.explanation import Explanation, explain, explain_text
 from bsfind.explain.figures import Figures, read_figures, read_size
-from bsfind.explain.log import clean, join
+from bsfind.explain.log import clean
 from bsfind.explain.texts import Kind
+from bsfind.explain.wrapping import join
 from bsfind.oom import FailureKind, classify
 
 GIB, MIB = 1 << 30, 1 << 20

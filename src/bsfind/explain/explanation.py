@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -13,6 +14,7 @@ from bsfind.explain.figures import Figures, read_figures
 from bsfind.explain.log import Piece, Progress, Source, pieces
 from bsfind.explain.lookalikes import LOOKALIKES, Lookalike, find_lookalike
 from bsfind.explain.texts import HEAD, Kind, Match, Strength, is_fault, match_text, match_traceback
+from bsfind.explain.wrapping import join, readings, without_prefix, words_known
 
 __all__ = ["Error", "Explanation", "explain", "explain_text"]
 
@@ -20,6 +22,16 @@ _MOST_ERRORS = 64
 _MOST_PIECES = 2000
 """Of different texts: after that, only what begins like an allocator's message is read."""
 _LONGEST_MESSAGE = 4000
+_BEFORE = 2
+"""Lines before the first that matters, in which a wrapped message may begin."""
+_LIKELY = 2
+"""Readings of which one is right, unless lines were lost or mixed."""
+_TELLING = re.compile(
+    r"outofm|outofr|oom|kill|(fail\w*|unable|cannot|can't|notenough|tried|trying)(to)?(alloc|mem|find)"
+    r"|alloc\w*failed|_status_|assert|illegal|exhausted|memoryerror|bad_alloc",
+    re.IGNORECASE,
+)
+"""What a message of interest holds, however it was cut, all spaces taken out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +127,9 @@ def explain(stream: BinaryIO) -> Explanation:
             seen[text] = None
         elif HEAD.search(piece.text) is None:
             continue
-        fault = fault or is_fault(piece.joined)
-        lookalike = find_lookalike(piece.joined)
+        likely = _readings(piece)[:_LIKELY]
+        fault = fault or any(map(is_fault, likely))
+        lookalike = next(filter(None, map(find_lookalike, likely)), None)
         if lookalike is not None:
             lookalikes.setdefault(lookalike, piece.line)
         one = _read(piece)
@@ -141,15 +154,40 @@ def explain(stream: BinaryIO) -> Explanation:
     return Explanation(errors=(), cause=cause, advice=advice, lines=progress.lines)
 
 
+def _readings(piece: Piece) -> list[str]:
+    """Return the ways to read a piece; one is enough where no message that matters was wrapped."""
+    before = piece.context[-_BEFORE:]
+    squeezed = "".join("".join((*before, *piece.lines)).split())
+    if _TELLING.search(squeezed) is None:
+        return [join(piece.lines)]
+    return list(readings(piece.lines, before))
+
+
 def _read(piece: Piece) -> _Found | None:
-    joined = piece.joined
-    match = match_text(joined, piece.text)
+    """Return the error that a piece of the log tells of; None if it tells of none.
+
+    Of the ways to read its lines, the first that is an error says which, and the one that yields most
+    figures, of which most words are whole, says how much.
+    """
+    texts = _readings(piece)
+    lines = "\n".join(without_prefix(piece.lines, piece.context[-_BEFORE:]))
+    match = None
+    for number, text in enumerate(texts):
+        match = match_text(text, lines)
+        # A hint needs the text as it most likely was; a proof is one in any reading.
+        if match is not None and (match.strength > Strength.HINT or number < _LIKELY):
+            break
+        match = None
     if match is None:
-        match = match_traceback(" ".join((*piece.context, joined)))
+        context = " ".join(piece.context)
+        match = next(filter(None, (match_traceback(f"{context} {text}") for text in texts)), None)
     if match is None:
         return None
-    figures = max((_figures(text) for text in (joined, piece.unwrapped)), key=lambda f: f.known)
-    return _Found(match, piece, joined[:_LONGEST_MESSAGE], figures)
+    figures, message = max(
+        ((_figures(text), text) for text in texts),
+        key=lambda read: (read[0].known, words_known(read[1])),
+    )
+    return _Found(match, piece, message[:_LONGEST_MESSAGE], figures)
 
 
 def _figures(text: str) -> Figures:

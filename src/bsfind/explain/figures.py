@@ -163,7 +163,10 @@ def read_size(text: str) -> int | None:
     number = match[1].rstrip(",")
     if not re.search(r",\d{3}(,|\.|$)", number):
         number = number.replace(",", ".", 1)  # a decimal comma
-    size = float(number.replace(",", "")[:40]) * 1024**power
+    number = number.replace(",", "")[:40]
+    if number.count(".") > 1:
+        return None  # two numbers that a line break stood between
+    size = float(number) * 1024**power
     return int(size) if size <= _UNBELIEVABLE else None
 
 

@@ -92,32 +92,9 @@ class Piece:
     step: int | None = None
 
     @property
-    def joined(self) -> str:
-        """The message as one line, as it was before a terminal or a mail wrapped it."""
-        return join(self.lines)
-
-    @property
-    def unwrapped(self) -> str:
-        """The message as one line, if it was cut in the middle of words."""
-        return _one_space("".join(self.lines))
-
-    @property
     def text(self) -> str:
         """The lines as they stand in the log."""
         return "\n".join(self.lines)
-
-
-def join(lines: list[str]) -> str:
-    """Join wrapped lines: with nothing between them where all are cut at the same width."""
-    width = max((len(line) for line in lines), default=0)
-    full = sum(len(line) == width for line in lines)
-    cut = width >= 40 and full >= 2
-    parts = [line if cut and len(line) == width else line.strip() + " " for line in lines]
-    return _one_space("".join(parts))
-
-
-def _one_space(text: str) -> str:
-    return re.sub(r"\s+", " ", text).strip()
 
 
 def clean(line: str) -> tuple[Source | None, str]:
@@ -126,7 +103,7 @@ def clean(line: str) -> tuple[Source | None, str]:
     if _DIRTY.search(line) is not None:
         line = _ESCAPES.sub("", line)
         line = _CONTROL.sub("", line.replace("^M", "\r").rsplit("\r", 1)[-1]).rstrip()
-        line = _FRAME.sub("", line)
+        line = _unescape(_FRAME.sub("", line))
     if _BEGINS_WITH_PREFIX.match(line) is None:
         return None, line
     source: Source | None = None
@@ -149,9 +126,16 @@ def clean(line: str) -> tuple[Source | None, str]:
                     break
             else:
                 break
-    return source, line[at:]
+    # A text in a frame, or quoted, may have been given its prefix later.
+    return source, _FRAME.sub("", line[at:]) if at else line
 
 
+def _unescape(line: str) -> str:
+    """Read a text that was written as Markdown, or within quotation marks."""
+    return _ESCAPED.sub(r"\1", line) if "\\" in line else line
+
+
+_ESCAPED = re.compile(r"\\([_*<>`\"])")
 _BEGINS_WITH_PREFIX = re.compile(
     r"\s*[\[(\d]|\s*(?:rank|ERROR|INFO|WARNING|CRITICAL)", re.IGNORECASE
 )
@@ -183,9 +167,9 @@ def pieces(stream: BinaryIO, progress: Progress) -> Iterator[Piece]:
     streams: dict[Source, _Stream] = {}
     recent: deque[bytes] = deque(maxlen=_RECENT)
     last = Source()
+    before = last, ""
     active = 0  # lines for which pieces may still be open
-    while raw := stream.readline(_LONGEST_LINE):
-        progress.lines += 1
+    for raw in _lines(stream, progress):
         matters = _matters(raw)
         if not matters and active == 0:
             recent.append(raw)  # most lines of a log end here
@@ -194,7 +178,7 @@ def pieces(stream: BinaryIO, progress: Progress) -> Iterator[Piece]:
         while recent:
             number = progress.lines - len(recent)
             source, line = _attribute(recent.popleft(), last, streams)
-            last = source
+            last, before = source, (source, line)
             _note_step(line, progress)
             yield from _take(_stream_of(streams, source), source, line, number, progress)
         source, line = _attribute(raw, last, streams)
@@ -205,10 +189,28 @@ def pieces(stream: BinaryIO, progress: Progress) -> Iterator[Piece]:
             if dropped.piece is not None:
                 yield dropped.piece
         state = _stream_of(streams, source)
+        if (
+            source == Source() != before[0]
+        ):  # a line may go on without the prefix that it began with
+            state.context.append(before[1])
+        before = source, line
         yield from _take(state, source, line, progress.lines, progress, matters=matters)
         if active == 0:
             yield from _close(streams)
     yield from _close(streams)
+
+
+def _lines(stream: BinaryIO, progress: Progress) -> Iterator[bytes]:
+    """Read line after line; a message that was written as JSON or a literal has its own lines within."""
+    while raw := stream.readline(_LONGEST_LINE):
+        progress.lines += 1
+        if b"\\n" in raw and _QUOTED.search(raw):
+            yield from re.split(rb"(?:\\r)?\\n", raw)
+        else:
+            yield raw
+
+
+_QUOTED = re.compile(rb"[\"'].{0,2000}(?<!\\)\\n", re.DOTALL)
 
 
 def _attribute(raw: bytes, last: Source, streams: dict[Source, _Stream]) -> tuple[Source, str]:

@@ -81,11 +81,15 @@ _BEFORE_SHARED = (
     ),
     _Text(
         r"oom[-_ ]?kill event|cgroup out-of-memory handler|exceeded (job|step) memory limit"
-        r"|task \d+: out of memory|\bOUT_OF_ME(MORY|\+)",
+        r"|task \d+: out of memory|\b(?-i:OUT_OF_ME)(MORY|\+)",
         _HOST,
         "Slurm: slurmstepd, srun, sacct",
     ),
-    _Text(r"\bOOMKilled\b", _HOST, "Kubernetes, Docker: reason of a container that ended"),
+    _Text(
+        r"\bOOMKilled\b(?!\"?[:=] ?false)",
+        _HOST,
+        "Kubernetes, Docker: reason of a container that ended",
+    ),
     _Text(r"TERM_MEMLIMIT|job killed: \S*mem \S+ exceeded limit", _HOST, "LSF, PBS"),
     _Text(
         r"killed due to the node running low on memory|workers? \(tasks / actors\) killed due to memory",
@@ -176,6 +180,7 @@ _AFTER_SHARED = (
         Kind.CUDA_OOM,
         "NCCL; CUDA extensions (bitsandbytes: ops.cu)",
     ),
+    _Text(r"\bCUDA out of memory[\"'`*!)}\]]", Kind.CUDA_OOM, "the beginning of it, quoted"),
     _Text(r"preemptively rejected because it would exceed", Kind.CUDA_OOM, "torch 2.13"),
     _Text(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory", Kind.HIP_OOM, "HIP runtime"),
     _Text(
@@ -207,7 +212,8 @@ _AFTER_SHARED = (
     ),
     _Text(
         r"exit ?code ?: ?-9\b|signal 9 \(SIGKILL\)|died with <Signals\.SIGKILL|non-zero exit status -9\b"
-        r"|exit(ed with)? (code|status):? 137\b|returned (exit code )?137\b|(?<!killed by )signal: killed\b"
+        r"|exit(ed with)? (code|status):? 137\b|returned (exit code )?137\b"
+        r"|(?<!killed by)(?<!killed by\s)signal: killed\b"
         r"|SIGKILL\S*.{0,60}out of memory|unexpectedly exit with exit code -9",
         _HOST,
         "SIGKILL, which the kernel's out-of-memory killer sends",
