@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bsfind import __version__
-from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
+from bsfind.errors import BsfindError, GpuFaultError, NoGpuError, TimeLimitError
+from bsfind.gpu_lock import GpuLock, lock_folder, neighbour_warning, wait_for
+from bsfind.memory_watch import MemoryWatch
 from bsfind.precision_search import PrecisionSearch, Progress
 from bsfind.predictor import Predictor
 from bsfind.recommend import recommend
@@ -70,6 +72,8 @@ class Finder:
         on_progress: told before each step.
         on_trial: told after each trial; `report` is up to date then.
         on_output: gets every line that the user's code prints.
+        on_wait: told, once, that another bsfind has the GPU.
+        use_lock: wait for the GPU until no other bsfind measures on it.
 
     Attributes:
         errors: what ended a search, in order: the user's code, a worker that died, a limit.
@@ -85,6 +89,8 @@ class Finder:
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_trial: Callable[[str, Trial], None] = lambda _precision, _trial: None,
         on_output: Callable[[str], None] = lambda _: None,
+        on_wait: Callable[[str], None] = lambda _: None,
+        use_lock: bool = True,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
@@ -92,6 +98,9 @@ class Finder:
         self._on_progress = on_progress
         self._on_trial = on_trial
         self._on_output = on_output
+        self._on_wait = on_wait
+        self._use_lock = use_lock
+        self._watch = MemoryWatch()
         self._clock = TimeBudget(settings.limits.trial_timeout_s, settings.limits.time_budget_s)
         self._device: DeviceInfo | None = None
         self._model: ModelInfo | None = None
@@ -112,17 +121,20 @@ class Finder:
         expected = len(self._settings.precisions) * (2 if searching else 1)  # one confirms
         if self._settings.device.is_simulated:
             expected = 1
-        with WorkerPool(self._on_output, self._warn, expected) as pool:
+        with (
+            contextlib.ExitStack() as held,  # the GPU's lock: given up when the pool is gone
+            WorkerPool(self._on_output, self._warn, expected, watch=self._watch) as pool,
+        ):
             try:
-                self._run(pool)
+                self._run(pool, held)
                 self._is_finished = True
             except BsfindError as error:
-                self.errors.append(error)
+                self.errors.append(_lost(error) if self._device else error)
         return self.report
 
-    def _run(self, pool: WorkerPool) -> None:
+    def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
-        self._device = self._open(worker)
+        self._device = self._open(worker, held)
         self._warn_about_neighbours(self._device)
         kinds = _REAL
         if self._device.kind == "simulated":
@@ -168,16 +180,42 @@ class Finder:
             if self.errors and self._model is None:
                 return  # the model could not be built: it will not be in another precision either
 
-    def _open(self, worker: Worker) -> DeviceInfo:
+    def _open(self, worker: Worker, held: contextlib.ExitStack) -> DeviceInfo:
         """Open the device that was asked for, or what stands in for a GPU that is not there."""
+        choice = self._settings.device
         try:
-            return worker.open(self._settings.device, self._clock.for_start())
+            if not choice.is_simulated:
+                self._lock(worker.identify(choice, self._clock.for_start()), held)
+            return worker.open(choice, self._clock.for_start())
         except NoGpuError as error:
             other = self._on_no_gpu(error) if self._settings.device.device == "auto" else None
             if other is None:
                 raise
         self._settings = dataclasses.replace(self._settings, device=other)
         return worker.open(other, self._clock.for_start())
+
+    def _lock(self, uuid: str, held: contextlib.ExitStack) -> None:
+        """Keep other searches off a GPU, before its free memory is looked at.
+
+        Raises:
+            TimeLimitError: another one is still at it when the time for everything is over.
+        """
+        lock = GpuLock(uuid, lock_folder())
+        if not self._use_lock:
+            self._warn(neighbour_warning(lock))
+            return
+        held.enter_context(lock)
+        try:
+            wait_for(lock, self._clock, self._on_wait)
+        except OSError as error:
+            self._warn(
+                ReportWarning(
+                    code="no_lock",
+                    message="nothing keeps another bsfind off this GPU while this one measures: "
+                    f"{error}",
+                    hint="run one at a time, or name a folder for locks in BSFIND_LOCK_DIR",
+                )
+            )
 
     def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
         self._current = search
@@ -226,6 +264,8 @@ class Finder:
         if self._current is not None:
             results.append(self._current.result)
             warnings.extend(self._current.warnings)
+        if (taken := self._watch.warning) is not None:
+            warnings.append(taken)
         recommendation = recommend(results, settings.limits.objective)
         budget = None
         headroom = None
@@ -259,11 +299,26 @@ class Finder:
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
         fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]
-        answered = any(result.status in ("ok", "nothing_fits") for result in results)
+        answered = any(
+            result.status in ("ok", "nothing_fits")
+            or (result.status == "unfinished" and result.max_batch_size is not None)
+            for result in results
+        )
         if fatal and not answered:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _lost(error: BsfindError) -> BsfindError:
+    """Return what an error means where the device had been opened before."""
+    if not isinstance(error, NoGpuError):
+        return error
+    return GpuFaultError(
+        f"the GPU is gone: {error.message}",
+        detail="It was there when the search began. What ran before is in the report.",
+        hint="`nvidia-smi` and `dmesg | grep Xid` show more; a reset or a restart may help",
+    )
 
 
 def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Prediction | None:

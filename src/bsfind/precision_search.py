@@ -300,7 +300,9 @@ class PrecisionSearch:
         """What is known so far."""
         search, recommended = self._search, self._within_budget
         shown = recommended
-        if shown is None and self._status in ("ok", "unfinished"):
+        # On a real device, what was tried in a fresh process and did not run there is no answer.
+        is_refuted = self._status == "ok" and self._device.kind == "cuda" and not self._batch_size
+        if shown is None and self._status in ("ok", "unfinished") and not is_refuted:
             multiple = 1 if self._batch_size else self._limits.multiple_of
             budget = self._capacity if self._batch_size else self._budget
             shown = best_that_leaves(search.trials, budget, multiple)

@@ -28,6 +28,9 @@ LAYERS = {
     "settings": {"units", "errors", "input_spec", "precisions"},
     "import_path": {"errors"},
     "time_budget": {"errors", "units"},
+    "device_faults": {"errors"},
+    "memory_watch": {"records", "units"},
+    "gpu_lock": {"records", "time_budget"},
     # What decides.
     "search": {"records", "units", "settings", "errors"},
     "recommend": {"records", "units", "settings", "errors"},
@@ -47,12 +50,12 @@ LAYERS = {
     "finder": {
         *LEAVES,
         *("precision_search", "predictor", "recommend", "search", "simulated_search", "simulation"),
-        *("time_budget", "trial_runner", "worker"),
+        *("gpu_lock", "memory_watch", "time_budget", "trial_runner", "worker"),
     },
     # The child process.
-    "worker": {*LEAVES, "simulation", "devices"},
-    "devices": {*LEAVES, "oom", "simulation", "workload"},
-    "workload": {*LEAVES, "import_path"},
+    "worker": {*LEAVES, "simulation", "devices", "memory_watch"},
+    "devices": {*LEAVES, "memory_watch", "oom", "simulation", "workload"},
+    "workload": {*LEAVES, "device_faults", "import_path"},
     # What people see.
     "report": {*LEAVES, "recommend"},
     "explain": {"oom", "units"},
