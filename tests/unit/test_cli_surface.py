@@ -28,6 +28,7 @@ WORKLOAD = {
 }
 TRIALS = {
     *("--steps", "--trial-timeout", "--device", "--gpu", "--context-memory", "--memory-limit"),
+    "--no-lock",
 }
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
@@ -64,7 +65,9 @@ PANELS = {
         ),
         "Search",
     ),
-    **dict.fromkeys(("--device", "--gpu", "--context-memory", "--memory-limit"), "Device"),
+    **dict.fromkeys(
+        ("--device", "--gpu", "--context-memory", "--memory-limit", "--no-lock"), "Device"
+    ),
     **dict.fromkeys(
         ("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"), "Output"
     ),

@@ -28,7 +28,8 @@ __all__ = ["app", "main"]
 
 _EPILOG = (
     "Exit codes: 0 a batch size is recommended, 1 nothing fits, 2 usage, 3 no usable GPU, "
-    "4 the model failed, 5 stopped early, 70 a bug in bsfind, 130 interrupted, 143 terminated."
+    "4 the model failed, 5 stopped early, 70 a bug in bsfind, 129 hung up, 130 interrupted, "
+    "143 terminated."
 )
 
 
@@ -76,12 +77,18 @@ def _bsfind(
     """Find the batch size that a PyTorch model should train with on a GPU."""
 
 
+def _on_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _on_interrupt)
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = _run()
@@ -91,6 +98,11 @@ def main() -> None:
 
         discard_stdout()
         code = ExitCode.OK
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except Terminated:
+        code = ExitCode.TERMINATED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: a traceback would be all that comes
     sys.exit(code)
 
 

@@ -419,6 +419,14 @@ MemoryLimit = Annotated[
         "one it may be more than the GPU has.",
     ),
 ]
+NoLock = Annotated[
+    bool,
+    _option(
+        "--no-lock",
+        panel=_DEVICE,
+        help="Measure although another bsfind may be measuring on the same GPU; without it, bsfind waits.",
+    ),
+]
 Json = Annotated[
     bool, _option("--json", panel=_OUTPUT, help="Print the report as JSON instead of the table.")
 ]
