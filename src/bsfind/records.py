@@ -63,8 +63,8 @@ class Trial:
         resident_bytes: allocated between two steps: parameters, buffers, optimizer state.
         activation_bytes: what the forward pass leaves allocated for the backward pass.
         num_alloc_retries: how often the allocator had to flush its cache to go on.
-        steady_alloc_retries: how often of these after the second step, when every step repeats the
-            one before: so it would go on.
+        steady_alloc_retries: how often of these in the second half of the steps, when the allocator
+            had time to settle: so it would go on.
         peaks_by_step: peak allocated of each step, in their order.
         leak: memory grew with every step; the status is `error` then.
         steps: optimizer steps that ran.
