@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from bsfind.errors import BsfindError, GpuFaultError, TargetError
+from bsfind.errors import BsfindError, GpuFaultError, NoGpuError, TargetError
 
-__all__ = ["device_fault"]
+__all__ = ["device_fault", "gone"]
 
 _GPU = (
     r"uncorrectable ECC error encountered",  # 214
@@ -73,6 +73,17 @@ def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindE
                 f"fit the model? {_LATE}",
             )
     return None
+
+
+def gone(error: BsfindError) -> BsfindError:
+    """Return what an error means where the device had been opened before."""
+    if not isinstance(error, NoGpuError):
+        return error
+    return GpuFaultError(
+        f"the GPU is gone: {error.message}",
+        detail="It was there when the search began. What ran before is in the report.",
+        hint="`nvidia-smi` and `dmesg | grep Xid` show more; a reset or a restart may help",
+    )
 
 
 def _first(patterns: tuple[str, ...], text: str) -> str | None:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bsfind import __version__
-from bsfind.errors import BsfindError, GpuFaultError, NoGpuError, TimeLimitError
-from bsfind.gpu_lock import GpuLock, lock_folder, neighbour_warning, wait_for
+from bsfind.device_faults import gone
+from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
+from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
 from bsfind.precision_search import PrecisionSearch, Progress
 from bsfind.predictor import Predictor
@@ -23,11 +24,13 @@ from bsfind.records import (
     ModelInfo,
     PrecisionResult,
     Prediction,
+    Recommendation,
     Report,
     ReportStatus,
     ReportWarning,
     Trial,
 )
+from bsfind.remedies import remedied, variables_of, why_unsupported
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulated_search import SimulatedSearch
 from bsfind.simulation.accuracy import measured_accuracy
@@ -106,6 +109,7 @@ class Finder:
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
+        self._searches: dict[str, PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
         self.errors: list[BsfindError] = []
@@ -118,7 +122,8 @@ class Finder:
         left behind. Errors are in `errors`.
         """
         searching = self._settings.batch_size is None
-        expected = len(self._settings.precisions) * (2 if searching else 1)  # one confirms
+        searches = len(self._settings.precisions) + len(self._settings.compare)
+        expected = searches * (2 if searching else 1)  # one confirms
         if self._settings.device.is_simulated:
             expected = 1
         with (
@@ -129,7 +134,7 @@ class Finder:
                 self._run(pool, held)
                 self._is_finished = True
             except BsfindError as error:
-                self.errors.append(_lost(error) if self._device else error)
+                self.errors.append(gone(error) if self._device else error)
         return self.report
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
@@ -146,7 +151,10 @@ class Finder:
             if kinds is _REAL and self._settings.batch_size is None:
                 predictor = Predictor(self._settings, self._device, precisions)
                 predicted = beside.enter_context(predictor).result
-            self._search_all(precisions, kinds, pool, worker, predicted)
+            opened = self._search_all(precisions, kinds, pool, worker, predicted)
+        self._look_at_fragmentation()
+        if self._settings.compare and self._model is not None:
+            self._compare(kinds, pool, opened)
 
     def _search_all(
         self,
@@ -155,7 +163,8 @@ class Finder:
         pool: WorkerPool,
         worker: Worker,
         predicted: Callable[[str], PrecisionResult | None],
-    ) -> None:
+    ) -> Worker | None:
+        """Search every precision; returns a worker that is left over."""
         assert self._device is not None
         opened: Worker | None = worker
         for precision in precisions:
@@ -176,16 +185,69 @@ class Finder:
                 predicted,
             )
             self._search(search, runner)
+            if search.error is not None:
+                self.errors.append(search.error)
             opened = runner.left_over
             if self.errors and self._model is None:
-                return  # the model could not be built: it will not be in another precision either
+                break  # the model could not be built: it will not be in another precision either
+        return opened
+
+    def _look_at_fragmentation(self) -> None:
+        """See what lies idle in the recommended precision."""
+        best = recommend(self._results, self._settings.limits.objective)
+        if best is None:
+            return
+        search = self._searches[best.precision]
+        search.look_at_fragmentation()
+        self._results = [
+            search.result if result.precision == best.precision else result
+            for result in self._results
+        ]
+
+    def _compare(self, kinds: _Kinds, pool: WorkerPool, opened: Worker | None) -> None:
+        """Search once more with each remedy, in the precision that is recommended."""
+        assert self._device is not None
+        best = recommend(self._results, self._settings.limits.objective)
+        tried = [result.precision for result in self._results if result.status != "unsupported"]
+        if not tried:
+            return
+        precision = best.precision if best else tried[-1]
+        for remedy in self._settings.compare:
+            settings = remedied(self._settings, remedy, precision)
+            why_not = why_unsupported(remedy, simulated=kinds is _SIMULATED)
+            if why_not is not None:
+                self._results.append(
+                    PrecisionResult(
+                        precision=precision, remedy=remedy, status="unsupported", message=why_not
+                    )
+                )
+                continue
+            variables = variables_of(remedy, os.environ)
+            runner = kinds.runner(
+                settings, precision, pool, self._clock, None if variables else opened, variables
+            )
+            search = kinds.search(
+                precision,
+                settings,
+                self._device,
+                runner,
+                self._on_progress,
+                functools.partial(self._on_trial, precision),
+            )
+            self._search(search, runner)
+            if not variables:
+                opened = runner.left_over
 
     def _open(self, worker: Worker, held: contextlib.ExitStack) -> DeviceInfo:
         """Open the device that was asked for, or what stands in for a GPU that is not there."""
         choice = self._settings.device
         try:
             if not choice.is_simulated:
-                self._lock(worker.identify(choice, self._clock.for_start()), held)
+                uuid = worker.identify(choice, self._clock.for_start())
+                lock = held.enter_context(GpuLock(uuid, lock_folder()))
+                warning = hold(lock, self._clock, self._on_wait, alone=self._use_lock)
+                if warning is not None:
+                    self._warn(warning)
             return worker.open(choice, self._clock.for_start())
         except NoGpuError as error:
             other = self._on_no_gpu(error) if self._settings.device.device == "auto" else None
@@ -194,41 +256,18 @@ class Finder:
         self._settings = dataclasses.replace(self._settings, device=other)
         return worker.open(other, self._clock.for_start())
 
-    def _lock(self, uuid: str, held: contextlib.ExitStack) -> None:
-        """Keep other searches off a GPU, before its free memory is looked at.
-
-        Raises:
-            TimeLimitError: another one is still at it when the time for everything is over.
-        """
-        lock = GpuLock(uuid, lock_folder())
-        if not self._use_lock:
-            self._warn(neighbour_warning(lock))
-            return
-        held.enter_context(lock)
-        try:
-            wait_for(lock, self._clock, self._on_wait)
-        except OSError as error:
-            self._warn(
-                ReportWarning(
-                    code="no_lock",
-                    message="nothing keeps another bsfind off this GPU while this one measures: "
-                    f"{error}",
-                    hint="run one at a time, or name a folder for locks in BSFIND_LOCK_DIR",
-                )
-            )
-
     def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
         self._current = search
         try:
             search.run()
         finally:
-            self._model = runner.model or self._model
+            if search.is_asked_for:
+                self._searches[search.precision] = search
+                self._model = runner.model or self._model
             for warning in search.warnings:
                 self._warn(warning)
             self._results.append(search.result)
             self._current = None
-        if search.error is not None:
-            self.errors.append(search.error)
 
     def _precisions(self, device: DeviceInfo) -> list[str]:
         """Return the precisions to search: `amp` resolved, none twice."""
@@ -267,6 +306,9 @@ class Finder:
         if (taken := self._watch.warning) is not None:
             warnings.append(taken)
         recommendation = recommend(results, settings.limits.objective)
+        if recommendation is not None:
+            check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
+            recommendation = dataclasses.replace(recommendation, check=check)
         budget = None
         headroom = None
         if device is not None:
@@ -287,6 +329,7 @@ class Finder:
                 **settings.device.to_json(),
                 "headroom_bytes": headroom,
                 "precisions": list(settings.precisions),
+                "compare": list(settings.compare),
                 "batch_size": settings.batch_size,
             },
             results=tuple(results),
@@ -310,14 +353,16 @@ class Finder:
         return "complete" if self._is_finished and not timed_out else "partial"
 
 
-def _lost(error: BsfindError) -> BsfindError:
-    """Return what an error means where the device had been opened before."""
-    if not isinstance(error, NoGpuError):
-        return error
-    return GpuFaultError(
-        f"the GPU is gone: {error.message}",
-        detail="It was there when the search began. What ran before is in the report.",
-        hint="`nvidia-smi` and `dmesg | grep Xid` show more; a reset or a restart may help",
+def _check(settings: Settings, recommendation: Recommendation) -> Settings:
+    """Return the settings of a `check` that tries what is recommended."""
+    workload, parts = settings.workload, recommendation.global_batch
+    if parts is not None:
+        workload = dataclasses.replace(workload, grad_accum=parts.accumulation_steps)
+    return dataclasses.replace(
+        settings,
+        workload=workload,
+        precisions=(recommendation.precision,),
+        batch_size=recommendation.batch_size,
     )
 
 

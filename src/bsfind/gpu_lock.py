@@ -26,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment,unused-ignore]
 
-__all__ = ["GpuLock", "lock_folder", "neighbour_warning", "wait_for"]
+__all__ = ["GpuLock", "hold", "lock_folder", "neighbour_warning", "wait_for"]
 
 _POLL_S = 0.2
 _FOR_EVERYONE = 0o666
@@ -137,6 +137,33 @@ class GpuLock:
             self._write("")
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def hold(
+    lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None], *, alone: bool
+) -> ReportWarning | None:
+    """Keep other searches off a GPU; return what the report has to say where that is not so.
+
+    Args:
+        lock: of the GPU.
+        clock: the waiting counts against the time for the whole search.
+        on_wait: told once, if there is something to wait for.
+        alone: False: go ahead without the lock (`--no-lock`).
+
+    Raises:
+        TimeLimitError: the time for everything is over.
+    """
+    if not alone:
+        return neighbour_warning(lock)
+    try:
+        wait_for(lock, clock, on_wait)
+    except OSError as error:
+        return ReportWarning(
+            code="no_lock",
+            message=f"nothing keeps another bsfind off this GPU while this one measures: {error}",
+            hint="run one at a time, or name a folder for locks in BSFIND_LOCK_DIR",
+        )
+    return None
 
 
 def wait_for(lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None]) -> None:

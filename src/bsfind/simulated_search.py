@@ -44,7 +44,7 @@ class SimulatedSearch(PrecisionSearch):
 
     def _find_recommendation(self) -> None:
         if self._limits.objective == "fastest":
-            self.warnings.append(
+            self._warnings.append(
                 ReportWarning(
                     code="speed_unknown",
                     message="a prediction knows no speed: the largest batch size is recommended, "
@@ -53,8 +53,20 @@ class SimulatedSearch(PrecisionSearch):
             )
         super()._find_recommendation()
 
+    def _time_up_to(self, largest: int) -> int:
+        return largest  # nothing runs that could be timed
+
+    def look_at_fragmentation(self) -> None:
+        """Try nothing: `--compare expandable-segments` predicts what that buys."""
+
     def _largest_within_budget(self, largest: int) -> int:
         """Return the largest batch size up to `largest` that replays within the budget."""
+        found = self._largest_that_replays(largest, accumulates=False)
+        if self._confirmation.accumulates_from(found):
+            found = self._largest_that_replays(found, accumulates=True)
+        return found
+
+    def _largest_that_replays(self, largest: int, *, accumulates: bool) -> int:
         smallest = min(self._limits.min_batch_size, largest)
         guess = LineThroughPeaks(self._budget)
         search = Search(
@@ -66,7 +78,11 @@ class SimulatedSearch(PrecisionSearch):
         )
         while (batch_size := search.next()) is not None:
             self._report_progress("trying", batch_size)
-            search.record(self._run_within_budget(batch_size))
+            search.record(
+                self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
+            )
         for batch_size in self._between(search):
-            search.record(self._run_within_budget(batch_size))
+            search.record(
+                self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
+            )
         return smallest if search.best is None else search.best.batch_size

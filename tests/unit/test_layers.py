@@ -34,13 +34,26 @@ LAYERS = {
     # What decides.
     "search": {"records", "units", "settings", "errors"},
     "recommend": {"records", "units", "settings", "errors"},
+    "stability": {"records", "units"},
+    "global_batch": {"records"},
+    "timing": {"records", "recommend", "settings"},
+    "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
     "simulation": {*LEAVES, "import_path", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
+    "confirmation": {
+        *LEAVES,
+        *("global_batch", "recommend", "trial_runner", "worker"),
+    },
+    "fragmentation": {
+        *LEAVES,
+        *("recommend", "remedies", "simulation", "trial_runner", "worker"),
+    },
     "precision_search": {
         *LEAVES,
-        *("recommend", "search", "simulation", "time_budget", "trial_runner", "worker"),
+        *("confirmation", "fragmentation", "recommend", "remedies", "search", "simulation"),
+        *("time_budget", "timing", "trial_runner", "worker"),
     },
     "simulated_search": {*LEAVES, "precision_search", "search"},
     "predictor": {
@@ -49,12 +62,20 @@ LAYERS = {
     },
     "finder": {
         *LEAVES,
-        *("precision_search", "predictor", "recommend", "search", "simulated_search", "simulation"),
-        *("gpu_lock", "memory_watch", "time_budget", "trial_runner", "worker"),
+        *("precision_search", "predictor", "recommend", "remedies", "search", "simulated_search"),
+        *(
+            "device_faults",
+            "gpu_lock",
+            "memory_watch",
+            "simulation",
+            "time_budget",
+            "trial_runner",
+            "worker",
+        ),
     },
     # The child process.
     "worker": {*LEAVES, "simulation", "devices", "memory_watch"},
-    "devices": {*LEAVES, "memory_watch", "oom", "simulation", "workload"},
+    "devices": {*LEAVES, "memory_watch", "oom", "simulation", "stability", "workload"},
     "workload": {*LEAVES, "device_faults", "import_path"},
     # What people see.
     "report": {*LEAVES, "recommend"},
@@ -62,6 +83,7 @@ LAYERS = {
     "cli": {
         *LEAVES,
         *("explain", "finder", "precision_search", "report", "import_path", "worker", "devices"),
+        "remedies",
         "simulation",  # its list of known GPUs, see below
     },
     "demo": set(),

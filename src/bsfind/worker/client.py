@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -67,6 +67,7 @@ class Worker:
     Args:
         on_output: gets every line that the user's code (or torch) prints.
         on_warning: gets what the reader of the report must know, each warning once.
+        variables: environment variables that differ from this process's.
         watch: gets to know how much memory of the device is left.
 
     Use as a context manager: at its end, the process is gone with all that it started.
@@ -76,6 +77,7 @@ class Worker:
         self,
         on_output: Callable[[str], None],
         on_warning: Callable[[ReportWarning], None] = lambda _: None,
+        variables: Mapping[str, str] | None = None,
         *,
         watch: MemoryWatch | None = None,
     ) -> None:
@@ -89,6 +91,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, **variables} if variables else None,
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._threads = [
@@ -176,14 +179,16 @@ class Worker:
         """Let later trials use at most `nbytes` of the device."""
         self._ask({"do": "limit_memory", "bytes": nbytes}, timeout_s, "limiting the memory")
 
-    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> TrialAnswer:
-        """Try a batch size.
+    def run_trial(
+        self, batch_size: int, steps: int, timeout_s: float, *, record: bool = True
+    ) -> TrialAnswer:
+        """Try a batch size; its recording is part of the answer if it is wanted.
 
         Raises:
             TargetError: the user's code failed.
             TimeLimitError, WorkerError: see `_ask`.
         """
-        request = {"do": "trial", "batch_size": batch_size, "steps": steps}
+        request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
         if answer["memory"] is not None:
             self._watch.left(MemoryLeft.from_json(answer["memory"]))
