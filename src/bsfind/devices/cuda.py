@@ -181,7 +181,7 @@ class CudaDevice:
             )
         self._release()
         if failed is None:
-            peak = torch.cuda.max_memory_reserved(self._device)
+            peak = max(measured.peaks_reserved)
             failed = spilled_trial(batch_size, steps, peak, self._free_bytes)
         if isinstance(failed, BsfindError):
             raise failed
