@@ -1,7 +1,8 @@
 """The `bsfind` command, and `python -m bsfind`.
 
-The imports take a while. A Ctrl-C in the middle of them would show a traceback: until a command runs there
-is nothing to end and nothing to lose, and a signal just ends the process.
+The imports take a while. A KeyboardInterrupt in the middle of one can show a traceback, come out as another
+exception (class creation wraps it), or be swallowed. Until a search runs there is nothing to end and nothing
+to lose: a signal just ends the process. The search has its own handlers (`cli/interruption.py`).
 """
 
 import os

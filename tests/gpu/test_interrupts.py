@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def test_while_a_report_is_exported(gpu: Gpu) -> None:
     """A FIFO: to open it takes as long as nobody reads."""
     fifo = Path(gpu.folder, "report.json")
     os.mkfifo(fifo)
+    exported: list[str] = []
     with StagedSearch(
         gpu, "second trial", "--max-batch-size", "6", "-v", "--export", str(fifo)
     ) as search:
@@ -95,11 +97,17 @@ def test_while_a_report_is_exported(gpu: Gpu) -> None:
         assert "batch size 5: ran" in search.process.stderr.readline()
         time.sleep(0.3)
         search.process.send_signal(signal.SIGINT)
-        exported = fifo.read_text()
+        # A thread, since the export that is interrupted may still find this reader, or not.
+        threading.Thread(target=lambda: _read_all(fifo, exported), daemon=True).start()
         done = search.end()
     check_is_clean(done, 130, "interrupted")
-    assert exported == done.out
+    wait_for(lambda: exported[-1:] == [done.out], seconds=10)
     assert done.only["max_batch_size"] == 5
+
+
+def _read_all(fifo: Path, texts: list[str]) -> None:
+    while True:
+        texts.append(fifo.read_text())
 
 
 def test_a_signal_that_was_ignored_stays_ignored(gpu: Gpu) -> None:

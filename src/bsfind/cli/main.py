@@ -77,19 +77,14 @@ def _bsfind(
     """Find the batch size that a PyTorch model should train with on a GPU."""
 
 
-def _on_interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _on_interrupt)
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not started by `bsfind.__main__`
+        signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = _run()
         sys.stdout.flush()
