@@ -6,25 +6,22 @@ import contextlib
 import dataclasses
 import functools
 import os
-import platform
-import shlex
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bsfind import __version__
 from bsfind.device_faults import gone
 from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
+from bsfind.findings import report_of
 from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
-from bsfind.precision_search import PrecisionSearch, Progress
+from bsfind.precision_search import PrecisionSearch
 from bsfind.predictor import Predictor
+from bsfind.progress import Progress
 from bsfind.recommend import recommend
 from bsfind.records import (
     DeviceInfo,
     ModelInfo,
     PrecisionResult,
-    Prediction,
-    Recommendation,
     Report,
     ReportStatus,
     ReportWarning,
@@ -33,8 +30,6 @@ from bsfind.records import (
 from bsfind.remedies import remedied, variables_of, why_unsupported
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulated_search import SimulatedSearch
-from bsfind.simulation.accuracy import measured_accuracy
-from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.time_budget import TimeBudget
 from bsfind.trial_runner import SimulatedTrialRunner, TrialRunner
 from bsfind.units import format_bytes
@@ -42,15 +37,6 @@ from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
 __all__ = ["Finder"]
-
-_ENVIRONMENT_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING",
-    "CUDA_MODULE_LOADING",
-    "NVIDIA_TF32_OVERRIDE",
-)
 
 
 class _Kinds(NamedTuple):
@@ -305,39 +291,16 @@ class Finder:
             warnings.extend(self._current.warnings)
         if (taken := self._watch.warning) is not None:
             warnings.append(taken)
-        recommendation = recommend(results, settings.limits.objective)
-        if recommendation is not None:
-            check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
-            recommendation = dataclasses.replace(recommendation, check=check)
-        budget = None
-        headroom = None
-        if device is not None:
-            headroom = settings.limits.headroom.of(device.capacity_bytes)
-            budget = settings.limits.headroom.leaves(device.capacity_bytes)
-        return Report(
-            bsfind_version=__version__,
+        return report_of(
+            settings,
+            self._command,
+            device,
+            self._model,
+            results,
+            warnings,
             status=self._status(results),
-            command=self._command,
-            reproduce=shlex.join(["bsfind", *settings.to_argv()]),
-            device=device,
-            budget_bytes=budget,
-            model=self._model,
-            prediction=_prediction(device, self._model),
-            workload=settings.workload.to_json(),
-            search={
-                **settings.limits.to_json(),
-                **settings.device.to_json(),
-                "headroom_bytes": headroom,
-                "precisions": list(settings.precisions),
-                "compare": list(settings.compare),
-                "batch_size": settings.batch_size,
-            },
-            results=tuple(results),
-            recommendation=recommendation,
-            warnings=tuple(warnings),
-            environment=_environment(device),
-            duration_s=self._clock.elapsed_s,
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
+            duration_s=self._clock.elapsed_s,
         )
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
@@ -353,34 +316,6 @@ class Finder:
         return "complete" if self._is_finished and not timed_out else "partial"
 
 
-def _check(settings: Settings, recommendation: Recommendation) -> Settings:
-    """Return the settings of a `check` that tries what is recommended."""
-    workload, parts = settings.workload, recommendation.global_batch
-    if parts is not None:
-        workload = dataclasses.replace(workload, grad_accum=parts.accumulation_steps)
-    return dataclasses.replace(
-        settings,
-        workload=workload,
-        precisions=(recommendation.precision,),
-        batch_size=recommendation.batch_size,
-    )
-
-
-def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Prediction | None:
-    """Return what a predicted report rests on; None if nothing is predicted."""
-    if device is None or device.kind != "simulated":
-        return None
-    # A build without CUDA (`2.13.0+cpu`) stands for its sibling with CUDA.
-    version = (device.torch_version or "").partition("+")[0]
-    kind = model.kind if model else None
-    return Prediction(
-        torch_version=version,
-        allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
-        model_kind=kind,
-        accuracy=measured_accuracy(kind) if kind else None,
-    )
-
-
 def _unsupported(precision: str, device: DeviceInfo) -> str | None:
     """Return why a device cannot run a precision; None if it can."""
     if precision == "tf32" and not device.supports_tf32:
@@ -388,15 +323,3 @@ def _unsupported(precision: str, device: DeviceInfo) -> str | None:
     if precision in ("bf16", "amp-bf16") and not device.supports_bf16:
         return f"{device.name} has no bfloat16 in hardware (it came with compute capability 8.0)"
     return None
-
-
-def _environment(device: DeviceInfo | None) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": device.torch_version if device else None,
-        "cuda": device.cuda_version if device else None,
-        "variables": {
-            name: os.environ[name] for name in _ENVIRONMENT_VARIABLES if name in os.environ
-        },
-    }

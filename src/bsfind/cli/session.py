@@ -16,7 +16,7 @@ from bsfind.cli.request import settings_from
 from bsfind.errors import BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
-from bsfind.precision_search import Progress
+from bsfind.progress import Progress
 from bsfind.records import Report, Trial
 from bsfind.report.check import print_check
 from bsfind.report.export import check_writable, write_report
