@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
+from bsfind.cli.github import GitHubReporter
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
-from bsfind.errors import BsfindError, NoGpuError, Terminated, UsageError
+from bsfind.errors import BelowMinimumError, BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.records import Report, Trial
 from bsfind.report.check import print_check
 from bsfind.report.export import check_writable, write_report
+from bsfind.report.formats import SLOW_FORMATS
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
+from bsfind.report.terminal_plot import print_plot
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, find_gpu
 
@@ -34,6 +38,10 @@ def run_session(options: Mapping[str, Any]) -> int:
     """
     if options["json"] and options["quiet"]:
         raise UsageError("`--json` and `--quiet` exclude each other: each has stdout to itself")
+    if options["plot"] and (options["json"] or options["quiet"]):
+        raise UsageError(
+            "`--plot` draws below the table, which `--json` and `--quiet` do not print"
+        )
     settings = settings_from(options)
     session = _Session(settings, options)
     for path in session.exports:
@@ -49,6 +57,8 @@ class _Session:
         self._settings = settings
         self._json: bool = options["json"]
         self._quiet: bool = options["quiet"]
+        self._plot: bool = options["plot"]
+        self._fail_under: int | None = options.get("fail_under")
         self._verbose: bool = options["verbose"]
         self._terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=self._verbose)
         self._line = ProgressLine(
@@ -64,6 +74,8 @@ class _Session:
             on_output=self._terminal.user_output,
         )
         self._unwritten: set[Path] = set()
+        self._not_before_s: dict[Path, float] = {}
+        self._github = GitHubReporter(self._terminal) if options["github"] else None
 
     def run(self) -> int:
         stopped: int | None = None
@@ -77,16 +89,32 @@ class _Session:
             stopped = ExitCode.TERMINATED
             self._finder.stopped_by = "terminated (SIGTERM)"
         report = self._finder.report
-        self._export(report)
+        self._export(report, self.exports)
         try:
             self._print(report)
             sys.stdout.flush()
         except BrokenPipeError:
             discard_stdout()
-        if stopped is not None:
-            return stopped
-        code = exit_code(report, self._finder.errors)
-        return ExitCode.USAGE if self._unwritten and code == ExitCode.OK else code
+        failures = [*self._finder.errors, *self._below_minimum(report)]
+        code = exit_code(report, failures) if stopped is None else stopped
+        if self._unwritten and code == ExitCode.OK:
+            code = ExitCode.USAGE
+        if self._github is not None:
+            code = self._github.tell(report, code, failures[0].message if failures else "")
+        return code
+
+    def _below_minimum(self, report: Report) -> list[BelowMinimumError]:
+        """Return the error of an answer below `--fail-under`, which is told."""
+        least, chosen = self._fail_under, report.recommendation
+        if report.status != "complete":
+            return []  # more may fit
+        if least is None or chosen is None or chosen.batch_size >= least:
+            return []
+        error = BelowMinimumError(
+            f"the recommended batch size, {chosen.batch_size:,}, is below `--fail-under {least}`"
+        )
+        self._terminal.error(error)
+        return [error]
 
     def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
         """Return what to predict for where there is no GPU: at a terminal alone.
@@ -106,11 +134,13 @@ class _Session:
         if self._verbose:
             simulated = self._finder.report.simulated
             self._terminal.note(trial_line(precision, trial, simulated=simulated))
-        if self.exports:
-            self._export(self._finder.report)
+        due = [path for path in self.exports if time.monotonic() >= self._not_before_s.get(path, 0)]
+        if due:
+            self._export(self._finder.report, due)
 
-    def _export(self, report: Report) -> None:
-        for path in self.exports:
+    def _export(self, report: Report, paths: Sequence[Path]) -> None:
+        for path in paths:
+            started_s = time.monotonic()
             try:
                 write_report(report, path)
                 self._unwritten.discard(path)
@@ -119,6 +149,11 @@ class _Session:
                 if path not in self._unwritten:
                     self._unwritten.add(path)
                     self._terminal.error(error)
+            if path.suffix.lower() in SLOW_FORMATS:
+                # Drawing takes a tenth of the time at most: where trials take milliseconds, not
+                # every one is drawn. The last always is.
+                now_s = time.monotonic()
+                self._not_before_s[path] = now_s + 9 * (now_s - started_s)
 
     def _print(self, report: Report) -> None:
         for warning in report.warnings:
@@ -132,6 +167,8 @@ class _Session:
             print_check(report, self._terminal.out)
         else:
             print_report(report, self._terminal.out)
+        if self._plot:
+            print_plot(report, self._terminal.out)
 
     def _print_number(self, report: Report) -> None:
         chosen = report.recommendation
@@ -153,7 +190,7 @@ class _Session:
                 self._terminal.error(error)
 
 
-def exit_code(report: Report, errors: list[BsfindError]) -> int:
+def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
     """Return the exit code of a search that was not interrupted.
 
     A failure of the user's code outweighs an answer in another precision: a script must not take
