@@ -140,8 +140,9 @@ def picture_of(report: Report) -> Picture:
     limits = _limits(report)
     sizes = [point.batch_size for s in series for point in s.points]
     sizes += [miss.batch_size for s in series for miss in s.misses]
-    reserved = [point.reserved_bytes for s in series for point in s.points]
-    memory = [*reserved, *(limit.nbytes for limit in limits)]
+    memory = [limit.nbytes for limit in limits]
+    for point in (point for s in series for point in s.points):
+        memory += [point.reserved_bytes, point.allocated_bytes or 0]
     return Picture(
         heading=_HEADING,
         subject=wording.subject(report),

@@ -172,7 +172,8 @@ class _Drawing:
         heights = [self._y_of(limit.nbytes) for limit in self._picture.limits]
         if len(heights) == 2:
             lacking = max(0.0, _LEAST_DISTANCE - (heights[1] - heights[0]))
-            heights = [heights[0] - lacking / 2, heights[1] + lacking / 2]
+            lower = min(heights[1] + lacking / 2, self._top + _PLOT_HEIGHT)
+            heights = [min(heights[0] - lacking / 2, lower - _LEAST_DISTANCE), lower]
         return heights
 
     def _series(self, series: Series, index: int) -> None:

@@ -12,11 +12,12 @@ from rich.text import Text
 from bsfind.records import Report
 from bsfind.report.canvas import Canvas
 from bsfind.report.picture import Picture, picture_of
-from bsfind.report.ticks import Tick, batch_size_ticks, memory_ticks
+from bsfind.report.ticks import batch_size_ticks, memory_ticks
 
 __all__ = ["print_plot"]
 
 _HEADING = "Peak reserved against batch size"
+_AXIS = "batch size"
 _NARROWEST = 32
 """Below this many columns a plot tells less than the table."""
 
@@ -125,23 +126,18 @@ def _draw(canvas: Canvas, picture: Picture, glyphs: _Glyphs) -> None:
 
 
 def _batch_sizes(picture: Picture, canvas: Canvas, indent: int) -> Text:
-    """Return the line below the axis: a label under each tick, none cut or touching another."""
+    """Return the line below the axis: a label under each tick, as long as there is room for it."""
+    width = indent + canvas.width
     widest = len(f"{picture.batch_size_high:,}") + 2
-    ticks = batch_size_ticks(picture.batch_size_high, max(2, canvas.width // widest))
-    line = " " * indent
-    for tick in ticks:
-        line = _put(line, tick, indent + canvas.column(tick.value / picture.batch_size_high))
-        line = line[: indent + canvas.width] if len(line) > indent + canvas.width else line
-    title = "batch size"
-    if indent + canvas.width - len(line) > len(title) + 1:
-        line += f"{title:>{indent + canvas.width - len(line)}}"
-    return Text(line, style="dim")
-
-
-def _put(line: str, tick: Tick, column: int) -> str:
-    start = max(0, column - len(tick.label) // 2)
-    kept = line.rstrip() if start < len(line) else line
-    return f"{kept:<{start}}{tick.label}"
+    line = ""
+    for tick in batch_size_ticks(picture.batch_size_high, canvas.width // widest):
+        middle = indent + canvas.column(tick.value / picture.batch_size_high)
+        start = middle - len(tick.label) // 2
+        touches = line != "" and start < len(line) + 2
+        if not touches and start + len(tick.label) <= width:
+            line = f"{line:<{start}}{tick.label}"
+    room = width - len(line)
+    return Text(line + (f"{_AXIS:>{room}}" if room > len(_AXIS) + 1 else ""), style="dim")
 
 
 def _legend(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:

@@ -31,7 +31,7 @@ def batch_size_ticks(high: int, most: int) -> tuple[Tick, ...]:
 
     Args:
         high: where the axis ends, at least 1.
-        most: how many ticks there is room for, at least 2.
+        most: how many ticks there is room for, at least 3.
     """
     step = _step(Fraction(high), most, smallest=Fraction(1))
     return tuple(Tick(value, f"{value:,}") for value in range(0, high + 1, int(step)))
@@ -42,7 +42,7 @@ def memory_ticks(high: int, most: int) -> tuple[Tick, ...]:
 
     Args:
         high: where the axis ends, at least 1.
-        most: how many ticks there is room for, at least 2.
+        most: how many ticks there is room for, at least 3.
     """
     unit, name = next((unit, name) for unit, name in _UNITS if high >= unit)
     # Tenths of a unit are readable (0.5 GiB), hundredths are what the next smaller unit is for.
@@ -57,7 +57,7 @@ def memory_ticks(high: int, most: int) -> tuple[Tick, ...]:
 
 def _step(high: Fraction, most: int, smallest: Fraction) -> Fraction:
     """Return the smallest of 1, 2, 5, 10, 20 … (times `smallest`) with at most `most` ticks."""
-    return next(step for step in _steps(smallest) if int(high / step) + 1 <= max(2, most))
+    return next(step for step in _steps(smallest) if int(high / step) + 1 <= max(3, most))
 
 
 def _steps(smallest: Fraction) -> Iterator[Fraction]:
