@@ -56,10 +56,12 @@ def _read(name: str) -> Report:
         return Report.from_json(json.loads(text))
     except json.JSONDecodeError as error:
         why = f"it is not JSON: {error}"
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        why = (
-            f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        )
+    except KeyError as error:
+        why = f"it has no {error}; another version of bsfind may have written it"
+    except (AttributeError, IndexError, TypeError):
+        why = "it has other fields"
+    except ValueError as error:
+        why = str(error)
     raise UsageError(
         f"`{name}` is not a report of bsfind: {why}",
         hint="`bsfind run … --export report.json` writes one",
