@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
+from bsfind.cli.exports import Exports
 from bsfind.cli.github import GitHubReporter
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
@@ -19,8 +18,6 @@ from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.records import Report, Trial
 from bsfind.report.check import print_check
-from bsfind.report.export import check_writable, write_report
-from bsfind.report.formats import SLOW_FORMATS
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
 from bsfind.report.terminal_plot import print_plot
@@ -43,17 +40,13 @@ def run_session(options: Mapping[str, Any]) -> int:
             "`--plot` draws below the table, which `--json` and `--quiet` do not print"
         )
     settings = settings_from(options)
-    session = _Session(settings, options)
-    for path in session.exports:
-        check_writable(path)
-    return session.run()
+    return _Session(settings, options).run()
 
 
 class _Session:
     """What stays the same from the first trial to the last line."""
 
     def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
-        self.exports: list[Path] = list(options["export"] or ())
         self._settings = settings
         self._json: bool = options["json"]
         self._quiet: bool = options["quiet"]
@@ -73,8 +66,8 @@ class _Session:
             on_trial=self._after_trial,
             on_output=self._terminal.user_output,
         )
-        self._unwritten: set[Path] = set()
-        self._not_before_s: dict[Path, float] = {}
+        self._exports = Exports(options["export"] or (), self._terminal)
+        self._exports.check()
         self._github = GitHubReporter(self._terminal) if options["github"] else None
 
     def run(self) -> int:
@@ -89,7 +82,7 @@ class _Session:
             stopped = ExitCode.TERMINATED
             self._finder.stopped_by = "terminated (SIGTERM)"
         report = self._finder.report
-        self._export(report, self.exports)
+        is_written = self._exports.finish(report)
         try:
             self._print(report)
             sys.stdout.flush()
@@ -97,7 +90,7 @@ class _Session:
             discard_stdout()
         failures = [*self._finder.errors, *self._below_minimum(report)]
         code = exit_code(report, failures) if stopped is None else stopped
-        if self._unwritten and code == ExitCode.OK:
+        if not is_written and code == ExitCode.OK:
             code = ExitCode.USAGE
         if self._github is not None:
             code = self._github.tell(report, code, failures[0].message if failures else "")
@@ -134,26 +127,7 @@ class _Session:
         if self._verbose:
             simulated = self._finder.report.simulated
             self._terminal.note(trial_line(precision, trial, simulated=simulated))
-        due = [path for path in self.exports if time.monotonic() >= self._not_before_s.get(path, 0)]
-        if due:
-            self._export(self._finder.report, due)
-
-    def _export(self, report: Report, paths: Sequence[Path]) -> None:
-        for path in paths:
-            started_s = time.monotonic()
-            try:
-                write_report(report, path)
-                self._unwritten.discard(path)
-            except UsageError as error:
-                # The search goes on: its answer is worth more than the file.
-                if path not in self._unwritten:
-                    self._unwritten.add(path)
-                    self._terminal.error(error)
-            if path.suffix.lower() in SLOW_FORMATS:
-                # Drawing takes a tenth of the time at most: where trials take milliseconds, not
-                # every one is drawn. The last always is.
-                now_s = time.monotonic()
-                self._not_before_s[path] = now_s + 9 * (now_s - started_s)
+        self._exports.update(lambda: self._finder.report)
 
     def _print(self, report: Report) -> None:
         for warning in report.warnings:
