@@ -212,6 +212,14 @@ def test_svg_of_any_report(report: Report) -> None:
     check_layout(parsed(report), is_plain=False)
 
 
+@pytest.mark.parametrize("digits", range(1, 10))
+def test_svg_has_room_for_the_labels_of_any_axis(digits: int) -> None:
+    for first in range(1, 10):
+        trial = ok(first * 10 ** (digits - 1), GIB, 2 * GIB, None)
+        result = dataclasses.replace(example_report().results[0], trials=(trial,))
+        check_layout(parsed(dataclasses.replace(example_report(), results=(result,))))
+
+
 def test_svg_has_the_trials() -> None:
     root = parsed(example_report())
     told = [title.text or "" for title in root.iter(f"{NAMESPACE}title")][1:]

@@ -28,6 +28,7 @@ _EM = 0.62
 
 _MOST_TICKS = 7
 _LEAST_DISTANCE = 14
+"""Between the labels of two limits, from line to line, and of two ticks, from end to end."""
 
 _LIGHT = ("#0b63c5", "#c2410c", "#15803d", "#8b2fc9", "#946200", "#0e7490", "#be185d", "#4b5563")
 _DARK = ("#6cb0ff", "#ff9a5c", "#5fd38a", "#c9a0ff", "#f0c04f", "#5fd0e0", "#ff8fc0", "#b6bec9")
@@ -152,7 +153,9 @@ class _Drawing:
             y = self._y_of(tick.value)
             self._line(_LEFT, y, _RIGHT, y, class_="grid", width=1)
             self._text(tick.label, _LEFT - 8, y + 4, size=_SMALL, class_="quiet", anchor="end")
-        for tick in batch_size_ticks(self._picture.batch_size_high, _MOST_TICKS):
+        high = self._picture.batch_size_high
+        room = (_RIGHT - _LEFT) / (text_width(f"{high:,}", _SMALL) + _LEAST_DISTANCE)
+        for tick in batch_size_ticks(high, min(_MOST_TICKS, int(room))):
             x = self._x_of(tick.value)
             self._line(x, bottom, x, bottom + 4, class_="axis", width=1)
             self._text(tick.label, x, bottom + 18, size=_SMALL, class_="quiet", anchor="middle")
