@@ -6,11 +6,22 @@ checked here, before torch is imported: a typo costs milliseconds.
 
 from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit, NoLock
 from bsfind.cli.options.inputs import BatchFn, Input, InputShape
-from bsfind.cli.options.output import Color, ColorChoice, Export, Json, NoProgress, Quiet, Verbose
+from bsfind.cli.options.output import (
+    Color,
+    ColorChoice,
+    Export,
+    GitHub,
+    Json,
+    NoProgress,
+    Plot,
+    Quiet,
+    Verbose,
+)
 from bsfind.cli.options.search import (
     BatchSize,
     Compare,
     ConfirmSteps,
+    FailUnder,
     GlobalBatch,
     Headroom,
     MaxBatchSize,
@@ -52,6 +63,8 @@ __all__ = [
     "ContextMemory",
     "Device",
     "Export",
+    "FailUnder",
+    "GitHub",
     "GlobalBatch",
     "Gpu",
     "GradAccum",
@@ -74,6 +87,7 @@ __all__ = [
     "ObjectiveOption",
     "Optimizer",
     "OptimizerArg",
+    "Plot",
     "Precision",
     "Quiet",
     "Step",
