@@ -46,6 +46,7 @@ _EXIT_CODES = {
     ExitCode.TARGET_FAILED: "the model's code failed",
     ExitCode.STOPPED_EARLY: "stopped early by a limit",
     ExitCode.INTERNAL: "a bug in bsfind",
+    ExitCode.HUNG_UP: "the terminal went away",
     ExitCode.INTERRUPTED: "interrupted",
     ExitCode.TERMINATED: "terminated",
 }

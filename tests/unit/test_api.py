@@ -30,6 +30,7 @@ from bsfind.settings import Settings
 ROOT = Path(__file__).parents[2]
 OF_THE_TERMINAL = {
     *("context", "json", "quiet", "export", "verbose", "no_progress", "color", "profile"),
+    *("plot", "github", "fail_under"),
 }
 
 
@@ -64,7 +65,8 @@ def test_the_arguments_are_the_options(
     """The same names and defaults, so that a command line can be read as a call."""
     ours = dict(inspect.signature(function).parameters)
     theirs = dict(inspect.signature(command).parameters)
-    assert set(theirs) - set(ours) == OF_THE_TERMINAL | {"target", "input", "input_shape"}
+    left_out = OF_THE_TERMINAL | {"target", "input", "input_shape"}
+    assert set(theirs) - set(ours) == left_out & set(theirs)
     assert set(ours) - set(theirs) == {"model", "inputs", "on_trial"}
     for name in set(ours) & set(theirs):
         default = theirs[name].default
@@ -272,3 +274,12 @@ def test_html_escapes_what_the_user_named() -> None:
     assert tags.open == []
     assert "script" not in tags.seen
     assert tags.text.count(evil) >= 4
+
+
+def test_a_plot_is_shown_and_saved(tmp_path: Path) -> None:
+    plot = bsfind.Report.of(example_report()).plot()
+    assert plot._repr_svg_().startswith("<svg")
+    plot.save(tmp_path / "memory.svg")
+    assert (tmp_path / "memory.svg").read_text(encoding="utf-8") == plot._repr_svg_()
+    with pytest.raises(bsfind.UsageError, match=r"end it in \.svg or \.png"):
+        plot.save(tmp_path / "memory.json")

@@ -28,10 +28,11 @@ WORKLOAD = {
 }
 TRIALS = {
     *("--steps", "--trial-timeout", "--device", "--gpu", "--context-memory", "--memory-limit"),
+    "--no-lock",
 }
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
-    "--profile",
+    *("--plot", "--github", "--profile"),
 }
 # Frozen: to take an option away breaks scripts; to add one needs a line here and in the README.
 SURFACE = {
@@ -39,9 +40,10 @@ SURFACE = {
         *(WORKLOAD | TRIALS | OUTPUT),
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
         *("--objective", "--time-budget", "--confirm-steps", "--global-batch", "--world-size"),
-        "--compare",
+        *("--compare", "--fail-under"),
     },
     "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
+    "diff": {"--threshold", "--json"},
     "explain": {"--json"},
     "gpus": {"--json"},
     "env": {"--json"},
@@ -63,12 +65,19 @@ PANELS = {
             *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance"),
             *("--headroom", "--objective", "--steps", "--trial-timeout", "--time-budget"),
             *("--batch-size", "--confirm-steps", "--global-batch", "--world-size", "--compare"),
+            "--fail-under",
         ),
         "Search",
     ),
-    **dict.fromkeys(("--device", "--gpu", "--context-memory", "--memory-limit"), "Device"),
     **dict.fromkeys(
-        ("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"), "Output"
+        ("--device", "--gpu", "--context-memory", "--memory-limit", "--no-lock"), "Device"
+    ),
+    **dict.fromkeys(
+        (
+            *("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"),
+            *("--plot", "--github"),
+        ),
+        "Output",
     ),
     "--profile": "Configuration",
 }

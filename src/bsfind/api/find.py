@@ -70,6 +70,7 @@ def find(
     gpu: str | int | None = None,
     context_memory: str | int | None = None,
     memory_limit: str | int | None = None,
+    no_lock: bool = False,
     on_trial: OnTrial | None = None,
 ) -> Report:
     """Find the batch size that a model should train with (see `bsfind run`).
@@ -119,6 +120,7 @@ def find(
         gpu: predict for a GPU that need not be there: its name, or its memory (bytes or text).
         context_memory: what a process holds of a simulated GPU outside PyTorch's allocator.
         memory_limit: what PyTorch's allocator may reserve.
+        no_lock: measure although another bsfind may be measuring on the same GPU.
         on_trial: called as `on_trial(precision, trial)` after each trial, in this thread.
 
     Returns:
@@ -166,6 +168,7 @@ def check(
     gpu: str | int | None = None,
     context_memory: str | int | None = None,
     memory_limit: str | int | None = None,
+    no_lock: bool = False,
     on_trial: OnTrial | None = None,
 ) -> Report:
     """Try one batch size: does it fit (see `bsfind check`)?
@@ -193,6 +196,7 @@ def check(
         gpu: predict for a GPU that need not be there.
         context_memory: what a process holds of a simulated GPU outside PyTorch's allocator.
         memory_limit: what PyTorch's allocator may reserve.
+        no_lock: measure although another bsfind may be measuring on the same GPU.
         on_trial: called as `on_trial(precision, trial)` after each trial.
 
     Returns:
@@ -230,7 +234,7 @@ def _run(command: Callable[..., Any], arguments: Mapping[str, Any], folder: Path
     target = locate(arguments["model"], folder)
     options = read_keywords(command, _options(arguments, target))
     on_trial: OnTrial = arguments["on_trial"] or (lambda _precision, _trial: None)
-    finder = Finder(settings_from(options), on_trial=on_trial)
+    finder = Finder(settings_from(options), on_trial=on_trial, use_lock=not options["no_lock"])
     report = finder.run()
     if report.status == "failed" or not report.results:
         raise finder.errors[0]

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 from bsfind import records
+from bsfind.errors import UsageError
+from bsfind.report.export import write_report
 from bsfind.report.html import to_html
 from bsfind.report.markdown import to_markdown
+from bsfind.report.png import check_can_draw
 from bsfind.report.sentences import answer
+from bsfind.report.svg import to_svg
 
-__all__ = ["Report"]
+__all__ = ["Plot", "Report"]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of memory, which a notebook shows.
+
+    Attributes:
+        report: what it is of.
+    """
+
+    report: records.Report
+
+    def save(self, path: str | Path) -> None:
+        """Write it as `.svg`, or as `.png` where matplotlib is installed.
+
+        Raises:
+            UsageError: another ending, no matplotlib, or the file cannot be written.
+        """
+        file = Path(path)
+        if file.suffix.lower() not in (".svg", ".png"):
+            raise UsageError(f"`{file}` is no picture, end it in .svg or .png")
+        if file.suffix.lower() == ".png":
+            check_can_draw()
+        write_report(self.report, file)
+
+    def _repr_svg_(self) -> str:
+        """Return what a notebook shows."""
+        return to_svg(self.report)
 
 
 class Report(records.Report):
@@ -48,6 +81,10 @@ class Report(records.Report):
     def to_markdown(self) -> str:
         """Return the comparison table and the sentences below it as Markdown."""
         return to_markdown(self)
+
+    def plot(self) -> Plot:
+        """Return the picture of memory: peaks against batch size, with the card's line."""
+        return Plot(self)
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows."""

@@ -139,7 +139,7 @@ def _read_table(
         name = key.replace("_", "-")
         if name not in known:
             candidates = sorted(known) + (["profiles"] if where == _TABLE else [])
-            nearest = difflib.get_close_matches(name, candidates, n=1)
+            nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.65)
             hint = f"did you mean `{nearest[0]}`?" if nearest else "`bsfind run --help` lists them"
             raise UsageError(f"`{file}` has an unknown key `{key}` in {where}", hint=hint)
         if not isinstance(value, (bool, int, float, str, list)):

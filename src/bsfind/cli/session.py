@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
+from bsfind.cli.exports import Exports
+from bsfind.cli.github import GitHubReporter
+from bsfind.cli.interruption import Interruption
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
-from bsfind.errors import BsfindError, NoGpuError, Terminated, UsageError
+from bsfind.errors import BelowMinimumError, BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
+from bsfind.progress import Progress
 from bsfind.records import Report, Trial
 from bsfind.report.check import print_check
-from bsfind.report.export import check_writable, write_report
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
+from bsfind.report.terminal_plot import print_plot
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, find_gpu
 
@@ -34,59 +37,90 @@ def run_session(options: Mapping[str, Any]) -> int:
     """
     if options["json"] and options["quiet"]:
         raise UsageError("`--json` and `--quiet` exclude each other: each has stdout to itself")
+    if options["plot"] and (options["json"] or options["quiet"]):
+        raise UsageError(
+            "`--plot` draws below the table, which `--json` and `--quiet` do not print"
+        )
     settings = settings_from(options)
-    session = _Session(settings, options)
-    for path in session.exports:
-        check_writable(path)
-    return session.run()
+    return _Session(settings, options).run()
 
 
 class _Session:
     """What stays the same from the first trial to the last line."""
 
     def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
-        self.exports: list[Path] = list(options["export"] or ())
         self._settings = settings
         self._json: bool = options["json"]
         self._quiet: bool = options["quiet"]
+        self._plot: bool = options["plot"]
+        self._fail_under: int | None = options.get("fail_under")
         self._verbose: bool = options["verbose"]
         self._terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=self._verbose)
         self._line = ProgressLine(
             self._terminal,
             enabled=not (options["no_progress"] or self._quiet or self._verbose),
         )
+        self._interruption = Interruption()
         self._finder = Finder(
             settings,
             command=["bsfind", *sys.argv[1:]],
             on_no_gpu=self._stand_in,
-            on_progress=self._line.update,
+            on_progress=self._before_step,
             on_trial=self._after_trial,
             on_output=self._terminal.user_output,
+            on_wait=self._wait,
+            use_lock=not options["no_lock"],
         )
-        self._unwritten: set[Path] = set()
+        self._exports = Exports(options["export"] or (), self._terminal)
+        self._exports.check()
+        self._github = GitHubReporter(self._terminal) if options["github"] else None
 
     def run(self) -> int:
-        stopped: int | None = None
-        try:
-            with self._line.shown():
-                self._finder.run()
-        except KeyboardInterrupt:
-            stopped = ExitCode.INTERRUPTED
-            self._finder.stopped_by = "interrupted"
-        except Terminated:
-            stopped = ExitCode.TERMINATED
-            self._finder.stopped_by = "terminated (SIGTERM)"
-        report = self._finder.report
-        self._export(report)
+        with self._interruption:
+            try:
+                with self._line.shown():
+                    self._finder.run()
+                self._interruption.hold()
+            except (KeyboardInterrupt, Terminated):
+                self._finder.stopped_by = self._interruption.name
+            report = self._finder.report
+            is_written = self._exports.finish(report)
+            is_printed = self._print_to_the_end(report)
+            failures = [*self._finder.errors, *self._below_minimum(report)]
+            code = exit_code(report, failures)
+            if not (is_written and is_printed) and code == ExitCode.OK:
+                code = ExitCode.USAGE
+            stopped = self._interruption.exit_code
+            code = code if stopped is None else stopped
+            if self._github is not None:
+                code = self._github.tell(report, code, failures[0].message if failures else "")
+        return code
+
+    def _print_to_the_end(self, report: Report) -> bool:
+        """Print the report; return whether it could be written. A reader that has left is content."""
         try:
             self._print(report)
             sys.stdout.flush()
         except BrokenPipeError:
             discard_stdout()
-        if stopped is not None:
-            return stopped
-        code = exit_code(report, self._finder.errors)
-        return ExitCode.USAGE if self._unwritten and code == ExitCode.OK else code
+        except OSError as error:
+            discard_stdout()
+            self._terminal.error(UsageError(f"cannot write the answer: {error.strerror or error}"))
+            return False
+        return True
+
+    def _below_minimum(self, report: Report) -> list[BelowMinimumError]:
+        """Return the error of an answer below `--fail-under`, which is told."""
+        least, chosen = self._fail_under, report.recommendation
+        if report.status != "complete":
+            return []  # more may fit
+        if least is None or chosen is None or chosen.batch_size >= least:
+            return []
+        error = BelowMinimumError(
+            f"the recommended batch size, {chosen.batch_size:,}, is below `--fail-under {least}`"
+        )
+        self._terminal.error(error)
+        return [error]
 
     def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
         """Return what to predict for where there is no GPU: at a terminal alone.
@@ -102,23 +136,19 @@ class _Session:
         self._terminal.hint("`--gpu` names another one, `bsfind gpus` lists them")
         return dataclasses.replace(self._settings.device, device="sim", gpu=gpu.key)
 
+    def _before_step(self, progress: Progress) -> None:
+        self._interruption.check()
+        self._line.update(progress)
+
+    def _wait(self, message: str) -> None:
+        self._terminal.note(message)
+        self._terminal.hint("`--no-lock` goes ahead at once")
+
     def _after_trial(self, precision: str, trial: Trial) -> None:
         if self._verbose:
             simulated = self._finder.report.simulated
             self._terminal.note(trial_line(precision, trial, simulated=simulated))
-        if self.exports:
-            self._export(self._finder.report)
-
-    def _export(self, report: Report) -> None:
-        for path in self.exports:
-            try:
-                write_report(report, path)
-                self._unwritten.discard(path)
-            except UsageError as error:
-                # The search goes on: its answer is worth more than the file.
-                if path not in self._unwritten:
-                    self._unwritten.add(path)
-                    self._terminal.error(error)
+        self._exports.update(lambda: self._finder.report)
 
     def _print(self, report: Report) -> None:
         for warning in report.warnings:
@@ -132,6 +162,8 @@ class _Session:
             print_check(report, self._terminal.out)
         else:
             print_report(report, self._terminal.out)
+        if self._plot:
+            print_plot(report, self._terminal.out)
 
     def _print_number(self, report: Report) -> None:
         chosen = report.recommendation
@@ -153,7 +185,7 @@ class _Session:
                 self._terminal.error(error)
 
 
-def exit_code(report: Report, errors: list[BsfindError]) -> int:
+def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
     """Return the exit code of a search that was not interrupted.
 
     A failure of the user's code outweighs an answer in another precision: a script must not take

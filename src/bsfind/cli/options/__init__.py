@@ -5,13 +5,24 @@ checked here, before torch is imported: a typo costs milliseconds.
 """
 
 from bsfind.cli.options.configuration import Profile
-from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit
+from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit, NoLock
 from bsfind.cli.options.inputs import BatchFn, Input, InputShape
-from bsfind.cli.options.output import Color, ColorChoice, Export, Json, NoProgress, Quiet, Verbose
+from bsfind.cli.options.output import (
+    Color,
+    ColorChoice,
+    Export,
+    GitHub,
+    Json,
+    NoProgress,
+    Plot,
+    Quiet,
+    Verbose,
+)
 from bsfind.cli.options.search import (
     BatchSize,
     Compare,
     ConfirmSteps,
+    FailUnder,
     GlobalBatch,
     Headroom,
     MaxBatchSize,
@@ -53,6 +64,8 @@ __all__ = [
     "ContextMemory",
     "Device",
     "Export",
+    "FailUnder",
+    "GitHub",
     "GlobalBatch",
     "Gpu",
     "GradAccum",
@@ -69,11 +82,13 @@ __all__ = [
     "ModeOption",
     "ModelArg",
     "MultipleOf",
+    "NoLock",
     "NoProgress",
     "Objective",
     "ObjectiveOption",
     "Optimizer",
     "OptimizerArg",
+    "Plot",
     "Precision",
     "Profile",
     "Quiet",
