@@ -1,0 +1,140 @@
+"""What really fits, answered by single fresh processes: the yardstick of the other benchmarks.
+
+`ask` starts `python -m benchmarks.fresh`, which imports torch once and forks for every batch size.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.card import child_environment
+
+from bsfind.settings import Workload
+
+__all__ = ["Largest", "Runs", "ask"]
+
+_LONGEST_S = 1800
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Does a batch size run? The answer is true or false.
+
+    Attributes:
+        batch_size: which.
+        steps: for how many.
+        limit_bytes: what the allocator may reserve; None: all that is free.
+    """
+
+    batch_size: int
+    steps: int = 3
+    limit_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Largest:
+    """Which is the largest batch size that runs? The answer is 0 if none does.
+
+    Attributes:
+        near: where to begin.
+        steps: of each trial.
+        limit_bytes: what the allocator may reserve; None: all that is free.
+        peak_bytes: what it may have reserved in the end, within the limit; None: all of it.
+    """
+
+    near: int
+    steps: int = 3
+    limit_bytes: int | None = None
+    peak_bytes: int | None = None
+
+
+def ask(workload: Workload, precision: str, *questions: Runs | Largest) -> list[Any]:
+    """Return the answers to some questions about a model.
+
+    Raises:
+        RuntimeError: a trial failed, and not for lack of memory.
+        subprocess.TimeoutExpired: it takes too long.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "answers.json")
+        text = json.dumps(
+            {
+                "workload": workload.to_json(),
+                "precision": precision,
+                "questions": [
+                    [type(question).__name__, asdict(question)] for question in questions
+                ],
+            }
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.fresh", text, str(file)],
+            check=False,
+            capture_output=True,
+            text=True,
+            env=child_environment(),
+            timeout=_LONGEST_S,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"{workload.target} in {precision}:\n{done.stderr[-2000:]}")
+        return json.loads(file.read_text())  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    """Answer the questions in the first argument, in the file that the second one names."""
+    from benchmarks.exact import largest_batch_size, runs_in_fresh_process
+
+    request = json.loads(sys.argv[1])
+    workload = Workload.from_json(request["workload"])
+    sys.path.insert(0, workload.app_dir)
+    answers: list[Any] = []
+    for kind, fields in request["questions"]:
+        if kind == "Runs":
+            runs = Runs(**fields)
+            step = _Trial(workload, request["precision"], runs.steps, runs.limit_bytes)
+            answers.append(runs_in_fresh_process(step, runs.batch_size))
+        else:
+            most = Largest(**fields)
+            step = _Trial(
+                workload, request["precision"], most.steps, most.limit_bytes, most.peak_bytes
+            )
+            answers.append(largest_batch_size(step, most.near))
+    Path(sys.argv[2]).write_text(json.dumps(answers))
+
+
+class _Trial:
+    """Trains at a batch size; to be called in a fork of its own each time."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        precision: str,
+        steps: int,
+        limit_bytes: int | None,
+        peak_bytes: int | None = None,
+    ) -> None:
+        from benchmarks import training  # imports torch, once for all forks
+
+        self._training = training
+        self._workload, self._precision, self._steps = workload, precision, steps
+        self._limit_bytes, self._peak_bytes = limit_bytes, peak_bytes
+
+    def __call__(self, batch_size: int) -> bool:
+        import torch
+
+        if self._limit_bytes is not None:
+            self._training.limit_memory(self._limit_bytes)
+        loaded = self._training.load(self._workload, self._precision)
+        torch.cuda.empty_cache()  # as bsfind does: what building the model left behind
+        torch.cuda.reset_peak_memory_stats()
+        self._training.train(loaded, batch_size, self._steps)
+        return self._peak_bytes is None or torch.cuda.max_memory_reserved() <= self._peak_bytes
+
+
+if __name__ == "__main__":
+    main()
