@@ -14,6 +14,9 @@ What the figures are:
     was run          the finder itself ran the very size that it answers, to the end
     runs             it runs in a fresh process
 
+Lightning's loop keeps the gradients of the last step during the forward pass, which the others and the
+reference do not: its true maximum is a little smaller.
+
 On the fake GPU memory is what PyTorch's allocator makes of it, and steps cost next to nothing: seconds are
 start-up and bookkeeping. bsfind begins its search at a prediction, and its simulator was developed against
 the fake GPU: on hardware a prediction may be further off, which costs trials.
