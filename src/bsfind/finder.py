@@ -21,11 +21,13 @@ from bsfind.records import (
     ModelInfo,
     PrecisionResult,
     Prediction,
+    Recommendation,
     Report,
     ReportStatus,
     ReportWarning,
     Trial,
 )
+from bsfind.remedies import remedied, variables_of, why_unsupported
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulated_search import SimulatedSearch
 from bsfind.simulation.accuracy import measured_accuracy
@@ -97,6 +99,7 @@ class Finder:
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
+        self._searches: dict[str, PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
         self.errors: list[BsfindError] = []
@@ -109,7 +112,8 @@ class Finder:
         left behind. Errors are in `errors`.
         """
         searching = self._settings.batch_size is None
-        expected = len(self._settings.precisions) * (2 if searching else 1)  # one confirms
+        searches = len(self._settings.precisions) + len(self._settings.compare)
+        expected = searches * (2 if searching else 1)  # one confirms
         if self._settings.device.is_simulated:
             expected = 1
         with WorkerPool(self._on_output, self._warn, expected) as pool:
@@ -134,7 +138,10 @@ class Finder:
             if kinds is _REAL and self._settings.batch_size is None:
                 predictor = Predictor(self._settings, self._device, precisions)
                 predicted = beside.enter_context(predictor).result
-            self._search_all(precisions, kinds, pool, worker, predicted)
+            opened = self._search_all(precisions, kinds, pool, worker, predicted)
+        self._look_at_fragmentation()
+        if self._settings.compare and self._model is not None:
+            self._compare(kinds, pool, opened)
 
     def _search_all(
         self,
@@ -143,7 +150,8 @@ class Finder:
         pool: WorkerPool,
         worker: Worker,
         predicted: Callable[[str], PrecisionResult | None],
-    ) -> None:
+    ) -> Worker | None:
+        """Search every precision; returns a worker that is left over."""
         assert self._device is not None
         opened: Worker | None = worker
         for precision in precisions:
@@ -164,9 +172,58 @@ class Finder:
                 predicted,
             )
             self._search(search, runner)
+            if search.error is not None:
+                self.errors.append(search.error)
             opened = runner.left_over
             if self.errors and self._model is None:
-                return  # the model could not be built: it will not be in another precision either
+                break  # the model could not be built: it will not be in another precision either
+        return opened
+
+    def _look_at_fragmentation(self) -> None:
+        """See what lies idle in the recommended precision."""
+        best = recommend(self._results, self._settings.limits.objective)
+        if best is None:
+            return
+        search = self._searches[best.precision]
+        search.look_at_fragmentation()
+        self._results = [
+            search.result if result.precision == best.precision else result
+            for result in self._results
+        ]
+
+    def _compare(self, kinds: _Kinds, pool: WorkerPool, opened: Worker | None) -> None:
+        """Search once more with each remedy, in the precision that is recommended."""
+        assert self._device is not None
+        best = recommend(self._results, self._settings.limits.objective)
+        tried = [result.precision for result in self._results if result.status != "unsupported"]
+        if not tried:
+            return
+        precision = best.precision if best else tried[-1]
+        for remedy in self._settings.compare:
+            settings = remedied(self._settings, remedy, precision)
+            why_not = why_unsupported(remedy, simulated=kinds is _SIMULATED)
+            if why_not is not None:
+                self._results.append(
+                    PrecisionResult(
+                        precision=precision, remedy=remedy, status="unsupported", message=why_not
+                    )
+                )
+                continue
+            variables = variables_of(remedy, os.environ)
+            runner = kinds.runner(
+                settings, precision, pool, self._clock, None if variables else opened, variables
+            )
+            search = kinds.search(
+                precision,
+                settings,
+                self._device,
+                runner,
+                self._on_progress,
+                functools.partial(self._on_trial, precision),
+            )
+            self._search(search, runner)
+            if not variables:
+                opened = runner.left_over
 
     def _open(self, worker: Worker) -> DeviceInfo:
         """Open the device that was asked for, or what stands in for a GPU that is not there."""
@@ -184,13 +241,13 @@ class Finder:
         try:
             search.run()
         finally:
-            self._model = runner.model or self._model
+            if search.is_asked_for:
+                self._searches[search.precision] = search
+                self._model = runner.model or self._model
             for warning in search.warnings:
                 self._warn(warning)
             self._results.append(search.result)
             self._current = None
-        if search.error is not None:
-            self.errors.append(search.error)
 
     def _precisions(self, device: DeviceInfo) -> list[str]:
         """Return the precisions to search: `amp` resolved, none twice."""
@@ -227,6 +284,9 @@ class Finder:
             results.append(self._current.result)
             warnings.extend(self._current.warnings)
         recommendation = recommend(results, settings.limits.objective)
+        if recommendation is not None:
+            check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
+            recommendation = dataclasses.replace(recommendation, check=check)
         budget = None
         headroom = None
         if device is not None:
@@ -247,6 +307,7 @@ class Finder:
                 **settings.device.to_json(),
                 "headroom_bytes": headroom,
                 "precisions": list(settings.precisions),
+                "compare": list(settings.compare),
                 "batch_size": settings.batch_size,
             },
             results=tuple(results),
@@ -264,6 +325,19 @@ class Finder:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _check(settings: Settings, recommendation: Recommendation) -> Settings:
+    """Return the settings of a `check` that tries what is recommended."""
+    workload, parts = settings.workload, recommendation.global_batch
+    if parts is not None:
+        workload = dataclasses.replace(workload, grad_accum=parts.accumulation_steps)
+    return dataclasses.replace(
+        settings,
+        workload=workload,
+        precisions=(recommendation.precision,),
+        batch_size=recommendation.batch_size,
+    )
 
 
 def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Prediction | None:

@@ -6,33 +6,35 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bsfind.confirmation import Confirmation
 from bsfind.errors import BsfindError, TargetError, TimeLimitError, WorkerError
-from bsfind.recommend import (
-    best_that_leaves,
-    next_throughput_probe,
-    round_down,
-    saturation,
-    step_down,
-)
+from bsfind.fragmentation import try_expandable_segments
+from bsfind.recommend import best_that_leaves, is_fragmented, saturation
 from bsfind.records import (
     DeviceInfo,
+    ExpandableSegments,
     PrecisionResult,
     PredictedPeaks,
     ReportWarning,
     ResultStatus,
     Trial,
 )
+from bsfind.remedies import variables_of
 from bsfind.search import LineThroughPeaks, Search
 from bsfind.settings import Settings
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.simulation.forecast import largest_that_fits
+from bsfind.timing import Timing
 from bsfind.trial_runner import TrialRunner
 from bsfind.units import format_bytes
 from bsfind.worker.client import ModelDoesNotFit
 
 __all__ = ["PrecisionSearch", "Progress"]
 
-_MAX_CONFIRMATIONS = 6
+_LEAK_HINT = (
+    "look for a list, attribute or metric that keeps tensors (losses with their graph, say) from step "
+    "to step; keep `loss.detach()` or `loss.item()` instead"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,8 @@ class PrecisionSearch:
         predicted: asked, once the model is loaded, for what a prediction says of this precision.
 
     Attributes:
+        precision: that is searched.
         error: what the user's code or the worker did to end the search; None if nothing.
-        warnings: what the reader of the result must know.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class PrecisionSearch:
         on_trial: Callable[[Trial], None],
         predicted: Callable[[str], PrecisionResult | None] = lambda _: None,
     ) -> None:
-        self._precision = precision
+        self.precision = precision
         self._limits = settings.limits
         self._batch_size = settings.batch_size
         self._device = device
@@ -98,14 +100,24 @@ class PrecisionSearch:
         self._predicted: PrecisionResult | None = None
         self._search = self._make_search()
         self._allocator = AllocatorSettings.from_environment(
-            os.environ, torch_version=device.torch_version or ""
+            {**os.environ, **variables_of(settings.remedy, os.environ)},
+            torch_version=device.torch_version or "",
         )
-        self._within_budget: Trial | None = None
-        self._timing: list[Trial] = []
+        self._confirmation = Confirmation(
+            precision,
+            settings.limits,
+            self._budget,
+            runner,
+            lambda batch_size: self._report_progress("confirming", batch_size),
+            is_everything=self._budget == self._capacity,
+        )
+        self._remedy = settings.remedy
+        self._timing = Timing(settings.limits, self._time)
+        self._expandable_segments: ExpandableSegments | None = None
         self._status: ResultStatus = "unfinished"
         self._message: str | None = None
         self.error: BsfindError | None = None
-        self.warnings: list[ReportWarning] = []
+        self._warnings: list[ReportWarning] = []
 
     def run(self) -> PrecisionResult:
         """Search to the end, and return the result.
@@ -119,11 +131,12 @@ class PrecisionSearch:
         try:
             self._report_progress("loading")
             self._runner.load()
-            self._predicted = self._ask_prediction(self._precision)
+            self._predicted = self._ask_prediction(self.precision)
             self._search = self._make_search()
             self._find_maximum()
             if self._search.best is not None and self._batch_size is None:
                 self._find_recommendation()
+            self._look_for_leaks()
             self._finish()
         except ModelDoesNotFit as answer:
             self._status = "nothing_fits"
@@ -150,21 +163,23 @@ class PrecisionSearch:
             trial = self._try(batch_size)
             self._search.record(trial)
             self._on_trial(trial)
+            if trial.leak is not None:
+                return
 
-    def _try(self, batch_size: int) -> Trial:
+    def _try(self, batch_size: int, steps: int | None = None) -> Trial:
         """Run a trial; one that takes too long is an answer too.
 
         Raises:
             TimeLimitError: the time for everything is over.
         """
         try:
-            return self._runner.run(batch_size)
+            return self._runner.run(batch_size, steps)
         except TimeLimitError as error:
             self._runner.check_time()
-            self.warnings.append(
+            self._warnings.append(
                 ReportWarning(
                     code="trial_timeout",
-                    message=f"{self._precision}: batch size {batch_size} was given up: {error.message}",
+                    message=f"{self.precision}: batch size {batch_size} was given up: {error.message}",
                     hint=error.hint,
                 )
             )
@@ -184,16 +199,22 @@ class PrecisionSearch:
     def _find_recommendation(self) -> None:
         best = self._search.best
         assert best is not None
+        if any(trial.leak for trial in self._search.trials):
+            return
         guess = best.batch_size
         if self._budget < self._capacity:
             guess = self._largest_within_budget(best.batch_size)
-        recommended = self._confirm(guess)
-        if recommended is not None and self._limits.objective == "fastest":
-            self._find_fastest(recommended)
+        guess = self._time_up_to(guess)
+        confirmed = self._confirmation.confirm(guess)
+        if confirmed is not None:
+            self._on_trial(confirmed)
 
     def _largest_within_budget(self, largest: int) -> int:
         """Return what may be the largest batch size up to `largest` that leaves the headroom."""
-        guess = self._guess(self._search.trials, self._budget)
+        budget = self._budget
+        if self._confirmation.accumulates_from(largest) and self._runner.model is not None:
+            budget -= self._runner.model.model_bytes  # the gradients of the micro-batches before
+        guess = self._guess(self._search.trials, budget)
         predicted = self._predicted
         if predicted is not None and predicted.recommended_batch_size is not None:
             expected, failed = predicted.max_batch_size or largest, self._search.smallest_failed
@@ -203,61 +224,57 @@ class PrecisionSearch:
             guess = predicted.recommended_batch_size + missed
         return largest if guess is None else min(largest, max(1, guess))
 
-    def _confirm(self, batch_size: int) -> Trial | None:
-        """Run the recommended size limited to the budget, in a process of its own if it is real.
+    def _time_up_to(self, largest: int) -> int:
+        """Find out where throughput saturates; returns the size to confirm."""
+        if self._limits.objective == "fastest":
+            return self._timing.fastest_up_to(largest, self._search.trials)
+        self._timing.down_from(largest, self._search.trials)
+        return largest
 
-        A size that does not run there gives way to a smaller one.
+    def _time(self, batch_size: int, steps: int) -> Trial:
+        self._report_progress("timing", batch_size)
+        trial = self._try(batch_size, steps)
+        self._on_trial(trial)
+        return trial
+
+    def look_at_fragmentation(self) -> None:
+        """Try expandable segments if much of the memory is reserved and lies idle.
+
+        Raises:
+            TimeLimitError: the time budget of the whole search is spent.
         """
-        multiple, smallest = self._limits.multiple_of, self._limits.min_batch_size
-        candidate = round_down(batch_size, multiple)
-        for attempt in range(1, _MAX_CONFIRMATIONS + 1):
-            if candidate < max(smallest, 1):
-                return None
-            self._report_progress("confirming", candidate)
-            trial = self._run_within_budget(candidate)
-            if trial.status == "ok":
-                self._within_budget = trial
-                self._on_trial(trial)
-                return trial
-            if self._budget == self._capacity or trial.status == "timeout":
-                self._warn_unconfirmed(trial)
-            candidate = step_down(candidate, multiple, attempt)
-        return None
-
-    def _run_within_budget(self, batch_size: int) -> Trial:
-        try:
-            return self._runner.run_within(batch_size, self._budget)
-        except ModelDoesNotFit as answer:
-            return Trial(batch_size=batch_size, status="oom", message=str(answer))
-        except TimeLimitError as error:
-            self._runner.check_time()
-            return Trial(batch_size=batch_size, status="timeout", message=error.message)
-
-    def _warn_unconfirmed(self, trial: Trial) -> None:
-        self.warnings.append(
-            ReportWarning(
-                code="confirmation_failed",
-                message=f"{self._precision}: batch size {trial.batch_size} ran among other trials "
-                f"but not in a fresh process ({trial.status}); a smaller one is recommended",
-            )
+        confirmed, limits = self._confirmation.trial, self._limits
+        if confirmed is None or self._allocator.expandable_segments:
+            return
+        if limits.objective != "largest" or limits.global_batch is not None:
+            return  # memory is not what decides
+        if not is_fragmented(confirmed.peak_allocated_bytes, confirmed.peak_reserved_bytes):
+            return
+        self._report_progress("defragmenting", confirmed.batch_size)
+        self._expandable_segments = try_expandable_segments(
+            self._runner,
+            list(self._runner.recordings.values()),
+            confirmed,
+            limits,
+            self._budget,
+            self._device.torch_version or "",
         )
 
-    def _find_fastest(self, confirmed: Trial) -> None:
-        largest = confirmed.batch_size
-        smallest, multiple = self._limits.min_batch_size, self._limits.multiple_of
-        while True:
-            trials = [*self._search.trials, confirmed, *self._timing]
-            probe = next_throughput_probe(trials, largest, smallest=smallest, multiple_of=multiple)
-            if probe is None:
-                break
-            self._report_progress("timing", probe)
-            trial = self._try(probe)
-            self._timing.append(trial)
-            self._on_trial(trial)
-        fits = [t for t in trials if t.batch_size <= largest and t.batch_size % multiple == 0]
-        fastest = saturation([t for t in fits if t.batch_size >= smallest])
-        if fastest is not None and fastest.batch_size < largest:
-            self._confirm(fastest.batch_size)  # if it does not run, the first one stands
+    def _look_for_leaks(self) -> None:
+        """Raise TargetError if memory grew from step to step: no batch size would last."""
+        leaking = self._leaking
+        if leaking is not None:
+            raise TargetError(
+                f"{leaking.message}, at batch size {leaking.batch_size}",
+                detail="No batch size would last.",
+                hint=_LEAK_HINT,
+            )
+
+    @property
+    def _leaking(self) -> Trial | None:
+        ran = (*self._search.trials, *self._timing.trials)
+        seen = (trial for trial in ran if trial.leak is not None)
+        return self._confirmation.leaking or next(seen, None)
 
     def _finish(self) -> None:
         best = self._search.best
@@ -272,10 +289,10 @@ class PrecisionSearch:
             self._message = f"batch size {last.batch_size} does not run: {last.message}"
         limited = [t for t in self._search.trials if t.status == "error" and t.batch_size > 1]
         if limited:
-            self.warnings.append(
+            self._warnings.append(
                 ReportWarning(
                     code="kernel_limit",
-                    message=f"{self._precision}: batch size {limited[-1].batch_size} failed for "
+                    message=f"{self.precision}: batch size {limited[-1].batch_size} failed for "
                     f"another reason than memory: {limited[-1].message}",
                 )
             )
@@ -285,7 +302,7 @@ class PrecisionSearch:
         best = self._search.best
         self._on_progress(
             Progress(
-                precision=self._precision,
+                precision=self.precision,
                 doing=doing,
                 batch_size=batch_size,
                 best=best.batch_size if best else None,
@@ -296,19 +313,33 @@ class PrecisionSearch:
         )
 
     @property
+    def is_asked_for(self) -> bool:
+        """Whether the model is as asked for: not changed by a remedy."""
+        return self._remedy is None
+
+    @property
+    def warnings(self) -> list[ReportWarning]:
+        """What the reader of the result must know."""
+        return [*self._warnings, *self._confirmation.warnings]
+
+    @property
     def result(self) -> PrecisionResult:
         """What is known so far."""
-        search, recommended = self._search, self._within_budget
+        search, recommended, leaking = self._search, self._confirmation.trial, self._leaking
         shown = recommended
-        if shown is None and self._status in ("ok", "unfinished"):
+        may_guess = leaking is None and not self._confirmation.has_failed
+        if shown is None and may_guess and self._status in ("ok", "unfinished"):
             multiple = 1 if self._batch_size else self._limits.multiple_of
             budget = self._capacity if self._batch_size else self._budget
             shown = best_that_leaves(search.trials, budget, multiple)
-        trials = (*search.trials, *self._timing)
+        trials, timings = tuple(search.trials), tuple(self._timing.trials)
         if recommended is not None and all(
             trial.batch_size != recommended.batch_size or trial.status != "ok" for trial in trials
         ):
             trials = (*trials, recommended)
+        if self._confirmation.leaking is not None:
+            trials = (*trials, self._confirmation.leaking)
+        enough = saturation([t for t in (*trials, *timings) if t.status == "ok"])
         largest = max(
             (trial for trial in trials if trial.status == "ok"),
             key=lambda trial: trial.batch_size,
@@ -317,13 +348,15 @@ class PrecisionSearch:
         confirmed = recommended if self._device.kind == "cuda" else None  # else nothing ran
         total = self._device.total_bytes
         return PrecisionResult(
-            precision=self._precision,
+            precision=self.precision,
+            remedy=self._remedy,
             status=self._status,
             max_batch_size=largest.batch_size if largest else None,
             recommended_batch_size=shown.batch_size if shown else None,
             is_maximum_proven=search.best is not None and search.is_proven,
             peak_allocated_bytes=shown.peak_allocated_bytes if shown else None,
             peak_reserved_bytes=shown.peak_reserved_bytes if shown else None,
+            fragmentation_bytes=_difference(shown),
             peak_fraction=(
                 shown.peak_reserved_bytes / total if shown and shown.peak_reserved_bytes else None
             ),
@@ -332,7 +365,12 @@ class PrecisionSearch:
             verified=confirmed is not None,
             smallest_failed_batch_size=search.smallest_failed,
             confirmation=confirmed,
+            saturation_batch_size=enough.batch_size if enough else None,
+            expandable_segments=self._expandable_segments,
+            global_batch=self._confirmation.global_batch,
+            leak=leaking.leak if leaking else None,
             trials=trials,
+            timings=timings,
             predicted=_predicted_peaks(self._predicted),
             message=self._message or self._why_nothing_is_recommended(shown),
         )
@@ -344,10 +382,21 @@ class PrecisionSearch:
         assert best is not None
         multiple = self._limits.multiple_of
         needed = f"{max(multiple, self._limits.min_batch_size)}"
+        if self._confirmation.has_failed_late:
+            return (
+                f"batch size {best.batch_size} runs, but none that was tried runs on for "
+                f"{self._limits.confirm_steps} steps within the budget of {format_bytes(self._budget)}"
+            )
         return (
             f"batch size {best.batch_size} runs, but none from {needed} on runs within the budget "
             f"of {format_bytes(self._budget)} (the headroom stays free)"
         )
+
+
+def _difference(trial: Trial | None) -> int | None:
+    if trial is None or trial.peak_reserved_bytes is None or trial.peak_allocated_bytes is None:
+        return None
+    return trial.peak_reserved_bytes - trial.peak_allocated_bytes
 
 
 def _predicted_peaks(result: PrecisionResult | None) -> PredictedPeaks | None:

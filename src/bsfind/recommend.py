@@ -11,6 +11,7 @@ __all__ = [
     "SATURATION",
     "baseline",
     "best_that_leaves",
+    "is_fragmented",
     "next_throughput_probe",
     "recommend",
     "round_down",
@@ -26,6 +27,10 @@ BASELINE_PRECISIONS = ("fp32", "tf32")
 """What speed-ups are relative to: the first of these that was measured."""
 
 _STEP_DOWN = 0.005
+_LARGEST_STEP_DOWN = 0.32
+
+_FRAGMENTED = 0.08
+"""The part of the reserved memory that may lie idle before another setting is worth a try."""
 
 
 def round_down(batch_size: int, multiple_of: int) -> int:
@@ -36,9 +41,11 @@ def round_down(batch_size: int, multiple_of: int) -> int:
 def step_down(batch_size: int, multiple_of: int, attempt: int) -> int:
     """Return what to try after a recommended size failed to run for the `attempt`-th time (1, 2, …).
 
-    The distance doubles with every attempt: half a percent, one, two …; 0 when nothing is left.
+    The distance doubles with every attempt: half a percent, one, two … up to a third; 0 when nothing
+    is left.
     """
-    distance = max(1, int(batch_size * _STEP_DOWN * 2 ** (attempt - 1)))
+    share = min(_LARGEST_STEP_DOWN, _STEP_DOWN * 2 ** (attempt - 1))
+    distance = max(1, int(batch_size * share))
     return round_down(max(0, batch_size - distance), multiple_of)
 
 
@@ -57,6 +64,13 @@ def best_that_leaves(
     return max(within, key=lambda trial: trial.batch_size, default=None)
 
 
+def is_fragmented(allocated_bytes: int | None, reserved_bytes: int | None) -> bool:
+    """Tell whether so much is reserved and not allocated that expandable segments may pay."""
+    if allocated_bytes is None or reserved_bytes is None:
+        return False
+    return reserved_bytes - allocated_bytes > _FRAGMENTED * reserved_bytes
+
+
 def saturation(trials: Sequence[Trial]) -> Trial | None:
     """Return the trial of the smallest batch size whose samples/s is within 2 % of the best."""
     timed = [trial for trial in trials if trial.samples_per_s is not None]
@@ -66,28 +80,43 @@ def saturation(trials: Sequence[Trial]) -> Trial | None:
 
 
 def next_throughput_probe(
-    trials: Sequence[Trial], largest: int, *, smallest: int, multiple_of: int
+    trials: Sequence[Trial], largest: int, *, smallest: int, multiple_of: int, finely: bool = False
 ) -> int | None:
-    """Return the next batch size to time for `--objective fastest`; None when it is known.
+    """Return the next batch size to time; None when it is known where throughput saturates.
 
-    Halves the batch size while throughput stays within 2 % of the best, so that the answer is the
-    smallest of `largest`, `largest / 2`, `largest / 4` … that is still as fast.
+    Halves the batch size while throughput stays within 2 % of the best. That tells saturation to a
+    factor of two; finely, what lies between the last two is bisected to an eighth.
+
+    Args:
+        trials: that ran, whatever for.
+        largest: from where to look downwards.
+        smallest: down to where.
+        multiple_of: what every size is a multiple of.
+        finely: whether to bisect in the end.
     """
-    best = saturation([trial for trial in trials if trial.batch_size <= largest])
-    if best is None:
+    enough = saturation(trials)
+    if enough is None:
         return None
     floor = max(smallest, multiple_of)
-    half = max(round_down(min(best.batch_size, largest) // 2, multiple_of), floor)
-    if half >= best.batch_size or any(trial.batch_size == half for trial in trials):
+    fast = min(enough.batch_size, largest)
+    tried = {trial.batch_size for trial in trials}
+    half = max(round_down(fast // 2, multiple_of), floor)
+    slower = [size for size in tried if half <= size < fast]
+    if not slower:
+        return half if half < fast else None
+    if not finely:
         return None
-    return half
+    slow = max(slower)
+    middle = round_down((slow + fast) // 2, multiple_of)
+    is_between = slow < middle < fast and fast - slow > max(1, fast // 8)
+    return middle if is_between else None
 
 
 def baseline(results: Sequence[PrecisionResult]) -> PrecisionResult | None:
     """Return the result that speed-ups are relative to; None without one that was timed."""
     for name in BASELINE_PRECISIONS:
         for result in results:
-            if result.precision == name and result.samples_per_s:
+            if result.precision == name and result.remedy is None and result.samples_per_s:
                 return result
     return None
 
@@ -95,7 +124,7 @@ def baseline(results: Sequence[PrecisionResult]) -> PrecisionResult | None:
 def speed_up(result: PrecisionResult, results: Sequence[PrecisionResult]) -> float | None:
     """Return how many times the baseline's samples/s a result reaches; None for the baseline."""
     reference = baseline(results)
-    if reference is None or reference.precision == result.precision:
+    if reference is None or reference is result:
         return None
     if not result.samples_per_s or not reference.samples_per_s:
         return None
@@ -105,10 +134,12 @@ def speed_up(result: PrecisionResult, results: Sequence[PrecisionResult]) -> flo
 def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendation | None:
     """Return the batch size and the precision to train with; None if nothing fits.
 
+    Rows of `--compare` are no candidates: what they change is for the user to decide.
+
     The precision with the most samples per second at its recommended batch size; without times,
     the one with the largest batch, and of equals one that is not plain fp32 or TF32.
     """
-    usable = [result for result in results if result.recommended_batch_size]
+    usable = [r for r in results if r.recommended_batch_size and r.remedy is None]
     if not usable:
         return None
     timed = all(result.samples_per_s is not None for result in usable)
@@ -124,6 +155,7 @@ def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendat
         batch_size=best.recommended_batch_size,
         precision=best.precision,
         reason=_reason(best, usable, objective, timed=timed),
+        global_batch=best.global_batch,
     )
 
 

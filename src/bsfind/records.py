@@ -13,7 +13,10 @@ __all__ = [
     "Accuracy",
     "DeviceInfo",
     "ErrorBound",
+    "ExpandableSegments",
+    "GlobalBatch",
     "GpuProcess",
+    "Leak",
     "ModelInfo",
     "PrecisionResult",
     "PredictedPeaks",
@@ -35,6 +38,19 @@ ReportStatus = Literal["complete", "partial", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Leak:
+    """Memory that grows from step to step: no batch size lasts.
+
+    Attributes:
+        bytes_per_step: what each step leaves behind.
+        lasts_steps: after how many steps the device is full, at the batch size of the trial.
+    """
+
+    bytes_per_step: int
+    lasts_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One batch size tried in one precision.
 
@@ -47,6 +63,10 @@ class Trial:
         resident_bytes: allocated between two steps: parameters, buffers, optimizer state.
         activation_bytes: what the forward pass leaves allocated for the backward pass.
         num_alloc_retries: how often the allocator had to flush its cache to go on.
+        steady_alloc_retries: how often of these after the second step, when every step repeats the
+            one before: so it would go on.
+        peaks_by_step: peak allocated of each step, in their order.
+        leak: memory grew with every step; the status is `error` then.
         steps: optimizer steps that ran.
         step_time_s: mean time of a step after the first (warm-up), synchronised.
         samples_per_s: samples per second of these steps.
@@ -60,6 +80,9 @@ class Trial:
     resident_bytes: int | None = None
     activation_bytes: int | None = None
     num_alloc_retries: int = 0
+    steady_alloc_retries: int = 0
+    peaks_by_step: tuple[int, ...] = ()
+    leak: Leak | None = None
     steps: int = 0
     step_time_s: float | None = None
     samples_per_s: float | None = None
@@ -67,12 +90,19 @@ class Trial:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return asdict(self)
+        return {**asdict(self), "peaks_by_step": list(self.peaks_by_step)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Trial:
         """Return the trial that `to_json` wrote."""
-        return cls(**data)
+        leak = data["leak"]
+        return cls(
+            **{
+                **data,
+                "peaks_by_step": tuple(data["peaks_by_step"]),
+                "leak": Leak(**leak) if leak else None,
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +129,8 @@ class DeviceInfo:
         capacity_bytes: what the search may use: `free_bytes`, or `--memory-limit`.
         context_bytes: what the process holds of the device outside PyTorch's allocator: the CUDA
             context and the kernels and libraries that are loaded; None if it is not known.
+        others_bytes: what other processes (and a display, the driver) held when it was opened; None
+            if it is not known.
         context_source: where that figure comes from: `measured` when the device was opened,
             `modelled`, or `given` by `--context-memory`.
         supports_bf16: bfloat16 in hardware.
@@ -118,6 +150,7 @@ class DeviceInfo:
     capacity_bytes: int
     context_bytes: int | None = None
     context_source: ContextSource | None = None
+    others_bytes: int | None = None
     supports_bf16: bool = True
     supports_tf32: bool = True
     driver: str | None = None
@@ -220,6 +253,40 @@ class PredictedPeaks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExpandableSegments:
+    """What `PYTORCH_ALLOC_CONF=expandable_segments:True` buys against fragmentation.
+
+    Attributes:
+        batch_size: the largest that ran with it within the budget, in a fresh process.
+        peak_allocated_bytes: at that batch size.
+        peak_reserved_bytes: at that batch size.
+    """
+
+    batch_size: int
+    peak_allocated_bytes: int | None
+    peak_reserved_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlobalBatch:
+    """How to reach a global batch: micro-batch x accumulation steps x GPUs.
+
+    Attributes:
+        asked: samples for each optimizer step that were asked for.
+        reached: samples that the three factors make; the nearest where `asked` cannot be met.
+        micro_batch_size: samples in a forward pass on one GPU.
+        accumulation_steps: micro-batches for each optimizer step.
+        world_size: GPUs.
+    """
+
+    asked: int
+    reached: int
+    micro_batch_size: int
+    accumulation_steps: int
+    world_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionResult:
     """What was found in one precision.
 
@@ -227,34 +294,49 @@ class PrecisionResult:
 
     Attributes:
         precision: as run (never `amp`).
+        remedy: what `--compare` changed for this row; None in a row of `--precision`.
         status: `ok`; `nothing_fits`; `error` (the user's code failed); `unsupported` by the
             device; `unfinished` (stopped before there was an answer).
         max_batch_size: the largest that ran, headroom not counted.
         recommended_batch_size: the largest that leaves the headroom free.
         is_maximum_proven: the next size within the tolerance did not run, or was not allowed.
+        fragmentation_bytes: peak reserved less peak allocated: what the allocator holds and cannot use.
         peak_fraction: peak reserved as a part of the device's total memory.
         verified: the recommended size ran in a process of its own; never where nothing runs.
         smallest_failed_batch_size: the smallest above the maximum that did not run.
         confirmation: the trial of the recommended size in a fresh process.
-        trials: in the order in which they ran.
+        saturation_batch_size: the smallest of the sizes that were timed whose samples/s is within 2 %
+            of the best; None if nothing was timed.
+        expandable_segments: what that setting of the allocator buys; None if it was not tried.
+        global_batch: how `--global-batch` is reached with the recommended size.
+        leak: why there is no recommended size: memory grows with every step.
+        trials: of the search, in the order in which they ran, and the confirmed one.
+        timings: trials of smaller sizes that ran for their speed alone.
         predicted: what was expected before anything ran; None if nothing was, or nothing runs.
         message: why it is not ok.
     """
 
     precision: str
+    remedy: str | None = None
     status: ResultStatus
     max_batch_size: int | None = None
     recommended_batch_size: int | None = None
     is_maximum_proven: bool = False
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    fragmentation_bytes: int | None = None
     peak_fraction: float | None = None
     samples_per_s: float | None = None
     step_time_s: float | None = None
     verified: bool = False
     smallest_failed_batch_size: int | None = None
     confirmation: Trial | None = None
+    saturation_batch_size: int | None = None
+    expandable_segments: ExpandableSegments | None = None
+    global_batch: GlobalBatch | None = None
+    leak: Leak | None = None
     trials: tuple[Trial, ...] = ()
+    timings: tuple[Trial, ...] = ()
     predicted: PredictedPeaks | None = None
     message: str | None = None
 
@@ -265,24 +347,43 @@ class PrecisionResult:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PrecisionResult:
         """Return the result that `to_json` wrote."""
-        confirmation, predicted = data["confirmation"], data["predicted"]
+        confirmation = data["confirmation"]
+        parts: dict[str, type] = {
+            "predicted": PredictedPeaks,
+            "expandable_segments": ExpandableSegments,
+            "global_batch": GlobalBatch,
+            "leak": Leak,
+        }
         return cls(
             **{
                 **data,
-                "predicted": PredictedPeaks(**predicted) if predicted else None,
+                **{name: part(**data[name]) for name, part in parts.items() if data[name]},
                 "confirmation": Trial.from_json(confirmation) if confirmation else None,
                 "trials": tuple(Trial.from_json(trial) for trial in data["trials"]),
+                "timings": tuple(Trial.from_json(trial) for trial in data["timings"]),
             }
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The answer: this batch size, in this precision, because."""
+    """The answer: this batch size, in this precision, because.
+
+    With `--global-batch` the batch size is that of a micro-batch.
+
+    Attributes:
+        batch_size: samples in a (micro-)batch.
+        precision: to train in.
+        reason: why this one.
+        global_batch: how `--global-batch` is reached with it.
+        check: the command that tries it again.
+    """
 
     batch_size: int
     precision: str
     reason: str
+    global_batch: GlobalBatch | None = None
+    check: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -373,7 +474,12 @@ class Report:
                 "model": ModelInfo(**data["model"]) if data["model"] else None,
                 "prediction": Prediction.from_json(prediction) if prediction else None,
                 "results": tuple(PrecisionResult.from_json(r) for r in data["results"]),
-                "recommendation": Recommendation(**recommendation) if recommendation else None,
+                "recommendation": _recommendation(recommendation) if recommendation else None,
                 "warnings": tuple(ReportWarning(**w) for w in data["warnings"]),
             }
         )
+
+
+def _recommendation(data: dict[str, Any]) -> Recommendation:
+    split = data["global_batch"]
+    return Recommendation(**{**data, "global_batch": GlobalBatch(**split) if split else None})

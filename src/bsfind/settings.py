@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from bsfind.input_spec import InputSpec
-from bsfind.units import Headroom, plain_number
+from bsfind.units import Headroom, exact_size, plain_number
 
 __all__ = [
     "DeviceChoice",
@@ -111,6 +111,10 @@ class SearchLimits:
         objective: `largest`: the most samples that fit; `fastest`: the smallest size whose
             samples/s is within 2 % of the best seen.
         steps: optimizer steps of a trial.
+        confirm_steps: optimizer steps of the confirmation of the recommended size.
+        global_batch: samples for each optimizer step, over all GPUs, that the recommended size is to
+            reach with accumulation; None: no such aim.
+        world_size: GPUs that share the global batch.
         trial_timeout_s: longest time for one trial, seconds.
         time_budget_s: longest time for the whole search, seconds; None: no limit.
     """
@@ -122,6 +126,9 @@ class SearchLimits:
     headroom: Headroom = field(default_factory=lambda: Headroom(fraction=0.05))
     objective: Literal["largest", "fastest"] = "largest"
     steps: int = 3
+    confirm_steps: int = 20
+    global_batch: int | None = None
+    world_size: int = 1
     trial_timeout_s: float = 600.0
     time_budget_s: float | None = None
 
@@ -141,6 +148,11 @@ class SearchLimits:
                 f"no multiple of {self.multiple_of} (`--multiple-of`) is at most "
                 f"`--max-batch-size {self.max_batch_size}`"
             )
+        if self.global_batch is not None and self.global_batch < self.world_size:
+            raise ValueError(
+                f"`--global-batch {self.global_batch}` leaves nothing for some of the "
+                f"{self.world_size} GPUs (`--world-size`)"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types; `max_batch_size` is null where memory is the limit."""
@@ -153,6 +165,9 @@ class SearchLimits:
             "headroom": str(self.headroom),
             "objective": self.objective,
             "steps": self.steps,
+            "confirm_steps": self.confirm_steps,
+            "global_batch": self.global_batch,
+            "world_size": self.world_size,
             "trial_timeout_s": self.trial_timeout_s,
             "time_budget_s": self.time_budget_s,
         }
@@ -219,6 +234,8 @@ class Settings:
         limits: how to search.
         device: where.
         batch_size: `check`: the only size to try; None for a search.
+        compare: remedies to try besides, in the recommended precision (see `remedies`).
+        remedy: the one that these settings are with; it is in the workload already.
     """
 
     workload: Workload
@@ -226,6 +243,8 @@ class Settings:
     limits: SearchLimits = field(default_factory=SearchLimits)
     device: DeviceChoice = field(default_factory=DeviceChoice)
     batch_size: int | None = None
+    compare: tuple[str, ...] = ()
+    remedy: str | None = None
 
     def to_argv(self) -> list[str]:
         """Return the shortest command line (after `bsfind`) that asks for the same again."""
@@ -266,19 +285,27 @@ class Settings:
             add("--tolerance", _percent(limits.tolerance), _percent(default.tolerance))
             add("--headroom", limits.headroom, default.headroom)
             add("--objective", limits.objective, default.objective)
+            add("--confirm-steps", limits.confirm_steps, default.confirm_steps)
+            add("--global-batch", limits.global_batch)
+            add("--world-size", limits.world_size, default.world_size)
+            add("--compare", ",".join(self.compare), "")
             add("--time-budget", _seconds(limits.time_budget_s))
         add("--steps", limits.steps, default.steps)
         add("--trial-timeout", _seconds(limits.trial_timeout_s), _seconds(default.trial_timeout_s))
         if not self.device.is_simulated:
             add("--device", self.device.device, "auto")
         add("--gpu", self.device.gpu)
-        add("--context-memory", self.device.context_memory_bytes)
-        add("--memory-limit", self.device.memory_limit_bytes)
+        add("--context-memory", _size(self.device.context_memory_bytes))
+        add("--memory-limit", _size(self.device.memory_limit_bytes))
         return argv
 
 
 def _seconds(value: float | None) -> str | None:
     return None if value is None else f"{plain_number(value)}s"
+
+
+def _size(nbytes: int | None) -> str | None:
+    return None if nbytes is None else exact_size(nbytes)
 
 
 def _percent(value: float) -> str:

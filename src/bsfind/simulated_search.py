@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from bsfind.precision_search import PrecisionSearch
-from bsfind.records import ReportWarning
+from bsfind.records import ReportWarning, Trial
 from bsfind.search import LineThroughPeaks, Search
 
 __all__ = ["SimulatedSearch"]
@@ -44,7 +45,7 @@ class SimulatedSearch(PrecisionSearch):
 
     def _find_recommendation(self) -> None:
         if self._limits.objective == "fastest":
-            self.warnings.append(
+            self._warnings.append(
                 ReportWarning(
                     code="speed_unknown",
                     message="a prediction knows no speed: the largest batch size is recommended, "
@@ -53,8 +54,20 @@ class SimulatedSearch(PrecisionSearch):
             )
         super()._find_recommendation()
 
+    def _time_up_to(self, largest: int) -> int:
+        return largest  # nothing runs that could be timed
+
+    def look_at_fragmentation(self) -> None:
+        """Try nothing: `--compare expandable-segments` predicts what that buys."""
+
     def _largest_within_budget(self, largest: int) -> int:
         """Return the largest batch size up to `largest` that replays within the budget."""
+        found = self._largest_that_replays(largest, accumulates=False)
+        if self._confirmation.accumulates_from(found):
+            found = self._largest_that_replays(found, accumulates=True)
+        return found
+
+    def _largest_that_replays(self, largest: int, *, accumulates: bool) -> int:
         smallest = min(self._limits.min_batch_size, largest)
         guess = LineThroughPeaks(self._budget)
         search = Search(
@@ -66,7 +79,14 @@ class SimulatedSearch(PrecisionSearch):
         )
         while (batch_size := search.next()) is not None:
             self._report_progress("trying", batch_size)
-            search.record(self._run_within_budget(batch_size))
+            search.record(self._comfortable(batch_size, accumulates=accumulates))
         for batch_size in self._between(search):
-            search.record(self._run_within_budget(batch_size))
+            search.record(self._comfortable(batch_size, accumulates=accumulates))
         return smallest if search.best is None else search.best.batch_size
+
+    def _comfortable(self, batch_size: int, *, accumulates: bool) -> Trial:
+        """Run a trial within the budget; retries without end count as out of memory."""
+        trial = self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
+        if trial.status == "ok" and trial.steady_alloc_retries:
+            return dataclasses.replace(trial, status="oom")
+        return trial

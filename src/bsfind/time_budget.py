@@ -37,13 +37,16 @@ class TimeBudget:
         """Whether the time for everything is over."""
         return self._total_s is not None and self.elapsed_s >= self._total_s
 
-    def for_trial(self) -> float:
+    def for_trial(self, times: float = 1.0) -> float:
         """Return how many seconds the next trial may take.
+
+        Args:
+            times: how many times as long as a trial of the search it is.
 
         Raises:
             TimeLimitError: the time for everything is over.
         """
-        return self._at_most(self._trial_timeout_s)
+        return self._at_most(self._trial_timeout_s * max(1.0, times))
 
     def for_start(self) -> float:
         """Return how many seconds a worker may take to get ready: import torch, build the model.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bsfind.records import ModelInfo, Trial
-from bsfind.settings import Settings
+from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
@@ -16,9 +18,10 @@ __all__ = ["SimulatedTrialRunner", "TrialRunner"]
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A worker that is ready for trials, and the memory limit that it was given."""
+    """A worker that is ready for trials: what it has loaded, and the memory limit it was given."""
 
     worker: Worker
+    workload: Workload
     limit_bytes: int | None
 
 
@@ -31,6 +34,7 @@ class TrialRunner:
         pool: where workers come from.
         clock: how long they may take.
         opened: a worker that has opened the device already and has not loaded a model yet.
+        variables: environment variables of the workers that differ from this process's.
 
     Attributes:
         model: the model as the latest worker loaded it; None before the first.
@@ -46,37 +50,41 @@ class TrialRunner:
         pool: WorkerPool,
         clock: TimeBudget,
         opened: Worker | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        self._settings = settings
+        self._workload = settings.workload
+        self._device = settings.device
+        self._steps = settings.limits.steps
         self._precision = precision
         self._pool = pool
         self._clock = clock
         self._opened = opened
+        self._variables = variables
         self._loaded: _Loaded | None = None
         self.model: ModelInfo | None = None
         self.recordings: dict[int, Recording] = {}
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
-        return self._load(limit_bytes=None)
+        return self._load(self._workload, limit_bytes=None)
 
-    def _load(self, limit_bytes: int | None) -> ModelInfo:
+    def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
         self._loaded = None
         worker = self._worker()
-        self.model = worker.load(self._settings.workload, self._precision, self._clock.for_start())
+        self.model = worker.load(workload, self._precision, self._clock.for_start())
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())
-        self._loaded = _Loaded(worker, limit_bytes)
+        self._loaded = _Loaded(worker, workload, limit_bytes)
         return self.model
 
     def _worker(self) -> Worker:
         """Return a worker that has opened the device and holds nothing of it."""
         worker, self._opened = self._opened, None
-        return worker or self._open()
+        return worker or self._open(self._variables)
 
-    def _open(self) -> Worker:
-        worker = self._pool.take()
-        worker.open(self._settings.device, self._clock.for_start())
+    def _open(self, variables: Mapping[str, str] | None) -> Worker:
+        worker = self._pool.take(variables)
+        worker.open(self._device, self._clock.for_start())
         return worker
 
     @property
@@ -84,26 +92,57 @@ class TrialRunner:
         """A worker that another precision can have: none, each leaves something on the device."""
         return None
 
-    def run(self, batch_size: int) -> Trial:
-        """Run a trial with the whole device, in a worker that may have run others before."""
+    def run(self, batch_size: int, steps: int | None = None) -> Trial:
+        """Run a trial with the whole device, in a worker that may have run others before.
+
+        Args:
+            batch_size: samples in a micro-batch.
+            steps: optimizer steps; None: as many as the settings say.
+        """
         if self._loaded is None or self._loaded.limit_bytes is not None:
             self.load()
-        return self._run(batch_size)
+        return self._run(batch_size, steps or self._steps)
 
-    def run_within(self, batch_size: int, limit_bytes: int) -> Trial:
-        """Run a trial in a process of its own, which may use `limit_bytes` of the device."""
-        self._load(limit_bytes)
-        trial = self._run(batch_size)
+    def run_within(
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Trial:
+        """Run a trial in a process of its own, which may use `limit_bytes` of the device.
+
+        Args:
+            batch_size: samples in a micro-batch.
+            limit_bytes: of the device's memory.
+            steps: optimizer steps.
+            grad_accum: micro-batches for each of them; None: as many as the settings say.
+            variables: environment variables of the process that differ from this one's.
+        """
+        if variables is not None:
+            self._opened = self._open(variables)
+        self._load(self._accumulating(grad_accum), limit_bytes)
+        trial = self._run(batch_size, steps)
         self._loaded = None
         return trial
 
-    def _run(self, batch_size: int) -> Trial:
+    def _accumulating(self, grad_accum: int | None) -> Workload:
+        if grad_accum is None:
+            return self._workload
+        return dataclasses.replace(self._workload, grad_accum=grad_accum)
+
+    def _run(self, batch_size: int, steps: int) -> Trial:
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         answer = loaded.worker.run_trial(
-            batch_size, self._settings.limits.steps, self._clock.for_trial()
+            batch_size,
+            steps,
+            self._clock.for_trial(steps / self._steps),
+            record=loaded.limit_bytes is None,
         )
-        if answer.recording is not None and loaded.limit_bytes is None:
+        if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
         if answer.is_clean:
             self._loaded = loaded
@@ -119,20 +158,28 @@ class SimulatedTrialRunner(TrialRunner):
 
     def _worker(self) -> Worker:
         if self._opened is None or not self._opened.is_alive:
-            self._opened = self._open()
+            self._opened = self._open(self._variables)
         return self._opened
 
     @property
     def left_over(self) -> Worker | None:
         """A worker that another precision can have: the one that is in use."""
-        return self._opened
+        return None if self._variables else self._opened
 
-    def run_within(self, batch_size: int, limit_bytes: int) -> Trial:
-        """Run a trial that may use `limit_bytes` of the device."""
-        loaded = self._loaded
-        if loaded is None:
-            self._load(limit_bytes)
+    def run_within(
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Trial:
+        """Run a trial that may use `limit_bytes` of the device (see `TrialRunner.run_within`)."""
+        workload, loaded = self._accumulating(grad_accum), self._loaded
+        if loaded is None or loaded.workload != workload:
+            self._load(workload, limit_bytes)
         elif loaded.limit_bytes != limit_bytes:
             loaded.worker.limit_memory(limit_bytes, self._clock.for_start())
-            self._loaded = _Loaded(loaded.worker, limit_bytes)
-        return self._run(batch_size)
+            self._loaded = _Loaded(loaded.worker, workload, limit_bytes)
+        return self._run(batch_size, steps)

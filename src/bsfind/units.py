@@ -14,6 +14,7 @@ __all__ = [
     "KIB",
     "MIB",
     "Headroom",
+    "exact_size",
     "format_bytes",
     "format_count",
     "format_duration",
@@ -145,6 +146,14 @@ def parse_headroom(text: str) -> Headroom:
             f"`{text}` is {size} bytes, write `{text.strip()}%` or `{text.strip()}MiB`"
         )
     return Headroom(bytes=size)
+
+
+def exact_size(nbytes: int) -> str:
+    """Write a size such that `parse_size` reads exactly this: `8GiB`, `1536MiB`, or bytes."""
+    for factor, unit in ((GIB, "GiB"), (MIB, "MiB")):
+        if nbytes and nbytes % factor == 0:
+            return f"{nbytes // factor}{unit}"
+    return str(nbytes)
 
 
 def plain_number(value: float) -> str:

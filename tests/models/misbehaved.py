@@ -166,3 +166,44 @@ class FailsToBuild(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         raise RuntimeError("cannot be built")
+
+
+class LeaksSometimes(Base):
+    """Keeps 4 MiB of every fifth step: three steps do not show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+        self.steps = 0
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        self.steps += 1
+        if self.steps % 5 == 0:
+            self.kept.append(torch.zeros(1 << 20, device=x.device))
+
+
+class GrowsAndStops(Base):
+    """Keeps more of every step, and at some time no more: a cache, not a leak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        if len(self.kept) < 6:
+            size = (len(self.kept) + 1) << 18
+            self.kept.append(torch.zeros(size, device=x.device))
+
+
+class GrowsLate(Base):
+    """Takes more memory from the fourth step with a batch on: three steps look harmless."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = self.batch_size = 0
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        self.steps = self.steps + 1 if x.shape[0] == self.batch_size else 1
+        self.batch_size = x.shape[0]
+        if self.steps > 3:
+            torch.zeros(x.shape[0] * (1 << 14), device=x.device)

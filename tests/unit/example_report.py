@@ -9,6 +9,8 @@ from bsfind.records import (
     Accuracy,
     DeviceInfo,
     ErrorBound,
+    ExpandableSegments,
+    GlobalBatch,
     GpuProcess,
     ModelInfo,
     PrecisionResult,
@@ -21,7 +23,14 @@ from bsfind.records import (
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.units import GIB, MIB
 
-__all__ = ["SETTINGS", "example_report", "ok", "out_of_memory", "predicted_report"]
+__all__ = [
+    "SETTINGS",
+    "compared_report",
+    "example_report",
+    "ok",
+    "out_of_memory",
+    "predicted_report",
+]
 
 TOTAL = 24080 * MIB
 CAPACITY = 23456 * MIB
@@ -55,6 +64,13 @@ def ok(batch_size: int, allocated: int, reserved: int, step_time_s: float | None
     )
 
 
+def confirmed(batch_size: int, allocated: int, reserved: int, step_time_s: float) -> Trial:
+    """The fresh process: the first step has no optimizer state yet."""
+    trial = ok(batch_size, allocated, reserved, step_time_s)
+    peaks = (allocated - 195 * MIB, *(19 * [allocated]))
+    return dataclasses.replace(trial, steps=20, peaks_by_step=peaks)
+
+
 def out_of_memory(batch_size: int) -> Trial:
     return Trial(
         batch_size=batch_size,
@@ -66,7 +82,7 @@ def out_of_memory(batch_size: int) -> Trial:
 
 
 def _fp32() -> PrecisionResult:
-    confirmation = ok(200, 20889 * MIB, 22118 * MIB, 0.5)
+    confirmation = confirmed(200, 20889 * MIB, 22118 * MIB, 0.5)
     return PrecisionResult(
         precision="fp32",
         status="ok",
@@ -75,12 +91,14 @@ def _fp32() -> PrecisionResult:
         is_maximum_proven=True,
         peak_allocated_bytes=confirmation.peak_allocated_bytes,
         peak_reserved_bytes=confirmation.peak_reserved_bytes,
+        fragmentation_bytes=1229 * MIB,
         peak_fraction=22118 * MIB / TOTAL,
         samples_per_s=confirmation.samples_per_s,
         step_time_s=confirmation.step_time_s,
         verified=True,
         smallest_failed_batch_size=216,
         confirmation=confirmation,
+        saturation_batch_size=200,
         trials=(
             ok(5, 1012 * MIB, 1100 * MIB, 0.02),
             ok(215, 22400 * MIB, 23300 * MIB, 0.535),
@@ -91,7 +109,7 @@ def _fp32() -> PrecisionResult:
 
 
 def _amp() -> PrecisionResult:
-    confirmation = ok(392, 20582 * MIB, 22221 * MIB, 0.392)
+    confirmation = confirmed(392, 20582 * MIB, 22221 * MIB, 0.392)
     return PrecisionResult(
         precision="amp-bf16",
         status="ok",
@@ -100,19 +118,21 @@ def _amp() -> PrecisionResult:
         is_maximum_proven=True,
         peak_allocated_bytes=confirmation.peak_allocated_bytes,
         peak_reserved_bytes=confirmation.peak_reserved_bytes,
+        fragmentation_bytes=1639 * MIB,
         peak_fraction=22221 * MIB / TOTAL,
         samples_per_s=confirmation.samples_per_s,
         step_time_s=confirmation.step_time_s,
         verified=True,
         smallest_failed_batch_size=420,
         confirmation=confirmation,
+        saturation_batch_size=256,
         trials=(
             ok(5, 812 * MIB, 900 * MIB, 0.01),
-            ok(256, 13600 * MIB, 14700 * MIB, 0.2575),
             ok(419, 22300 * MIB, 23400 * MIB, None),
             out_of_memory(420),
             confirmation,
         ),
+        timings=(ok(256, 13600 * MIB, 14700 * MIB, 0.2575),),
     )
 
 
@@ -133,6 +153,7 @@ def example_report() -> Report:
             capacity_bytes=CAPACITY,
             context_bytes=386 * MIB,
             context_source="measured",
+            others_bytes=238 * MIB,
             driver="570.86.10",
             torch_version="2.13.0",
             cuda_version="12.8",
@@ -148,6 +169,7 @@ def example_report() -> Report:
             **SETTINGS.device.to_json(),
             "headroom_bytes": HEADROOM,
             "precisions": list(SETTINGS.precisions),
+            "compare": [],
             "batch_size": None,
         },
         results=(_fp32(), _amp()),
@@ -156,6 +178,7 @@ def example_report() -> Report:
             precision="amp-bf16",
             reason="the largest batch that leaves the headroom free; "
             "2.5 x the samples per second of fp32",
+            check="bsfind check mypkg.models:Net --precision amp-bf16 --batch-size 392",
         ),
         warnings=(
             ReportWarning(
@@ -175,6 +198,41 @@ def example_report() -> Report:
     )
 
 
+def compared_report() -> Report:
+    """With a global batch, remedies that were compared, and fragmentation."""
+    report = example_report()
+    fp32, amp = report.results
+    parts = GlobalBatch(
+        asked=4000, reached=4000, micro_batch_size=250, accumulation_steps=8, world_size=2
+    )
+    assert report.recommendation is not None
+    amp = dataclasses.replace(
+        amp,
+        global_batch=parts,
+        expandable_segments=ExpandableSegments(
+            batch_size=424, peak_allocated_bytes=22000 * MIB, peak_reserved_bytes=22250 * MIB
+        ),
+    )
+    checkpointing = dataclasses.replace(
+        amp,
+        remedy="checkpointing",
+        max_batch_size=1190,
+        recommended_batch_size=1104,
+        samples_per_s=760.0,
+        global_batch=None,
+        expandable_segments=None,
+    )
+    compiled = PrecisionResult(
+        precision="amp-bf16", remedy="compile", status="error", message="no compiler"
+    )
+    return dataclasses.replace(
+        report,
+        search={**report.search, "compare": ["checkpointing", "compile"]},
+        results=(fp32, amp, checkpointing, compiled),
+        recommendation=dataclasses.replace(report.recommendation, global_batch=parts),
+    )
+
+
 def _untimed(trial: Trial) -> Trial:
     return dataclasses.replace(trial, step_time_s=None, samples_per_s=None)
 
@@ -186,6 +244,8 @@ def _predicted(result: PrecisionResult) -> PrecisionResult:
         step_time_s=None,
         verified=False,
         confirmation=None,
+        saturation_batch_size=None,
+        timings=(),
         trials=tuple(_untimed(trial) for trial in result.trials),
     )
 

@@ -37,7 +37,8 @@ SURFACE = {
     "run": {
         *(WORKLOAD | TRIALS | OUTPUT),
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
-        *("--objective", "--time-budget"),
+        *("--objective", "--time-budget", "--confirm-steps", "--global-batch", "--world-size"),
+        "--compare",
     },
     "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
     "explain": {"--json"},
@@ -60,7 +61,7 @@ PANELS = {
         (
             *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance"),
             *("--headroom", "--objective", "--steps", "--trial-timeout", "--time-budget"),
-            "--batch-size",
+            *("--batch-size", "--confirm-steps", "--global-batch", "--world-size", "--compare"),
         ),
         "Search",
     ),

@@ -55,7 +55,9 @@ class FakeWorker:
     def limit_memory(self, nbytes: int, timeout_s: float) -> None:
         self._limit = nbytes
 
-    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> TrialAnswer:
+    def run_trial(
+        self, batch_size: int, steps: int, timeout_s: float, *, record: bool = True
+    ) -> TrialAnswer:
         size = (100 + 50 * batch_size) * MIB
         if size > self._limit:
             trial = Trial(batch_size=batch_size, status="oom", message="out of memory")
@@ -89,7 +91,7 @@ class FakePool:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def take(self) -> FakeWorker:
+    def take(self, variables: Any = None) -> FakeWorker:
         self.workers.append(FakeWorker(self._on_warning, self.refusal))
         return self.workers[-1]
 
@@ -196,11 +198,11 @@ def test_a_worker_that_died_is_replaced(
 ) -> None:
     run_trial = FakeWorker.run_trial
 
-    def dies_in_the_first_precision(self: FakeWorker, *args: Any) -> TrialAnswer:
+    def dies_in_the_first_precision(self: FakeWorker, *args: Any, **more: Any) -> TrialAnswer:
         if self.loads[-1] == "fp32":
             self.is_alive = False
             raise WorkerError("the worker was killed by SIGKILL")
-        return run_trial(self, *args)
+        return run_trial(self, *args, **more)
 
     monkeypatch.setattr(FakeWorker, "run_trial", dies_in_the_first_precision)
     report, finder = found(settings(NAMED))

@@ -31,13 +31,26 @@ LAYERS = {
     # What decides.
     "search": {"records", "units", "settings", "errors"},
     "recommend": {"records", "units", "settings", "errors"},
+    "stability": {"records", "units"},
+    "global_batch": {"records"},
+    "timing": {"records", "recommend", "settings"},
+    "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
     "simulation": {*LEAVES, "import_path", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
+    "confirmation": {
+        *LEAVES,
+        *("global_batch", "recommend", "trial_runner", "worker"),
+    },
+    "fragmentation": {
+        *LEAVES,
+        *("recommend", "remedies", "simulation", "trial_runner", "worker"),
+    },
     "precision_search": {
         *LEAVES,
-        *("recommend", "search", "simulation", "time_budget", "trial_runner", "worker"),
+        *("confirmation", "fragmentation", "recommend", "remedies", "search", "simulation"),
+        *("time_budget", "timing", "trial_runner", "worker"),
     },
     "simulated_search": {*LEAVES, "precision_search", "search"},
     "predictor": {
@@ -46,12 +59,12 @@ LAYERS = {
     },
     "finder": {
         *LEAVES,
-        *("precision_search", "predictor", "recommend", "search", "simulated_search", "simulation"),
-        *("time_budget", "trial_runner", "worker"),
+        *("precision_search", "predictor", "recommend", "remedies", "search", "simulated_search"),
+        *("simulation", "time_budget", "trial_runner", "worker"),
     },
     # The child process.
     "worker": {*LEAVES, "simulation", "devices"},
-    "devices": {*LEAVES, "oom", "simulation", "workload"},
+    "devices": {*LEAVES, "oom", "simulation", "stability", "workload"},
     "workload": {*LEAVES, "import_path"},
     # What people see.
     "report": {*LEAVES, "recommend"},
@@ -59,6 +72,7 @@ LAYERS = {
     "cli": {
         *LEAVES,
         *("explain", "finder", "precision_search", "report", "import_path", "worker", "devices"),
+        "remedies",
         "simulation",  # its list of known GPUs, see below
     },
     "demo": set(),

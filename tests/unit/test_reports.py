@@ -16,7 +16,14 @@ from typing import Any, get_args
 
 import jsonschema
 import pytest
-from example_report import SETTINGS, example_report, ok, out_of_memory, predicted_report
+from example_report import (
+    SETTINGS,
+    compared_report,
+    example_report,
+    ok,
+    out_of_memory,
+    predicted_report,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -27,12 +34,14 @@ from bsfind.finder import Finder
 from bsfind.input_spec import DTYPES, InputSpec
 from bsfind.precisions import PRECISIONS, REQUESTABLE_PRECISIONS
 from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning, Trial
+from bsfind.remedies import REMEDIES
 from bsfind.report import export, wording
 from bsfind.report.check import print_check
 from bsfind.report.csv import to_csv
 from bsfind.report.formats import EXPORT_FORMATS
 from bsfind.report.json import schema, to_json
 from bsfind.report.markdown import to_markdown
+from bsfind.report.sentences import accuracy
 from bsfind.report.table import print_report
 from bsfind.settings import SearchLimits, Workload
 from bsfind.units import GIB, MIB
@@ -89,6 +98,11 @@ def test_table_of_a_prediction(width: int, golden: Golden) -> None:
     golden(f"predicted-{width}.txt", printed(predicted_report(), width))
 
 
+@pytest.mark.parametrize("width", [120, 80, 60])
+def test_table_of_a_comparison(width: int, golden: Golden) -> None:
+    golden(f"compared-{width}.txt", printed(compared_report(), width))
+
+
 def test_a_prediction_has_no_columns_of_times() -> None:
     for width in range(30, 140, 10):
         text = printed(predicted_report(), width)
@@ -108,7 +122,7 @@ def test_an_error_that_was_not_measured_is_not_invented() -> None:
 
 
 def test_what_was_measured_names_no_error_bound() -> None:
-    assert wording.accuracy(example_report()) is None
+    assert accuracy(example_report()) is None
     assert "redicted" not in printed(example_report(), 120)
 
 
@@ -304,7 +318,7 @@ def test_csv(golden: Golden) -> None:
 def test_csv_has_a_row_for_each_trial() -> None:
     report = example_report()
     rows = list(csv.DictReader(io.StringIO(to_csv(report))))
-    trials = [trial for result in report.results for trial in result.trials]
+    trials = [t for result in report.results for t in (*result.trials, *result.timings)]
     assert [int(row["batch_size"]) for row in rows] == [trial.batch_size for trial in trials]
     assert [row["batch_size"] for row in rows if row["is_recommended"] == "1"] == ["200", "392"]
     assert [row["batch_size"] for row in rows if row["is_maximum"] == "1"] == ["215", "419"]
@@ -371,7 +385,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 16
+    assert len(found) == 19
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -398,6 +412,9 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("error_bound", records.ErrorBound, set()),
         ("recommendation", records.Recommendation, set()),
         ("warning", ReportWarning, set()),
+        ("leak", records.Leak, set()),
+        ("expandable_segments", records.ExpandableSegments, set()),
+        ("global_batch", records.GlobalBatch, set()),
         ("workload", Workload, set()),
         ("input", InputSpec, set()),
     ],
@@ -425,6 +442,8 @@ def test_the_schema_has_the_values_of_the_records() -> None:
     assert values("prediction", "model_kind") == (*get_args(records.ModelKind), None)
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
     assert tuple(precisions) == REQUESTABLE_PRECISIONS
+    assert values("result", "remedy") == (*REMEDIES, None)
+    assert tuple(define["search"]["properties"]["compare"]["items"]["enum"]) == REMEDIES
     assert tuple(document["properties"]["status"]["enum"]) == get_args(records.ReportStatus)
     assert document["properties"]["schema_version"]["const"] == records.SCHEMA_VERSION
 

@@ -32,10 +32,12 @@ class Replays:
     def check_time(self) -> None:
         pass
 
-    def run(self, batch_size: int) -> Trial:
-        return self.run_within(batch_size, self.capacity)
+    def run(self, batch_size: int, steps: int | None = None) -> Trial:
+        return self.run_within(batch_size, self.capacity, steps=steps or 3)
 
-    def run_within(self, batch_size: int, limit_bytes: int) -> Trial:
+    def run_within(
+        self, batch_size: int, limit_bytes: int, *, steps: int, grad_accum: int | None = None
+    ) -> Trial:
         self.limits.append(limit_bytes)
         needed = self.fixed + self.each * batch_size
         if needed > limit_bytes:
@@ -48,7 +50,7 @@ class Replays:
             peak_reserved_bytes=min(-(-needed // (20 * MIB)) * 20 * MIB, limit_bytes),
             resident_bytes=self.fixed,
             activation_bytes=self.each * batch_size,
-            steps=3,
+            steps=steps,
         )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bsfind.errors import UsageError
+from bsfind.remedies import why_pointless
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, CatalogueGpu, find_gpu
 from bsfind.units import Headroom, format_bytes
@@ -47,6 +48,12 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
                 raise UsageError(
                     f"`--{option.replace('_', '-')}` has no meaning with `--mode infer`"
                 )
+    if options.get("global_batch") is not None and options["grad_accum"] > 1:
+        raise UsageError(
+            "`--global-batch` finds the accumulation steps: `--grad-accum` goes without it"
+        )
+    if options.get("world_size", 1) > 1 and options["global_batch"] is None:
+        raise UsageError("`--world-size` has a meaning with `--global-batch` only")
     workload = Workload(
         target=options["target"],
         model_args=tuple(options["model_arg"] or ()),
@@ -63,12 +70,18 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         compile=options["compile"],
         grad_accum=options["grad_accum"],
     )
+    compare = options.get("compare") or ()
+    for remedy in compare:
+        why_not = why_pointless(workload, remedy)
+        if why_not is not None:
+            raise UsageError(why_not)
     return Settings(
         workload=workload,
         precisions=options["precision"],
         limits=_limits(options),
         device=_device(options),
         batch_size=options.get("batch_size"),
+        compare=compare,
     )
 
 
@@ -128,6 +141,9 @@ def _limits(options: Mapping[str, Any]) -> SearchLimits:
             tolerance=options["tolerance"],
             headroom=options["headroom"],
             objective=_text(options["objective"]),
+            confirm_steps=options["confirm_steps"],
+            global_batch=options["global_batch"],
+            world_size=options["world_size"],
             time_budget_s=options["time_budget"],
             **common,
             **({} if most is None else {"max_batch_size": most}),

@@ -35,8 +35,13 @@ class Device(Protocol):
         """Let later trials use at most so many bytes of the device."""
         ...
 
-    def run_trial(self, batch_size: int, steps: int) -> Trial:
+    def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Try one batch size. Out of memory is an answer (status `oom`), never an exception.
+
+        Args:
+            batch_size: samples in a (micro-)batch.
+            steps: optimizer steps.
+            record: whether `recording` is wanted afterwards, which costs some time.
 
         Raises:
             TargetError: the user's code failed for another reason.

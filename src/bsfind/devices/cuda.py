@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
-import statistics
-import time
-from dataclasses import dataclass, field
 
 import torch
 
 from bsfind.devices import nvml
 from bsfind.devices.base import DoesNotFit
+from bsfind.devices.cuda_steps import MeasuredSteps
 from bsfind.devices.memory_history import MemoryHistory
-from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, TargetError, UsageError
+from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
 from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
+from bsfind.stability import leak_message, steady_retries
 from bsfind.units import format_bytes
 from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
-from bsfind.workload.step import LoadedWorkload, TrainingSteps
+from bsfind.workload.step import LoadedWorkload
 from bsfind.workload.user_traceback import user_error
 
 __all__ = ["CudaDevice"]
@@ -32,24 +30,6 @@ _EXHAUSTED_FRACTION = 0.01
 
 _CLEAN_FRACTION = 0.0005
 """What a trial may leave behind: caches of the model's own, library state. More costs a process."""
-
-_MAX_SKIPPED_STEPS = 24
-"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
-
-_LEAK_CONFIRMATION_STEPS = 4
-_LEAK_HORIZON_STEPS = 100_000
-"""Growth that would take longer than this to fill the rest of the device is not called a leak."""
-
-
-@dataclass
-class _Measurement:
-    """What one trial has measured so far; a plain record, so that a failed trial holds no tensor."""
-
-    step_times: list[float] = field(default_factory=list)
-    resident: list[int] = field(default_factory=list)
-    requested: list[int] = field(default_factory=list)
-    activation_bytes: int = 0
-    completed: int = 0
 
 
 class CudaDevice:
@@ -128,6 +108,7 @@ class CudaDevice:
             capacity_bytes=self._capacity_bytes,
             context_bytes=self._context_bytes,
             context_source=None if self._context_bytes is None else "measured",
+            others_bytes=self._others_bytes(),
             supports_bf16=major is None or major >= 8,
             supports_tf32=major is not None and major >= 8,
             driver=nvml.driver_version(),
@@ -135,6 +116,11 @@ class CudaDevice:
             cuda_version=torch.version.cuda or torch.version.hip,
             other_processes=nvml.other_processes(self._uuid),
         )
+
+    def _others_bytes(self) -> int | None:
+        if self._context_bytes is None:
+            return None
+        return max(0, self._properties.total_memory - self._free_bytes - self._context_bytes)
 
     def limit_memory(self, nbytes: int) -> None:
         """Let the allocator reserve at most `nbytes` (a fraction of the total memory, in torch)."""
@@ -183,7 +169,7 @@ class CudaDevice:
         """What the last trial asked of the allocator (see `base.Device.recording`)."""
         return self._recording
 
-    def run_trial(self, batch_size: int, steps: int) -> Trial:
+    def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Train for `steps` steps and read the peaks (see `base.Device.run_trial`).
 
         Nothing of a failed trial survives: the exception holds the frames, and they the tensors,
@@ -191,98 +177,47 @@ class CudaDevice:
         """
         if self._loaded is None:
             raise RuntimeError("run_trial before load")
-        stats = torch.cuda.memory_stats(self._device)
-        retries_before = stats.get("num_alloc_retries", 0)
-        torch.cuda.reset_peak_memory_stats(self._device)
         self._recording = None
         history = MemoryHistory(self._device)
-        measured = _Measurement()
+        measured = MeasuredSteps(self._device)
         failed: Trial | BsfindError | None = None
         try:
-            with history.recorded():
-                self._train(self._loaded, batch_size, steps, measured)
+            with history.recorded() if record else contextlib.nullcontext():
+                measured.run(self._loaded, batch_size, steps, self._capacity_bytes)
         except BaseException as error:
             failed = self._failed_trial(error, batch_size, measured)
-        peak_allocated = peak_reserved = retries = None
-        if failed is None:
-            peak_allocated = torch.cuda.max_memory_allocated(self._device)
-            peak_reserved = torch.cuda.max_memory_reserved(self._device)
-            stats = torch.cuda.memory_stats(self._device)
-            retries = stats.get("num_alloc_retries", 0) - retries_before
+        if failed is None and record:
             available = torch.cuda.mem_get_info(self._device)[0]
             available += torch.cuda.memory_reserved(self._device)
             self._recording = history.recording(
                 batch_size, available, has_convolutions=self._loaded.has_convolutions
             )
-        leak = self._leak_message(measured, batch_size) if failed is None else None
         self._release()
         if isinstance(failed, BsfindError):
             raise failed
-        if leak is not None:
-            raise leak
         if failed is not None:
             return failed
-        step_time = statistics.fmean(measured.step_times) if measured.step_times else None
+        step_time = measured.step_time_s
         samples = batch_size * self._loaded.workload.grad_accum
         return Trial(
             batch_size=batch_size,
-            status="ok",
-            peak_allocated_bytes=peak_allocated,
-            peak_reserved_bytes=peak_reserved,
+            status="ok" if measured.leak is None else "error",
+            peak_allocated_bytes=max(measured.peaks_allocated),
+            peak_reserved_bytes=max(measured.peaks_reserved),
             resident_bytes=measured.resident[-1],
             activation_bytes=measured.activation_bytes,
-            num_alloc_retries=retries or 0,
+            num_alloc_retries=measured.retries[-1],
+            steady_alloc_retries=steady_retries(measured.retries),
+            peaks_by_step=tuple(measured.peaks_allocated),
+            leak=measured.leak,
             steps=measured.completed,
             step_time_s=step_time,
             samples_per_s=samples / step_time if step_time else None,
+            message=leak_message(measured.leak) if measured.leak else None,
         )
 
-    def _train(
-        self, loaded: LoadedWorkload, batch_size: int, steps: int, measured: _Measurement
-    ) -> None:
-        before = 0
-
-        def on_forward_done() -> None:
-            measured.activation_bytes = max(measured.activation_bytes, self._requested() - before)
-
-        runner = TrainingSteps(loaded, on_forward_done)
-        attempts = 0
-        while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
-            before = self._requested()
-            self._timed_step(runner, batch_size, measured, warm_up=attempts == 0)
-            attempts += 1
-        if loaded.workload.mode == "infer":
-            # Nothing is kept for a backward pass: what scales with the batch is the peak.
-            measured.activation_bytes = self._requested("peak") - before
-        if runner.completed == 0:
-            raise TargetError(
-                f"GradScaler skipped all of {attempts} steps: the gradients are never finite",
-                hint="float16 overflows in this model; try `--precision amp-bf16`",
-            )
-        if _is_growing(measured.requested):
-            for _ in range(_LEAK_CONFIRMATION_STEPS):
-                self._timed_step(runner, batch_size, measured, warm_up=False)
-        measured.completed = runner.completed
-
-    def _requested(self, which: str = "current") -> int:
-        """Return the bytes that tensors asked for, which rounding to blocks does not blur."""
-        stats = torch.cuda.memory_stats(self._device)
-        return int(stats.get(f"requested_bytes.all.{which}", 0))
-
-    def _timed_step(
-        self, runner: TrainingSteps, batch_size: int, measured: _Measurement, *, warm_up: bool
-    ) -> None:
-        torch.cuda.synchronize(self._device)
-        start = time.perf_counter()
-        runner.run(batch_size)
-        torch.cuda.synchronize(self._device)
-        if not warm_up:
-            measured.step_times.append(time.perf_counter() - start)
-        measured.resident.append(torch.cuda.memory_allocated(self._device))
-        measured.requested.append(self._requested())
-
     def _failed_trial(
-        self, error: BaseException, batch_size: int, measured: _Measurement
+        self, error: BaseException, batch_size: int, measured: MeasuredSteps
     ) -> Trial | BsfindError:
         """Turn an exception into a trial, or into the error that ends the search."""
         kind = classify(error, memory_exhausted=self._is_exhausted())
@@ -305,23 +240,6 @@ class CudaDevice:
 
     def _plan_name(self) -> str:
         return self._loaded.plan.name if self._loaded else "?"
-
-    def _leak_message(self, measured: _Measurement, batch_size: int) -> TargetError | None:
-        """Return the error that reports memory growing with every step, or None."""
-        sizes = measured.requested
-        if len(sizes) <= _LEAK_CONFIRMATION_STEPS or not _is_growing(sizes):
-            return None
-        growth = (sizes[-1] - sizes[-1 - _LEAK_CONFIRMATION_STEPS]) // _LEAK_CONFIRMATION_STEPS
-        left = self._capacity_bytes - torch.cuda.max_memory_allocated(self._device)
-        if left // growth > _LEAK_HORIZON_STEPS:
-            return None
-        return TargetError(
-            f"memory leaks: {format_bytes(growth)} more after every step at batch size {batch_size}",
-            detail=f"No batch size would last: {batch_size} runs out of memory after about "
-            f"{max(1, left // growth) + len(sizes):,} steps.",
-            hint="look for a list, attribute or metric that keeps tensors (losses with their graph, "
-            "say) from step to step; keep `loss.detach()` or `loss.item()` instead",
-        )
 
     def _is_exhausted(self) -> bool:
         try:
@@ -361,15 +279,6 @@ def _lost(free_before: int | None, free_after: int) -> int | None:
     if free_before is None or free_before <= free_after:
         return None
     return free_before - free_after
-
-
-def _is_growing(sizes: list[int]) -> bool:
-    """Tell whether memory grew in each of the last two steps or more, the first not counted.
-
-    The first step leaves the optimizer's state and caches behind, the second may still fill some.
-    """
-    tail = sizes[1:]
-    return len(tail) >= 2 and all(after > before for before, after in itertools.pairwise(tail))
 
 
 def first_sentence(message: str) -> str:

@@ -14,18 +14,26 @@ import torch
 from bsfind.devices.base import DoesNotFit
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import DeviceInfo, Leak, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.simulation.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.gpu_catalogue import CatalogueGpu, find_gpu
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.stability import (
+    is_growing,
+    leak_after,
+    leak_message,
+    steady_retries,
+    steps_of_a_verdict,
+)
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_traceback import user_error
 
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.cuda_module import SimulatedGpu
+    from bsfind.simulation.tracing.program import Program, Replayed
     from bsfind.simulation.tracing.tracer import Tracer
 
 __all__ = ["SimulatedDevice"]
@@ -68,6 +76,7 @@ class SimulatedDevice:
         self._tracer: Tracer | None = None
         self._precision = ""
         self._asked: set[int] = set()
+        self._traced_steps: int | None = None
         self._told: list[ReportWarning] = []
 
     def describe(self) -> DeviceInfo:
@@ -98,6 +107,7 @@ class SimulatedDevice:
             self._tracer = None
         self._limit_bytes = self._memory_limit
         self._asked.clear()
+        self._traced_steps = None
         self._precision = precision
         try:
             tracer = Tracer(
@@ -169,38 +179,68 @@ class SimulatedDevice:
         """None: there is nothing to extrapolate where every batch size can be replayed."""
         return None
 
-    def run_trial(self, batch_size: int, steps: int) -> Trial:
-        """Replay `steps` steps (see `base.Device.run_trial`)."""
+    def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
+        """Replay `steps` steps (see `base.Device.run_trial`).
+
+        The first trial says how many steps are traced. Where the last two of these are alike, the
+        further steps of a longer trial are taken to be like them.
+        """
         if self._tracer is None:
             raise RuntimeError("run_trial before load")
         # What is asked about again is what the answer rests on (the recommended size): it is traced
         # itself then, and does not follow from the traces of other sizes.
         exact = batch_size in self._asked
         self._asked.add(batch_size)
+        self._traced_steps = self._traced_steps or steps
         try:
-            program = self._tracer.program(batch_size, steps, exact=exact)
+            program = self._program(batch_size, steps, exact=exact)
+            replayed = self._replayed(program)
+            leak = None
+            if is_growing(replayed.requested_bytes):
+                leak = self._leak(batch_size, replayed)
         except (BsfindError, SystemExit) as error:
             return self._refused(error, batch_size)
-        allocator = self._allocator()
-        try:
-            replayed = program.replay(allocator, program.load(allocator))
         except SimulatedOutOfMemoryError as error:
-            return Trial(
-                batch_size=batch_size,
-                status="oom",
-                num_alloc_retries=allocator.num_alloc_retries,
-                message=str(error),
-            )
+            return Trial(batch_size=batch_size, status="oom", message=str(error))
         return Trial(
             batch_size=batch_size,
-            status="ok",
+            status="ok" if leak is None else "error",
             peak_allocated_bytes=replayed.peak_allocated_bytes,
             peak_reserved_bytes=replayed.peak_reserved_bytes,
-            resident_bytes=replayed.resident_bytes[-1] if replayed.resident_bytes else None,
+            resident_bytes=replayed.resident_bytes[-1],
             activation_bytes=replayed.activation_bytes,
-            num_alloc_retries=replayed.num_alloc_retries,
+            num_alloc_retries=replayed.retries[-1],
+            steady_alloc_retries=steady_retries(replayed.retries),
+            peaks_by_step=replayed.peaks_by_step,
+            leak=leak,
             steps=steps,
+            message=leak_message(leak) if leak else None,
         )
+
+    def _program(self, batch_size: int, steps: int, *, exact: bool) -> Program:
+        assert self._tracer is not None
+        assert self._traced_steps is not None
+        if steps <= self._traced_steps:
+            return self._tracer.program(batch_size, steps, exact=exact)
+        from bsfind.simulation.tracing.repetition import with_more_steps
+
+        program = self._tracer.program(batch_size, self._traced_steps, exact=exact)
+        longer = with_more_steps(program, steps)
+        return longer or self._tracer.program(batch_size, steps, exact=True)
+
+    def _replayed(self, program: Program) -> Replayed:
+        allocator = self._allocator()
+        return program.replay(allocator, program.load(allocator))
+
+    def _leak(self, batch_size: int, replayed: Replayed) -> Leak | None:
+        """Return the leak that more steps confirm, traced ones: a cache may fill up and be done."""
+        assert self._tracer is not None
+        sizes = replayed.requested_bytes
+        steps = len(sizes) + steps_of_a_verdict(len(sizes))
+        program = self._tracer.program(batch_size, steps, exact=True)
+        longer = self._replayed(program).requested_bytes
+        left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
+        return leak_after(sizes, longer[len(sizes) :], left)
 
     def _refused(self, error: BsfindError | SystemExit, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.

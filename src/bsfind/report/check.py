@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
-from bsfind.report import wording
+from bsfind.report import sentences, wording
+from bsfind.report.hints import hints
 from bsfind.units import format_bytes, format_count
 
 __all__ = ["print_check"]
@@ -29,11 +30,11 @@ def print_check(report: Report, console: Console) -> None:
             Text.assemble(f"{result.precision:<{width}}  ", (_verdict(result, report), style)),
             soft_wrap=soft_wrap,
         )
-    accuracy = wording.accuracy(report)
+    accuracy = sentences.accuracy(report)
     if accuracy is not None:
         console.print(Text(f"Predicted, not run. {accuracy}"), soft_wrap=soft_wrap)
     if not all(result.max_batch_size for result in report.results):
-        for text in wording.hints(report):
+        for text in hints(report):
             console.print(Text.assemble(("hint:", "cyan"), f" {text}"), soft_wrap=soft_wrap)
 
 

@@ -15,6 +15,7 @@ _TRIAL_COLUMNS = (
     "peak_allocated_bytes",
     "peak_reserved_bytes",
     "num_alloc_retries",
+    "steady_alloc_retries",
     "steps",
     "step_time_s",
     "samples_per_s",
@@ -25,13 +26,16 @@ def to_csv(report: Report) -> str:
     """Return one row per trial."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["precision", *_TRIAL_COLUMNS, "is_maximum", "is_recommended", "simulated"])
+    writer.writerow(
+        ["precision", "remedy", *_TRIAL_COLUMNS, "is_maximum", "is_recommended", "simulated"]
+    )
     for result in report.results:
-        for trial in result.trials:
+        for trial in (*result.trials, *result.timings):
             ran = trial.status == "ok"
             writer.writerow(
                 [
                     result.precision,
+                    result.remedy,
                     *(getattr(trial, column) for column in _TRIAL_COLUMNS),
                     int(ran and trial.batch_size == result.max_batch_size),
                     int(ran and trial.batch_size == result.recommended_batch_size),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bsfind.records import Report
 from bsfind.report import wording
+from bsfind.report.sentences import answer, problems, sentences
 
 __all__ = ["to_markdown"]
 
@@ -14,7 +15,7 @@ def to_markdown(report: Report) -> str:
     conditions = wording.conditions(report)
     if conditions is not None:
         lines.extend([_escape(conditions), ""])
-    rows = [wording.cells(result, report) for result in report.results]
+    rows = [wording.cells(result, report) for result in wording.rows(report)]
     if rows:
         columns = list(rows[0])
         titles = [wording.title(column, report) for column in columns]
@@ -26,14 +27,9 @@ def to_markdown(report: Report) -> str:
         lines.extend(
             [f"**{report.status}**: {_escape(report.message or 'a trial took too long')}", ""]
         )
-    sentences = (
-        wording.answer(report),
-        wording.evidence(report),
-        wording.foresight(report),
-        wording.accuracy(report),
-    )
-    lines.extend(_escape(text) for text in sentences if text is not None)
-    lines.extend(f"- {_escape(text)}" for text in wording.problems(report))
+    told = answer(report)
+    lines.extend(_escape(text) for text in ([told] if told else []) + sentences(report))
+    lines.extend(f"- {_escape(text)}" for text in problems(report))
     lines.extend(f"- warning: {_escape(warning.message)}" for warning in report.warnings)
     lines.extend(["", f"`{report.reproduce}`", ""])
     return "\n".join(lines)

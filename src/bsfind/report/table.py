@@ -9,6 +9,8 @@ from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
+from bsfind.report.hints import hints
+from bsfind.report.sentences import answer, problems, sentences
 from bsfind.report.width import fits
 
 __all__ = ["print_report"]
@@ -74,15 +76,12 @@ def print_report(report: Report, console: Console) -> None:
         _print(
             console, f"{report.status}: {report.message or 'a trial took too long'}", style="yellow"
         )
-    text = wording.answer(report)
+    text = answer(report)
     if text is not None:
         _print(console, text, style="bold green")
-    for text in (wording.evidence(report), wording.foresight(report), wording.accuracy(report)):
-        if text is not None:
-            _print(console, text)
-    for text in wording.problems(report):
+    for text in (*sentences(report), *problems(report)):
         _print(console, text)
-    for text in wording.hints(report):
+    for text in hints(report):
         console.print(
             Text.assemble(("hint:", "cyan"), f" {text}"), soft_wrap=not console.is_terminal
         )
@@ -100,7 +99,7 @@ def _print_results(report: Report, console: Console) -> None:
             if fits(table, console):
                 console.print(table)
                 return
-    for result in report.results:  # narrower than any table: one line per figure
+    for result in wording.rows(report):  # narrower than any table: one line per figure
         for name, cell in wording.cells(result, report).items():
             if cell:
                 console.print(Text(f"{wording.title(name, report)}: {cell}"), soft_wrap=True)
@@ -126,13 +125,13 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
             justify="left" if name in ("precision", "card bar") else "right",
             no_wrap=not two_lines,
         )
-    best = report.recommendation.precision if report.recommendation else None
-    for result in report.results:
+    best = wording.recommended(report)
+    for result in wording.rows(report):
         cells = wording.cells(result, report)
         cells["card bar"] = _bar(result, console)
         table.add_row(
             *(cells[name] for name in columns),
-            style="bold" if result.precision == best and len(report.results) > 1 else "",
+            style="bold" if result is best and len(report.results) > 1 else "",
         )
     return table
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -66,6 +66,7 @@ class Worker:
     Args:
         on_output: gets every line that the user's code (or torch) prints.
         on_warning: gets what the reader of the report must know, each warning once.
+        variables: environment variables that differ from this process's.
 
     Use as a context manager: at its end, the process is gone with all that it started.
     """
@@ -74,6 +75,7 @@ class Worker:
         self,
         on_output: Callable[[str], None],
         on_warning: Callable[[ReportWarning], None] = lambda _: None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self._on_output = on_output
         self._on_warning = on_warning
@@ -84,6 +86,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, **variables} if variables else None,
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._threads = [
@@ -157,14 +160,16 @@ class Worker:
         """Let later trials use at most `nbytes` of the device."""
         self._ask({"do": "limit_memory", "bytes": nbytes}, timeout_s, "limiting the memory")
 
-    def run_trial(self, batch_size: int, steps: int, timeout_s: float) -> TrialAnswer:
-        """Try a batch size.
+    def run_trial(
+        self, batch_size: int, steps: int, timeout_s: float, *, record: bool = True
+    ) -> TrialAnswer:
+        """Try a batch size; its recording is part of the answer if it is wanted.
 
         Raises:
             TargetError: the user's code failed.
             TimeLimitError, WorkerError: see `_ask`.
         """
-        request = {"do": "trial", "batch_size": batch_size, "steps": steps}
+        request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
         recording = answer["recording"]
         return TrialAnswer(

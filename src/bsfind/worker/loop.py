@@ -117,7 +117,9 @@ class _Server:
             device.limit_memory(request["bytes"])
             return {"is": "limited"}
         if request["do"] == "trial":
-            trial = device.run_trial(request["batch_size"], request["steps"])
+            trial = device.run_trial(
+                request["batch_size"], request["steps"], record=request["record"]
+            )
             recording = device.recording
             return {
                 "is": "trial",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from bsfind.records import ReportWarning
@@ -46,10 +46,17 @@ class WorkerPool:
     ) -> None:
         self.close()
 
-    def take(self) -> Worker:
-        """Kill the worker in use and return a fresh one."""
+    def take(self, variables: Mapping[str, str] | None = None) -> Worker:
+        """Kill the worker in use and return a fresh one.
+
+        Args:
+            variables: environment variables of it that differ; such a worker is not started early.
+        """
         if self._in_use is not None:
             self._in_use.kill()
+        if variables:
+            self._in_use = Worker(self._on_output, self._on_warning, variables)
+            return self._in_use
         self._in_use, self._spare = self._spare or self._start(), None
         self._expected -= 1
         if self._expected > 0:

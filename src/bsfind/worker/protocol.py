@@ -5,8 +5,8 @@
     {"do": "load", workload, precision}          {"is": "loaded", "model": ModelInfo}
                                                  {"is": "does_not_fit", "message"}
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
-    {"do": "trial", "batch_size", "steps"}       {"is": "trial", "trial": Trial, "clean": bool,
-                                                  "recording": Recording or null}
+    {"do": "trial", "batch_size", "steps",       {"is": "trial", "trial": Trial, "clean": bool,
+     "record": bool}                              "recording": Recording or null}
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}
                                                  {"is": "failed", "error", message, detail, hint}
 

@@ -29,7 +29,8 @@ class Replayed:
         resident_bytes: allocated after each step.
         requested_bytes: the same as asked for, which rounding to blocks does not blur.
         activation_bytes: the most that a forward pass left behind for the backward pass.
-        num_alloc_retries: how often the allocator flushed its cache to go on.
+        retries: how often the allocator had flushed its cache to go on, after each step.
+        peaks_by_step: peak allocated of each step.
     """
 
     peak_allocated_bytes: int
@@ -37,7 +38,8 @@ class Replayed:
     resident_bytes: tuple[int, ...]
     requested_bytes: tuple[int, ...]
     activation_bytes: int
-    num_alloc_retries: int
+    retries: tuple[int, ...]
+    peaks_by_step: tuple[int, ...]
 
 
 @dataclass
@@ -81,15 +83,19 @@ class Program:
         Raises:
             SimulatedOutOfMemoryError: it does not fit.
         """
-        allocator.reset_peaks()
-        retries = allocator.num_alloc_retries
-        resident, requested = [], []
+        retries_before = allocator.num_alloc_retries
+        resident: list[int] = []
+        requested: list[int] = []
+        peaks: list[tuple[int, int]] = []
+        retries: list[int] = []
         activation = 0
         begin = before = 0
         sizes = [event for event in (*self.load_events, *self.trial_events) if event >= 0]
         held = _held(self.load_events, sizes)
         for end, name in self.marks:
             part = self.trial_events[begin:end]
+            if name == "forward_begin":
+                allocator.reset_peaks()
             replay(allocator, blocks, part, self.optional, begin)
             held += _held(part, sizes)
             begin = end
@@ -100,14 +106,17 @@ class Program:
             elif name == "step_end":
                 resident.append(allocator.allocated_bytes)
                 requested.append(held)
+                peaks.append((allocator.peak_allocated_bytes, allocator.peak_reserved_bytes))
+                retries.append(allocator.num_alloc_retries - retries_before)
         replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
         return Replayed(
-            peak_allocated_bytes=allocator.peak_allocated_bytes,
-            peak_reserved_bytes=allocator.peak_reserved_bytes,
+            peak_allocated_bytes=max(allocated for allocated, _ in peaks),
+            peak_reserved_bytes=max(reserved for _, reserved in peaks),
             resident_bytes=tuple(resident),
             requested_bytes=tuple(requested),
             activation_bytes=activation,
-            num_alloc_retries=allocator.num_alloc_retries - retries,
+            retries=tuple(retries),
+            peaks_by_step=tuple(allocated for allocated, _ in peaks),
         )
 
 

@@ -1,0 +1,44 @@
+"""What it is fed with: panel Inputs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from bsfind import input_spec
+from bsfind.cli.options.option import import_path, option
+
+__all__ = ["BatchFn", "Input", "InputShape"]
+
+_PANEL = "Inputs"
+
+
+InputShape = Annotated[
+    list[str] | None,
+    option(
+        "--input-shape",
+        panel=_PANEL,
+        parse=input_spec.parse_input_shape,
+        metavar="3,224,224",
+        help="Shape of a positional float32 input, without the batch dimension; repeatable.",
+    ),
+]
+Input = Annotated[
+    list[str] | None,
+    option(
+        "--input",
+        panel=_PANEL,
+        parse=input_spec.parse_input,
+        metavar="NAME=SHAPE[:DTYPE[:LOW..HIGH]]",
+        help="A keyword input; repeatable. `labels=:int64:0..2` is one number per sample.",
+    ),
+]
+BatchFn = Annotated[
+    str | None,
+    option(
+        "--batch-fn",
+        panel=_PANEL,
+        parse=import_path,
+        metavar="pkg.mod:fn",
+        help="Makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or (args, kwargs).",
+    ),
+]

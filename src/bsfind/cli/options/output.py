@@ -1,0 +1,61 @@
+"""What is printed and written: panel Output."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+from bsfind.cli.options.option import option
+from bsfind.report.formats import EXPORT_FORMATS
+
+__all__ = ["Color", "ColorChoice", "Export", "Json", "NoProgress", "Quiet", "Verbose"]
+
+_PANEL = "Output"
+
+
+class ColorChoice(str, Enum):
+    """When to colour the output."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
+def _export(text: str) -> Path:
+    path = Path(text)
+    if path.suffix.lower() not in EXPORT_FORMATS:
+        formats = ", ".join(EXPORT_FORMATS)
+        raise ValueError(f"`{text}` has no format that can be written, end it in {formats}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder `{path.parent}`")
+    if path.is_dir():
+        raise ValueError(f"`{text}` is a folder")
+    return path
+
+
+Json = Annotated[
+    bool, option("--json", panel=_PANEL, help="Print the report as JSON instead of the table.")
+]
+Quiet = Annotated[
+    bool,
+    option("--quiet", "-q", panel=_PANEL, help="Print nothing but the recommended batch size."),
+]
+Verbose = Annotated[
+    bool,
+    option("--verbose", "-v", panel=_PANEL, help="One line per trial, and every line of output."),
+]
+Export = Annotated[
+    list[str] | None,
+    option(
+        "--export",
+        panel=_PANEL,
+        parse=_export,
+        metavar="FILE",
+        help=f"Also write the report to a file ({', '.join(EXPORT_FORMATS)}); repeatable.",
+    ),
+]
+NoProgress = Annotated[
+    bool, option("--no-progress", panel=_PANEL, help="No line about what is going on.")
+]
+Color = Annotated[ColorChoice, option("--color", panel=_PANEL, help="When to use colours.")]

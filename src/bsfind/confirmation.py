@@ -1,0 +1,172 @@
+"""Does the answer hold? The recommended size runs on, in a process of its own, within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bsfind.errors import TimeLimitError
+from bsfind.global_batch import split
+from bsfind.recommend import round_down, step_down
+from bsfind.records import GlobalBatch, ReportWarning, Trial
+from bsfind.settings import SearchLimits
+from bsfind.trial_runner import TrialRunner
+from bsfind.worker.client import ModelDoesNotFit
+
+__all__ = ["Confirmation"]
+
+_MAX_ATTEMPTS = 8
+
+_ACCUMULATED = 2
+"""Micro-batches that a confirmed step has where gradients are accumulated: the second one already
+meets the gradients of the first, and so does every further one."""
+
+_HEAD_START = 3
+"""A size that runs for a while is given up in larger steps than one that does not run at all: it is not
+the guess that is slightly wrong, something grows."""
+
+
+class Confirmation:
+    """Finds the largest size that holds for many steps.
+
+    A size that does not run gives way to a smaller one; so does one at which the allocator has to
+    flush its cache again and again, which costs time at every step.
+
+    Args:
+        precision: for the warnings.
+        limits: of the search.
+        budget_bytes: what the process may use.
+        is_everything: whether that is all there is: no headroom is kept.
+        runner: runs the trials.
+        on_attempt: told before each of them.
+
+    Attributes:
+        trial: of the size that holds; None before there is one.
+        global_batch: how `--global-batch` is reached with it.
+        leaking: the trial that showed a leak: there is no size that lasts.
+        has_failed: every size that was run failed, so that none can be recommended.
+        has_failed_late: some of them ran for as many steps as a trial of the search has.
+        warnings: what the reader of the answer must know.
+    """
+
+    def __init__(
+        self,
+        precision: str,
+        limits: SearchLimits,
+        budget_bytes: int,
+        runner: TrialRunner,
+        on_attempt: Callable[[int], None],
+        *,
+        is_everything: bool,
+    ) -> None:
+        self._precision = precision
+        self._limits = limits
+        self._budget = budget_bytes
+        self._is_everything = is_everything
+        self._runner = runner
+        self._on_attempt = on_attempt
+        self.trial: Trial | None = None
+        self.global_batch: GlobalBatch | None = None
+        self.leaking: Trial | None = None
+        self.has_failed = self.has_failed_late = False
+        self.warnings: list[ReportWarning] = []
+
+    def confirm(self, largest: int) -> Trial | None:
+        """Run sizes from `largest` down until one holds; None if none does."""
+        restless: tuple[Trial, GlobalBatch | None] | None = None
+        failed: list[Trial] = []
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            parts = self._parts(largest)
+            candidate = parts.micro_batch_size if parts else self._rounded(largest)
+            if candidate < max(self._limits.min_batch_size, 1):
+                break
+            self._on_attempt(candidate)
+            trial = self.run(candidate, self._limits.confirm_steps, accumulates=_accumulates(parts))
+            if trial.leak is not None:
+                self.leaking = trial
+                return None
+            if trial.status == "ok" and trial.steady_alloc_retries == 0:
+                self.trial, self.global_batch = trial, parts
+                break
+            if trial.status == "ok":
+                restless = restless or (trial, parts)
+            else:
+                failed.append(trial)
+            ran = trial.status == "ok" or self._is_late(trial)
+            largest = step_down(candidate, 1, attempt + _HEAD_START * ran)
+        self.has_failed = self.trial is None and bool(failed)
+        self.has_failed_late = self.has_failed and any(map(self._is_late, failed))
+        if self.trial is None and restless is not None:
+            self.trial, self.global_batch = restless
+            self._warn_restless(self.trial)
+        self._warn_failed(failed)
+        return self.trial
+
+    def _rounded(self, batch_size: int) -> int:
+        return round_down(batch_size, self._limits.multiple_of)
+
+    def _is_late(self, trial: Trial) -> bool:
+        """Tell whether a failure came later than the trials of the search could see it."""
+        return trial.steps >= self._limits.steps
+
+    def run(self, batch_size: int, steps: int, *, accumulates: bool = False) -> Trial:
+        """Run a size within the budget; what does not run is an answer too."""
+        try:
+            return self._runner.run_within(
+                batch_size,
+                self._budget,
+                steps=steps,
+                grad_accum=_ACCUMULATED if accumulates else None,
+            )
+        except ModelDoesNotFit as answer:
+            return Trial(batch_size=batch_size, status="oom", message=str(answer))
+        except TimeLimitError as error:
+            self._runner.check_time()
+            return Trial(batch_size=batch_size, status="timeout", message=error.message)
+
+    def _parts(self, largest: int) -> GlobalBatch | None:
+        limits = self._limits
+        if limits.global_batch is None:
+            return None
+        return split(
+            limits.global_batch,
+            largest,
+            world_size=limits.world_size,
+            multiple_of=limits.multiple_of,
+        )
+
+    def accumulates_from(self, largest: int) -> bool:
+        """Tell whether the global batch takes several micro-batches of at most this size."""
+        return _accumulates(self._parts(largest))
+
+    def _warn_failed(self, failed: list[Trial]) -> None:
+        """Tell of a size that the search took for good; what a guess missed is nobody's concern."""
+        told = next(
+            (t for t in failed if self._is_everything or t.status != "oom" or self._is_late(t)),
+            None,
+        )
+        if told is None:
+            return
+        instead = f"{self.trial.batch_size} is" if self.trial else "nothing is"
+        what = {"oom": "ran out of memory", "timeout": "took too long"}.get(told.status, "failed")
+        self.warnings.append(
+            ReportWarning(
+                code="confirmation_failed",
+                message=f"{self._precision}: batch size {told.batch_size} ran in the search, but in a "
+                f"fresh process it {what} after {told.steps} steps; {instead} recommended",
+            )
+        )
+
+    def _warn_restless(self, trial: Trial) -> None:
+        self.warnings.append(
+            ReportWarning(
+                code="alloc_retries",
+                message=f"{self._precision}: batch size {trial.batch_size} fits, but not comfortably: "
+                f"PyTorch flushed its cache {trial.steady_alloc_retries} times in "
+                f"{trial.steps} steps to go on, which costs time",
+                hint="try PYTORCH_ALLOC_CONF=expandable_segments:True, or more `--headroom`",
+            )
+        )
+
+
+def _accumulates(parts: GlobalBatch | None) -> bool:
+    return parts is not None and parts.accumulation_steps > 1

@@ -1,0 +1,209 @@
+"""What the report says in sentences: the answer, what it rests on, what else was found out."""
+
+from __future__ import annotations
+
+from bsfind.recommend import baseline, speed_up
+from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.report import wording
+from bsfind.units import format_bytes, format_count
+
+__all__ = ["accuracy", "answer", "problems", "sentences"]
+
+_FLAT = 0.001
+"""Peaks that differ by no more than this part are the same: rounding to blocks, random lengths."""
+
+
+def sentences(report: Report) -> list[str]:
+    """Return what stands under the answer, one sentence or more to a line."""
+    lines = (
+        _evidence(report),
+        _global_batch(report),
+        _account(report),
+        _throughput(report),
+        _foresight(report),
+        accuracy(report),
+    )
+    return [line for line in lines if line is not None] + _remedies(report)
+
+
+def answer(report: Report) -> str | None:
+    """Return the recommendation in one sentence; None if there is none."""
+    recommendation, result = report.recommendation, wording.recommended(report)
+    if recommendation is None or result is None:
+        return None
+    verb = "Train" if report.workload["mode"] == "train" else "Infer"
+    text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
+    reasons = []
+    ratio = speed_up(result, report.results)
+    reference = baseline(report.results)
+    if ratio is not None and reference is not None:
+        reasons.append(f"{ratio:.1f} x the samples per second of {reference.precision}")
+    if report.device is not None and result.peak_reserved_bytes is not None:
+        left = report.device.capacity_bytes - result.peak_reserved_bytes
+        reasons.append(f"{format_bytes(left)} left free")
+    return f"{text}: {', '.join(reasons)}." if reasons else f"{text}."
+
+
+def _evidence(report: Report) -> str | None:
+    """Return what the recommendation rests on; None if there is none."""
+    result = wording.recommended(report)
+    if result is None:
+        return None
+    parts = []
+    if report.simulated:
+        steps = report.search["confirm_steps"]
+        parts.append(f"Predicted, not run: {steps} steps, replayed within the budget.")
+    elif result.confirmation is not None:
+        parts.append(_confirmed(result.confirmation))
+    else:
+        parts.append("Not confirmed in a fresh process.")
+    ran = "fits" if report.simulated else "ran"
+    if result.smallest_failed_batch_size is not None:
+        failed = next(t for t in result.trials if t.batch_size == result.smallest_failed_batch_size)
+        what = {"oom": "ran out of memory", "timeout": "did not end in time", "error": "failed"}
+        if report.simulated:
+            what["oom"] = "runs out of memory"
+        parts.append(
+            f"{result.max_batch_size:,} {ran}, {failed.batch_size:,} {what[failed.status]}."
+        )
+    elif result.is_maximum_proven:
+        parts.append(f"{result.max_batch_size:,} {ran}, the largest that was allowed.")
+    else:
+        parts.append(f"{result.max_batch_size:,} {ran}, more may fit.")
+    return " ".join(parts)
+
+
+def accuracy(report: Report) -> str | None:
+    """Return how exact a prediction is, in one line; None if nothing was predicted."""
+    prediction = report.prediction
+    if prediction is None or prediction.model_kind is None:
+        return None
+    kind = f"{prediction.model_kind} models"
+    if prediction.model_kind == "other":
+        kind = "models without convolutions, recurrence or attention"
+    measured = prediction.accuracy
+    if measured is None:
+        return f"Error bound for {kind}: not measured."
+    allocated, reserved = measured.allocated, measured.reserved
+    return (
+        f"Error bound for {kind}: peak allocated {_error(allocated.median)} (median) and "
+        f"{_error(allocated.p95)} (95th percentile), peak reserved {_error(reserved.median)} and "
+        f"{_error(reserved.p95)}, in {measured.runs} runs against {measured.against}."
+    )
+
+
+def _error(part: float) -> str:
+    """Write an error as a part of what is right: `0.02 %`, `3.1 %`."""
+    return f"{part * 100:.2g} %" if part else "0 %"
+
+
+def _foresight(report: Report) -> str | None:
+    """Return what was predicted against what was measured; None if nothing was, or nothing ran."""
+    result = wording.recommended(report)
+    predicted = result.predicted if result else None
+    if report.simulated or result is None or predicted is None:
+        return None
+    text = f"Predicted beforehand: {predicted.max_batch_size:,} at most"
+    if predicted.peak_reserved_bytes is not None:
+        text += f", peak reserved {format_bytes(predicted.peak_reserved_bytes)}"
+        if predicted.recommended_batch_size != result.recommended_batch_size:
+            text += f" at batch size {predicted.recommended_batch_size:,}"
+    measured = f"measured: {result.max_batch_size:,}, {format_bytes(result.peak_reserved_bytes)}"
+    return f"{text}; {measured}."
+
+
+def _confirmed(trial: Trial) -> str:
+    """Return what the steps of the confirmation show."""
+    text = f"Confirmed: {trial.steps} steps in a fresh process"
+    peaks = trial.peaks_by_step
+    if len(peaks) > 1:
+        highest = max(peaks)
+        reached = next(i for i, peak in enumerate(peaks, 1) if peak >= highest * (1 - _FLAT))
+        text += f", peak memory flat from step {reached} on"
+        if reached > len(peaks) // 2:
+            text = f"Confirmed: {trial.steps} steps in a fresh process, the highest peak in step {reached}"
+    if trial.num_alloc_retries:
+        when = "" if trial.steady_alloc_retries else " in the first steps"
+        times = "once" if trial.num_alloc_retries == 1 else f"{trial.num_alloc_retries} times"
+        text += f", the cache flushed {times}{when}"
+    return f"{text}."
+
+
+def _account(report: Report) -> str | None:
+    """Return what the card's memory is taken by at the recommended batch size."""
+    result, device = wording.recommended(report), report.device
+    if result is None or device is None or result.peak_reserved_bytes is None:
+        return None
+    allocated, reserved = result.peak_allocated_bytes or 0, result.peak_reserved_bytes
+    parts = [
+        f"{format_bytes(allocated)} allocated",
+        f"{format_bytes(reserved - allocated)} fragmentation",
+    ]
+    outside = 0
+    for nbytes, name in (
+        (device.context_bytes, "context"),
+        (device.others_bytes, "other processes"),
+    ):
+        if nbytes:
+            parts.append(f"{format_bytes(nbytes)} {name}")
+            outside += nbytes
+    free = device.total_bytes - reserved - outside
+    parts.append(f"{format_bytes(max(0, free))} free")
+    return f"The card's {format_bytes(device.total_bytes)}: {', '.join(parts)}."
+
+
+def _throughput(report: Report) -> str | None:
+    """Return from which batch size on throughput no longer grows."""
+    result = wording.recommended(report)
+    if result is None or result.saturation_batch_size is None:
+        return None
+    enough, chosen = result.saturation_batch_size, result.recommended_batch_size or 0
+    if enough > chosen:
+        return "Throughput still grows at this batch size."
+    if enough == chosen:
+        return "Throughput is within 2 % of its best from this batch size on."
+    return f"Throughput is within 2 % of its best from batch size {enough:,} on."
+
+
+def _global_batch(report: Report) -> str | None:
+    parts = report.recommendation.global_batch if report.recommendation else None
+    if parts is None:
+        return None
+    nearest = "" if parts.reached == parts.asked else f", the nearest to {parts.asked:,}"
+    steps = f"{parts.accumulation_steps} accumulation step{'s' * (parts.accumulation_steps > 1)}"
+    gpus = f"{parts.world_size} GPU{'s' * (parts.world_size > 1)}"
+    factors = f"micro-batch {parts.micro_batch_size:,} x {steps} x {gpus}"
+    return f"Global batch {parts.reached:,}{nearest}: {factors}."
+
+
+def _remedies(report: Report) -> list[str]:
+    """Return what each remedy of `--compare` buys, against the row that it was tried beside."""
+    lines = []
+    for result in report.results:
+        if result.remedy is None or not result.recommended_batch_size:
+            continue
+        beside = next(
+            r for r in report.results if r.precision == result.precision and r.remedy is None
+        )
+        text = f"With {result.remedy}: batch size {result.recommended_batch_size:,}"
+        if beside.recommended_batch_size:
+            text += f" ({result.recommended_batch_size / beside.recommended_batch_size:.2f} x)"
+        if result.samples_per_s:
+            text += f", {format_count(result.samples_per_s)} samples/s"
+            if beside.samples_per_s:
+                text += f" ({result.samples_per_s / beside.samples_per_s:.2f} x)"
+        lines.append(f"{text}.")
+    return lines
+
+
+def problems(report: Report) -> list[str]:
+    """Return why a precision has no answer, one line each."""
+    return [
+        f"{_subject(result)}: {result.message}"
+        for result in report.results
+        if result.message and result.recommended_batch_size is None
+    ]
+
+
+def _subject(result: PrecisionResult) -> str:
+    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"

@@ -1,0 +1,71 @@
+"""From which batch size on is training no faster? Times smaller sizes than the largest that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from bsfind.recommend import next_throughput_probe, saturation
+from bsfind.records import Trial
+from bsfind.settings import SearchLimits
+
+__all__ = ["Timing"]
+
+_STEPS = 6
+"""Steps of a trial that is run for its speed: the first one warms up."""
+
+
+class Timing:
+    """Runs trials for their speed alone.
+
+    Args:
+        limits: of the search.
+        run: runs a trial of so many samples for so many steps, and tells who wants to know.
+
+    Attributes:
+        trials: that were run, in their order.
+    """
+
+    def __init__(self, limits: SearchLimits, run: Callable[[int, int], Trial]) -> None:
+        self._limits = limits
+        self._steps = max(limits.steps, _STEPS)
+        self._run = run
+        self.trials: list[Trial] = []
+
+    def down_from(self, largest: int, known: Sequence[Trial], *, finely: bool = False) -> None:
+        """Time smaller and smaller sizes, as long as they are as fast as the best.
+
+        Args:
+            largest: from where.
+            known: trials of the search.
+            finely: find the smallest size that is as fast to an eighth, not to a factor of two.
+        """
+        smallest, multiple = self._limits.min_batch_size, self._limits.multiple_of
+        while True:
+            probe = next_throughput_probe(
+                [*known, *self.trials],
+                largest,
+                smallest=smallest,
+                multiple_of=multiple,
+                finely=finely,
+            )
+            if probe is None or self._time(probe).status != "ok":
+                return
+
+    def fastest_up_to(self, largest: int, known: Sequence[Trial]) -> int:
+        """Return the smallest size within 2 % of the best samples/s, at most `largest`."""
+        if all(trial.batch_size != largest for trial in known):
+            self._time(largest)
+        self.down_from(largest, known, finely=True)
+        fits = [
+            trial
+            for trial in (*known, *self.trials)
+            if self._limits.min_batch_size <= trial.batch_size <= largest
+            and trial.batch_size % self._limits.multiple_of == 0
+        ]
+        fastest = saturation(fits)
+        return largest if fastest is None else fastest.batch_size
+
+    def _time(self, batch_size: int) -> Trial:
+        trial = self._run(batch_size, self._steps)
+        self.trials.append(trial)
+        return trial

@@ -1,0 +1,64 @@
+"""A trial that repeats its last traced step is the trial of which every step is traced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bsfind.input_spec import InputSpec
+from bsfind.settings import Workload
+from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.repetition import with_more_steps
+from bsfind.simulation.tracing.tracer import Tracer
+
+MODELS = Path(__file__).parents[1] / "models"
+A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+IMAGES = InputSpec(shape=(3, 32, 32))
+SIGNALS = InputSpec(shape=(64, 256))
+
+
+def tracer(model: str, spec: InputSpec, precision: str = "fp32", **more: Any) -> Tracer:
+    workload = Workload(target=f"{MODELS}/{model}", inputs=(spec,), **more)
+    return Tracer(workload, precision, A100)
+
+
+@pytest.mark.parametrize(
+    ("model", "spec", "more"),
+    [
+        ("well_behaved.py:ConvNet", IMAGES, {}),
+        ("well_behaved.py:ConvNet", IMAGES, {"optimizer": "sgd"}),
+        ("well_behaved.py:ConvNet", IMAGES, {"grad_accum": 3}),
+        ("well_behaved.py:ConvNet", IMAGES, {"mode": "infer"}),
+        ("well_behaved.py:Blocks", SIGNALS, {"grad_checkpoint": True}),
+        ("well_behaved.py:Blocks", SIGNALS, {"optimizer": "adagrad"}),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "amp-fp16"])
+def test_repeated_is_as_traced(
+    model: str, spec: InputSpec, more: dict[str, Any], precision: str
+) -> None:
+    with tracer(model, spec, precision, **more) as open_tracer:
+        repeated = with_more_steps(open_tracer.program(6, 3), 9)
+        traced = open_tracer.program(6, 9)
+    assert repeated is not None
+    steps = len(repeated.trial_events)
+    assert repeated.trial_events == traced.trial_events[:steps]
+    assert repeated.operators == traced.operators[: len(repeated.operators)]
+    assert repeated.marks == traced.marks
+    assert repeated.optional == traced.optional
+    # What comes after the last step only gives back.
+    assert all(event < 0 for event in traced.trial_events[steps:])
+
+
+def test_steps_that_differ_say_nothing_of_the_next() -> None:
+    with tracer("misbehaved.py:GrowsAndStops", InputSpec(shape=(16,))) as open_tracer:
+        program = open_tracer.program(6, 3)
+        assert with_more_steps(program, 3) is program
+        assert with_more_steps(program, 20) is None
+
+
+def test_two_steps_are_too_few() -> None:
+    with tracer("well_behaved.py:ConvNet", IMAGES) as open_tracer:
+        assert with_more_steps(open_tracer.program(6, 2), 20) is None

@@ -1,0 +1,77 @@
+"""Leaks are told from caches, and from memory that comes and goes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bsfind.records import Leak
+from bsfind.stability import (
+    is_growing,
+    leak_after,
+    leak_message,
+    steady_retries,
+    steps_of_a_verdict,
+)
+from bsfind.units import GIB, MIB
+
+
+def held(steps: int, *, each: int = 0, every: int = 1, until: int | None = None) -> list[int]:
+    """Bytes after each step of a model that keeps `each` more at every so-manieth step."""
+    return [
+        GIB + (step > 1) * 8 * MIB + min(step, until or step) // every * each
+        for step in range(1, steps + 1)
+    ]
+
+
+def leak(sizes: list[int], steps: int, left: int = 8 * GIB) -> Leak | None:
+    """The verdict on a course whose first `steps` steps were asked for."""
+    if not is_growing(sizes[:steps]):
+        return None
+    return leak_after(sizes[:steps], sizes[steps : steps + steps_of_a_verdict(steps)], left)
+
+
+def test_what_every_step_keeps_is_found_in_three_steps() -> None:
+    found = leak(held(20, each=4 * MIB), 3)
+    assert found == Leak(bytes_per_step=4 * MIB, lasts_steps=2048 + 11)
+    assert leak_message(found) == (
+        "memory leaks: 4.0 MiB more after every step, out of memory after about 2,059 steps"
+    )
+
+
+@given(every=st.integers(1, 9), each=st.integers(1 * MIB, 100 * MIB))
+def test_what_every_few_steps_keep_is_found_in_twenty(every: int, each: int) -> None:
+    found = leak(held(60, each=each, every=every), 20)
+    assert found is not None
+    assert 0.6 * each / every <= found.bytes_per_step <= 1.7 * each / every
+
+
+@given(until=st.integers(2, 19), each=st.integers(1, 100 * MIB))
+def test_a_cache_that_fills_up_is_no_leak(until: int, each: int) -> None:
+    assert leak(held(60, each=each, until=until), 20) is None
+
+
+def test_the_optimizer_s_state_is_no_leak() -> None:
+    assert not is_growing(held(3))
+    assert not is_growing(held(20))
+    assert not is_growing(held(1))
+    assert not is_growing(held(2))
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3]), min_size=20, max_size=60))
+def test_what_comes_and_goes_is_no_leak(extra: list[int]) -> None:
+    """Whatever the order: as much as at the end was held before."""
+    sizes = [GIB, *(GIB + more * MIB for more in (*extra, 3, *extra))]
+    assert leak(sizes, 20) is None or max(sizes[:20]) < sizes[-1]
+
+
+def test_growth_that_would_take_for_ever_is_none() -> None:
+    assert leak(held(20, each=512), 3, left=80 * GIB) is None
+    assert leak(held(20, each=MIB), 3, left=80 * GIB) is not None
+
+
+def test_retries_of_the_first_steps_are_not_steady() -> None:
+    assert steady_retries([4, 9, 9, 9]) == 0
+    assert steady_retries([4, 9, 10, 12]) == 3
+    assert steady_retries([4, 9]) == 0
+    assert steady_retries([]) == 0
