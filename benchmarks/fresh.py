@@ -46,12 +46,14 @@ class Largest:
         steps: of each trial.
         limit_bytes: what the allocator may reserve; None: all that is free.
         peak_bytes: what it may have reserved in the end, within the limit; None: all of it.
+        is_steady: its allocator does not have to give cached memory back to go on, after two steps.
     """
 
     near: int
     steps: int = 3
     limit_bytes: int | None = None
     peak_bytes: int | None = None
+    is_steady: bool = False
 
 
 def ask(workload: Workload, precision: str, *questions: Runs | Largest) -> list[Any]:
@@ -94,46 +96,46 @@ def main() -> None:
     sys.path.insert(0, workload.app_dir)
     answers: list[Any] = []
     for kind, fields in request["questions"]:
-        if kind == "Runs":
-            runs = Runs(**fields)
-            step = _Trial(workload, request["precision"], runs.steps, runs.limit_bytes)
-            answers.append(runs_in_fresh_process(step, runs.batch_size))
+        question = {"Runs": Runs, "Largest": Largest}[kind](**fields)
+        trial = _Trial(workload, request["precision"], question)
+        if isinstance(question, Runs):
+            answers.append(runs_in_fresh_process(trial, question.batch_size))
         else:
-            most = Largest(**fields)
-            step = _Trial(
-                workload, request["precision"], most.steps, most.limit_bytes, most.peak_bytes
-            )
-            answers.append(largest_batch_size(step, most.near))
+            answers.append(largest_batch_size(trial, question.near))
     Path(sys.argv[2]).write_text(json.dumps(answers))
 
 
 class _Trial:
     """Trains at a batch size; to be called in a fork of its own each time."""
 
-    def __init__(
-        self,
-        workload: Workload,
-        precision: str,
-        steps: int,
-        limit_bytes: int | None,
-        peak_bytes: int | None = None,
-    ) -> None:
+    def __init__(self, workload: Workload, precision: str, question: Runs | Largest) -> None:
         from benchmarks import training  # imports torch, once for all forks
 
         self._training = training
-        self._workload, self._precision, self._steps = workload, precision, steps
-        self._limit_bytes, self._peak_bytes = limit_bytes, peak_bytes
+        self._workload, self._precision, self._question = workload, precision, question
 
     def __call__(self, batch_size: int) -> bool:
         import torch
 
-        if self._limit_bytes is not None:
-            self._training.limit_memory(self._limit_bytes)
+        question = self._question
+        if question.limit_bytes is not None:
+            self._training.limit_memory(question.limit_bytes)
         loaded = self._training.load(self._workload, self._precision)
         torch.cuda.empty_cache()  # as bsfind does: what building the model left behind
         torch.cuda.reset_peak_memory_stats()
-        self._training.train(loaded, batch_size, self._steps)
-        return self._peak_bytes is None or torch.cuda.max_memory_reserved() <= self._peak_bytes
+        retries: list[int] = []
+
+        def count_retries() -> None:
+            retries.append(torch.cuda.memory_stats()["num_alloc_retries"])
+
+        self._training.train(loaded, batch_size, question.steps, count_retries)
+        if isinstance(question, Runs):
+            return True
+        if question.is_steady and retries[-1] > retries[1]:
+            return False
+        return (
+            question.peak_bytes is None or torch.cuda.max_memory_reserved() <= question.peak_bytes
+        )
 
 
 if __name__ == "__main__":

@@ -48,37 +48,69 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="*", help="names of zoo.py; a selection without any")
     parser.add_argument("--tools", help="some of them, with commas between")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="keep the file's rows and maxima; add and replace others",
+    )
     parser.add_argument("--packages", type=Path, default=card.FAKE_VENV / "peers")
     card.add_options(parser, memory="8GiB")
     arguments = parser.parse_args()
     card.use(arguments)
+    sys.path.append(str(arguments.packages))
 
     from benchmarks.peer_tools import TOOLS
 
-    names = arguments.tools.split(",") if arguments.tools else list(TOOLS)
     environment = card.child_environment(arguments.packages)
-    sys.path.append(str(arguments.packages))
-    document: dict[str, Any] = {
-        "date": datetime.date.today().isoformat(),
-        **card.identity(),
-        "tools": {
-            name: {"label": TOOLS[name].label, "version": TOOLS[name].version} for name in names
-        },
-        "rows": [],
-    }
-    path = card.results_file("peers", document["gpu"], is_fake=not arguments.real)
+    gpu = card.identity()
+    path = card.results_file("peers", gpu["gpu"], is_fake=not arguments.real)
+    rows: dict[_Key, dict[str, Any]] = {}
+    if arguments.keep:
+        rows = {_key(row): row for row in json.loads(path.read_text())["rows"]}
+    document: dict[str, Any] = {}
     for model in arguments.models or MODELS:
         for precision in PRECISIONS:
-            document["rows"] += compare(model, precision, names, environment)
+            known = {row["exact"] for key, row in rows.items() if key[:2] == (model, precision)}
+            names = arguments.tools.split(",") if arguments.tools else list(TOOLS)
+            for row in compare(model, precision, names, environment, next(iter(known), None)):
+                rows[_key(row)] = row
+            document = {
+                "date": datetime.date.today().isoformat(),
+                **gpu,
+                "tools": {
+                    name: {"label": tool.label, "version": tool.version}
+                    for name, tool in TOOLS.items()
+                },
+                "rows": list(rows.values()),
+            }
             card.write(path, document)
             path.with_suffix(".md").write_text(peers_table.markdown(document))
     print(peers_table.markdown(document))
 
 
+_Key = tuple[str, str, str]
+
+
+def _key(row: dict[str, Any]) -> _Key:
+    return row["model"], row["precision"], row["tool"]
+
+
 def compare(
-    model: str, precision: str, names: list[str], environment: dict[str, str]
+    model: str,
+    precision: str,
+    names: list[str],
+    environment: dict[str, str],
+    maximum: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return a row for each tool that can take the model."""
+    """Return a row for each tool that can take the model.
+
+    Args:
+        model: of zoo.py.
+        precision: to train it in.
+        names: of the tools.
+        environment: of their processes.
+        maximum: the largest batch size that runs; None: it is not known yet.
+    """
     from benchmarks import zoo
     from benchmarks.peer_tools import TOOLS
     from benchmarks.workloads import workload_of
@@ -89,26 +121,21 @@ def compare(
         for name in names
         if TOOLS[name].suits(zoo.ARGUMENTS[model])
     ]
-    near = next((row["batch_size"] for row in rows if row["batch_size"]), None) or 64
     workload = workload_of(model)
-    exact = fresh.ask(workload, precision, fresh.Largest(near=near))[0]
-    answers = {row[key] for row in rows for key in ("batch_size", "recommended") if row[key]}
-    sizes = sorted(answers)
-    runs = dict(
-        zip(
-            sizes,
-            fresh.ask(workload, precision, *(fresh.Runs(batch_size=size) for size in sizes)),
-            strict=True,
-        )
-    )
+    if maximum is None:
+        near = next((row["batch_size"] for row in rows if row["batch_size"]), None) or 64
+        maximum = fresh.ask(workload, precision, fresh.Largest(near=near))[0]
+    sizes = sorted({row[key] for row in rows for key in ("batch_size", "recommended") if row[key]})
+    ran = fresh.ask(workload, precision, *(fresh.Runs(batch_size=size) for size in sizes))
+    runs = dict(zip(sizes, ran, strict=True))
     for row in rows:
-        row["exact"] = exact
+        row["exact"] = maximum
         for key, of_it, runs_key in (
             ("batch_size", "of_the_maximum", "runs"),
             ("recommended", "recommended_of_the_maximum", "recommended_runs"),
         ):
             size = row[key]
-            row[of_it] = round(size / exact, 4) if size else None
+            row[of_it] = round(size / maximum, 4) if size else None
             row[runs_key] = runs[size] if size else None
         print(json.dumps({**row, "trials": len(row["trials"])}), flush=True)
     return rows
