@@ -1,6 +1,7 @@
 """What really fits, answered by single fresh processes: the yardstick of the other benchmarks.
 
-`ask` starts `python -m benchmarks.fresh`, which imports torch once and forks for every batch size.
+`ask` starts `python -m benchmarks.fresh`, which imports torch and builds the model once, and forks for every
+batch size.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.card import child_environment
 
 from bsfind.settings import Workload
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["Largest", "Runs", "ask"]
 
@@ -94,10 +98,16 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     workload = Workload.from_json(request["workload"])
     sys.path.insert(0, workload.app_dir)
+    import torch
+    import torch._dynamo  # else each fork would: the first optimizer does
+    from benchmarks import training
+
+    torch.set_num_threads(1)  # threads would not survive the forks
+    model = training.build(workload)
     answers: list[Any] = []
     for kind, fields in request["questions"]:
         question = {"Runs": Runs, "Largest": Largest}[kind](**fields)
-        trial = _Trial(workload, request["precision"], question)
+        trial = _Trial(workload, request["precision"], model, question)
         if isinstance(question, Runs):
             answers.append(runs_in_fresh_process(trial, question.batch_size))
         else:
@@ -108,19 +118,20 @@ def main() -> None:
 class _Trial:
     """Trains at a batch size; to be called in a fork of its own each time."""
 
-    def __init__(self, workload: Workload, precision: str, question: Runs | Largest) -> None:
-        from benchmarks import training  # imports torch, once for all forks
-
-        self._training = training
-        self._workload, self._precision, self._question = workload, precision, question
+    def __init__(
+        self, workload: Workload, precision: str, model: nn.Module, question: Runs | Largest
+    ) -> None:
+        self._workload, self._precision = workload, precision
+        self._model, self._question = model, question
 
     def __call__(self, batch_size: int) -> bool:
         import torch
+        from benchmarks import training
 
         question = self._question
         if question.limit_bytes is not None:
-            self._training.limit_memory(question.limit_bytes)
-        loaded = self._training.load(self._workload, self._precision)
+            training.limit_memory(question.limit_bytes)
+        loaded = training.load(self._workload, self._precision, self._model)
         torch.cuda.empty_cache()  # as bsfind does: what building the model left behind
         torch.cuda.reset_peak_memory_stats()
         retries: list[int] = []
@@ -128,7 +139,7 @@ class _Trial:
         def count_retries() -> None:
             retries.append(torch.cuda.memory_stats()["num_alloc_retries"])
 
-        self._training.train(loaded, batch_size, question.steps, count_retries)
+        training.train(loaded, batch_size, question.steps, count_retries)
         if isinstance(question, Runs):
             return True
         if question.is_steady and retries[-1] > retries[1]:

@@ -30,11 +30,19 @@ _LARGE_START = 4096
 
 @dataclass
 class Trial:
-    """One attempt of a finder at a batch size: it ran if it lasted `STEPS` steps."""
+    """One attempt of a finder at a batch size: it ran if it lasted `STEPS` steps.
+
+    Attributes:
+        batch_size: samples.
+        steps: that were completed.
+        status: `ok`, `oom` or, where the optimizer never ran, `probe`.
+        is_extra: made for more than the size: bsfind times smaller sizes, and may try expandable segments.
+    """
 
     batch_size: int
     steps: int = 0
     status: str = "oom"
+    is_extra: bool = False
 
 
 @dataclass
@@ -123,6 +131,11 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
     answer.batch_size = result["max_batch_size"]
     answer.recommended = result["recommended_batch_size"]
     answer.error = result["message"] if result["status"] != "ok" else None
+    extra = {trial["batch_size"] for trial in result["timings"]}
+    extra |= {(result["expandable_segments"] or {}).get("batch_size")}
+    extra -= {trial["batch_size"] for trial in result["trials"]}
+    for trial in answer.trials:
+        trial.is_extra = trial.batch_size in extra
 
 
 def _lightning(mode: str) -> Callable[[str, str, Answer], None]:

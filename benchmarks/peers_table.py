@@ -68,8 +68,10 @@ def _summary(label: str, rows: list[dict[str, Any]], key: str, runs: str) -> str
 
 
 def _costs(rows: list[dict[str, Any]]) -> list[str]:
+    extra = statistics.fmean(sum(t["is_extra"] for t in row["trials"]) for row in rows)
+    trials = statistics.fmean(len(row["trials"]) for row in rows) - extra
     return [
-        f"{statistics.fmean(len(row['trials']) for row in rows):.1f}",
+        f"{trials:.1f}" + (f" + {extra:.1f} for speed" if extra else ""),
         f"{statistics.fmean(row['out_of_memory'] for row in rows):.1f}",
         f"{statistics.fmean(row['steps'] for row in rows):.1f}",
         f"{statistics.median(row['seconds'] for row in rows):.0f}",

@@ -11,7 +11,8 @@ model:
 with the sizes and the steps of a report of `bsfind run`. The search's time is that of `bsfind run`, from
 start to end. Promise: at most 1.5 times the ideal one's.
 
-Both are measured in turn, and their medians compared. On the fake GPU a step costs next to nothing, so
+Both are measured in turn, and their medians compared. Processor seconds are reported beside, since a machine
+that is busy otherwise spoils the others. On the fake GPU a step costs next to nothing, so
 that start-up decides; with `--launch-us` each kernel launch takes longer, which imitates the steps of a GPU
 that computes. Writes benchmarks/results/search_cost_GPU.json.
 """
@@ -23,11 +24,13 @@ import contextlib
 import datetime
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import card
@@ -75,9 +78,10 @@ def compare(workload: Workload, repeat: int, environment: dict[str, str]) -> dic
     settings = Settings(
         workload=workload, precisions=PRECISIONS, device=DeviceChoice(device="cuda")
     )
-    searches, ideals, trials = [], [], []
+    searches: list[_Cost] = []
+    ideals: list[_Cost] = []
     for _ in range(repeat):
-        start = time.monotonic()
+        begin = _now()
         done = subprocess.run(
             [sys.executable, "-m", "bsfind", *settings.to_argv(), "--json"],
             check=True,
@@ -85,24 +89,42 @@ def compare(workload: Workload, repeat: int, environment: dict[str, str]) -> dic
             text=True,
             env=environment,
         )
-        searches.append(time.monotonic() - start)
+        searches.append(_now() - begin)
         results = json.loads(done.stdout)["results"]
-        trials.append(sum(len(result["trials"]) for result in results))
-        start = time.monotonic()
+        begin = _now()
         for result in results:
             for sizes in _ideal(result):
                 _train(workload, result["precision"], sizes, environment)
-        ideals.append(time.monotonic() - start)
-    search_s, ideal_s = statistics.median(searches), statistics.median(ideals)
+        ideals.append(_now() - begin)
+    search_s = statistics.median(cost.seconds for cost in searches)
+    ideal_s = statistics.median(cost.seconds for cost in ideals)
     return {
         "search_s": round(search_s, 2),
         "ideal_s": round(ideal_s, 2),
         "ratio": round(search_s / ideal_s, 3),
-        "all_search_s": [round(seconds, 2) for seconds in searches],
-        "all_ideal_s": [round(seconds, 2) for seconds in ideals],
-        "trials": trials,
+        "all_search_s": [round(cost.seconds, 2) for cost in searches],
+        "all_ideal_s": [round(cost.seconds, 2) for cost in ideals],
+        "search_cpu_s": round(statistics.median(cost.cpu_seconds for cost in searches), 2),
+        "ideal_cpu_s": round(statistics.median(cost.cpu_seconds for cost in ideals), 2),
+        "trials": [len(result["trials"]) for result in results],
         "confirmed_steps": [result["confirmation"]["steps"] for result in results],
     }
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Time that passed, and processor time of the processes that have ended; both in seconds."""
+
+    seconds: float
+    cpu_seconds: float
+
+    def __sub__(self, begin: _Cost) -> _Cost:
+        return _Cost(self.seconds - begin.seconds, self.cpu_seconds - begin.cpu_seconds)
+
+
+def _now() -> _Cost:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return _Cost(time.monotonic(), children.ru_utime + children.ru_stime)
 
 
 def _ideal(result: dict[str, Any]) -> list[list[tuple[int, int]]]:

@@ -15,8 +15,9 @@ import torch
 from bsfind.settings import Workload
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload
+from bsfind.workload.target import build_model, keyword_arguments
 
-__all__ = ["limit_memory", "load", "train"]
+__all__ = ["build", "limit_memory", "load", "train"]
 
 
 def limit_memory(nbytes: int) -> None:
@@ -25,9 +26,16 @@ def limit_memory(nbytes: int) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, nbytes / total))
 
 
-def load(workload: Workload, precision: str) -> LoadedWorkload:
-    """Return the model on the GPU."""
-    return LoadedWorkload(workload, precision_plan(precision), torch.device("cuda"))
+def build(workload: Workload) -> torch.nn.Module:
+    """Return the model, on the CPU."""
+    return build_model(workload.target, keyword_arguments(workload.model_args))
+
+
+def load(
+    workload: Workload, precision: str, model: torch.nn.Module | None = None
+) -> LoadedWorkload:
+    """Return the model on the GPU; it is built if it is not given."""
+    return LoadedWorkload(workload, precision_plan(precision), torch.device("cuda"), model)
 
 
 def train(
