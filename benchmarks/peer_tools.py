@@ -36,7 +36,8 @@ class Trial:
         batch_size: samples.
         steps: that were completed.
         status: `ok`, `oom` or, where the optimizer never ran, `probe`.
-        is_extra: made for more than the size: bsfind times smaller sizes, and may try expandable segments.
+        is_extra: made for more than the size: bsfind times smaller sizes and may try
+            expandable segments.
     """
 
     batch_size: int
@@ -100,11 +101,14 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
     from benchmarks.workloads import workload_of
 
     from bsfind.cli.main import main
+    from bsfind.precision_search import PrecisionSearch
     from bsfind.settings import DeviceChoice, Settings
     from bsfind.worker.client import TrialAnswer, Worker
 
     on_gpu: weakref.WeakSet[Worker] = weakref.WeakSet()  # the others predict
     opening, running = Worker.open, Worker.run_trial
+    looking = PrecisionSearch.look_at_fragmentation
+    is_looking = False
 
     def opened(self: Worker, choice: DeviceChoice, timeout_s: float) -> Any:
         if not choice.is_simulated:
@@ -114,10 +118,18 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
     def ran(self: Worker, batch_size: int, *args: Any, **kwargs: Any) -> TrialAnswer:
         done = running(self, batch_size, *args, **kwargs)
         if self in on_gpu:
-            answer.trials.append(Trial(batch_size, done.trial.steps, done.trial.status))
+            trial = Trial(batch_size, done.trial.steps, done.trial.status, is_extra=is_looking)
+            answer.trials.append(trial)
         return done
 
+    def looked(self: PrecisionSearch) -> None:
+        nonlocal is_looking
+        is_looking = True
+        looking(self)
+        is_looking = False
+
     Worker.open, Worker.run_trial = opened, ran  # type: ignore[method-assign]
+    PrecisionSearch.look_at_fragmentation = looked  # type: ignore[method-assign]
     settings = Settings(
         workload=workload_of(model),
         precisions=(precision,),
@@ -131,11 +143,10 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
     answer.batch_size = result["max_batch_size"]
     answer.recommended = result["recommended_batch_size"]
     answer.error = result["message"] if result["status"] != "ok" else None
-    extra = {trial["batch_size"] for trial in result["timings"]}
-    extra |= {(result["expandable_segments"] or {}).get("batch_size")}
-    extra -= {trial["batch_size"] for trial in result["trials"]}
+    timed = {trial["batch_size"] for trial in result["timings"]}
+    timed -= {trial["batch_size"] for trial in result["trials"]}
     for trial in answer.trials:
-        trial.is_extra = trial.batch_size in extra
+        trial.is_extra |= trial.batch_size in timed
 
 
 def _lightning(mode: str) -> Callable[[str, str, Answer], None]:

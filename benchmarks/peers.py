@@ -7,7 +7,9 @@ the table of it, peers_GPU.md.
 
 What the figures are:
     of the maximum   the answer, in % of the largest batch size that runs
-    trials           batch sizes that were tried, the same one twice counts twice; confirmations count
+    trials           batch sizes that were tried, the same one twice counts twice; confirmations count. What
+                     bsfind runs for other ends (to time smaller sizes, to try expandable segments) is
+                     given beside, as `+ n more`; steps and seconds are those of everything
     OOMs             how many of those ran out of memory
     steps            complete training steps of all trials
     seconds          of the whole process, imports and the model's construction included
@@ -173,7 +175,9 @@ def search(name: str, model: str, precision: str, environment: dict[str, str]) -
     ok = {trial["batch_size"] for trial in answer["trials"] if trial["status"] == "ok"}
     return {
         **answer,
-        "out_of_memory": sum(trial["status"] == "oom" for trial in answer["trials"]),
+        "out_of_memory": sum(
+            trial["status"] == "oom" and not trial["is_extra"] for trial in answer["trials"]
+        ),
         "steps": sum(trial["steps"] for trial in answer["trials"]),
         "seconds": round(seconds, 1),
         "was_run": answer["batch_size"] in ok,

@@ -31,7 +31,8 @@ def markdown(document: dict[str, Any]) -> str:
             lines.append(_recommended(mine))
     lines += [
         "",
-        "Trials, OOMs and steps are means over the models, seconds their median.",
+        "Trials, OOMs and steps are means over the models, seconds their median. More: bsfind also times "
+        "smaller sizes, and tries what expandable segments buy where memory is fragmented.",
         "",
         f"| model | precision | maximum | {' | '.join(tool['label'] for tool in tools.values())} |",
         "|---" * (3 + len(tools)) + "|",
@@ -71,7 +72,7 @@ def _costs(rows: list[dict[str, Any]]) -> list[str]:
     extra = statistics.fmean(sum(t["is_extra"] for t in row["trials"]) for row in rows)
     trials = statistics.fmean(len(row["trials"]) for row in rows) - extra
     return [
-        f"{trials:.1f}" + (f" + {extra:.1f} for speed" if extra else ""),
+        f"{trials:.1f}" + (f" + {extra:.1f} more" if extra else ""),
         f"{statistics.fmean(row['out_of_memory'] for row in rows):.1f}",
         f"{statistics.fmean(row['steps'] for row in rows):.1f}",
         f"{statistics.median(row['seconds'] for row in rows):.0f}",
