@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("models", nargs="*", help="names of zoo.py; a selection without any")
     parser.add_argument("--tools", help="some of them, with commas between")
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument(
         "--keep",
         action="store_true",
@@ -71,7 +72,7 @@ def main() -> None:
         rows = {_key(row): row for row in json.loads(path.read_text())["rows"]}
     document: dict[str, Any] = {}
     for model in arguments.models or MODELS:
-        for precision in PRECISIONS:
+        for precision in arguments.precisions.split(","):
             known = {row["exact"] for key, row in rows.items() if key[:2] == (model, precision)}
             names = arguments.tools.split(",") if arguments.tools else list(TOOLS)
             for row in compare(model, precision, names, environment, next(iter(known), None)):

@@ -11,8 +11,8 @@ model:
 with the sizes and the steps of a report of `bsfind run`. The search's time is that of `bsfind run`, from
 start to end. Promise: at most 1.5 times the ideal one's.
 
-Both are measured in turn, and their medians compared. Processor seconds are reported beside, since a machine
-that is busy otherwise spoils the others. On the fake GPU a step costs next to nothing, so
+Both are measured in turn, and their medians compared. Processor seconds and the load average
+are reported beside, since a machine that is busy otherwise spoils the times. On the fake GPU a step costs next to nothing, so
 that start-up decides; with `--launch-us` each kernel launch takes longer, which imitates the steps of a GPU
 that computes. Writes benchmarks/results/search_cost_GPU.json.
 """
@@ -106,6 +106,7 @@ def compare(workload: Workload, repeat: int, environment: dict[str, str]) -> dic
         "all_ideal_s": [round(cost.seconds, 2) for cost in ideals],
         "search_cpu_s": round(statistics.median(cost.cpu_seconds for cost in searches), 2),
         "ideal_cpu_s": round(statistics.median(cost.cpu_seconds for cost in ideals), 2),
+        "load_average": round(os.getloadavg()[0], 1),
         "trials": [len(result["trials"]) for result in results],
         "confirmed_steps": [result["confirmation"]["steps"] for result in results],
     }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+from pathlib import Path
 
 import pytest
 from benchmarks import peers_table
@@ -32,6 +35,9 @@ def test_the_bisection_tries_no_size_twice_and_few_near_the_truth(truth: int, ne
 
 # Python 3.12 warns of forks beside threads, which a test runner may have.
 _FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class _OutOfMemoryError(RuntimeError):
@@ -66,7 +72,14 @@ def _row(tool: str, batch_size: int | None, **fields: object) -> dict[str, objec
     row = {"model": "net", "precision": "fp32", "tool": tool, "batch_size": batch_size}
     costs = {"trials": [], "out_of_memory": 2, "steps": 7, "seconds": 4.4, "recommended": None}
     part = batch_size / 100 if batch_size else None
-    return {**row, **costs, "exact": 100, "of_the_maximum": part, "was_run": True, "runs": True} | fields
+    return {
+        **row,
+        **costs,
+        "exact": 100,
+        "of_the_maximum": part,
+        "was_run": True,
+        "runs": True,
+    } | fields
 
 
 def test_the_table_of_peers_tells_answers_that_never_ran() -> None:
@@ -86,3 +99,12 @@ def test_the_table_of_peers_tells_answers_that_never_ran() -> None:
     assert "| a | 99.0% | 99.0% | 0.0 | 2.0 | 7.0 | 4 | 1 of 1 | 1 of 1 |" in lines
     assert "| b | 90.0% | 90.0% | 0.0 | 2.0 | 7.0 | 4 | 0 of 1 | 0 of 1 |" in lines
     assert "| net | fp32 | 100 | 99 (99%) | 90\\*† (90%) | none | – |" in lines
+
+
+def test_the_readme_quotes_the_table_of_peers_as_it_was_written() -> None:
+    readme = (ROOT / "README.md").read_text()
+    (file,) = re.findall(r"<!-- the first table of (\S+) -->", readme)
+    written = [line for line in (ROOT / file).read_text().splitlines() if line.startswith("|")]
+    first = list(itertools.takewhile(lambda line: not line.startswith("| model"), written))
+    assert len(first) > 2
+    assert "\n".join(first) in readme
