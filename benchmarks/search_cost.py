@@ -11,10 +11,10 @@ model:
 with the sizes and the steps of a report of `bsfind run`. The search's time is that of `bsfind run`, from
 start to end. Promise: at most 1.5 times the ideal one's.
 
-Both are measured in turn, and their medians compared. Processor seconds and the load average
-are reported beside, since a machine that is busy otherwise spoils the times. On the fake GPU a step costs next to nothing, so
-that start-up decides; with `--launch-us` each kernel launch takes longer, which imitates the steps of a GPU
-that computes. Writes benchmarks/results/search_cost_GPU.json.
+Both are measured in turn, and their medians compared. Processor seconds and the load average are reported
+beside, since a machine that is busy otherwise spoils the times. On the fake GPU a step costs next to nothing,
+so that start-up decides; with `--launch-us` each kernel launch takes longer, which imitates the steps of a
+GPU that computes. Writes benchmarks/results/search_cost_GPU.json.
 """
 
 from __future__ import annotations
