@@ -171,7 +171,7 @@ def search(name: str, model: str, precision: str, environment: dict[str, str]) -
         if file.exists():
             answer = json.loads(file.read_text())
         else:
-            why = f"nothing after {_LONGEST_S} s" if seconds >= _LONGEST_S else "it died"
+            why = f"nothing after {seconds:.0f} s, exit status {process.returncode}"
             answer = {"batch_size": None, "recommended": None, "trials": [], "error": why}
     ok = {trial["batch_size"] for trial in answer["trials"] if trial["status"] == "ok"}
     return {

@@ -48,17 +48,18 @@ def markdown(document: dict[str, Any]) -> str:
         lines.append(f"| {model} | {precision} | {exact:,} | {cells} |")
     lines += [
         "",
-        "\\* never run by the finder itself. † out of memory in a fresh process. –: it takes images only.",
+        "\\* never run by the finder itself. † out of memory in a fresh process. –: it takes images only. "
+        "None: the process ended without an answer (`error` in the JSON says how), which does not count.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def _summary(label: str, rows: list[dict[str, Any]], key: str, runs: str) -> str:
+    asked, rows = len(rows), [row for row in rows if row["batch_size"]] or rows
     answered = [row for row in rows if row["batch_size"]]
     parts = [row[key] for row in answered] or [0.0]
     cells = [
-        label
-        + ("" if len(answered) == len(rows) else f" (no answer: {len(rows) - len(answered)})"),
+        label + ("" if len(answered) == asked else f" (no answer: {asked - len(answered)})"),
         f"{statistics.median(parts):.1%}",
         f"{min(parts):.1%}",
         *_costs(rows),
