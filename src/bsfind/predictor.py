@@ -21,7 +21,7 @@ from bsfind.trial_runner import SimulatedTrialRunner
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "twin_of"]
 
 _PATIENCE_S = 30.0
 """How long a search waits for a prediction, its own model loaded: by then it can find out itself."""
@@ -46,7 +46,7 @@ class Predictor:
         self._changed = threading.Condition()
         self._is_over = False
         self._settings = settings
-        choice = _twin(device)
+        choice = twin_of(device)
         self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
         if choice is None or settings.workload.compile:
             self._is_over = True
@@ -102,7 +102,7 @@ class Predictor:
             self._changed.notify_all()
 
 
-def _twin(device: DeviceInfo) -> DeviceChoice | None:
+def twin_of(device: DeviceInfo) -> DeviceChoice | None:
     """Return the simulated GPU that is like a real one; None if the catalogue has none."""
     try:
         gpu = find_gpu(device.name)

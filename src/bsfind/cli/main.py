@@ -19,6 +19,7 @@ from bsfind.cli.check import check
 from bsfind.cli.env import env
 from bsfind.cli.explain import explain
 from bsfind.cli.gpus import gpus
+from bsfind.cli.inspect import inspect
 from bsfind.cli.run import run
 from bsfind.cli.schema import schema
 from bsfind.errors import BsfindError, InternalError, Terminated, UsageError
@@ -52,6 +53,7 @@ app = typer.Typer(
 )
 app.command("run", epilog=_EPILOG)(run)
 app.command("check", epilog=_EPILOG)(check)
+app.command("inspect", epilog=_EPILOG)(inspect)
 app.command("explain")(explain)
 app.command("gpus")(gpus)
 app.command("env")(env)
@@ -172,5 +174,5 @@ def _defaults() -> dict[str, Any]:
 
 
 # Commands whose options may stand in a configuration file, and parameters that may not.
-_CONFIGURABLE = {"run": run, "check": check}
+_CONFIGURABLE = {"run": run, "check": check, "inspect": inspect}
 _NOT_OPTIONS = frozenset(("context", "return", "target", "export", "batch_size"))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from bsfind.errors import InternalError, TimeLimitError, WorkerError
+from bsfind.inspection import PrecisionInspection
 from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
@@ -116,15 +117,20 @@ class Worker:
                     self._last_lines.append(line)
                     self._on_output(line)
 
-    def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
+    def open(self, choice: DeviceChoice, timeout_s: float, *, inspect: bool = False) -> DeviceInfo:
         """Open the device.
+
+        Args:
+            choice: which one.
+            timeout_s: seconds to wait.
+            inspect: a simulated one is to be asked what its memory is made of, and nothing else.
 
         Raises:
             NoDeviceError: there is none; another one may be opened then.
             UsageError: the memory limit does not suit it.
             TimeLimitError, WorkerError: see `_ask`.
         """
-        request = {"do": "open", "device": choice.to_json()}
+        request = {"do": "open", "device": choice.to_json(), "inspect": inspect}
         return DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
 
     def load(self, workload: Workload, precision: str, timeout_s: float) -> ModelInfo:
@@ -177,6 +183,17 @@ class Worker:
             is_clean=answer["clean"],
             recording=Recording.from_json(recording) if recording else None,
         )
+
+    def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:
+        """Return what the memory of the loaded workload is made of at a batch size.
+
+        Raises:
+            TargetError: the user's code failed.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "inspect", "batch_size": batch_size, "steps": steps}
+        answer = self._ask(request, timeout_s, f"batch size {batch_size}")
+        return PrecisionInspection.from_json(answer["inspection"])
 
     def _ask(self, request: dict[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
         """Send a request and wait for its answer.

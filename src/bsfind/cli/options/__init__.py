@@ -6,7 +6,16 @@ checked here, before torch is imported: a typo costs milliseconds.
 
 from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit
 from bsfind.cli.options.inputs import BatchFn, Input, InputShape
-from bsfind.cli.options.output import Color, ColorChoice, Export, Json, NoProgress, Quiet, Verbose
+from bsfind.cli.options.output import (
+    Color,
+    ColorChoice,
+    Export,
+    Json,
+    NoProgress,
+    Quiet,
+    Top,
+    Verbose,
+)
 from bsfind.cli.options.search import (
     BatchSize,
     Compare,
@@ -80,6 +89,7 @@ __all__ = [
     "Target",
     "TimeBudget",
     "Tolerance",
+    "Top",
     "TrialTimeout",
     "Verbose",
     "WorldSize",

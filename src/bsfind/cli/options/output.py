@@ -9,7 +9,7 @@ from typing import Annotated
 from bsfind.cli.options.option import option
 from bsfind.report.formats import EXPORT_FORMATS
 
-__all__ = ["Color", "ColorChoice", "Export", "Json", "NoProgress", "Quiet", "Verbose"]
+__all__ = ["Color", "ColorChoice", "Export", "Json", "NoProgress", "Quiet", "Top", "Verbose"]
 
 _PANEL = "Output"
 
@@ -40,6 +40,16 @@ Json = Annotated[
 Quiet = Annotated[
     bool,
     option("--quiet", "-q", panel=_PANEL, help="Print nothing but the recommended batch size."),
+]
+Top = Annotated[
+    int,
+    option(
+        "--top",
+        panel=_PANEL,
+        min=0,
+        metavar="N",
+        help="Show the N modules that hold the most; 0 shows all.",
+    ),
 ]
 Verbose = Annotated[
     bool,
