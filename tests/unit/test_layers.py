@@ -28,6 +28,7 @@ LAYERS = {
     "settings": {"units", "errors", "input_spec", "precisions"},
     "import_path": {"errors"},
     "time_budget": {"errors", "units"},
+    "inspection": {"records"},
     # What decides.
     "search": {"records", "units", "settings", "errors"},
     "recommend": {"records", "units", "settings", "errors"},
@@ -36,7 +37,7 @@ LAYERS = {
     "timing": {"records", "recommend", "settings"},
     "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
-    "simulation": {*LEAVES, "import_path", "workload"},
+    "simulation": {*LEAVES, "import_path", "inspection", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
     "confirmation": {
@@ -62,17 +63,21 @@ LAYERS = {
         *("precision_search", "predictor", "recommend", "remedies", "search", "simulated_search"),
         *("simulation", "time_budget", "trial_runner", "worker"),
     },
+    "inspector": {
+        *LEAVES,
+        *("finder", "inspection", "precision_search", "predictor", "time_budget", "worker"),
+    },
     # The child process.
-    "worker": {*LEAVES, "simulation", "devices"},
-    "devices": {*LEAVES, "oom", "simulation", "stability", "workload"},
+    "worker": {*LEAVES, "inspection", "simulation", "devices"},
+    "devices": {*LEAVES, "inspection", "oom", "simulation", "stability", "workload"},
     "workload": {*LEAVES, "import_path"},
     # What people see.
-    "report": {*LEAVES, "recommend"},
+    "report": {*LEAVES, "inspection", "recommend"},
     "explain": {"oom", "units"},
     "cli": {
         *LEAVES,
         *("explain", "finder", "precision_search", "report", "import_path", "worker", "devices"),
-        "remedies",
+        *("inspection", "inspector", "remedies"),
         "simulation",  # its list of known GPUs, see below
     },
     "demo": set(),
@@ -200,7 +205,8 @@ def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> No
         for found in IMPORTS
         if is_traced(found.imported)
         and not is_traced(found.importer)
-        and found.importer not in ("bsfind.devices.simulated", "bsfind.worker.loop")
+        and found.importer
+        not in ("bsfind.devices.simulated", "bsfind.devices.inspecting", "bsfind.worker.loop")
     ]
     assert named(wrong) == []
 
@@ -218,7 +224,10 @@ def test_the_terminal_belongs_to_the_command_line_and_the_table() -> None:
         if found.imported.split(".")[0] in ("typer", "rich", "click")
         and part_of(found.importer) != "cli"
         and found.importer
-        not in ("bsfind.report.table", "bsfind.report.check", "bsfind.report.width")
+        not in (
+            *("bsfind.report.table", "bsfind.report.check", "bsfind.report.width"),
+            "bsfind.report.composition",
+        )
     ]
     assert named(wrong) == []
     assert not [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from bsfind.cli.stand_in import stand_in
 from bsfind.exit_codes import ExitCode
 from bsfind.inspector import Inspector
 from bsfind.report.composition import print_inspection
+from bsfind.report.json import to_json
 
 __all__ = ["run_inspection"]
 
@@ -44,7 +44,7 @@ def run_inspection(options: Mapping[str, Any]) -> int:
         terminal.warning(warning)
     try:
         if options["json"]:
-            sys.stdout.write(json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n")
+            sys.stdout.write(to_json(report))
         else:
             print_inspection(report, terminal.out, top=options["top"])
         sys.stdout.flush()
