@@ -65,7 +65,7 @@ class ModuleShare:
     """What one module holds, its children's not included.
 
     Attributes:
-        path: as `named_modules` names it, `""` the model itself; None: outside of the model (loss,
+        path: as `named_modules` names it, `""` the model itself; None: outside the model (loss,
             optimizer, inputs).
         class_name: of the module; None outside of the model.
         categories: bytes by category, those that are not zero.

@@ -16,7 +16,7 @@ from bsfind.inspection import (
     ModuleShare,
     PrecisionInspection,
 )
-from bsfind.report.width import fits
+from bsfind.report.width import excess, fits
 from bsfind.report.wording import percentage
 from bsfind.units import format_bytes, format_parameters
 
@@ -61,7 +61,7 @@ _LAYOUTS = (
 """Columns of the modules, from wide to narrow: they go, numbers are never cut."""
 
 _COLUMN_TITLES = {"optimizer": "opt. state", "state": "par., grad.,\nopt. state"}
-_SHORTEST_PATH = 20
+_SHORTEST_PATH = 18
 
 
 def print_inspection(report: InspectionReport, console: Console, *, top: int) -> None:
@@ -83,7 +83,7 @@ def print_inspection(report: InspectionReport, console: Console, *, top: int) ->
         console.print()
         _print_first_that_fits(_categories(result.composition, report), console)
         console.print()
-        _print_first_that_fits(_modules(result.composition, top), console)
+        _print_first_that_fits(_modules(result.composition, top, console), console)
 
 
 def _style(result: PrecisionInspection) -> str:
@@ -196,21 +196,28 @@ def _size(nbytes: int) -> str:
 # ---------------------------------------------------------------------------------- the modules
 
 
-def _modules(found: Composition, top: int) -> Iterator[Table]:
+def _modules(found: Composition, top: int, console: Console) -> Iterator[Table]:
     """Yield the table of modules, from wide to narrow: paths are shortened before columns go."""
-    listed = found.modules[: top or None]
-    rest = found.modules[len(listed) :]
+    modules = [share for share in found.modules if share.path is not None]
+    outside = [share for share in found.modules if share.path is None]
+    listed, rest = modules[: top or None], modules[top:] if top else []
+    shares = (listed, rest, outside)
     names = [_name(share) for share in listed]
     longest = max(map(len, names), default=0)
     for columns in _LAYOUTS:
-        for width in range(longest, min(longest, _SHORTEST_PATH) - 1, -1):
-            yield _module_table([_shortened(name, width) for name in names], listed, rest, columns)
+        table = _module_table(names, *shares, columns)
+        yield table
+        width = longest - excess(table, console)
+        if width >= _SHORTEST_PATH:
+            shortened = [_shortened(name, width) for name in names]
+            yield _module_table(shortened, *shares, columns)
 
 
 def _module_table(
     names: Sequence[str],
     listed: Sequence[ModuleShare],
     rest: Sequence[ModuleShare],
+    outside: Sequence[ModuleShare],
     columns: Sequence[str],
 ) -> Table:
     table = _new_table()
@@ -223,7 +230,10 @@ def _module_table(
     if rest:
         title = f"{len(rest)} other{'s' if len(rest) > 1 else ''}"
         table.add_row(title, *_cells(_sum(rest), "", columns), style="dim")
-    table.add_row("allocated", *_cells(_sum((*listed, *rest)), "", columns), style="bold")
+    if outside:
+        table.add_row("outside the model", *_cells(_sum(outside), "", columns), style="dim")
+    everything = _sum((*listed, *rest, *outside))
+    table.add_row("allocated", *_cells(everything, "", columns), style="bold")
     return table
 
 
@@ -253,9 +263,7 @@ def _sum(shares: Sequence[ModuleShare]) -> dict[str, int]:
 
 
 def _name(share: ModuleShare) -> str:
-    if share.path is None:
-        return "outside of the model"
-    return share.path or "the model's own code"
+    return share.path or "the model itself"
 
 
 def _shortened(name: str, width: int) -> str:
