@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import pytest
@@ -130,6 +131,46 @@ class Lopsided(nn.Module):
         return self.head(self.act(self.wide(self.narrow(x))))
 
 
+class Recovers(nn.Module):
+    """Its child fails, and it goes on without."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing = Failing()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with contextlib.suppress(ArithmeticError):
+            self.failing(x)
+        return torch.tanh(self.layer(x))
+
+
+class Failing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ArithmeticError
+
+
+class Functional(nn.Module):
+    """`block` checkpoints a function that is no module."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.block = FunctionalBlock(reentrant)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.first(x))
+
+
+class FunctionalBlock(nn.Module):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return checkpoint(lambda x: torch.tanh(x) * 2, x, use_reentrant=self.reentrant)
+
+
 def workload(attribute: str, *shape: int, **settings: object) -> Workload:
     inputs = (parse_input_shape(",".join(map(str, shape))),)
     return Workload(target=f"{HERE}:{attribute}", inputs=inputs, **settings)  # type: ignore[arg-type]
@@ -166,8 +207,11 @@ def test_parameters_gradients_and_optimizer_state(
     assert "kept" not in end.categories
 
 
-def test_inputs_are_what_was_asked_for_and_the_targets() -> None:
-    found = inspected(workload("Net", 8, loss="mse"), batch_size=256)
+@pytest.mark.parametrize(("optimizer", "step"), [("adamw", 2), ("sgd", 1)])
+def test_inputs_are_what_was_asked_for_and_the_targets(optimizer: str, step: int) -> None:
+    """Also in the first step, in which the loss makes them once it sees the output."""
+    found = inspected(workload("Net", 8, loss="mse", optimizer=optimizer), batch_size=256)
+    assert found.step == step
     assert found.categories["inputs"] == rounded([256 * 8 * 4, 256 * 8 * 4])
 
 
@@ -235,6 +279,29 @@ def test_what_is_recomputed_belongs_to_the_module_that_made_it_first(how: str) -
     assert all((path or "").startswith("blocks.") for path in recomputed)
 
 
+def made_by(course: Course, operator: str) -> list[tuple[str, str | None]]:
+    """Return in which part of the trial, and in which module, an operator allocated."""
+    return [
+        (allocation.origin, allocation.module)
+        for allocation, (birth, _) in zip(course.allocations, course.lifetimes(), strict=True)
+        if operator in course.operators[birth]
+    ]
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
+def test_a_function_is_recomputed_in_the_module_that_checkpoints_it(reentrant: bool) -> None:
+    course = course_of(workload("Functional", 8, model_args=(("reentrant", str(reentrant)),)))
+    made = [birth for birth in made_by(course, "aten::tanh") if "backward" not in birth[0]]
+    assert ("recompute", "block") in made
+    assert set(made) == {("forward", "block"), ("recompute", "block")}
+
+
+def test_a_module_that_fails_is_left_all_the_same() -> None:
+    made = made_by(course_of(workload("Recovers", 8)), "aten::tanh")
+    assert ("forward", "") in made
+    assert {module for _, module in made} == {""}
+
+
 def test_the_largest_module_comes_first() -> None:
     found = inspected(workload("Lopsided", 64), batch_size=2)
     first = found.modules[0]
@@ -257,12 +324,7 @@ def test_activations_belong_to_the_module_that_made_them() -> None:
 
 def test_what_a_backward_pass_makes_belongs_to_the_module_it_goes_back_through() -> None:
     course = course_of(workload("Lopsided", 64))
-    made = [
-        (allocation.module, allocation.origin)
-        for allocation, (birth, _) in zip(course.allocations, course.lifetimes(), strict=True)
-        if "gelu_backward" in course.operators[birth]
-    ]
-    assert made == [("act", "backward")] * 3
+    assert made_by(course, "gelu_backward") == [("backward", "act")] * 3
 
 
 def test_inference_holds_outputs() -> None:
