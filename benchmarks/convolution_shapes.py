@@ -23,6 +23,7 @@ __all__ = [
     "drawn_shapes",
     "held_out_layers",
     "recorded",
+    "shape_of",
 ]
 
 
@@ -37,6 +38,26 @@ class Shape(NamedTuple):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     groups: int = 1
+
+
+def shape_of(
+    channels: int,
+    size: tuple[int, ...],
+    out: int,
+    kernel: int | tuple[int, ...],
+    stride: int | tuple[int, ...] = 1,
+    padding: int | tuple[int, ...] | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Shape:
+    """Return a layer; one number stands for the same in each dimension, no padding for half a kernel."""
+    d = len(size)
+    kernel = (kernel,) * d if isinstance(kernel, int) else kernel
+    stride = (stride,) * d if isinstance(stride, int) else stride
+    if padding is None:
+        padding = tuple(dilation * (k - 1) // 2 for k in kernel)
+    padding = (padding,) * d if isinstance(padding, int) else padding
+    return Shape(channels, size, out, kernel, stride, padding, (dilation,) * d, groups)
 
 
 # fmt: off

@@ -12,8 +12,8 @@ r"""How exactly bsfind knows the workspaces of cuDNN's convolutions, measured on
 the caching allocator saw: a line of JSON for each pass. It draws shapes at random, such as vision,
 audio and volumetric models have, or, with `--layers`, from a file of layers of real networks that the
 command `layers` has written, the large ones more often. With `--models` it runs all layers of the
-held-out models instead, at a few batch sizes, and with `--depthwise` weight gradients of depthwise layers
-in channels last, which are few otherwise: cuDNN compiles most kernels for them. `evaluate` compares
+held-out models instead, at a few batch sizes, and with `--depthwise` depthwise layers in channels
+last, which are few otherwise: cuDNN compiles most kernels for them. `evaluate` compares
 held-out samples with bsfind's model, and writes benchmarks/results/convolution_workspaces.json. Held out
 are one in nine of the drawn layers, by a hash of them, and the layers of whole models
 (`HELD_OUT_MODELS`).
@@ -45,7 +45,7 @@ from bsfind.simulation.operators.cudnn_workspace import workspace_bytes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from convolution_shapes import Shape, drawn_depthwise, drawn_layers, drawn_shapes, held_out_layers
-from network_layers import network_layers
+from network_layers import KINDS, network_layers
 
 # One in so many of the drawn layers is for the evaluation only.
 HELD_OUT = 9
@@ -198,7 +198,7 @@ def read_layers(path: Path) -> list[Shape]:
 
 def layers(arguments: argparse.Namespace) -> None:
     """Write the layers of many networks."""
-    rows = network_layers(arguments.seed, arguments.seconds)
+    rows = network_layers(arguments.seed, arguments.seconds, arguments.kinds or KINDS)
     arguments.target.write_text(json.dumps(rows, separators=(",", ":")))
 
 
@@ -212,8 +212,6 @@ def sample(arguments: argparse.Namespace) -> None:
             if time.monotonic() > end:
                 break
             for problem in _problems(shape, dtype, channels_last and len(shape.size) > 1, batch):
-                if arguments.depthwise and problem.kind != "weight_gradient":
-                    continue
                 elements = batch * (
                     problem.channels * problem.pixels + problem.out_channels * problem.out_pixels
                 )
@@ -337,6 +335,7 @@ def main() -> None:
     command.add_argument("target", type=Path)
     command.add_argument("--seconds", type=float, default=180.0)
     command.add_argument("--seed", type=int, default=3)
+    command.add_argument("--kinds", nargs="*", choices=KINDS, help="of layers written by hand")
     command.set_defaults(run=layers)
     command = commands.add_parser("evaluate")
     command.add_argument("samples", type=Path, nargs="+")

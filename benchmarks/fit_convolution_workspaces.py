@@ -44,8 +44,9 @@ LITTLE = 1 << 18
 BINS = 255
 # Samples weigh as the copies that there are, or that there might be, to this power.
 STAKE_POWER = 0.25
-# Splits of a tree that tell less than this (bits, over all its samples) are none.
-LEAST_GAIN = 4e-5
+# Splits of a tree that tell less than this (bits, over all its samples) are none; of many samples less
+# has to suffice, or each new kind of layer would cost the others a part of their leaves.
+LEAST_GAIN, MANY_SAMPLES = 4e-5, 25_000
 
 
 def label_of(sample: Sample) -> tuple[str, str, float]:
@@ -135,13 +136,14 @@ def fit(samples: list[Sample], bins: Any, labels: list[tuple[str, str]], trees: 
     target = np.array([numbers[answer[:2]] for answer in answers])
     values = np.array([float(f"{answer[2]:.3g}") for answer in answers])
     weight = np.array([max(s.workspace, _stake(s)) + 1e6 for s in samples]) ** STAKE_POWER
+    least_gain = LEAST_GAIN * min(1.0, (MANY_SAMPLES / len(samples)) ** 0.5)
     known: dict[tuple[int, float], int] = {}
     packed = []
     for number in range(trees):
         tree = DecisionTreeClassifier(
             criterion="entropy",
             max_features=0.4,
-            min_impurity_decrease=LEAST_GAIN,
+            min_impurity_decrease=least_gain,
             random_state=number,
         ).fit(bins, target, weight)
         leaf = tree.apply(bins)

@@ -11,16 +11,17 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from convolution_shapes import Shape, held_out_layers, recorded
+from common_layers import depthwise, small_images, small_patches, whole_images
+from convolution_shapes import Shape, held_out_layers, recorded, shape_of
 
-__all__ = ["network_layers"]
+__all__ = ["KINDS", "network_layers"]
 
 _IMAGE_SIDES = (96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 416, 448, 512, 640)
 # Not convolutional, or not to be run without targets.
@@ -38,25 +39,6 @@ _SKIPPED = (
 )
 
 
-def _shape(
-    channels: int,
-    size: tuple[int, ...],
-    out: int,
-    kernel: int | tuple[int, ...],
-    stride: int | tuple[int, ...] = 1,
-    padding: int | tuple[int, ...] | None = None,
-    dilation: int = 1,
-    groups: int = 1,
-) -> Shape:
-    d = len(size)
-    kernel = (kernel,) * d if isinstance(kernel, int) else kernel
-    stride = (stride,) * d if isinstance(stride, int) else stride
-    if padding is None:
-        padding = tuple(dilation * (k - 1) // 2 for k in kernel)
-    padding = (padding,) * d if isinstance(padding, int) else padding
-    return Shape(channels, size, out, kernel, stride, padding, (dilation,) * d, groups)
-
-
 def _patches(chance: random.Random) -> Iterator[Shape]:
     """Patch embeddings of images: as wide as transformers are, and as finely cut."""
     widths = (48, 64, 96, 128, 192, 256, 320, 384, 432, 512, 576, 640, 768, 832, 896, 1024, 1152,
@@ -68,17 +50,17 @@ def _patches(chance: random.Random) -> Iterator[Shape]:
             for pixels in sizes:
                 if pixels <= 800:
                     channels = chance.choice((3, 3, 3, 3, 3, 1, 4, 2, 6, 13, 16))
-                    yield _shape(channels, (pixels, pixels), width, side, side, 0)
+                    yield shape_of(channels, (pixels, pixels), width, side, side, 0)
                     if chance.random() < 0.3:  # overlapping, as in PVT, CvT, SegFormer
                         overlap, step = chance.choice(((7, 4), (3, 2), (7, 2), (16, 10), (5, 4)))
-                        yield _shape(channels, (pixels, pixels), width, overlap, step)
+                        yield shape_of(channels, (pixels, pixels), width, overlap, step)
     for width in (32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 352, 384, 512, 768, 1024):
         for factor in (1, 1.5, 2, 2, 2, 4):  # between stages
             side = chance.choice((14, 28, 28, 32, 56, 56, 64, 96, 112))
             step = chance.choice((2, 2, 2, 2, 4))
-            yield _shape(width, (side, side), int(width * factor), step, step, 0)
+            yield shape_of(width, (side, side), int(width * factor), step, step, 0)
             # Attention over keys that are reduced in space.
-            yield _shape(width, (side, side), width, *(2 * (chance.choice((2, 4, 8)),)), 0)
+            yield shape_of(width, (side, side), width, *(2 * (chance.choice((2, 4, 8)),)), 0)
 
 
 def _tubelets(chance: random.Random) -> Iterator[Shape]:
@@ -96,7 +78,7 @@ def _tubelets(chance: random.Random) -> Iterator[Shape]:
             if frames * side * side > 4_000_000:
                 continue
             channels = chance.choice((1, 3, 3, 3, 4))
-            yield _shape(channels, (frames, side, side), width, kernel, kernel, 0)
+            yield shape_of(channels, (frames, side, side), width, kernel, kernel, 0)
 
 
 def _sound(chance: random.Random) -> Iterator[Shape]:
@@ -106,11 +88,11 @@ def _sound(chance: random.Random) -> Iterator[Shape]:
         n = chance.choice((8000, 10000, 16000, 16000, 24000, 32000, 48000, 64000, 80000, 160000))
         n += chance.choice((0, 0, 0, chance.randint(0, 4000)))
         for channels, k, s in ((1, 10, 5), *((width, 3, 2),) * 4, *((width, 2, 2),) * 2):
-            yield _shape(channels, (n,), width, k, s, 0)
+            yield shape_of(channels, (n,), width, k, s, 0)
             n = (n - k) // s + 1
         model = chance.choice((768, 768, 1024, 512, 384))
         k = chance.choice((128, 128, 31, 95, 19))
-        yield _shape(model, (n,), model, k, 1, k // 2, 1, chance.choice((16, 16, 8, 1)))
+        yield shape_of(model, (n,), model, k, 1, k // 2, 1, chance.choice((16, 16, 8, 1)))
     for _ in range(120):  # mel frames
         frames = chance.choice((80, 100, 128, 200, 256, 400, 500, 800, 1000, 1500, 3000))
         model = chance.choice((80, 128, 192, 256, 384, 512, 512, 768, 1024, 1280))
@@ -118,28 +100,28 @@ def _sound(chance: random.Random) -> Iterator[Shape]:
         inputs = chance.choice((model, model, model, 40, 64, 80, 80, 128))
         out = chance.choice((model, model, 2 * model, 4 * model))
         stride = chance.choice((1, 1, 1, 2))
-        yield _shape(inputs, (frames,), out, k, stride, None, chance.choice((1, 1, 1, 2, 4)))
+        yield shape_of(inputs, (frames,), out, k, stride, None, chance.choice((1, 1, 1, 2, 4)))
         if chance.random() < 0.4:
-            yield _shape(model, (frames,), model, chance.choice((5, 7, 9, 15, 31)), groups=model)
+            yield shape_of(model, (frames,), model, chance.choice((5, 7, 9, 15, 31)), groups=model)
     for _ in range(40):  # codecs, vocoders, separators: from samples down, and up again
         width, n = (
             chance.choice((16, 24, 32, 48, 64)),
             chance.choice((8192, 16384, 16000, 24000, 44100, 65536)),
         )
-        yield _shape(1, (n,), width, chance.choice((7, 15, 41)))
+        yield shape_of(1, (n,), width, chance.choice((7, 15, 41)))
         for s in chance.choice(
             ((2, 4, 5, 8), (8, 8, 2, 2), (4, 4, 4, 4), (2, 2, 2, 2), (8, 5, 4, 2))
         ):
             for dilation in (1, chance.choice((3, 9, 5))):
-                yield _shape(width, (n,), width, chance.choice((3, 7, 11, 15)), dilation=dilation)
-            yield _shape(width, (n,), min(2 * width, 1024), 2 * s, s, s // 2)
+                yield shape_of(width, (n,), width, chance.choice((3, 7, 11, 15)), dilation=dilation)
+            yield shape_of(width, (n,), min(2 * width, 1024), 2 * s, s, s // 2)
             n, width = n // s, min(2 * width, 1024)
     for _ in range(30):  # residual stacks with dilation
         width, n = chance.choice((32, 64, 128, 256)), chance.choice((2000, 4000, 8000, 16000, 3200))
         for dilation in (1, 4, 16, 128, 512):
-            yield _shape(width, (n + dilation,), 2 * width, 2, 1, 0, dilation)
-            yield _shape(width, (n,), width, 3, 1, None, dilation)
-        yield _shape(width, (n,), 2 * width, 1)
+            yield shape_of(width, (n + dilation,), 2 * width, 2, 1, 0, dilation)
+            yield shape_of(width, (n,), width, 3, 1, None, dilation)
+        yield shape_of(width, (n,), 2 * width, 1)
     for _ in range(30):  # spectrograms, as images
         k, s = chance.choice(
             (
@@ -155,7 +137,7 @@ def _sound(chance: random.Random) -> Iterator[Shape]:
             chance.choice((64, 80, 128, 161, 201, 257)),
             chance.choice((100, 200, 256, 400, 998, 1024)),
         )
-        yield _shape(channels, size, chance.choice((32, 32, 64, 128, 256)), k, s)
+        yield shape_of(channels, size, chance.choice((32, 32, 64, 128, 256)), k, s)
 
 
 def _unets(chance: random.Random) -> Iterator[Shape]:
@@ -174,20 +156,20 @@ def _unets(chance: random.Random) -> Iterator[Shape]:
         growth, k = chance.choice((1.5, 2, 2, 2, 2)), chance.choice((3, 3, 3, 3, 5))
         for level in range(levels):
             above = min(limit, int(width * growth))
-            yield _shape(before, size, width, k)
-            yield _shape(width, size, width, k)
+            yield shape_of(before, size, width, k)
+            yield shape_of(width, size, width, k)
             if chance.random() < 0.3:
-                yield _shape(before, size, width, 1)
+                yield shape_of(before, size, width, 1)
             if level + 1 == levels:
                 break
             down = chance.random()
             if down < 0.35:
-                yield _shape(width, size, above if down < 0.15 else width, k, 2)
-            yield _shape(width, size, above, chance.choice((2, 2, 4)), 2, 0)  # the way up
-            yield _shape(width + above, size, width, k)
-            yield _shape(2 * width, size, width, k)
+                yield shape_of(width, size, above if down < 0.15 else width, k, 2)
+            yield shape_of(width, size, above, chance.choice((2, 2, 4)), 2, 0)  # the way up
+            yield shape_of(width + above, size, width, k)
+            yield shape_of(2 * width, size, width, k)
             if level == 0:
-                yield _shape(
+                yield shape_of(
                     width, size, chance.choice((1, 2, 3, 4, 14, 21)), chance.choice((1, 1, 3))
                 )
             before, width, size = width, above, tuple(n // 2 for n in size)
@@ -199,8 +181,8 @@ def _decoders(chance: random.Random) -> Iterator[Shape]:
         width, levels = chance.choice((32, 64, 64, 96, 128, 128, 160, 192, 224, 256, 320)), 4
         side = chance.choice((32, 64, 64, 96, 128, 128, 256, 256, 512))
         before = chance.choice((3, 3, 4, 1))
-        yield _shape(before, (side, side), width, chance.choice((3, 3, 7)))
-        yield _shape(width, (side, side), before, chance.choice((3, 3, 7, 9)))
+        yield shape_of(before, (side, side), width, chance.choice((3, 3, 7)))
+        yield shape_of(width, (side, side), before, chance.choice((3, 3, 7, 9)))
         base = width
         for level in range(levels):
             if side < 4:
@@ -209,18 +191,18 @@ def _decoders(chance: random.Random) -> Iterator[Shape]:
             k, s, p = chance.choice(
                 ((4, 2, 1), (4, 2, 1), (3, 2, 1), (3, 2, 0), (5, 2, 2), (2, 2, 0), (6, 2, 2))
             )
-            yield _shape(width, (side + (1 if p == 0 and k == 3 else 0),) * 2, above, k, s, p)
-            yield _shape(width, (side, side), width, 3)
-            yield _shape(above, (side, side), width, 3)
-            yield _shape(width + above, (side, side), width, 3)
+            yield shape_of(width, (side + (1 if p == 0 and k == 3 else 0),) * 2, above, k, s, p)
+            yield shape_of(width, (side, side), width, 3)
+            yield shape_of(above, (side, side), width, 3)
+            yield shape_of(width + above, (side, side), width, 3)
             if chance.random() < 0.3:
-                yield _shape(width + above, (side, side), width, 1)
+                yield shape_of(width + above, (side, side), width, 1)
             width, side = above, side // 2
-        yield _shape(width, (4, 4), 1, 4, 1, 0)
-        yield _shape(width, (4, 4), chance.choice((64, 100, 128, 256)), 4, 1, 0)
+        yield shape_of(width, (4, 4), 1, 4, 1, 0)
+        yield shape_of(width, (4, 4), chance.choice((64, 100, 128, 256)), 4, 1, 0)
         n, w = chance.choice((24, 32, 48, 64, 96, 128)), chance.choice((32, 60, 64, 64, 96, 180))
         for channels, out in ((3, w), (w, w), (w, 4 * w), (w, 9 * w), (w, 3), (w, 48)):
-            yield _shape(channels, (n, n), out, 3)
+            yield shape_of(channels, (n, n), out, 3)
 
 
 def _detectors(chance: random.Random) -> Iterator[Shape]:
@@ -231,25 +213,25 @@ def _detectors(chance: random.Random) -> Iterator[Shape]:
         out = chance.choice((64, 88, 128, 160, 256, 256, 256))
         for step in (4, 8, 16, 32, 64):
             size = (-(-side // step), -(-across // step))
-            yield _shape(chance.choice((64, 128, 256, 512, 1024, 2048)), size, out, 1)
-            yield _shape(out, size, out, 3)
-            yield _shape(out, size, out, 3, 2)
+            yield shape_of(chance.choice((64, 128, 256, 512, 1024, 2048)), size, out, 1)
+            yield shape_of(out, size, out, 3)
+            yield shape_of(out, size, out, 3, 2)
             for last in (
                 chance.choice((4, 36, 80, 85, 255, 720, 819)),
                 chance.choice((9, 12, 3, 1)),
             ):
-                yield _shape(out, size, last, chance.choice((1, 3)))
+                yield shape_of(out, size, last, chance.choice((1, 3)))
         inputs = chance.choice((256, 320, 512, 960, 2048, 2048))
         side = chance.choice((14, 28, 32, 33, 60, 64, 65))
         for dilation in (6, 12, 18, 24, 36):
-            yield _shape(inputs, (side, side), 256, 3, dilation=dilation)
-        yield _shape(5 * 256, (side, side), 256, 1)
+            yield shape_of(inputs, (side, side), 256, 3, dilation=dilation)
+        yield shape_of(5 * 256, (side, side), 256, 1)
         for stride in (1, 2):  # first layers
             width = chance.choice((16, 24, 32, 40, 48, 64, 80))
             k = chance.choice((3, 3, 3, 6, 7))
             large = chance.choice((224, 256, 320, 384, 416, 512, 640, 800))
-            yield _shape(3, (large, large), width, k, stride)
-            yield _shape(width, (large // stride,) * 2, 2 * width, 3, 2)
+            yield shape_of(3, (large, large), width, k, stride)
+            yield shape_of(width, (large // stride,) * 2, 2 * width, 3, 2)
 
 
 def _grouped(chance: random.Random) -> Iterator[Shape]:
@@ -264,7 +246,7 @@ def _grouped(chance: random.Random) -> Iterator[Shape]:
         side = chance.choice((7, 8, 10, 12, 14, 14, 16, 20, 28, 28, 32, 40, 56, 56, 64, 112))
         stride = chance.choice((1, 1, 2))
         k = chance.choice((3, 3, 3, 3, 3, 1, 5, 7))
-        yield _shape(each * groups, (side, side), each * groups, k, stride, None, 1, groups)
+        yield shape_of(each * groups, (side, side), each * groups, k, stride, None, 1, groups)
 
 
 def _videos(chance: random.Random) -> Iterator[Shape]:
@@ -274,7 +256,7 @@ def _videos(chance: random.Random) -> Iterator[Shape]:
             chance.choice((112, 112, 128, 160, 224)),
         )
         width = chance.choice((24, 32, 45, 64, 64, 83))
-        yield _shape(
+        yield shape_of(
             3,
             (frames, side, side),
             width,
@@ -284,18 +266,34 @@ def _videos(chance: random.Random) -> Iterator[Shape]:
         side //= 2
         for _ in range(4):
             kernel = chance.choice(((3, 3, 3), (3, 3, 3), (1, 3, 3), (3, 1, 1), (1, 1, 1)))
-            yield _shape(width, (frames, side, side), width, kernel)
+            yield shape_of(width, (frames, side, side), width, kernel)
             above = min(512, 2 * width)
-            yield _shape(
+            yield shape_of(
                 width, (frames, side, side), above, kernel, chance.choice((2, (1, 2, 2), 1))
             )
-            yield _shape(width, (frames, side, side), above, 1, chance.choice((2, (1, 2, 2))))
+            yield shape_of(width, (frames, side, side), above, 1, chance.choice((2, (1, 2, 2))))
             if chance.random() < 0.3:
-                yield _shape(width, (frames, side, side), width, (3, 3, 3), groups=width)
+                yield shape_of(width, (frames, side, side), width, (3, 3, 3), groups=width)
             frames, side, width = max(1, frames // 2), max(4, side // 2), above
 
 
-_BY_HAND = (_patches, _tubelets, _sound, _unets, _decoders, _detectors, _grouped, _videos)
+_BY_HAND = {
+    "patches": _patches,
+    "small patches": small_patches,
+    "whole images": whole_images,
+    "small images": small_images,
+    "depthwise": depthwise,
+    "tubelets": _tubelets,
+    "sound": _sound,
+    "unets": _unets,
+    "decoders": _decoders,
+    "detectors": _detectors,
+    "grouped": _grouped,
+    "videos": _videos,
+}
+
+# What `network_layers` can be asked for: the kinds written by hand.
+KINDS = tuple(_BY_HAND)
 
 
 def _names(chance: random.Random) -> Iterator[tuple[str, str]]:
@@ -356,15 +354,17 @@ def _published(chance: random.Random, seconds: float) -> set[Shape]:
     return shapes
 
 
-def network_layers(seed: int, seconds: float) -> list[Shape]:
+def network_layers(seed: int, seconds: float, kinds: Sequence[str] = KINDS) -> list[Shape]:
     """Return layers of many networks, without those of the held-out models.
 
     Args:
         seed: of what is drawn.
         seconds: to spend on timm's and torchvision's networks.
+        kinds: of the layers written by hand, some of `KINDS`.
     """
     held = {shape for shapes in held_out_layers().values() for shape in shapes}
     chance = random.Random(seed)
-    shapes = {shape for rows in _BY_HAND for shape in rows(chance)}
-    shapes |= _published(chance, seconds)
+    shapes = {shape for kind in kinds for shape in _BY_HAND[kind](chance)}
+    if seconds > 0:
+        shapes |= _published(chance, seconds)
     return sorted(shapes - held)

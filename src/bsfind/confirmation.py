@@ -20,6 +20,12 @@ _ACCUMULATED = 2
 """Micro-batches that a confirmed step has where gradients are accumulated: the second one already
 meets the gradients of the first, and so does every further one."""
 
+_COMFORT = 0.94
+"""What of a size is given up at most for one at which the allocator settles."""
+
+_COMFORT_HEAD_START = 2
+"""Steps down for comfort: two percent, four …"""
+
 _HEAD_START = 3
 """A size that runs for a while is given up in larger steps than one that does not run at all: it is not
 the guess that is slightly wrong, something grows."""
@@ -28,8 +34,8 @@ the guess that is slightly wrong, something grows."""
 class Confirmation:
     """Finds the largest size that holds for many steps.
 
-    A size that does not run gives way to a smaller one; so does one at which the allocator has to
-    flush its cache again and again, which costs time at every step.
+    A size that does not run gives way to a smaller one. One at which the allocator has to flush its
+    cache again and again, which costs time, gives way to one that is slightly smaller if that settles.
 
     Args:
         precision: for the warnings.
@@ -89,10 +95,12 @@ class Confirmation:
                 break
             if trial.status == "ok":
                 restless = restless or (trial, parts)
-            else:
-                failed.append(trial)
-            ran = trial.status == "ok" or self._is_late(trial)
-            largest = step_down(candidate, 1, attempt + _HEAD_START * ran)
+                largest = step_down(candidate, 1, attempt + _COMFORT_HEAD_START)
+                if largest < _COMFORT * restless[0].batch_size:
+                    break
+                continue
+            failed.append(trial)
+            largest = step_down(candidate, 1, attempt + _HEAD_START * self._is_late(trial))
         self.has_failed = self.trial is None and bool(failed)
         self.has_failed_late = self.has_failed and any(map(self._is_late, failed))
         if self.trial is None and restless is not None:
@@ -161,8 +169,8 @@ class Confirmation:
             ReportWarning(
                 code="alloc_retries",
                 message=f"{self._precision}: batch size {trial.batch_size} fits, but not comfortably: "
-                f"PyTorch flushed its cache {trial.steady_alloc_retries} times in "
-                f"{trial.steps} steps to go on, which costs time",
+                f"PyTorch flushed its cache {trial.steady_alloc_retries} times in the last "
+                f"{trial.steps - trial.steps // 2} of {trial.steps} steps to go on, which costs time",
                 hint="try PYTORCH_ALLOC_CONF=expandable_segments:True, or more `--headroom`",
             )
         )

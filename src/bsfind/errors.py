@@ -3,14 +3,15 @@
 BsfindError
 ├── UsageError             2   command line, environment variables, configuration file
 ├── NoDeviceError          3   no usable GPU
-│   └── NoGpuError         3   torch sees no GPU at all
+│   ├── NoGpuError         3   torch sees no GPU at all
+│   └── GpuFaultError      3   it failed or went away while it was in use
 ├── TargetError            4   the user's code failed
 │   └── UntraceableError   4   it cannot be predicted: it needs values, or a kernel of its own
 ├── WorkerError            4   the process that ran the user's code died
 ├── TimeLimitError         5   the worker did not answer in time
 └── InternalError         70   a bug in bsfind
 
-Terminated (a BaseException, like KeyboardInterrupt) is how SIGTERM travels.
+Terminated (a BaseException, like KeyboardInterrupt) is how SIGTERM and SIGHUP travel.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from bsfind.exit_codes import ExitCode
 
 __all__ = [
     "BsfindError",
+    "GpuFaultError",
     "InternalError",
     "NoDeviceError",
     "NoGpuError",
@@ -65,6 +67,10 @@ class NoGpuError(NoDeviceError):
     """Torch sees no GPU at all: a prediction is all that this machine can give."""
 
 
+class GpuFaultError(NoDeviceError):
+    """The GPU failed or went away in the middle of the work; the user's code is not to blame."""
+
+
 class TargetError(BsfindError):
     """The user's code failed for another reason than memory."""
 
@@ -94,4 +100,4 @@ class InternalError(BsfindError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived: leave as for Ctrl-C, with status 143."""
+    """SIGTERM or SIGHUP arrived: leave as for Ctrl-C, with status 143 or 129."""

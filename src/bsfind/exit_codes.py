@@ -22,6 +22,8 @@ class ExitCode(IntEnum):
     """A limit (time budget, trial timeout) ended the search; what is known is in the report."""
     INTERNAL = 70
     """A bug in bsfind."""
+    HUNG_UP = 129
+    """SIGHUP: the terminal is gone."""
     INTERRUPTED = 130
     """Ctrl-C."""
     TERMINATED = 143

@@ -6,22 +6,22 @@ import contextlib
 import dataclasses
 import functools
 import os
-import platform
-import shlex
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bsfind import __version__
+from bsfind.device_faults import gone
 from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
-from bsfind.precision_search import PrecisionSearch, Progress
+from bsfind.findings import report_of
+from bsfind.gpu_lock import GpuLock, hold, lock_folder
+from bsfind.memory_watch import MemoryWatch
+from bsfind.precision_search import PrecisionSearch
 from bsfind.predictor import Predictor
+from bsfind.progress import Progress
 from bsfind.recommend import recommend
 from bsfind.records import (
     DeviceInfo,
     ModelInfo,
     PrecisionResult,
-    Prediction,
-    Recommendation,
     Report,
     ReportStatus,
     ReportWarning,
@@ -30,8 +30,6 @@ from bsfind.records import (
 from bsfind.remedies import remedied, variables_of, why_unsupported
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulated_search import SimulatedSearch
-from bsfind.simulation.accuracy import measured_accuracy
-from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.time_budget import TimeBudget
 from bsfind.trial_runner import SimulatedTrialRunner, TrialRunner
 from bsfind.units import format_bytes
@@ -39,15 +37,6 @@ from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
 __all__ = ["Finder", "unsupported"]
-
-_ENVIRONMENT_VARIABLES = (
-    "CUDA_VISIBLE_DEVICES",
-    "PYTORCH_ALLOC_CONF",
-    "PYTORCH_CUDA_ALLOC_CONF",
-    "PYTORCH_NO_CUDA_MEMORY_CACHING",
-    "CUDA_MODULE_LOADING",
-    "NVIDIA_TF32_OVERRIDE",
-)
 
 
 class _Kinds(NamedTuple):
@@ -72,6 +61,8 @@ class Finder:
         on_progress: told before each step.
         on_trial: told after each trial; `report` is up to date then.
         on_output: gets every line that the user's code prints.
+        on_wait: told, once, that another bsfind has the GPU.
+        use_lock: wait for the GPU until no other bsfind measures on it.
 
     Attributes:
         errors: what ended a search, in order: the user's code, a worker that died, a limit.
@@ -87,6 +78,8 @@ class Finder:
         on_progress: Callable[[Progress], None] = lambda _: None,
         on_trial: Callable[[str, Trial], None] = lambda _precision, _trial: None,
         on_output: Callable[[str], None] = lambda _: None,
+        on_wait: Callable[[str], None] = lambda _: None,
+        use_lock: bool = True,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
@@ -94,6 +87,9 @@ class Finder:
         self._on_progress = on_progress
         self._on_trial = on_trial
         self._on_output = on_output
+        self._on_wait = on_wait
+        self._use_lock = use_lock
+        self._watch = MemoryWatch()
         self._clock = TimeBudget(settings.limits.trial_timeout_s, settings.limits.time_budget_s)
         self._device: DeviceInfo | None = None
         self._model: ModelInfo | None = None
@@ -116,17 +112,20 @@ class Finder:
         expected = searches * (2 if searching else 1)  # one confirms
         if self._settings.device.is_simulated:
             expected = 1
-        with WorkerPool(self._on_output, self._warn, expected) as pool:
+        with (
+            contextlib.ExitStack() as held,  # the GPU's lock: given up when the pool is gone
+            WorkerPool(self._on_output, self._warn, expected, watch=self._watch) as pool,
+        ):
             try:
-                self._run(pool)
+                self._run(pool, held)
                 self._is_finished = True
             except BsfindError as error:
-                self.errors.append(error)
+                self.errors.append(gone(error) if self._device else error)
         return self.report
 
-    def _run(self, pool: WorkerPool) -> None:
+    def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
-        self._device = self._open(worker)
+        self._device = self._open(worker, held)
         self._warn_about_neighbours(self._device)
         kinds = _REAL
         if self._device.kind == "simulated":
@@ -225,10 +224,17 @@ class Finder:
             if not variables:
                 opened = runner.left_over
 
-    def _open(self, worker: Worker) -> DeviceInfo:
+    def _open(self, worker: Worker, held: contextlib.ExitStack) -> DeviceInfo:
         """Open the device that was asked for, or what stands in for a GPU that is not there."""
+        choice = self._settings.device
         try:
-            return worker.open(self._settings.device, self._clock.for_start())
+            if not choice.is_simulated:
+                uuid = worker.identify(choice, self._clock.for_start())
+                lock = held.enter_context(GpuLock(uuid, lock_folder()))
+                warning = hold(lock, self._clock, self._on_wait, alone=self._use_lock)
+                if warning is not None:
+                    self._warn(warning)
+            return worker.open(choice, self._clock.for_start())
         except NoGpuError as error:
             other = self._on_no_gpu(error) if self._settings.device.device == "auto" else None
             if other is None:
@@ -283,76 +289,31 @@ class Finder:
         if self._current is not None:
             results.append(self._current.result)
             warnings.extend(self._current.warnings)
-        recommendation = recommend(results, settings.limits.objective)
-        if recommendation is not None:
-            check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
-            recommendation = dataclasses.replace(recommendation, check=check)
-        budget = None
-        headroom = None
-        if device is not None:
-            headroom = settings.limits.headroom.of(device.capacity_bytes)
-            budget = settings.limits.headroom.leaves(device.capacity_bytes)
-        return Report(
-            bsfind_version=__version__,
+        if (taken := self._watch.warning) is not None:
+            warnings.append(taken)
+        return report_of(
+            settings,
+            self._command,
+            device,
+            self._model,
+            results,
+            warnings,
             status=self._status(results),
-            command=self._command,
-            reproduce=shlex.join(["bsfind", *settings.to_argv()]),
-            device=device,
-            budget_bytes=budget,
-            model=self._model,
-            prediction=_prediction(device, self._model),
-            workload=settings.workload.to_json(),
-            search={
-                **settings.limits.to_json(),
-                **settings.device.to_json(),
-                "headroom_bytes": headroom,
-                "precisions": list(settings.precisions),
-                "compare": list(settings.compare),
-                "batch_size": settings.batch_size,
-            },
-            results=tuple(results),
-            recommendation=recommendation,
-            warnings=tuple(warnings),
-            environment=_environment(device),
-            duration_s=self._clock.elapsed_s,
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
+            duration_s=self._clock.elapsed_s,
         )
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
         fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]
-        answered = any(result.status in ("ok", "nothing_fits") for result in results)
+        answered = any(
+            result.status in ("ok", "nothing_fits")
+            or (result.status == "unfinished" and result.max_batch_size is not None)
+            for result in results
+        )
         if fatal and not answered:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
-
-
-def _check(settings: Settings, recommendation: Recommendation) -> Settings:
-    """Return the settings of a `check` that tries what is recommended."""
-    workload, parts = settings.workload, recommendation.global_batch
-    if parts is not None:
-        workload = dataclasses.replace(workload, grad_accum=parts.accumulation_steps)
-    return dataclasses.replace(
-        settings,
-        workload=workload,
-        precisions=(recommendation.precision,),
-        batch_size=recommendation.batch_size,
-    )
-
-
-def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Prediction | None:
-    """Return what a predicted report rests on; None if nothing is predicted."""
-    if device is None or device.kind != "simulated":
-        return None
-    # A build without CUDA (`2.13.0+cpu`) stands for its sibling with CUDA.
-    version = (device.torch_version or "").partition("+")[0]
-    kind = model.kind if model else None
-    return Prediction(
-        torch_version=version,
-        allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
-        model_kind=kind,
-        accuracy=measured_accuracy(kind) if kind else None,
-    )
 
 
 def unsupported(precision: str, device: DeviceInfo) -> str | None:
@@ -362,15 +323,3 @@ def unsupported(precision: str, device: DeviceInfo) -> str | None:
     if precision in ("bf16", "amp-bf16") and not device.supports_bf16:
         return f"{device.name} has no bfloat16 in hardware (it came with compute capability 8.0)"
     return None
-
-
-def _environment(device: DeviceInfo | None) -> dict[str, Any]:
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "torch": device.torch_version if device else None,
-        "cuda": device.cuda_version if device else None,
-        "variables": {
-            name: os.environ[name] for name in _ENVIRONMENT_VARIABLES if name in os.environ
-        },
-    }

@@ -10,8 +10,8 @@ from bsfind import __version__
 from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.finder import unsupported
 from bsfind.inspection import InspectionReport, PrecisionInspection
-from bsfind.precision_search import Progress
 from bsfind.predictor import twin_of
+from bsfind.progress import Progress
 from bsfind.records import DeviceInfo, ReportWarning
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from bsfind.confirmation import Confirmation
 from bsfind.errors import BsfindError, TargetError, TimeLimitError, WorkerError
 from bsfind.fragmentation import try_expandable_segments
+from bsfind.progress import Progress
 from bsfind.recommend import best_that_leaves, is_fragmented, saturation
 from bsfind.records import (
     DeviceInfo,
@@ -29,35 +29,12 @@ from bsfind.trial_runner import TrialRunner
 from bsfind.units import format_bytes
 from bsfind.worker.client import ModelDoesNotFit
 
-__all__ = ["PrecisionSearch", "Progress"]
+__all__ = ["PrecisionSearch"]
 
 _LEAK_HINT = (
     "look for a list, attribute or metric that keeps tensors (losses with their graph, say) from step "
     "to step; keep `loss.detach()` or `loss.item()` instead"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What is known while the search goes on.
-
-    Attributes:
-        precision: being searched.
-        doing: `loading`, `trying`, `confirming` or `timing`.
-        batch_size: being tried; None while loading.
-        best: largest that ran.
-        failed: smallest above it that did not.
-        trials: how many ran in this precision.
-        out_of_memory: how many of them ran out of memory.
-    """
-
-    precision: str
-    doing: str
-    batch_size: int | None = None
-    best: int | None = None
-    failed: int | None = None
-    trials: int = 0
-    out_of_memory: int = 0
 
 
 class PrecisionSearch:

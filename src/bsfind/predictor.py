@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import threading
 from collections.abc import Sequence
 
@@ -102,12 +103,26 @@ class Predictor:
             self._changed.notify_all()
 
 
+_SAME_MEMORY = 0.05
+
+_SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
+
+
 def twin_of(device: DeviceInfo) -> DeviceChoice | None:
-    """Return the simulated GPU that is like a real one; None if the catalogue has none."""
+    """Return the simulated GPU that is like a real one; None if the catalogue has none.
+
+    A slice of a card (MIG, "NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than the card,
+    on which the choice of kernels and their workspaces depends: the card is no twin of it. Nor is a
+    card of the same name with another amount of memory.
+    """
+    if _SLICE.search(device.name):
+        return None
     try:
         gpu = find_gpu(device.name)
     except UsageError:
         return None
-    if gpu.compute_capability != device.compute_capability:
+    if gpu.compute_capability != device.compute_capability or gpu.total_bytes is None:
+        return None
+    if abs(gpu.total_bytes - device.total_bytes) > _SAME_MEMORY * gpu.total_bytes:
         return None
     return DeviceChoice(device="sim", gpu=gpu.key, memory_limit_bytes=device.capacity_bytes)

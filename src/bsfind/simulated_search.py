@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 from bsfind.precision_search import PrecisionSearch
-from bsfind.records import ReportWarning, Trial
+from bsfind.records import ReportWarning
 from bsfind.search import LineThroughPeaks, Search
 
 __all__ = ["SimulatedSearch"]
@@ -79,14 +78,11 @@ class SimulatedSearch(PrecisionSearch):
         )
         while (batch_size := search.next()) is not None:
             self._report_progress("trying", batch_size)
-            search.record(self._comfortable(batch_size, accumulates=accumulates))
+            search.record(
+                self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
+            )
         for batch_size in self._between(search):
-            search.record(self._comfortable(batch_size, accumulates=accumulates))
+            search.record(
+                self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
+            )
         return smallest if search.best is None else search.best.batch_size
-
-    def _comfortable(self, batch_size: int, *, accumulates: bool) -> Trial:
-        """Run a trial within the budget; retries without end count as out of memory."""
-        trial = self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
-        if trial.status == "ok" and trial.steady_alloc_retries:
-            return dataclasses.replace(trial, status="oom")
-        return trial

@@ -71,11 +71,13 @@ def steps_of_a_verdict(steps: int) -> int:
 
 
 def steady_retries(retries: Sequence[int]) -> int:
-    """Return how many retries came once every step repeats the one before.
+    """Return how many retries came once the allocator had time to settle: in the second half.
+
+    With most models the first steps flush the cache a few times near the limit, until its blocks suit
+    the step, and no later one does.
 
     Args:
         retries: how often the allocator had flushed its cache, after each step.
     """
-    if len(retries) <= _WARM_UP_STEPS:
-        return 0
-    return retries[-1] - retries[_WARM_UP_STEPS - 1]
+    settled = max(_WARM_UP_STEPS, len(retries) // 2)
+    return retries[-1] - retries[settled - 1] if len(retries) > settled else 0

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from tests.cli.test_prediction import IMAGES, MODELS, NET, at_a_terminal, bsfind
+from tests.cli.test_prediction import IMAGES, MODELS, NET, ROOT, at_a_terminal, bsfind
 
 from bsfind.report.json import inspection_schema
 
@@ -111,3 +117,74 @@ def test_at_a_terminal_a_known_gpu_stands_in(options: tuple[str, ...]) -> None:
     assert code == 0, err
     assert "RTX 4090" in err
     assert "simulated NVIDIA GeForce RTX 4090" in out
+
+
+SLEEPER = """
+import os, pathlib, subprocess, sys, time
+from torch import nn
+
+class Sleeper(nn.Module):
+    def __init__(self):
+        super().__init__()
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(10_000)"])
+        announcement = pathlib.Path(os.environ["ANNOUNCE"])
+        announcement.with_suffix(".part").write_text(f"{os.getpid()} {child.pid}")
+        announcement.with_suffix(".part").rename(announcement)
+        time.sleep(10_000)
+"""
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_interrupted(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    announcement = tmp_path / "announcement"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-c", STARTED_BY_A_SHELL, "inspect", "sleeper:Sleeper"),
+            *(*IMAGES, "-b", "8", *ON_3090),
+        ],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "ANNOUNCE": str(announcement),
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(ROOT / "src"),
+        },
+    )
+    deadline = time.monotonic() + 120
+    while not announcement.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.05)
+    if not announcement.exists():
+        process.kill()
+        raise AssertionError(process.communicate()[1])
+    left = [int(pid) for pid in announcement.read_text().split()]
+    process.send_signal(sent)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code, err
+    assert out == ""
+    assert "Traceback" not in err
+    while any(is_alive(pid) for pid in left) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_alive(pid) for pid in left)
+
+
+# A test that is run in the background may have inherited that SIGINT is ignored.
+STARTED_BY_A_SHELL = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from bsfind.__main__ import main; main()"
+)

@@ -326,6 +326,35 @@ def test_processes_share_a_gpu(tmp_path: Path) -> None:
         holder.communicate()
 
 
+def test_a_card_that_spills_is_full_and_goes_on() -> None:
+    code = """
+        import torch
+        kept = [torch.empty(1 << 30, dtype=torch.uint8, device="cuda") for _ in range(3)]
+        print(torch.cuda.mem_get_info()[0], torch.cuda.memory_reserved() >> 30)
+    """
+    variables = environment(VENV, cudnn=False, memory="2GiB") | {"FAKE_GPU_SPILL": "1"}
+    done = subprocess.run(
+        ["python", "-c", textwrap.dedent(code)], env=variables, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["0", "3"], done.stderr
+
+
+def test_a_gpu_that_is_lost_is_not_there_for_new_processes(tmp_path: Path) -> None:
+    code = """
+        import pathlib, sys, torch
+        print(torch.cuda.is_available())
+        pathlib.Path(sys.argv[1]).touch()
+        print(torch.ones(3, device="cuda").numel())
+    """
+    lost = tmp_path / "lost"
+    variables = environment(VENV, cudnn=False) | {"FAKE_GPU_LOST": str(lost)}
+    command = ["python", "-c", textwrap.dedent(code), str(lost)]
+    first = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert first.stdout.split() == ["True", "3"], first.stderr
+    second = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert second.stdout.split() == ["False"]
+
+
 @pytest.mark.parametrize("kind", ["illegal-address", "assert"])
 def test_torch_reports_an_error_again_and_again(kind: str) -> None:
     code = """

@@ -69,6 +69,8 @@ class Gpu:
     def __init__(self, *, is_fake: bool, folder: Path) -> None:
         self.is_fake = is_fake
         self.folder = folder
+        # Of its own: a test waits for no other bsfind of this machine.
+        self.locks = folder.with_name(f"{folder.name}-locks")
         self.python = str(FAKE_VENV / "bin" / "python") if is_fake else sys.executable
 
     def environment(self, variables: dict[str, str] | None = None, **fake: Any) -> dict[str, str]:
@@ -79,7 +81,8 @@ class Gpu:
             base = fakegpu.environment(FAKE_VENV, **{"cudnn": False, **fake})
         elif fake:
             raise ValueError(f"only a fake GPU has {', '.join(fake)}")
-        return {**base, "PYTHONPATH": str(ROOT / "src"), **(variables or {})}
+        ours = {"PYTHONPATH": str(ROOT / "src"), "BSFIND_LOCK_DIR": str(self.locks)}
+        return {**base, **ours, **(variables or {})}
 
     def start(
         self, arguments: Sequence[str], variables: dict[str, str] | None = None, **fake: Any

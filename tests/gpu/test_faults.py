@@ -6,13 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.gpu.gpu import LIMIT, MODELS, Gpu
+from tests.gpu.processes import is_alive, wait_for
 
 X = ("--input-shape", "16", "--precision", "fp32")
 
@@ -123,22 +122,6 @@ def test_the_time_budget(gpu: Gpu) -> None:
     assert "time budget" in done.err
     assert done.report["status"] == "partial"
     assert done.only["max_batch_size"] == 5
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    # A zombie that init has not collected yet is not alive.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def start_and_announce(gpu: Gpu, model: str, *arguments: str) -> tuple[subprocess.Popen[str], int]:

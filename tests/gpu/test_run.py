@@ -219,7 +219,7 @@ def test_exports_follow_the_trials(gpu: Gpu) -> None:
     assert exported["results"] == done.report["results"]
     assert "| fp32 |" in Path(gpu.folder, "report.md").read_text()
     rows = Path(gpu.folder, "report.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(done.only["trials"])
+    assert len(rows) == 1 + len(done.only["trials"] + done.only["timings"])
     assert sorted(p.name for p in gpu.folder.iterdir()) == [
         "report.csv",
         "report.json",

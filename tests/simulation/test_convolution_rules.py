@@ -16,7 +16,7 @@ from bsfind.simulation.operators.convolution_backend import (
     view_as_2d,
 )
 from bsfind.simulation.operators.cudnn_problem import ConvolutionProblem
-from bsfind.simulation.operators.cudnn_workspace import workspace_bytes
+from bsfind.simulation.operators.cudnn_workspace import FAMILIES, copies, workspace_bytes
 
 DATA = Path(__file__).parent / "data"
 GPUS = {
@@ -196,6 +196,38 @@ def test_contiguous_tensors_are_copied_and_channels_last_ones_are_not():
     x = 32 * 64 * 56 * 56 * 2
     assert plain == pytest.approx(2 * x + 64 * 64 * 9 * 2, abs=512)
     assert workspace_bytes(problem(channels_last=True), GPUS["h100"]) < 1 << 20
+
+
+WHOLE = {"dtype": torch.float32, "padding": (0, 0)}
+MEASURED = [  # what cuDNN 9.20 asked for on a T4, RTX 4090 and H100
+    ("fft tiles", 215023616, WHOLE | {"batch": 16, "channels": 1536, "size": (4, 4),
+     "out_channels": 16, "kernel": (4, 4)}),
+    ("fft tiles", 1347379200, {"dtype": torch.float32, "kind": "input_gradient", "batch": 5,
+     "channels": 180, "size": (128, 128), "out_channels": 1620}),
+    ("fft", 181534720, WHOLE | {"batch": 24, "channels": 1280, "size": (11, 11), "out_channels": 32,
+     "kernel": (10, 10)}),
+    ("fft", 60096512, WHOLE | {"batch": 29, "channels": 256, "size": (16, 5), "out_channels": 64,
+     "kernel": (16, 5)}),
+    ("fft tiles and x+w", 23766528, WHOLE | {"batch": 6, "channels": 768, "size": (4, 4),
+     "out_channels": 1, "kernel": (4, 4), "channels_last": True}),
+    ("winograd weights", 60216576, {"dtype": torch.float32, "kind": "input_gradient", "batch": 1,
+     "channels": 1344, "size": (32, 32), "out_channels": 448}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("family", "truth", "changes"), MEASURED)
+def test_formulas_are_exact(family, truth, changes):
+    call = problem(**changes)
+    assert 0 <= truth - FAMILIES[family](call, copies(call)) < 1 << 14
+
+
+def test_kernels_as_large_as_the_image_need_no_partial_results():
+    # A classifier made of a convolution: 4096 x 512 x 7 x 7 weights in float32 are 411 MB.
+    classifier = problem(
+        kind="weight_gradient", dtype=torch.float32, batch=16, channels=512, size=(7, 7),
+        out_channels=4096, kernel=(7, 7), padding=(0, 0),
+    )  # fmt: skip
+    assert workspace_bytes(classifier, GPUS["h100"]) < 1 << 24
 
 
 def test_double_and_empty_take_nothing():

@@ -28,6 +28,7 @@ WORKLOAD = {
 }
 TRIALS = {
     *("--steps", "--trial-timeout", "--device", "--gpu", "--context-memory", "--memory-limit"),
+    "--no-lock",
 }
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
@@ -42,7 +43,7 @@ SURFACE = {
     },
     "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
     "inspect": {
-        *(WORKLOAD | TRIALS | OUTPUT) - {"--quiet", "-q", "--export"},
+        *(WORKLOAD | TRIALS | OUTPUT) - {"--quiet", "-q", "--export", "--no-lock"},
         *("--batch-size", "-b", "--top"),
     },
     "explain": {"--json"},
@@ -69,7 +70,9 @@ PANELS = {
         ),
         "Search",
     ),
-    **dict.fromkeys(("--device", "--gpu", "--context-memory", "--memory-limit"), "Device"),
+    **dict.fromkeys(
+        ("--device", "--gpu", "--context-memory", "--memory-limit", "--no-lock"), "Device"
+    ),
     **dict.fromkeys(
         ("--json", "--quiet", "--export", "--top", "--verbose", "--no-progress", "--color"),
         "Output",

@@ -38,6 +38,9 @@ class FakeWorker:
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 
+    def identify(self, choice: DeviceChoice, timeout_s: float) -> str:
+        raise self._refusal
+
     def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
         self.opened.append(choice)
         if not choice.is_simulated:
@@ -81,7 +84,7 @@ class FakePool:
     workers: ClassVar[list[FakeWorker]] = []
     early: int = 0
 
-    def __init__(self, on_output: Any, on_warning: Any, expected: int) -> None:
+    def __init__(self, on_output: Any, on_warning: Any, expected: int, watch: Any) -> None:
         self._on_warning = on_warning
         type(self).early = expected
 

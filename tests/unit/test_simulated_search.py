@@ -10,7 +10,7 @@ from example_report import SETTINGS, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.precision_search import Progress
+from bsfind.progress import Progress
 from bsfind.records import DeviceInfo, PrecisionResult, Trial
 from bsfind.settings import SearchLimits
 from bsfind.simulated_search import SimulatedSearch

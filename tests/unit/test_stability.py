@@ -71,7 +71,9 @@ def test_growth_that_would_take_for_ever_is_none() -> None:
 
 
 def test_retries_of_the_first_steps_are_not_steady() -> None:
-    assert steady_retries([4, 9, 9, 9]) == 0
-    assert steady_retries([4, 9, 10, 12]) == 3
+    assert steady_retries([4, 9, 9]) == 0
+    assert steady_retries([4, 9, 12]) == 3
+    assert steady_retries([4, 9, 10, *[12] * 17]) == 0
+    assert steady_retries(list(range(20))) == 10
     assert steady_retries([4, 9]) == 0
     assert steady_retries([]) == 0

@@ -34,6 +34,7 @@ def check(
     gpu: opt.Gpu = None,
     context_memory: opt.ContextMemory = None,
     memory_limit: opt.MemoryLimit = None,
+    no_lock: opt.NoLock = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     export: opt.Export = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TextIO
+from typing import IO, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -20,9 +20,7 @@ _PIPE_WIDTH = 120
 
 def discard_stdout() -> None:
     """Let later writes to stdout vanish: its reader has gone (`| head`), and has what it wanted."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
+    _discard(sys.stdout)
 
 
 class _Console(Console):
@@ -31,11 +29,24 @@ class _Console(Console):
         raise BrokenPipeError
 
 
-def _console(stream: TextIO, color: str) -> Console:
+class _LogConsole(Console):
+    def on_broken_pipe(self) -> None:
+        # Nobody reads what is said beside the answer; the answer is wanted all the same.
+        _discard(self.file)
+
+
+def _discard(stream: IO[str]) -> None:
+    """Let what is written to a stream vanish, what is in its buffer included."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _console(stream: TextIO, color: str, kind: type[Console]) -> Console:
     width = None
     if not stream.isatty() and not os.environ.get("COLUMNS"):
         width = _PIPE_WIDTH
-    return _Console(
+    return kind(
         file=stream,
         width=width,
         highlight=False,
@@ -59,8 +70,8 @@ class Terminal:
     """
 
     def __init__(self, *, color: str = "auto", verbose: bool = False) -> None:
-        self.out = _console(sys.stdout, color)
-        self.err = _console(sys.stderr, color)
+        self.out = _console(sys.stdout, color, _Console)
+        self.err = _console(sys.stderr, color, _LogConsole)
         self.verbose = verbose
         self._seen: set[str] = set()
 

@@ -29,7 +29,8 @@ __all__ = ["app", "main"]
 
 _EPILOG = (
     "Exit codes: 0 a batch size is recommended, 1 nothing fits, 2 usage, 3 no usable GPU, "
-    "4 the model failed, 5 stopped early, 70 a bug in bsfind, 130 interrupted, 143 terminated."
+    "4 the model failed, 5 stopped early, 70 a bug in bsfind, 129 hung up, 130 interrupted, "
+    "143 terminated."
 )
 
 
@@ -84,7 +85,8 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not started by `bsfind.__main__`
+        signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         code = _run()
         sys.stdout.flush()
@@ -93,6 +95,11 @@ def main() -> None:
 
         discard_stdout()
         code = ExitCode.OK
+    except KeyboardInterrupt:
+        code = ExitCode.INTERRUPTED
+    except Terminated:
+        code = ExitCode.TERMINATED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: a traceback would be all that comes
     sys.exit(code)
 
 

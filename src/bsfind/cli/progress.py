@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from bsfind.cli.console import Terminal
-from bsfind.precision_search import Progress
+from bsfind.progress import Progress
 from bsfind.records import Trial
 from bsfind.units import format_bytes, format_count, format_duration
 

@@ -44,6 +44,7 @@ def run(
     gpu: opt.Gpu = None,
     context_memory: opt.ContextMemory = None,
     memory_limit: opt.MemoryLimit = None,
+    no_lock: opt.NoLock = False,
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     export: opt.Export = None,

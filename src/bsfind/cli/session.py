@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
+from bsfind.cli.interruption import Interruption
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
@@ -15,6 +16,7 @@ from bsfind.cli.stand_in import stand_in
 from bsfind.errors import BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
+from bsfind.progress import Progress
 from bsfind.records import Report, Trial
 from bsfind.report.check import print_check
 from bsfind.report.export import check_writable, write_report
@@ -54,42 +56,61 @@ class _Session:
             self._terminal,
             enabled=not (options["no_progress"] or self._quiet or self._verbose),
         )
+        self._interruption = Interruption()
         self._finder = Finder(
             settings,
             command=["bsfind", *sys.argv[1:]],
             on_no_gpu=self._stand_in,
-            on_progress=self._line.update,
+            on_progress=self._before_step,
             on_trial=self._after_trial,
             on_output=self._terminal.user_output,
+            on_wait=self._wait,
+            use_lock=not options["no_lock"],
         )
         self._unwritten: set[Path] = set()
 
     def run(self) -> int:
-        stopped: int | None = None
-        try:
-            with self._line.shown():
-                self._finder.run()
-        except KeyboardInterrupt:
-            stopped = ExitCode.INTERRUPTED
-            self._finder.stopped_by = "interrupted"
-        except Terminated:
-            stopped = ExitCode.TERMINATED
-            self._finder.stopped_by = "terminated (SIGTERM)"
-        report = self._finder.report
-        self._export(report)
+        with self._interruption:
+            try:
+                with self._line.shown():
+                    self._finder.run()
+                self._interruption.hold()
+            except (KeyboardInterrupt, Terminated):
+                self._finder.stopped_by = self._interruption.name
+            report = self._finder.report
+            self._export(report)
+            is_printed = self._print_to_the_end(report)
+            stopped = self._interruption.exit_code
+        if stopped is not None:
+            return stopped
+        code = exit_code(report, self._finder.errors)
+        is_lost = self._unwritten or not is_printed
+        return ExitCode.USAGE if is_lost and code == ExitCode.OK else code
+
+    def _print_to_the_end(self, report: Report) -> bool:
+        """Print the report; return whether it could be written. A reader that has left is content."""
         try:
             self._print(report)
             sys.stdout.flush()
         except BrokenPipeError:
             discard_stdout()
-        if stopped is not None:
-            return stopped
-        code = exit_code(report, self._finder.errors)
-        return ExitCode.USAGE if self._unwritten and code == ExitCode.OK else code
+        except OSError as error:
+            discard_stdout()
+            self._terminal.error(UsageError(f"cannot write the answer: {error.strerror or error}"))
+            return False
+        return True
 
     def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
         scripts = self._json or self._quiet
         return stand_in(error, self._settings.device, self._terminal, for_scripts=scripts)
+
+    def _before_step(self, progress: Progress) -> None:
+        self._interruption.check()
+        self._line.update(progress)
+
+    def _wait(self, message: str) -> None:
+        self._terminal.note(message)
+        self._terminal.hint("`--no-lock` goes ahead at once")
 
     def _after_trial(self, precision: str, trial: Trial) -> None:
         if self._verbose:

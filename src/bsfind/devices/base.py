@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from bsfind.memory_watch import MemoryLeft
 from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import Workload
 from bsfind.simulation.recording import Recording
@@ -46,6 +47,10 @@ class Device(Protocol):
         Raises:
             TargetError: the user's code failed for another reason.
         """
+        ...
+
+    def memory_left(self) -> MemoryLeft | None:
+        """Return what is left of the device's memory for PyTorch; None if that cannot change."""
         ...
 
     def take_warnings(self) -> list[ReportWarning]:

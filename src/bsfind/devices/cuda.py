@@ -9,9 +9,12 @@ import torch
 
 from bsfind.devices import nvml
 from bsfind.devices.base import DoesNotFit
+from bsfind.devices.cuda_choice import cuda_device, identity, unusable
+from bsfind.devices.cuda_memory import memory_left, spilled_trial
 from bsfind.devices.cuda_steps import MeasuredSteps
 from bsfind.devices.memory_history import MemoryHistory
-from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, UsageError
+from bsfind.errors import BsfindError, UsageError
+from bsfind.memory_watch import MemoryLeft
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
 from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
@@ -43,33 +46,16 @@ class CudaDevice:
     """
 
     def __init__(self, choice: DeviceChoice) -> None:
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise NoGpuError(
-                "no usable GPU was found",
-                detail=_why_no_gpu(),
-                hint="predict for one that is not here: `--gpu rtx-4090` (`bsfind gpus` lists them), or "
-                "`--device sim`; `bsfind env` shows what the driver and torch see",
-            )
-        _, _, index_text = choice.device.partition(":")
-        index = int(index_text or 0)
-        if index >= count:
-            raise NoDeviceError(
-                f"there is no `{choice.device}`, torch sees {count} GPU{'s' if count > 1 else ''}",
-                hint="`bsfind gpus` lists them; CUDA_VISIBLE_DEVICES renumbers them",
-            )
-        self._device = torch.device("cuda", index)
+        self._device = cuda_device(choice)
         try:
             self._properties = torch.cuda.get_device_properties(self._device)
-            free_before = nvml.free_bytes(self._uuid)
+            self._uuid = identity(self._device, self._properties)
+            free_before = nvml.free_bytes(self._uuid, self._properties.total_memory)
             torch.cuda.set_device(self._device)
             torch.zeros((), device=self._device)  # creates the context: `free` is without it
             torch.cuda.synchronize()
         except RuntimeError as error:
-            raise NoDeviceError(
-                f"`cuda:{index}` cannot be used: {str(error).splitlines()[0]}",
-                hint="`nvidia-smi` shows who holds it",
-            ) from error
+            raise unusable(self._device, error) from error
         torch.cuda.empty_cache()
         self._free_bytes = torch.cuda.mem_get_info(self._device)[0]
         self._context_bytes = _lost(free_before, self._free_bytes)
@@ -83,16 +69,13 @@ class CudaDevice:
                     f"{total} of {self._properties.name}"
                 )
             self._capacity_bytes = min(self._memory_limit, self._free_bytes)
-            self.limit_memory(self._memory_limit)
+        # What was free is the most there is. Windows and WSL would go on with host memory.
+        self.limit_memory(self._capacity_bytes)
         self._loaded: LoadedWorkload | None = None
         self._baseline_bytes = 0
         self._residual_bytes = 0
         self._poisoned = False
         self._recording: Recording | None = None
-
-    @property
-    def _uuid(self) -> str:
-        return str(getattr(self._properties, "uuid", ""))
 
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
@@ -114,7 +97,7 @@ class CudaDevice:
             driver=nvml.driver_version(),
             torch_version=torch.__version__,
             cuda_version=torch.version.cuda or torch.version.hip,
-            other_processes=nvml.other_processes(self._uuid),
+            other_processes=nvml.other_processes(self._uuid, properties.total_memory),
         )
 
     def _others_bytes(self) -> int | None:
@@ -153,6 +136,10 @@ class CudaDevice:
             model_bytes=torch.cuda.memory_allocated(self._device),
             kind=kind_of(loaded.model),
         )
+
+    def memory_left(self) -> MemoryLeft | None:
+        """Return what PyTorch can use by now (see `base.Device.memory_left`)."""
+        return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
         """Return nothing: what was measured needs no caveat (see `base.Device.take_warnings`)."""
@@ -193,6 +180,9 @@ class CudaDevice:
                 batch_size, available, has_convolutions=self._loaded.has_convolutions
             )
         self._release()
+        if failed is None:
+            peak = max(measured.peaks_reserved)
+            failed = spilled_trial(batch_size, steps, peak, self._free_bytes)
         if isinstance(failed, BsfindError):
             raise failed
         if failed is not None:
@@ -287,16 +277,3 @@ def first_sentence(message: str) -> str:
     for end in (" Of the allocated memory", " If reserved", " Including non-PyTorch", " Process "):
         text = text.split(end)[0]
     return text[:300]
-
-
-def _why_no_gpu() -> str:
-    """Return the likeliest reason why torch sees no GPU."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return f"This torch ({torch.__version__}) is a build without CUDA."
-    gpus = nvml.list_gpus()
-    if not gpus:
-        return "The NVIDIA driver shows no GPU."
-    return (
-        f"The driver shows {gpus[0].name}, but torch {torch.__version__} cannot use it: "
-        "CUDA_VISIBLE_DEVICES may hide it, or the driver may be too old for this torch."
-    )

@@ -16,10 +16,14 @@ from typing import Any
 
 from bsfind.records import GpuProcess
 
-__all__ = ["Gpu", "driver_version", "free_bytes", "list_gpus", "other_processes"]
+__all__ = ["Gpu", "driver_version", "free_bytes", "list_gpus", "other_processes", "processes"]
 
 # NVML answers 2**64 - 1 where it does not know (WSL), and nvidia-ml-py turns that into None.
 _UNKNOWN_BYTES = 1 << 60
+
+_SAME_MEMORY = 0.1
+"""NVML counts some per cent more than CUDA offers; the largest slice of a card that is not all of its
+memory is half of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,34 +100,51 @@ def _gpu(nvml: Any, index: int, handle: Any) -> Gpu:
     )
 
 
-def free_bytes(uuid: str) -> int | None:
+def free_bytes(uuid: str, total_bytes: int) -> int | None:
     """Return the free memory of a GPU, bytes; asking makes no CUDA context.
 
     Args:
         uuid: as `torch.cuda.get_device_properties(...).uuid` or NVML writes it.
+        total_bytes: its memory as CUDA sees it.
     """
     with _nvml() as nvml:
-        handle = _handle(nvml, uuid)
+        handle = _handle(nvml, uuid, total_bytes)
         memory = None if handle is None else _ask(nvml.nvmlDeviceGetMemoryInfo, handle)
     return None if memory is None else int(memory.free)
 
 
-def _handle(nvml: Any, uuid: str) -> Any:
-    uuid = uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}"
-    return _ask(nvml.nvmlDeviceGetHandleByUUID, uuid) if nvml else None
+def _handle(nvml: Any, uuid: str, total_bytes: int) -> Any:
+    """Return the handle of a GPU or of a slice of one (MIG); None if it is not to be had.
+
+    CUDA may give the UUID of the whole card for a slice. The card's free memory and processes are not the
+    slice's: a handle whose memory is not that of the device is the wrong one.
+    """
+    if nvml is None:
+        return None
+    names = [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"MIG-{uuid}", f"GPU-{uuid}"]
+    for name in names:
+        handle = _ask(nvml.nvmlDeviceGetHandleByUUID, name)
+        memory = None if handle is None else _ask(nvml.nvmlDeviceGetMemoryInfo, handle)
+        if memory is not None and abs(memory.total - total_bytes) <= _SAME_MEMORY * total_bytes:
+            return handle
+    return None
 
 
-def other_processes(uuid: str) -> tuple[GpuProcess, ...]:
-    """Return the processes that hold memory of a GPU, except this one.
+def processes(uuid: str, total_bytes: int) -> tuple[GpuProcess, ...]:
+    """Return the processes that hold memory of a GPU, this one included.
 
     Args:
         uuid: as `torch.cuda.get_device_properties(...).uuid` or NVML writes it.
+        total_bytes: its memory as CUDA sees it.
     """
     with _nvml() as nvml:
-        handle = _handle(nvml, uuid)
-        if handle is None:
-            return ()
-        return tuple(process for process in _processes(nvml, handle) if process.pid != os.getpid())
+        handle = _handle(nvml, uuid, total_bytes)
+        return () if handle is None else tuple(_processes(nvml, handle))
+
+
+def other_processes(uuid: str, total_bytes: int) -> tuple[GpuProcess, ...]:
+    """Return the processes that hold memory of a GPU, except this one (see `processes`)."""
+    return tuple(p for p in processes(uuid, total_bytes) if p.pid != os.getpid())
 
 
 def _processes(nvml: Any, handle: Any) -> Iterator[GpuProcess]:

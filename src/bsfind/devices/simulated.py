@@ -150,6 +150,9 @@ class SimulatedDevice:
         """Let the allocator of later trials reserve at most `nbytes`."""
         self._limit_bytes = nbytes
 
+    def memory_left(self) -> None:
+        """Return nothing: there is nobody else on a GPU that is not there."""
+
     def take_warnings(self) -> list[ReportWarning]:
         """Return what is modelled coarsely or not at all (see `base.Device.take_warnings`)."""
         notes = self._tracer.notes if self._tracer is not None else {}

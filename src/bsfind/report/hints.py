@@ -28,6 +28,7 @@ def hints(report: Report) -> list[str]:
     if (
         report.simulated
         and result is not None
+        and report.recommendation.global_batch is None
         and is_fragmented(result.peak_allocated_bytes, result.peak_reserved_bytes)
         and "expandable-segments" not in compared
         and not (report.prediction and report.prediction.allocator.get("expandable_segments"))

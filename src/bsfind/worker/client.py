@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from bsfind.errors import InternalError, TimeLimitError, WorkerError
 from bsfind.inspection import PrecisionInspection
+from bsfind.memory_watch import MemoryLeft, MemoryWatch
 from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
@@ -68,6 +69,7 @@ class Worker:
         on_output: gets every line that the user's code (or torch) prints.
         on_warning: gets what the reader of the report must know, each warning once.
         variables: environment variables that differ from this process's.
+        watch: gets to know how much memory of the device is left.
 
     Use as a context manager: at its end, the process is gone with all that it started.
     """
@@ -77,9 +79,12 @@ class Worker:
         on_output: Callable[[str], None],
         on_warning: Callable[[ReportWarning], None] = lambda _: None,
         variables: Mapping[str, str] | None = None,
+        *,
+        watch: MemoryWatch | None = None,
     ) -> None:
         self._on_output = on_output
         self._on_warning = on_warning
+        self._watch = watch or MemoryWatch()
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
@@ -115,7 +120,19 @@ class Worker:
                 line = raw.decode(errors="replace").rstrip("\r\n")
                 if not _EXPECTED_OUTPUT.search(line):
                     self._last_lines.append(line)
-                    self._on_output(line)
+                    with contextlib.suppress(OSError):  # a full disk: the pipe must be drained
+                        self._on_output(line)
+
+    def identify(self, choice: DeviceChoice, timeout_s: float) -> str:
+        """Return the UUID of the GPU that `open` would open, without taking any of its memory.
+
+        Raises:
+            NoDeviceError: there is none.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "identify", "device": choice.to_json()}
+        uuid: str = self._ask(request, timeout_s, "looking for the device")["uuid"]
+        return uuid
 
     def open(self, choice: DeviceChoice, timeout_s: float, *, inspect: bool = False) -> DeviceInfo:
         """Open the device.
@@ -131,7 +148,9 @@ class Worker:
             TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "open", "device": choice.to_json(), "inspect": inspect}
-        return DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
+        device = DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
+        self._watch.opened(device)
+        return device
 
     def load(self, workload: Workload, precision: str, timeout_s: float) -> ModelInfo:
         """Build the model on the device.
@@ -177,6 +196,8 @@ class Worker:
         """
         request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
+        if answer["memory"] is not None:
+            self._watch.left(MemoryLeft.from_json(answer["memory"]))
         recording = answer["recording"]
         return TrialAnswer(
             trial=Trial.from_json(answer["trial"]),

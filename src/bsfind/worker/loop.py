@@ -110,6 +110,8 @@ class _Server:
         return answer
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        if request["do"] == "identify":
+            return self._identify(request)
         if request["do"] == "open":
             return self._open(request)
         device = self._device
@@ -125,15 +127,22 @@ class _Server:
                 request["batch_size"], request["steps"], record=request["record"]
             )
             recording = device.recording
+            memory = device.memory_left()
             return {
                 "is": "trial",
                 "trial": trial.to_json(),
                 "clean": device.is_clean,
+                "memory": memory.to_json() if memory else None,
                 "recording": recording.to_json() if recording else None,
             }
         if request["do"] == "inspect":
             return self._inspect(device, request)
         raise InternalError(f"unknown request `{request['do']}`")
+
+    def _identify(self, request: dict[str, Any]) -> dict[str, Any]:
+        from bsfind.devices.cuda_choice import identify
+
+        return {"is": "identified", "uuid": identify(DeviceChoice.from_json(request["device"]))}
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         choice = DeviceChoice.from_json(request["device"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
+from bsfind.memory_watch import MemoryWatch
 from bsfind.records import ReportWarning
 from bsfind.worker.client import Worker
 
@@ -21,6 +22,7 @@ class WorkerPool:
         on_output: gets every line that the user's code prints.
         on_warning: gets what the reader of the report must know.
         expected: how many workers will be needed, if all goes well: no more are started early.
+        watch: gets to know how much memory of the device is left.
     """
 
     def __init__(
@@ -28,10 +30,13 @@ class WorkerPool:
         on_output: Callable[[str], None],
         on_warning: Callable[[ReportWarning], None],
         expected: int,
+        *,
+        watch: MemoryWatch | None = None,
     ) -> None:
         self._on_output = on_output
         self._on_warning = on_warning
         self._expected = expected
+        self._watch = watch or MemoryWatch()
         self._in_use: Worker | None = None
         self._spare: Worker | None = None
 
@@ -55,7 +60,7 @@ class WorkerPool:
         if self._in_use is not None:
             self._in_use.kill()
         if variables:
-            self._in_use = Worker(self._on_output, self._on_warning, variables)
+            self._in_use = Worker(self._on_output, self._on_warning, variables, watch=self._watch)
             return self._in_use
         self._in_use, self._spare = self._spare or self._start(), None
         self._expected -= 1
@@ -71,7 +76,7 @@ class WorkerPool:
             self._spare = None
 
     def _start(self) -> Worker:
-        return Worker(self._on_output, self._on_warning)
+        return Worker(self._on_output, self._on_warning, watch=self._watch)
 
     def close(self) -> None:
         """Kill all processes; safe to call twice."""

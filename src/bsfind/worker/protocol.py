@@ -1,12 +1,14 @@
 """What parent and worker say to each other: one JSON object a line, a request, then its answer.
 
     parent → worker                              worker → parent
+    {"do": "identify", device…}                  {"is": "identified", "uuid"}
     {"do": "open", device…, "inspect": bool}     {"is": "opened", "device": DeviceInfo}
     {"do": "load", workload, precision}          {"is": "loaded", "model": ModelInfo}
                                                  {"is": "does_not_fit", "message"}
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
     {"do": "trial", "batch_size", "steps",       {"is": "trial", "trial": Trial, "clean": bool,
-     "record": bool}                              "recording": Recording or null}
+     "record": bool}                              "recording": Recording or null,
+                                                  "memory": MemoryLeft or null}
     {"do": "inspect", "batch_size", "steps"}     {"is": "inspected", "inspection":
                                                   PrecisionInspection}
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}

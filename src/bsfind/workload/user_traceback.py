@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+from bsfind.device_faults import device_fault
 from bsfind.errors import BsfindError, TargetError
 
 __all__ = ["user_error", "user_traceback"]
@@ -45,7 +46,7 @@ def user_traceback(error: BaseException) -> str:
 def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
     """Return the error that reports a failure of the user's code.
 
-    bsfind's own errors pass through unchanged.
+    bsfind's own errors pass through unchanged; faults of the GPU are told from those of the code.
 
     Args:
         error: what was raised.
@@ -54,6 +55,9 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     """
     if isinstance(error, BsfindError):
         return error
+    fault = device_fault(error, doing=doing, traceback=user_traceback(error))
+    if fault is not None:
+        return fault
     where = _where(error.__traceback__)
     said = str(error).strip().splitlines()
     what = f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__

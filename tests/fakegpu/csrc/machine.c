@@ -33,6 +33,7 @@ __thread int current_device;
 FILE *trace_file;
 size_t cudnn_workspace, cublaslt_workspace, copy_max = 16 * MIB, cudnn_version = FAKECUDA_CUDNN_VERSION;
 int nvml_off;
+static int spills;
 d2h_t d2h_mode;
 pthread_mutex_t lock = PTHREAD_RECURSIVE_MUTEX_INITIALIZER_NP;
 
@@ -158,6 +159,7 @@ static void read_environment(void) {
   for (int i = 0; i < gpu_count; i++) init_gpu(&gpus[i], i);
   init_others(getenv("FAKE_GPU_OTHERS"));
   if ((s = getenv("FAKE_NVML"))) nvml_off = *s && strcmp(s, "on"); /* as well as "missing", where it is preloaded nevertheless */
+  if ((s = getenv("FAKE_GPU_SPILL"))) spills = !strcmp(s, "1");
   if ((s = getenv("FAKE_CUDNN_VERSION")) && *s) cudnn_version = strtoull(s, NULL, 0);
   if ((s = getenv("FAKE_CUDNN_WORKSPACE"))) cudnn_workspace = parse_size(s);
   if ((s = getenv("FAKE_CUBLASLT_WORKSPACE"))) cublaslt_workspace = parse_size(s);
@@ -203,7 +205,9 @@ static int named(gpu_t *const *order, const char *entry) { /* the place in `orde
 static void choose_devices(void) {
   gpu_t *order[MAX_GPUS];
   const char *s = getenv("CUDA_DEVICE_ORDER"), *visible = getenv("CUDA_VISIBLE_DEVICES");
+  const char *lost = getenv("FAKE_GPU_LOST");
   int fastest = 0;
+  if (lost && *lost && access(lost, F_OK) == 0) return; /* the processes that use them already keep them */
   if (!s || strcmp(s, "PCI_BUS_ID"))
     for (int i = 1; i < gpu_count; i++)
       if (gpus[i].sms > gpus[fastest].sms) fastest = i;
@@ -321,7 +325,8 @@ uint64_t gpu_free(gpu_t *g) {
   uint64_t used = gpu_used(g);
   return used > g->memory ? 0 : g->memory - used;
 }
-int fits(gpu_t *g, uint64_t bytes) { return gpu_used(g) + bytes <= g->memory; }
+/* Windows and WSL lend host memory where the card's is full, and still say that nothing is free. */
+int fits(gpu_t *g, uint64_t bytes) { return spills || gpu_used(g) + bytes <= g->memory; }
 
 const char *other_process_name(unsigned pid) {
   for (int i = 0; i < n_others; i++)

@@ -4,7 +4,7 @@ Commands name the options they take in their signatures; `Annotated` carries the
 checked here, before torch is imported: a typo costs milliseconds.
 """
 
-from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit
+from bsfind.cli.options.device import ContextMemory, Device, Gpu, MemoryLimit, NoLock
 from bsfind.cli.options.inputs import BatchFn, Input, InputShape
 from bsfind.cli.options.output import (
     Color,
@@ -77,6 +77,7 @@ __all__ = [
     "ModeOption",
     "ModelArg",
     "MultipleOf",
+    "NoLock",
     "NoProgress",
     "Objective",
     "ObjectiveOption",

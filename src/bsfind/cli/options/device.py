@@ -7,7 +7,7 @@ from typing import Annotated
 from bsfind import units
 from bsfind.cli.options.option import option
 
-__all__ = ["ContextMemory", "Device", "Gpu", "MemoryLimit"]
+__all__ = ["ContextMemory", "Device", "Gpu", "MemoryLimit", "NoLock"]
 
 _PANEL = "Device"
 
@@ -69,5 +69,13 @@ MemoryLimit = Annotated[
         metavar="SIZE",
         help="What PyTorch's allocator may reserve, such as `8GiB`: play a smaller GPU. On a simulated "
         "one it may be more than the GPU has.",
+    ),
+]
+NoLock = Annotated[
+    bool,
+    option(
+        "--no-lock",
+        panel=_PANEL,
+        help="Measure although another bsfind may be measuring on the same GPU; without it, bsfind waits.",
     ),
 ]

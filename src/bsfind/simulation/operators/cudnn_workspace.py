@@ -198,6 +198,49 @@ def _winograd(p: ConvolutionProblem) -> int:
     return numbers * (tiles * (p.channels + p.out_channels) + weights) * p.element_size
 
 
+def _winograd_weights(p: ConvolutionProblem, c: Copies) -> int:
+    """Return the bytes of a 3x3 w for tiles of 2x2 outputs, before and after the transform."""
+    return c.plain_w + c.plain_w // 9 * 16 if p.kernel == (3, 3) else 0
+
+
+# Sides of what FFT kernels transform at once: tiles of images, of rows, and the least whole image.
+_FFT_TILE, _FFT_ROW, _FFT_LEAST = 32, 256, 16
+
+
+def _spectrum(height: int, width: int) -> int:
+    """Return the bytes of the complex64 spectrum of real numbers: half of it is redundant."""
+    return 8 * height * (width // 2 + 1)
+
+
+def _planes(p: ConvolutionProblem) -> tuple[int, int, int]:
+    """Return how many images there are in x, w and y, over batch and channels."""
+    return p.batch * p.channels, p.out_channels * p.group_channels, p.batch * p.out_channels
+
+
+def _fft_tiles(p: ConvolutionProblem) -> int:
+    """Return the bytes of the spectra of w and of tiles of x and y, of which two are in work."""
+    if len(p.size) != 2:
+        return 0
+    x, w, y = _planes(p)
+    of_rows = p.size[0] == 1
+    side = _FFT_ROW if of_rows else _FFT_TILE
+    size = p.size if p.kind == "input_gradient" else p.out_size
+    extent = max(n + d * (k - 1) for n, d, k in zip(size, p.dilation, p.kernel, strict=True))
+    tiles = 1 if extent <= side else 2
+    return _spectrum(1 if of_rows else side, side) * (tiles * (x + y) + w)
+
+
+def _fft(p: ConvolutionProblem, c: Copies) -> int:
+    """Return the bytes of the spectra of x and w as large as the image, before and after."""
+    if len(p.size) != 2 or p.kind == "weight_gradient":
+        return 0
+    x, w, y = _planes(p)
+    size = p.size if p.kind == "forward" else p.out_size
+    side = max(_FFT_LEAST, 1 << (max(*size, *p.kernel) - 1).bit_length())
+    images = x if p.kind == "forward" else y
+    return 2 * _spectrum(side, side) * (images + w) + c.plain_w
+
+
 # What an engine keeps in its workspace. The names are those of the fitted trees.
 FAMILIES: Mapping[str, Callable[[ConvolutionProblem, Copies], int]] = {
     "needed": _needed,
@@ -223,6 +266,14 @@ FAMILIES: Mapping[str, Callable[[ConvolutionProblem, Copies], int]] = {
     "w": lambda p, c: c.w,
     "winograd": lambda p, c: _winograd(p),
     "winograd and copies": lambda p, c: _winograd(p) + c.x + c.w + c.y,
+    "winograd weights": _winograd_weights,
+    "winograd weights and x+w+y": lambda p, c: (
+        _winograd_weights(p, c) + c.plain_x + c.plain_w + c.plain_y
+    ),
+    "fft": _fft,
+    "fft tiles": lambda p, c: _fft_tiles(p),
+    "fft tiles and x+w+y": lambda p, c: _fft_tiles(p) + c.plain_x + c.plain_w + c.plain_y,
+    "fft tiles and x+w": lambda p, c: _fft_tiles(p) + c.plain_x + c.plain_w,
     "float32 x+w+y": lambda p, c: 4 // p.element_size * (c.plain_x + c.plain_w + c.plain_y),
     "float32 x+y": lambda p, c: 4 // p.element_size * (c.plain_x + c.plain_y),
 }
