@@ -1,6 +1,7 @@
 """The errors that bsfind reports to its user, each with its exit code.
 
 BsfindError
+├── BelowMinimumError      1   the answer is less than what was asked for
 ├── UsageError             2   command line, environment variables, configuration file
 ├── NoDeviceError          3   no usable GPU
 │   ├── NoGpuError         3   torch sees no GPU at all
@@ -19,6 +20,7 @@ from __future__ import annotations
 from bsfind.exit_codes import ExitCode
 
 __all__ = [
+    "BelowMinimumError",
     "BsfindError",
     "GpuFaultError",
     "InternalError",
@@ -49,6 +51,12 @@ class BsfindError(Exception):
         self.message = message
         self.detail = detail
         self.hint = hint
+
+
+class BelowMinimumError(BsfindError):
+    """The recommended batch size is less than what was asked for."""
+
+    exit_code = ExitCode.DOES_NOT_FIT
 
 
 class UsageError(BsfindError):

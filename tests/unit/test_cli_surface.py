@@ -32,6 +32,7 @@ TRIALS = {
 }
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
+    *("--plot", "--github"),
 }
 # Frozen: to take an option away breaks scripts; to add one needs a line here and in the README.
 SURFACE = {
@@ -39,13 +40,15 @@ SURFACE = {
         *(WORKLOAD | TRIALS | OUTPUT),
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
         *("--objective", "--time-budget", "--confirm-steps", "--global-batch", "--world-size"),
-        "--compare",
+        *("--compare", "--fail-under"),
     },
     "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
     "inspect": {
-        *(WORKLOAD | TRIALS | OUTPUT) - {"--quiet", "-q", "--export", "--no-lock"},
+        *(WORKLOAD | TRIALS | OUTPUT)
+        - {"--quiet", "-q", "--export", "--no-lock", "--plot", "--github"},
         *("--batch-size", "-b", "--top"),
     },
+    "diff": {"--threshold", "--json"},
     "explain": {"--json"},
     "gpus": {"--json"},
     "env": {"--json"},
@@ -67,6 +70,7 @@ PANELS = {
             *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance"),
             *("--headroom", "--objective", "--steps", "--trial-timeout", "--time-budget"),
             *("--batch-size", "--confirm-steps", "--global-batch", "--world-size", "--compare"),
+            "--fail-under",
         ),
         "Search",
     ),
@@ -74,7 +78,10 @@ PANELS = {
         ("--device", "--gpu", "--context-memory", "--memory-limit", "--no-lock"), "Device"
     ),
     **dict.fromkeys(
-        ("--json", "--quiet", "--export", "--top", "--verbose", "--no-progress", "--color"),
+        (
+            *("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"),
+            *("--plot", "--github", "--top"),
+        ),
         "Output",
     ),
 }

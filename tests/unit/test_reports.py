@@ -42,6 +42,7 @@ from bsfind.report.formats import EXPORT_FORMATS
 from bsfind.report.json import schema, to_json
 from bsfind.report.markdown import to_markdown
 from bsfind.report.sentences import accuracy
+from bsfind.report.svg import to_svg
 from bsfind.report.table import print_report
 from bsfind.settings import SearchLimits, Workload
 from bsfind.units import GIB, MIB
@@ -491,9 +492,16 @@ def test_the_schema_refuses(path: str, value: object) -> None:
 # ---------------------------------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("suffix", [*EXPORT_FORMATS, ".JSON"])
+TEXT_FORMATS = {".json": to_json, ".md": to_markdown, ".csv": to_csv, ".svg": to_svg}
+
+
+def test_all_formats_but_pictures_of_dots_are_text() -> None:
+    assert {*TEXT_FORMATS, ".png"} == set(EXPORT_FORMATS)
+
+
+@pytest.mark.parametrize("suffix", [*TEXT_FORMATS, ".JSON"])
 def test_exports_are_what_the_reporters_write(suffix: str, tmp_path: Path) -> None:
-    write = {".json": to_json, ".md": to_markdown, ".csv": to_csv}[suffix.lower()]
+    write = TEXT_FORMATS[suffix.lower()]
     path = tmp_path / f"report{suffix}"
     export.write_report(example_report(), path)
     assert path.read_text(encoding="utf-8") == write(example_report())
@@ -524,15 +532,15 @@ def test_a_link_is_followed(tmp_path: Path) -> None:
     assert json.loads(target.read_text())["status"] == "complete"
 
 
-class FullDisk(io.StringIO):
+class FullDisk(io.BytesIO):
     """A file on a disk that has no room left."""
 
     def __init__(self, handle: int, *_args: object, **_more: object) -> None:
         super().__init__()
         self._handle = handle
 
-    def write(self, text: str) -> int:
-        os.write(self._handle, text[:10].encode())
+    def write(self, content: Any) -> int:
+        os.write(self._handle, content[:10])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:

@@ -38,6 +38,8 @@ def check(
     json: opt.Json = False,
     quiet: opt.Quiet = False,
     export: opt.Export = None,
+    plot: opt.Plot = False,
+    github: opt.GitHub = False,
     verbose: opt.Verbose = False,
     no_progress: opt.NoProgress = False,
     color: opt.Color = opt.ColorChoice.auto,

@@ -40,7 +40,7 @@ def read_configuration(file: Path, known: Collection[str]) -> dict[str, Any]:
     for key, value in table.items():
         name = key.replace("_", "-")
         if name not in known:
-            nearest = difflib.get_close_matches(name, sorted(known), n=1)
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.65)
             hint = f"did you mean `{nearest[0]}`?" if nearest else "`bsfind run --help` lists them"
             raise UsageError(f"`{file}` has an unknown key `{key}` in [tool.bsfind]", hint=hint)
         if not isinstance(value, (bool, int, float, str, list)):

@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from bsfind import __version__
 from bsfind.cli.check import check
+from bsfind.cli.diff import diff
 from bsfind.cli.env import env
 from bsfind.cli.explain import explain
 from bsfind.cli.gpus import gpus
@@ -55,6 +56,7 @@ app = typer.Typer(
 app.command("run", epilog=_EPILOG)(run)
 app.command("check", epilog=_EPILOG)(check)
 app.command("inspect", epilog=_EPILOG)(inspect)
+app.command("diff")(diff)
 app.command("explain")(explain)
 app.command("gpus")(gpus)
 app.command("env")(env)

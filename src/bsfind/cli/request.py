@@ -134,6 +134,10 @@ def _limits(options: Mapping[str, Any]) -> SearchLimits:
     if "batch_size" in options:  # `check` searches nothing and keeps nothing free
         return SearchLimits(headroom=Headroom(bytes=0), **common)
     most = options["max_batch_size"]
+    if most is not None and (options["fail_under"] or 0) > most:
+        raise UsageError(
+            f"`--fail-under {options['fail_under']}` is above `--max-batch-size {most}`"
+        )
     try:
         return SearchLimits(
             min_batch_size=options["min_batch_size"],

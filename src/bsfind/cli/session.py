@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
+from bsfind.cli.exports import Exports
+from bsfind.cli.github import GitHubReporter
 from bsfind.cli.interruption import Interruption
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
-from bsfind.errors import BsfindError, NoGpuError, Terminated, UsageError
+from bsfind.errors import BelowMinimumError, BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.progress import Progress
 from bsfind.records import Report, Trial
 from bsfind.report.check import print_check
-from bsfind.report.export import check_writable, write_report
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
+from bsfind.report.terminal_plot import print_plot
 from bsfind.settings import DeviceChoice, Settings
 
 __all__ = ["exit_code", "run_session"]
@@ -35,21 +36,23 @@ def run_session(options: Mapping[str, Any]) -> int:
     """
     if options["json"] and options["quiet"]:
         raise UsageError("`--json` and `--quiet` exclude each other: each has stdout to itself")
+    if options["plot"] and (options["json"] or options["quiet"]):
+        raise UsageError(
+            "`--plot` draws below the table, which `--json` and `--quiet` do not print"
+        )
     settings = settings_from(options)
-    session = _Session(settings, options)
-    for path in session.exports:
-        check_writable(path)
-    return session.run()
+    return _Session(settings, options).run()
 
 
 class _Session:
     """What stays the same from the first trial to the last line."""
 
     def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
-        self.exports: list[Path] = list(options["export"] or ())
         self._settings = settings
         self._json: bool = options["json"]
         self._quiet: bool = options["quiet"]
+        self._plot: bool = options["plot"]
+        self._fail_under: int | None = options.get("fail_under")
         self._verbose: bool = options["verbose"]
         self._terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=self._verbose)
         self._line = ProgressLine(
@@ -67,7 +70,9 @@ class _Session:
             on_wait=self._wait,
             use_lock=not options["no_lock"],
         )
-        self._unwritten: set[Path] = set()
+        self._exports = Exports(options["export"] or (), self._terminal)
+        self._exports.check()
+        self._github = GitHubReporter(self._terminal) if options["github"] else None
 
     def run(self) -> int:
         with self._interruption:
@@ -78,14 +83,17 @@ class _Session:
             except (KeyboardInterrupt, Terminated):
                 self._finder.stopped_by = self._interruption.name
             report = self._finder.report
-            self._export(report)
+            is_written = self._exports.finish(report)
             is_printed = self._print_to_the_end(report)
+            failures = [*self._finder.errors, *self._below_minimum(report)]
+            code = exit_code(report, failures)
+            if not (is_written and is_printed) and code == ExitCode.OK:
+                code = ExitCode.USAGE
             stopped = self._interruption.exit_code
-        if stopped is not None:
-            return stopped
-        code = exit_code(report, self._finder.errors)
-        is_lost = self._unwritten or not is_printed
-        return ExitCode.USAGE if is_lost and code == ExitCode.OK else code
+            code = code if stopped is None else stopped
+            if self._github is not None:
+                code = self._github.tell(report, code, failures[0].message if failures else "")
+        return code
 
     def _print_to_the_end(self, report: Report) -> bool:
         """Print the report; return whether it could be written. A reader that has left is content."""
@@ -99,6 +107,19 @@ class _Session:
             self._terminal.error(UsageError(f"cannot write the answer: {error.strerror or error}"))
             return False
         return True
+
+    def _below_minimum(self, report: Report) -> list[BelowMinimumError]:
+        """Return the error of an answer below `--fail-under`, which is told."""
+        least, chosen = self._fail_under, report.recommendation
+        if report.status != "complete":
+            return []  # more may fit
+        if least is None or chosen is None or chosen.batch_size >= least:
+            return []
+        error = BelowMinimumError(
+            f"the recommended batch size, {chosen.batch_size:,}, is below `--fail-under {least}`"
+        )
+        self._terminal.error(error)
+        return [error]
 
     def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
         scripts = self._json or self._quiet
@@ -116,19 +137,7 @@ class _Session:
         if self._verbose:
             simulated = self._finder.report.simulated
             self._terminal.note(trial_line(precision, trial, simulated=simulated))
-        if self.exports:
-            self._export(self._finder.report)
-
-    def _export(self, report: Report) -> None:
-        for path in self.exports:
-            try:
-                write_report(report, path)
-                self._unwritten.discard(path)
-            except UsageError as error:
-                # The search goes on: its answer is worth more than the file.
-                if path not in self._unwritten:
-                    self._unwritten.add(path)
-                    self._terminal.error(error)
+        self._exports.update(lambda: self._finder.report)
 
     def _print(self, report: Report) -> None:
         for warning in report.warnings:
@@ -142,6 +151,8 @@ class _Session:
             print_check(report, self._terminal.out)
         else:
             print_report(report, self._terminal.out)
+        if self._plot:
+            print_plot(report, self._terminal.out)
 
     def _print_number(self, report: Report) -> None:
         chosen = report.recommendation
@@ -163,7 +174,7 @@ class _Session:
                 self._terminal.error(error)
 
 
-def exit_code(report: Report, errors: list[BsfindError]) -> int:
+def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
     """Return the exit code of a search that was not interrupted.
 
     A failure of the user's code outweighs an answer in another precision: a script must not take

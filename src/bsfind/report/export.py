@@ -14,13 +14,17 @@ from bsfind.report.csv import to_csv
 from bsfind.report.formats import EXPORT_FORMATS
 from bsfind.report.json import to_json
 from bsfind.report.markdown import to_markdown
+from bsfind.report.png import check_can_draw, to_png
+from bsfind.report.svg import to_svg
 
 __all__ = ["check_writable", "write_report"]
 
-_WRITERS: dict[str, Callable[[Report], str]] = {
+_WRITERS: dict[str, Callable[[Report], str | bytes]] = {
     ".json": to_json,
     ".md": to_markdown,
     ".csv": to_csv,
+    ".svg": to_svg,
+    ".png": to_png,
 }
 assert tuple(_WRITERS) == EXPORT_FORMATS
 
@@ -31,23 +35,23 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written (no permission, a full disk).
     """
-    text = _WRITERS[path.suffix.lower()](report)
+    written = _WRITERS[path.suffix.lower()](report)
     try:
-        _replace(path, text)
+        _replace(path, written.encode() if isinstance(written, str) else written)
     except OSError as error:
         raise UsageError(f"cannot write `{path}`: {error.strerror or error}") from error
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
         # /dev/stdout, a FIFO: nothing that could be replaced.
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(content)
         return
     target = path.resolve()
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         Path(name).chmod(mode)
         Path(name).replace(target)
@@ -69,6 +73,8 @@ def check_writable(path: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
+    if path.suffix.lower() == ".png":
+        check_can_draw()
     folder = path.resolve().parent
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise UsageError(f"cannot write `{path}`: no permission")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["EXPORT_FORMATS"]
+__all__ = ["EXPORT_FORMATS", "SLOW_FORMATS"]
 
-EXPORT_FORMATS = (".json", ".md", ".csv")
+EXPORT_FORMATS = (".json", ".md", ".csv", ".svg", ".png")
+
+SLOW_FORMATS = (".png",)
+"""Those that take longer to write than a trial may take: a picture is not drawn after each."""

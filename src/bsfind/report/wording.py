@@ -12,6 +12,7 @@ __all__ = [
     "SPEED_UP",
     "cells",
     "conditions",
+    "full_label",
     "label",
     "percentage",
     "recommended",
@@ -84,6 +85,11 @@ def rows(report: Report) -> Sequence[PrecisionResult]:
 def label(result: PrecisionResult) -> str:
     """Return what a row is about: the precision, or `+ checkpointing`."""
     return result.precision if result.remedy is None else f"+ {result.remedy}"
+
+
+def full_label(result: PrecisionResult) -> str:
+    """Return what a result is about where no other row is above it: `amp-bf16 + checkpointing`."""
+    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"
 
 
 def cells(result: PrecisionResult, report: Report) -> dict[str, str]:

@@ -9,7 +9,18 @@ from typing import Annotated
 from bsfind.cli.options.option import option
 from bsfind.report.formats import EXPORT_FORMATS
 
-__all__ = ["Color", "ColorChoice", "Export", "Json", "NoProgress", "Quiet", "Top", "Verbose"]
+__all__ = [
+    "Color",
+    "ColorChoice",
+    "Export",
+    "GitHub",
+    "Json",
+    "NoProgress",
+    "Plot",
+    "Quiet",
+    "Top",
+    "Verbose",
+]
 
 _PANEL = "Output"
 
@@ -63,6 +74,19 @@ Export = Annotated[
         parse=_export,
         metavar="FILE",
         help=f"Also write the report to a file ({', '.join(EXPORT_FORMATS)}); repeatable.",
+    ),
+]
+Plot = Annotated[
+    bool,
+    option("--plot", panel=_PANEL, help="Draw peak memory against batch size below the table."),
+]
+GitHub = Annotated[
+    bool,
+    option(
+        "--github",
+        panel=_PANEL,
+        help="In GitHub Actions: write the step's summary and its outputs `batch_size` and "
+        "`precision`, and annotate a failure.",
     ),
 ]
 NoProgress = Annotated[

@@ -13,6 +13,7 @@ __all__ = [
     "BatchSize",
     "Compare",
     "ConfirmSteps",
+    "FailUnder",
     "GlobalBatch",
     "Headroom",
     "MaxBatchSize",
@@ -57,6 +58,16 @@ MinBatchSize = Annotated[
         min=1,
         metavar="N",
         help="Smallest useful answer: exit 1 when less fits.",
+    ),
+]
+FailUnder = Annotated[
+    int | None,
+    option(
+        "--fail-under",
+        panel=_PANEL,
+        min=1,
+        metavar="N",
+        help="Exit 1 when the recommended batch size is smaller; it is reported all the same.",
     ),
 ]
 MaxBatchSize = Annotated[

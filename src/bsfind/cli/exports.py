@@ -1,0 +1,76 @@
+"""The files of `--export`: written after every trial, and at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bsfind.cli.console import Terminal
+from bsfind.errors import UsageError
+from bsfind.records import Report
+from bsfind.report.export import check_writable, write_report
+from bsfind.report.formats import SLOW_FORMATS
+
+__all__ = ["Exports"]
+
+_PAUSE = 9
+"""How long a slow format pauses after it was written, in times of what that took: where trials take
+milliseconds, as predicted ones do, drawing each would take most of the time."""
+
+
+class Exports:
+    """Keeps the files up to date.
+
+    Args:
+        paths: the files, the format of each told by its ending.
+        terminal: for errors.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        terminal: Terminal,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._paths = tuple(paths)
+        self._terminal = terminal
+        self._clock = clock
+        self._unwritten: set[Path] = set()
+        self._not_before_s: dict[Path, float] = {}
+
+    def check(self) -> None:
+        """Find out before the search whether its result can be written.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        for path in self._paths:
+            check_writable(path)
+
+    def update(self, current: Callable[[], Report]) -> None:
+        """Write what is known after a trial, a slow format when it is due."""
+        due = [p for p in self._paths if self._clock() >= self._not_before_s.get(p, 0.0)]
+        if due:
+            self._write(current(), due)
+
+    def finish(self, report: Report) -> bool:
+        """Write the finished report; returns whether all files hold it."""
+        self._write(report, self._paths)
+        return not self._unwritten
+
+    def _write(self, report: Report, paths: Sequence[Path]) -> None:
+        for path in paths:
+            started_s = self._clock()
+            try:
+                write_report(report, path)
+                self._unwritten.discard(path)
+            except UsageError as error:
+                # The search goes on: its answer is worth more than the file.
+                if path not in self._unwritten:
+                    self._unwritten.add(path)
+                    self._terminal.error(error)
+            if path.suffix.lower() in SLOW_FORMATS:
+                now_s = self._clock()
+                self._not_before_s[path] = now_s + _PAUSE * (now_s - started_s)

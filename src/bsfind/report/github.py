@@ -1,0 +1,132 @@
+"""What a step of GitHub Actions gets: a summary, outputs, and an annotation when the answer is no.
+
+https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bsfind.errors import UsageError
+from bsfind.exit_codes import ExitCode
+from bsfind.records import Report
+from bsfind.report.markdown import to_markdown
+
+__all__ = ["GitHubStep", "annotation", "outputs"]
+
+_SUMMARY = "GITHUB_STEP_SUMMARY"
+_OUTPUT = "GITHUB_OUTPUT"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GitHubStep:
+    """The files that the runner reads after a step; None where there is none.
+
+    Attributes:
+        summary: Markdown, shown on the page of the run.
+        output: `name=value` lines, for later steps.
+    """
+
+    summary: Path | None
+    output: Path | None
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> GitHubStep:
+        """Return the step that this process runs in.
+
+        Raises:
+            UsageError: a file that the environment names cannot be written.
+        """
+
+        def file(variable: str) -> Path | None:
+            name = environment.get(variable)
+            if not name:
+                return None
+            path = Path(name)
+            if not os.access(path if path.exists() else path.parent, os.W_OK):
+                raise UsageError(f"cannot write `{path}`, which {variable} names")
+            return path
+
+        return cls(summary=file(_SUMMARY), output=file(_OUTPUT))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether this process runs in a step: somebody reads what it is told."""
+        return self.summary is not None or self.output is not None
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The variables that every step of GitHub Actions has, and this process has not."""
+        files = {_SUMMARY: self.summary, _OUTPUT: self.output}
+        return tuple(variable for variable, file in files.items() if file is None)
+
+    def write(self, report: Report) -> None:
+        """Append to the files: other commands of the step may have written there.
+
+        Raises:
+            UsageError: a file cannot be written.
+        """
+        _append(self.summary, f"{to_markdown(report)}\n")
+        _append(self.output, outputs(report))
+
+
+def outputs(report: Report) -> str:
+    """Return the step's outputs.
+
+    They are empty without an answer: what an earlier command of the step has set must not pass
+    for one.
+    """
+    chosen = report.recommendation
+    batch_size, precision = (chosen.batch_size, chosen.precision) if chosen else ("", "")
+    return f"batch_size={batch_size}\nprecision={precision}\n"
+
+
+def annotation(code: int, report: Report, message: str) -> str | None:
+    """Return the command that annotates the run with a failure; None if there is none.
+
+    It may go to stderr: the runner looks for commands in both streams
+    (actions/runner, src/Runner.Worker/Handlers/ScriptHandler.cs).
+
+    Args:
+        code: with which the command exits.
+        report: of what was found.
+        message: what went wrong, where the report does not tell.
+    """
+    if code in (ExitCode.OK, ExitCode.INTERRUPTED, ExitCode.TERMINATED):
+        return None
+    titles = {
+        ExitCode.DOES_NOT_FIT: "does not fit",
+        ExitCode.TARGET_FAILED: "the model failed",
+        ExitCode.STOPPED_EARLY: "stopped early",
+        ExitCode.NO_DEVICE: "no usable GPU",
+    }
+    title = f"bsfind: {titles.get(ExitCode(code), 'failed')}"
+    return f"::error title={_escape_property(title)}::{_escape_data(message or _told(report))}\n"
+
+
+def _told(report: Report) -> str:
+    """Return why there is no answer: what each precision says."""
+    told = [f"{r.precision}: {r.message}" for r in report.results if r.message and not r.remedy]
+    return "\n".join([report.workload["target"], *told])
+
+
+def _append(file: Path | None, text: str) -> None:
+    if file is None:
+        return
+    try:
+        with file.open("a", encoding="utf-8") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise UsageError(f"cannot write `{file}`: {error.strerror or error}") from error
+
+
+# As @actions/core does (toolkit, packages/core/src/command.ts).
+def _escape_data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _escape_property(text: str) -> str:
+    return _escape_data(text).replace(":", "%3A").replace(",", "%2C")
