@@ -42,8 +42,9 @@ def inspect(
 ) -> int:
     """Show what memory is made of at one batch size, and which modules hold it.
 
-    On a simulated GPU: the one of this machine, or `--gpu`. Exit 0 if the batch size fits in every
-    precision asked for, 1 if not: then it shows the moment at which memory ran out.
+    Nothing runs: the GPU of this machine, or `--gpu`, is simulated.
+
+    Exit 0 if it fits in every precision asked for, 1 if not.
 
     bsfind inspect mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind inspect mypkg.models:Net -b 64 --input-shape 3,224,224 --precision amp --gpu a10g
