@@ -36,7 +36,7 @@ from bsfind.units import format_bytes
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-__all__ = ["Finder"]
+__all__ = ["Finder", "unsupported"]
 
 
 class _Kinds(NamedTuple):
@@ -154,7 +154,7 @@ class Finder:
         assert self._device is not None
         opened: Worker | None = worker
         for precision in precisions:
-            why_not = _unsupported(precision, self._device)
+            why_not = unsupported(precision, self._device)
             if why_not is not None:
                 self._results.append(
                     PrecisionResult(precision=precision, status="unsupported", message=why_not)
@@ -316,7 +316,7 @@ class Finder:
         return "complete" if self._is_finished and not timed_out else "partial"
 
 
-def _unsupported(precision: str, device: DeviceInfo) -> str | None:
+def unsupported(precision: str, device: DeviceInfo) -> str | None:
     """Return why a device cannot run a precision; None if it can."""
     if precision == "tf32" and not device.supports_tf32:
         return f"{device.name} has no TF32 (it came with compute capability 8.0)"

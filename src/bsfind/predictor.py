@@ -22,7 +22,7 @@ from bsfind.trial_runner import SimulatedTrialRunner
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "twin_of"]
 
 _PATIENCE_S = 30.0
 """How long a search waits for a prediction, its own model loaded: by then it can find out itself."""
@@ -47,7 +47,7 @@ class Predictor:
         self._changed = threading.Condition()
         self._is_over = False
         self._settings = settings
-        choice = _twin(device)
+        choice = twin_of(device)
         self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
         if choice is None or settings.workload.compile:
             self._is_over = True
@@ -108,7 +108,7 @@ _SAME_MEMORY = 0.05
 _SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
 
 
-def _twin(device: DeviceInfo) -> DeviceChoice | None:
+def twin_of(device: DeviceInfo) -> DeviceChoice | None:
     """Return the simulated GPU that is like a real one; None if the catalogue has none.
 
     A slice of a card (MIG, "NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than the card,

@@ -15,6 +15,7 @@ from bsfind.cli.options.output import (
     NoProgress,
     Plot,
     Quiet,
+    Top,
     Verbose,
 )
 from bsfind.cli.options.search import (
@@ -95,6 +96,7 @@ __all__ = [
     "Target",
     "TimeBudget",
     "Tolerance",
+    "Top",
     "TrialTimeout",
     "Verbose",
     "WorldSize",
