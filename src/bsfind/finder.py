@@ -125,19 +125,17 @@ class Finder:
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
-        self._device = self._open(worker, held)
-        self._warn_about_neighbours(self._device)
-        kinds = _REAL
-        if self._device.kind == "simulated":
-            kinds = _SIMULATED
-            pool.expect_no_more()
-        precisions = self._precisions(self._device)
-        with contextlib.ExitStack() as beside:
-            predicted: Callable[[str], PrecisionResult | None] = lambda _: None  # noqa: E731
-            if kinds is _REAL and self._settings.batch_size is None:
-                predictor = Predictor(self._settings, self._device, precisions)
-                predicted = beside.enter_context(predictor).result
-            opened = self._search_all(precisions, kinds, pool, worker, predicted)
+        with Predictor(self._settings) as predictor:
+            self._device = self._open(worker, held)
+            self._warn_about_neighbours(self._device)
+            kinds = _REAL
+            if self._device.kind == "simulated":
+                kinds = _SIMULATED
+                pool.expect_no_more()
+            pool.prepare()
+            precisions = self._precisions(self._device)
+            predictor.begin(self._device, precisions)
+            opened = self._search_all(precisions, kinds, pool, worker, predictor.result)
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
             self._compare(kinds, pool, opened)
