@@ -13,7 +13,7 @@ TORCHVISION := 0.28.0
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-gpu lint format typecheck check bench corpus simulation-accuracy published-table docs clean
+.PHONY: help setup demo test test-gpu lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -68,6 +68,19 @@ $(VENV)/.models: $(VENV)/.ready
 $(FAKE)/.models: $(FAKE)/.ready
 	sh tests/fakegpu/install.sh --models $(FAKE)
 	touch $@
+
+$(FAKE)/.peers: $(FAKE)/.models benchmarks/peers_requirements.txt
+	$(FAKE)/bin/pip install --quiet --no-deps --upgrade --target $(FAKE)/peers -r benchmarks/peers_requirements.txt
+	touch $@
+
+peers: setup $(FAKE)/.peers ## Set bsfind beside other finders of batch sizes (half an hour on two cores)
+	$(FAKE)/bin/python -m benchmarks.peers
+
+holds: setup $(FAKE)/.models ## Measure whether what bsfind recommends holds (an hour on two cores)
+	$(FAKE)/bin/python -m benchmarks.recommendation_holds
+
+search-cost: setup $(FAKE)/.models ## Measure what a search costs beside an ideal one (a quarter of an hour)
+	$(FAKE)/bin/python -m benchmarks.search_cost
 
 corpus: setup ## Compare the simulator with PyTorch's CUDA build, event by event, on the small models
 	-$(BIN)/python -m tests.simulation.compare_events --all --stub-cudnn

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from benchmarks.exact import largest
 from tests.simulation.corpus.case import Case, Run
 from tests.simulation.forks import in_fork
 from tests.simulation.oracle import Oracle
@@ -49,7 +50,7 @@ def _search(case: Case, precision: str, oracle: Oracle) -> dict[str, Any]:
         # What is neither (a kernel's limit on sizes) ends the search as a lack of memory does.
         return bool(result["status"] == "ok")
 
-    real = largest(runs, max(1, predicted))
+    real = largest(runs, predicted, _LIMIT)
     return row | {"status": "ok", "predicted": predicted, "real": real, "gpu": first["gpu"]}
 
 
@@ -67,25 +68,4 @@ def _predicted(case: Case, precision: str, result: dict[str, Any]) -> dict[str, 
                 return False
             return True
 
-        return {"predicted": largest(fits, 16)}
-
-
-def largest(fits: Callable[[int], bool], near: int) -> int:
-    """Return the largest batch size that fits, 0 if none does; few steps if it is `near`."""
-    low, high = 0, near
-    step = 1
-    if fits(near):
-        low = near
-        while (high := low + step) < _LIMIT and fits(high):
-            low, step = high, 2 * step
-    else:
-        while (low := high - step) > 0 and not fits(low):
-            high, step = low, 2 * step
-        low = max(low, 0)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+        return {"predicted": largest(fits, 16, _LIMIT)}

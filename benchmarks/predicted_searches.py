@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
 import statistics
 import sys
 from pathlib import Path
@@ -19,21 +18,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from benchmarks import card  # noqa: E402
+
 
 def main() -> None:
     """Search, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="names of zoo.py; all of them without any")
-    parser.add_argument("--real", action="store_true", help="use the GPU of this machine")
-    parser.add_argument("--gpu", default="rtx3090", help="profile of the fake GPU")
+    card.add_options(parser)
     arguments = parser.parse_args()
-    if not arguments.real and "FAKE_GPU" not in os.environ:
-        from tests import fakegpu
-
-        venv = Path(os.environ.get("BSFIND_FAKEGPU_VENV", ROOT / ".venv-fakegpu"))
-        environment = fakegpu.environment(venv, gpu=arguments.gpu)
-        python = str(venv / "bin" / "python")
-        os.execvpe(python, [python, *sys.argv], environment)
+    card.use(arguments)
     import zoo
     from search_accuracy import searched
 
@@ -75,10 +69,8 @@ def row(
 
 def write(rows: list[dict[str, Any]], *, is_fake: bool) -> None:
     """Write what is known so far."""
-    gpu = rows[0]["gpu"].lower().replace(" ", "_")
-    name = f"predicted_searches_{'fake_' if is_fake else ''}{gpu}.json"
-    path = ROOT / "benchmarks" / "results" / name
-    path.write_text(json.dumps({"summary": summarise(rows), "rows": rows}, indent=1) + "\n")
+    path = card.results_file("predicted_searches", rows[0]["gpu"], is_fake=is_fake)
+    card.write(path, {"summary": summarise(rows), "rows": rows})
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from benchmarks import card  # noqa: E402
+
 PRECISIONS = ("fp32", "amp")
 STEPS = 3
 
@@ -28,16 +30,10 @@ def main() -> None:
     """Compare, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", help="names of zoo.py; all of them without any")
-    parser.add_argument("--real", action="store_true", help="use the GPU of this machine")
-    parser.add_argument("--gpu", default="rtx3090", help="profile of the fake GPU")
     parser.add_argument("--memory-limit", help="bsfind's option, for a quicker run on a large GPU")
+    card.add_options(parser)
     arguments = parser.parse_args()
-    if not arguments.real and "FAKE_GPU" not in os.environ:
-        from tests import fakegpu
-
-        venv = Path(os.environ.get("BSFIND_FAKEGPU_VENV", ROOT / ".venv-fakegpu"))
-        environment = fakegpu.environment(venv, gpu=arguments.gpu)
-        os.execvpe(sys.executable, [sys.executable, *sys.argv], environment)
+    card.use(arguments)
     import zoo
 
     rows: list[dict[str, Any]] = []
@@ -51,11 +47,8 @@ def main() -> None:
 
 def write(rows: list[dict[str, Any]], *, is_fake: bool) -> None:
     """Write what is known so far."""
-    gpu = rows[0]["gpu"].lower().replace(" ", "_")
-    name = f"search_accuracy_{'fake_' if is_fake else ''}{gpu}.json"
-    path = ROOT / "benchmarks" / "results" / name
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"summary": summarise(rows), "rows": rows}, indent=1) + "\n")
+    path = card.results_file("search_accuracy", rows[0]["gpu"], is_fake=is_fake)
+    card.write(path, {"summary": summarise(rows), "rows": rows})
 
 
 def searched(

@@ -36,7 +36,7 @@ from bsfind.units import format_bytes
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-__all__ = ["Finder"]
+__all__ = ["Finder", "unsupported"]
 
 
 class _Kinds(NamedTuple):
@@ -125,19 +125,17 @@ class Finder:
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
-        self._device = self._open(worker, held)
-        self._warn_about_neighbours(self._device)
-        kinds = _REAL
-        if self._device.kind == "simulated":
-            kinds = _SIMULATED
-            pool.expect_no_more()
-        precisions = self._precisions(self._device)
-        with contextlib.ExitStack() as beside:
-            predicted: Callable[[str], PrecisionResult | None] = lambda _: None  # noqa: E731
-            if kinds is _REAL and self._settings.batch_size is None:
-                predictor = Predictor(self._settings, self._device, precisions)
-                predicted = beside.enter_context(predictor).result
-            opened = self._search_all(precisions, kinds, pool, worker, predicted)
+        with Predictor(self._settings) as predictor:
+            self._device = self._open(worker, held)
+            self._warn_about_neighbours(self._device)
+            kinds = _REAL
+            if self._device.kind == "simulated":
+                kinds = _SIMULATED
+                pool.expect_no_more()
+            pool.prepare()
+            precisions = self._precisions(self._device)
+            predictor.begin(self._device, precisions)
+            opened = self._search_all(precisions, kinds, pool, worker, predictor.result)
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
             self._compare(kinds, pool, opened)
@@ -154,7 +152,7 @@ class Finder:
         assert self._device is not None
         opened: Worker | None = worker
         for precision in precisions:
-            why_not = _unsupported(precision, self._device)
+            why_not = unsupported(precision, self._device)
             if why_not is not None:
                 self._results.append(
                     PrecisionResult(precision=precision, status="unsupported", message=why_not)
@@ -316,7 +314,7 @@ class Finder:
         return "complete" if self._is_finished and not timed_out else "partial"
 
 
-def _unsupported(precision: str, device: DeviceInfo) -> str | None:
+def unsupported(precision: str, device: DeviceInfo) -> str | None:
     """Return why a device cannot run a precision; None if it can."""
     if precision == "tf32" and not device.supports_tf32:
         return f"{device.name} has no TF32 (it came with compute capability 8.0)"

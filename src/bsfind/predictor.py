@@ -22,7 +22,7 @@ from bsfind.trial_runner import SimulatedTrialRunner
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "twin_of"]
 
 _PATIENCE_S = 30.0
 """How long a search waits for a prediction, its own model loaded: by then it can find out itself."""
@@ -34,29 +34,45 @@ _PATIENCE_SHARE = 0.2
 class Predictor:
     """Searches on a simulated GPU that has as much memory as the real one has free.
 
-    Use as a context manager: at its end, its process is gone.
+    Its process starts at once, and imports torch while the real GPU is opened. Use as a context manager:
+    at its end, the process is gone.
 
     Args:
         settings: what the real search runs.
-        device: the real GPU.
-        precisions: to predict, in the order in which they will be asked for.
     """
 
-    def __init__(self, settings: Settings, device: DeviceInfo, precisions: Sequence[str]) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._results: dict[str, PrecisionResult | None] = {}
         self._changed = threading.Condition()
         self._is_over = False
         self._settings = settings
-        choice = _twin(device)
-        self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
-        if choice is None or settings.workload.compile:
-            self._is_over = True
-            return
-        self._settings = dataclasses.replace(settings, device=choice)
         limits = settings.limits
         self._clock = TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
-        self._device = device
-        threading.Thread(target=self._run, args=(tuple(precisions),), daemon=True).start()
+        self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
+        is_wanted = (
+            settings.batch_size is None
+            and not settings.device.is_simulated
+            and not settings.workload.compile
+        )
+        self._worker = self._pool.take() if is_wanted else None
+
+    def begin(self, device: DeviceInfo, precisions: Sequence[str]) -> None:
+        """Begin to predict.
+
+        Args:
+            device: the real GPU, or what stands in for one.
+            precisions: to predict, in the order in which they will be asked for.
+        """
+        choice = twin_of(device) if device.kind == "cuda" else None
+        if choice is None or self._worker is None:
+            self._is_over = True
+            self._pool.close()
+            return
+        self._settings = dataclasses.replace(self._settings, device=choice)
+        run = threading.Thread(
+            target=self._run, args=(self._worker, tuple(precisions)), daemon=True
+        )
+        run.start()
 
     def __enter__(self) -> Predictor:
         return self
@@ -77,11 +93,10 @@ class Predictor:
             )
             return self._results.get(precision)
 
-    def _run(self, precisions: tuple[str, ...]) -> None:
+    def _run(self, first: Worker, precisions: tuple[str, ...]) -> None:
+        worker: Worker | None = first
         with contextlib.suppress(BsfindError, OSError, ValueError):
-            worker: Worker | None = self._pool.take()
-            assert worker is not None
-            device = worker.open(self._settings.device, self._clock.for_start())
+            device = first.open(self._settings.device, self._clock.for_start())
             for precision in precisions:
                 runner = SimulatedTrialRunner(
                     self._settings, precision, self._pool, self._clock, worker
@@ -108,7 +123,7 @@ _SAME_MEMORY = 0.05
 _SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
 
 
-def _twin(device: DeviceInfo) -> DeviceChoice | None:
+def twin_of(device: DeviceInfo) -> DeviceChoice | None:
     """Return the simulated GPU that is like a real one; None if the catalogue has none.
 
     A slice of a card (MIG, "NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than the card,

@@ -137,9 +137,11 @@ class Search:
 
     def _below_failures(self, failed: int) -> int:
         """Return a batch size below those that have all failed."""
-        if self._expected is None or len(self._trials) > len(_STEPS_BELOW_EXPECTED):
+        if self._expected is None or len(self._trials) > 1 + len(_STEPS_BELOW_EXPECTED):
             return failed // 2
-        return min(failed - 1, int(failed * _STEPS_BELOW_EXPECTED[len(self._trials) - 1]))
+        if len(self._trials) == 1:
+            return failed - self._gap(failed)  # mostly it is off by one or two, and this proves it
+        return min(failed - 1, int(failed * _STEPS_BELOW_EXPECTED[len(self._trials) - 2]))
 
     def _gap(self, batch_size: int) -> int:
         """Return how wide the bracket may be at its end, around a batch size."""

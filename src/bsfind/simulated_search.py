@@ -67,6 +67,8 @@ class SimulatedSearch(PrecisionSearch):
         return found
 
     def _largest_that_replays(self, largest: int, *, accumulates: bool) -> int:
+        # As many as will confirm it: a replay costs no more than milliseconds a step.
+        steps = self._limits.confirm_steps
         smallest = min(self._limits.min_batch_size, largest)
         guess = LineThroughPeaks(self._budget)
         search = Search(
@@ -78,11 +80,7 @@ class SimulatedSearch(PrecisionSearch):
         )
         while (batch_size := search.next()) is not None:
             self._report_progress("trying", batch_size)
-            search.record(
-                self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
-            )
+            search.record(self._confirmation.run(batch_size, steps, accumulates=accumulates))
         for batch_size in self._between(search):
-            search.record(
-                self._confirmation.run(batch_size, self._limits.steps, accumulates=accumulates)
-            )
+            search.record(self._confirmation.run(batch_size, steps, accumulates=accumulates))
         return smallest if search.best is None else search.best.batch_size

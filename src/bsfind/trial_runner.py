@@ -85,6 +85,7 @@ class TrialRunner:
     def _open(self, variables: Mapping[str, str] | None) -> Worker:
         worker = self._pool.take(variables)
         worker.open(self._device, self._clock.for_start())
+        self._pool.prepare()
         return worker
 
     @property

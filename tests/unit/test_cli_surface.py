@@ -43,6 +43,11 @@ SURFACE = {
         *("--compare", "--fail-under"),
     },
     "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
+    "inspect": {
+        *(WORKLOAD | TRIALS | OUTPUT)
+        - {"--quiet", "-q", "--export", "--no-lock", "--plot", "--github"},
+        *("--batch-size", "-b", "--top"),
+    },
     "diff": {"--threshold", "--json"},
     "explain": {"--json"},
     "gpus": {"--json"},
@@ -75,7 +80,7 @@ PANELS = {
     **dict.fromkeys(
         (
             *("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"),
-            *("--plot", "--github"),
+            *("--plot", "--github", "--top"),
         ),
         "Output",
     ),
@@ -87,7 +92,9 @@ def options(command: str) -> list[typer.core.TyperOption]:
     return [p for p in COMMANDS[command].params if isinstance(p, typer.core.TyperOption)]
 
 
-CONFIGURABLE = [(command, option) for command in ("run", "check") for option in options(command)]
+CONFIGURABLE = [
+    (command, option) for command in ("run", "check", "inspect") for option in options(command)
+]
 
 
 def ids(pair: object) -> str:
@@ -131,10 +138,11 @@ def test_every_option_has_a_panel_and_a_variable(
     assert f"--{option.name}".replace("_", "-") == flag  # the name in [tool.bsfind]
 
 
-def test_both_commands_mean_the_same_by_an_option() -> None:
-    checks = {option.name: option for option in options("check")}
+@pytest.mark.parametrize("command", ["check", "inspect"])
+def test_commands_mean_the_same_by_an_option(command: str) -> None:
+    others = {option.name: option for option in options(command)}
     for option in options("run"):
-        other = checks.get(option.name)
+        other = others.get(option.name)
         if other is not None:
             assert (option.opts, option.help, option.metavar, option.default) == (
                 *(other.opts, other.help, other.metavar, other.default),
@@ -232,14 +240,14 @@ def help_of(*argv: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("argv", [(), ("run",), ("check",)], ids=str)
+@pytest.mark.parametrize("argv", [(), ("run",), ("check",), ("inspect",)], ids=str)
 def test_help_lists_the_exit_codes(argv: tuple[str, ...]) -> None:
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", help_of(*argv)).split())
     _, _, said = text.partition("Exit codes:")
     assert [int(n) for n in re.findall(r"(?:^|, )\s*(\d+) ", said)] == [int(c) for c in ExitCode]
 
 
-@pytest.mark.parametrize("command", ["run", "check"])
+@pytest.mark.parametrize("command", ["run", "check", "inspect"])
 def test_help_shows_every_option_in_its_panel(command: str) -> None:
     text = help_of(command)
     for flag in SURFACE[command]:

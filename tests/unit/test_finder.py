@@ -12,6 +12,7 @@ import pytest
 from example_report import SETTINGS, predicted_report
 
 import bsfind.finder
+import bsfind.predictor
 from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, WorkerError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
@@ -98,14 +99,31 @@ class FakePool:
         self.workers.append(FakeWorker(self._on_warning, self.refusal))
         return self.workers[-1]
 
+    def prepare(self) -> None:
+        pass
+
     def expect_no_more(self) -> None:
         type(self).early = 0
+
+
+class NoPool:
+    """The predictor's: nothing here is worth a prediction beforehand."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def take(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
 
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[FakePool]:
     monkeypatch.setattr(FakePool, "workers", [])
     monkeypatch.setattr(bsfind.finder, "WorkerPool", FakePool)
+    monkeypatch.setattr(bsfind.predictor, "WorkerPool", NoPool)
     return FakePool
 
 

@@ -29,6 +29,7 @@ LAYERS = {
     "settings": {"units", "errors", "input_spec", "precisions"},
     "import_path": {"errors"},
     "time_budget": {"errors", "units"},
+    "inspection": {"records"},
     "progress": set(),
     "device_faults": {"errors"},
     "memory_watch": {"records", "units"},
@@ -41,7 +42,7 @@ LAYERS = {
     "timing": {"records", "recommend", "settings"},
     "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
-    "simulation": {*LEAVES, "import_path", "workload"},
+    "simulation": {*LEAVES, "import_path", "inspection", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
     "confirmation": {
@@ -85,17 +86,24 @@ LAYERS = {
         ),
         *("trial_runner", "worker"),
     },
+    "inspector": {
+        *LEAVES,
+        *("finder", "inspection", "predictor", "progress", "time_budget", "worker"),
+    },
     # The child process.
-    "worker": {*LEAVES, "simulation", "devices", "memory_watch"},
-    "devices": {*LEAVES, "memory_watch", "oom", "simulation", "stability", "workload"},
+    "worker": {*LEAVES, "inspection", "simulation", "devices", "memory_watch"},
+    "devices": {
+        *LEAVES,
+        *("inspection", "memory_watch", "oom", "simulation", "stability", "workload"),
+    },
     "workload": {*LEAVES, "device_faults", "import_path"},
     # What people see.
-    "report": {*LEAVES, "recommend"},
+    "report": {*LEAVES, "inspection", "recommend"},
     "explain": {"oom", "units"},
     "cli": {
         *LEAVES,
         *("explain", "finder", "progress", "report", "import_path", "worker", "devices"),
-        "remedies",
+        *("inspection", "inspector", "remedies"),
         "simulation",  # its list of known GPUs, see below
     },
     # The same from Python: what a command line asks for, it asks for.
@@ -226,7 +234,8 @@ def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> No
         for found in IMPORTS
         if is_traced(found.imported)
         and not is_traced(found.importer)
-        and found.importer not in ("bsfind.devices.simulated", "bsfind.worker.loop")
+        and found.importer
+        not in ("bsfind.devices.simulated", "bsfind.devices.inspecting", "bsfind.worker.loop")
     ]
     assert named(wrong) == []
 
@@ -246,6 +255,7 @@ def test_the_terminal_belongs_to_the_command_line_and_the_table() -> None:
         and found.importer
         not in (
             *("bsfind.report.table", "bsfind.report.check", "bsfind.report.width"),
+            "bsfind.report.composition",
             *("bsfind.report.terminal_plot", "bsfind.report.difference_table"),
         )
     ]

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from bsfind.devices import nvml
-from bsfind.predictor import _twin
+from bsfind.predictor import twin_of
 from bsfind.records import DeviceInfo
 from bsfind.units import GIB
 
@@ -92,12 +92,12 @@ def device(name: str, total_bytes: int) -> DeviceInfo:
 
 
 def test_a_card_has_a_twin_and_its_slices_have_none() -> None:
-    whole = _twin(device("NVIDIA A100-SXM4-40GB", 42297786368))
+    whole = twin_of(device("NVIDIA A100-SXM4-40GB", 42297786368))
     assert whole is not None
     assert whole.memory_limit_bytes == 42297786368 - GIB
-    assert _twin(device("NVIDIA A100-SXM4-40GB MIG 1g.5gb", SLICE_BYTES)) is None
-    assert _twin(device("NVIDIA A100-SXM4-40GB MIG 7g.40gb", 42297786368)) is None
+    assert twin_of(device("NVIDIA A100-SXM4-40GB MIG 1g.5gb", SLICE_BYTES)) is None
+    assert twin_of(device("NVIDIA A100-SXM4-40GB MIG 7g.40gb", 42297786368)) is None
 
 
-def test_a_card_of_that_name_with_other_memory_is_no_twin() -> None:
-    assert _twin(device("NVIDIA A100-SXM4-40GB", 20 * GIB)) is None
+def test_a_card_of_that_name_with_other_memory_is_notwin_of() -> None:
+    assert twin_of(device("NVIDIA A100-SXM4-40GB", 20 * GIB)) is None

@@ -20,6 +20,7 @@ from bsfind.cli.diff import diff
 from bsfind.cli.env import env
 from bsfind.cli.explain import explain
 from bsfind.cli.gpus import gpus
+from bsfind.cli.inspect import inspect
 from bsfind.cli.run import run
 from bsfind.cli.schema import schema
 from bsfind.errors import BsfindError, InternalError, Terminated, UsageError
@@ -54,6 +55,7 @@ app = typer.Typer(
 )
 app.command("run", epilog=_EPILOG)(run)
 app.command("check", epilog=_EPILOG)(check)
+app.command("inspect", epilog=_EPILOG)(inspect)
 app.command("diff")(diff)
 app.command("explain")(explain)
 app.command("gpus")(gpus)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from bsfind.cli.interruption import Interruption
 from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
+from bsfind.cli.stand_in import stand_in
 from bsfind.errors import BelowMinimumError, BsfindError, NoGpuError, Terminated, UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
@@ -24,7 +24,6 @@ from bsfind.report.json import to_json
 from bsfind.report.table import print_report
 from bsfind.report.terminal_plot import print_plot
 from bsfind.settings import DeviceChoice, Settings
-from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, find_gpu
 
 __all__ = ["exit_code", "run_session"]
 
@@ -123,18 +122,8 @@ class _Session:
         return [error]
 
     def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
-        """Return what to predict for where there is no GPU: at a terminal alone.
-
-        A script must not get the answer for another card than the one it runs on.
-        """
-        if self._json or self._quiet or not sys.stdout.isatty():
-            return None
-        gpu = find_gpu(DEFAULT_GPU)
-        self._terminal.note(
-            f"No usable GPU here: this predicts for the {gpu.name}, and runs nothing. {error.detail}"
-        )
-        self._terminal.hint("`--gpu` names another one, `bsfind gpus` lists them")
-        return dataclasses.replace(self._settings.device, device="sim", gpu=gpu.key)
+        scripts = self._json or self._quiet
+        return stand_in(error, self._settings.device, self._terminal, for_scripts=scripts)
 
     def _before_step(self, progress: Progress) -> None:
         self._interruption.check()

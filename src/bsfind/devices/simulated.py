@@ -100,8 +100,6 @@ class SimulatedDevice:
 
     def load(self, workload: Workload, precision: str) -> ModelInfo:
         """Build the model without its memory (see `base.Device.load`)."""
-        from bsfind.simulation.tracing.tracer import Tracer
-
         if self._tracer is not None:
             self._tracer.close()
             self._tracer = None
@@ -110,9 +108,7 @@ class SimulatedDevice:
         self._traced_steps = None
         self._precision = precision
         try:
-            tracer = Tracer(
-                workload, precision, _target(self._gpu, precision), self._seen_by_user_code()
-            )
+            tracer = self._new_tracer(workload, precision)
         except SystemExit as error:
             raise user_error(error, doing="building the model") from error
         self._tracer = tracer
@@ -127,6 +123,14 @@ class SimulatedDevice:
             model_bytes=allocator.allocated_bytes,
             kind=tracer.kind,
         )
+
+    def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
+        from bsfind.simulation.tracing.tracer import Tracer
+
+        return Tracer(workload, precision, self._target(precision), self._seen_by_user_code())
+
+    def _target(self, precision: str) -> CudaTarget:
+        return _target(self._gpu, precision)
 
     def _seen_by_user_code(self) -> SimulatedGpu:
         """Return what `torch.cuda.get_device_properties` says to code that asks."""

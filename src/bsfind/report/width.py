@@ -9,16 +9,21 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-__all__ = ["fits", "sentence"]
+__all__ = ["excess", "fits", "sentence"]
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|B|%|x|s|ms|M|K)\b|%)")
 
 
+def excess(table: Table, console: Console) -> int:
+    """Return by how many columns a table with no cell cut or wrapped is wider than the console."""
+    wide = console.options.update(width=1000, max_width=1000)
+    return Measurement.get(console, wide, table).maximum - console.width
+
+
 def fits(table: Table, console: Console) -> bool:
     """Tell whether the console is wide enough to print the table with no cell cut or wrapped."""
-    wide = console.options.update(width=1000, max_width=1000)
-    return Measurement.get(console, wide, table).maximum <= console.width
+    return excess(table, console) <= 0
 
 
 def sentence(text: str, console: Console, *, first: str = "", indent: str = "") -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from bsfind.errors import InternalError, TimeLimitError, WorkerError
+from bsfind.inspection import PrecisionInspection
 from bsfind.memory_watch import MemoryLeft, MemoryWatch
 from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
@@ -133,15 +134,20 @@ class Worker:
         uuid: str = self._ask(request, timeout_s, "looking for the device")["uuid"]
         return uuid
 
-    def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
+    def open(self, choice: DeviceChoice, timeout_s: float, *, inspect: bool = False) -> DeviceInfo:
         """Open the device.
+
+        Args:
+            choice: which one.
+            timeout_s: seconds to wait.
+            inspect: a simulated one is to be asked what its memory is made of, and nothing else.
 
         Raises:
             NoDeviceError: there is none; another one may be opened then.
             UsageError: the memory limit does not suit it.
             TimeLimitError, WorkerError: see `_ask`.
         """
-        request = {"do": "open", "device": choice.to_json()}
+        request = {"do": "open", "device": choice.to_json(), "inspect": inspect}
         device = DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
         self._watch.opened(device)
         return device
@@ -198,6 +204,17 @@ class Worker:
             is_clean=answer["clean"],
             recording=Recording.from_json(recording) if recording else None,
         )
+
+    def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:
+        """Return what the memory of the loaded workload is made of at a batch size.
+
+        Raises:
+            TargetError: the user's code failed.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "inspect", "batch_size": batch_size, "steps": steps}
+        answer = self._ask(request, timeout_s, f"batch size {batch_size}")
+        return PrecisionInspection.from_json(answer["inspection"])
 
     def _ask(self, request: dict[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
         """Send a request and wait for its answer.

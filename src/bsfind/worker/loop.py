@@ -81,7 +81,11 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _open_device(choice: DeviceChoice) -> Device:
+def _open_device(choice: DeviceChoice, *, inspect: bool) -> Device:
+    if inspect:
+        from bsfind.devices.inspecting import InspectingDevice
+
+        return InspectingDevice(choice)
     if choice.is_simulated:
         from bsfind.devices.simulated import SimulatedDevice
 
@@ -131,6 +135,8 @@ class _Server:
                 "memory": memory.to_json() if memory else None,
                 "recording": recording.to_json() if recording else None,
             }
+        if request["do"] == "inspect":
+            return self._inspect(device, request)
         raise InternalError(f"unknown request `{request['do']}`")
 
     def _identify(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -140,9 +146,17 @@ class _Server:
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         choice = DeviceChoice.from_json(request["device"])
-        self._device = _open_device(choice)
+        self._device = _open_device(choice, inspect=request["inspect"])
         info: DeviceInfo = self._device.describe()
         return {"is": "opened", "device": asdict(info)}
+
+    def _inspect(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
+        from bsfind.devices.inspecting import InspectingDevice
+
+        if not isinstance(device, InspectingDevice):
+            raise InternalError("`inspect` of a device that was not opened for it")
+        inspection = device.inspect(request["batch_size"], request["steps"])
+        return {"is": "inspected", "inspection": inspection.to_json()}
 
     def _self_check(self) -> dict[str, Any]:
         from bsfind.simulation.tracing.self_check import problems

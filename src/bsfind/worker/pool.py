@@ -1,4 +1,4 @@
-"""Workers in a row: while one works, the next one already imports torch."""
+"""Workers in a row: while one loads its model, the next one already imports torch."""
 
 from __future__ import annotations
 
@@ -64,9 +64,12 @@ class WorkerPool:
             return self._in_use
         self._in_use, self._spare = self._spare or self._start(), None
         self._expected -= 1
-        if self._expected > 0:
-            self._spare = self._start()
         return self._in_use
+
+    def prepare(self) -> None:
+        """Start the next worker early, if one is expected: the one in use can do without the processor."""
+        if self._expected > 0 and self._spare is None:
+            self._spare = self._start()
 
     def expect_no_more(self) -> None:
         """Start no worker early any more: the one in use will do for everything."""

@@ -2,13 +2,15 @@
 
     parent → worker                              worker → parent
     {"do": "identify", device…}                  {"is": "identified", "uuid"}
-    {"do": "open", device…}                      {"is": "opened", "device": DeviceInfo}
+    {"do": "open", device…, "inspect": bool}     {"is": "opened", "device": DeviceInfo}
     {"do": "load", workload, precision}          {"is": "loaded", "model": ModelInfo}
                                                  {"is": "does_not_fit", "message"}
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
     {"do": "trial", "batch_size", "steps",       {"is": "trial", "trial": Trial, "clean": bool,
      "record": bool}                              "recording": Recording or null,
                                                   "memory": MemoryLeft or null}
+    {"do": "inspect", "batch_size", "steps"}     {"is": "inspected", "inspection":
+                                                  PrecisionInspection}
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}
                                                  {"is": "failed", "error", message, detail, hint}
 

@@ -28,6 +28,11 @@ class Loss:
     def release_targets(self) -> None:
         """Let go of the targets of the last step."""
 
+    @property
+    def targets(self) -> torch.Tensor | None:
+        """The targets of this step, if the loss has targets and made them."""
+        return None
+
     def __call__(self, output: Any) -> torch.Tensor:
         """Return the scalar loss of the model's output."""
         raise NotImplementedError
@@ -54,6 +59,10 @@ class _TargetedLoss(Loss):
 
     def release_targets(self) -> None:
         self._targets = None
+
+    @property
+    def targets(self) -> torch.Tensor | None:
+        return self._targets
 
     def __call__(self, output: Any) -> torch.Tensor:
         scores = _main_tensor(output)

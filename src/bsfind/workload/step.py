@@ -11,7 +11,9 @@ Lifetimes matter here: a reference kept one line too long is memory that no trai
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -188,15 +190,22 @@ class TrainingSteps:
         loaded: the model and what belongs to it.
         on_forward_done: called at the end of each forward pass, when the memory that it left for
             the backward pass is allocated.
+        making_inputs: entered around the making of each batch and its targets.
 
     Attributes:
         completed: optimizer steps that really ran. A GradScaler skips those whose gradients
             overflowed, and with them the optimizer's state: such steps do not count.
     """
 
-    def __init__(self, loaded: LoadedWorkload, on_forward_done: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loaded: LoadedWorkload,
+        on_forward_done: Callable[[], None],
+        making_inputs: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
         self._loaded = loaded
         self._on_forward_done = on_forward_done
+        self._making_inputs = making_inputs
         self.completed = 0
         self._training = loaded.workload.mode == "train"
         if self._training:
@@ -205,6 +214,11 @@ class TrainingSteps:
             self._scaler = torch.amp.GradScaler(loaded.device.type, enabled=loaded.plan.grad_scaler)
             self._has_stepped = False
             self._optimizer.register_step_post_hook(self._note_step)
+
+    @property
+    def targets(self) -> torch.Tensor | None:
+        """The targets of the current batch, if the loss has any and has made them."""
+        return self._loss.targets if self._training else None
 
     def _note_step(self, *_: object) -> None:
         # A class whose `step` calls its parent's may get here twice in a step.
@@ -225,8 +239,9 @@ class TrainingSteps:
         loaded, loss = self._loaded, self._loss
         micro_batches = loaded.workload.grad_accum
         for micro_batch in range(micro_batches):
-            batch = loaded.make_batch(batch_size)
-            loss.make_targets(batch_size)
+            with self._making_inputs():
+                batch = loaded.make_batch(batch_size)
+                loss.make_targets(batch_size)
             if micro_batch == 0:
                 self._optimizer.zero_grad(set_to_none=True)
             value = loaded.loss_of(batch, loss)
@@ -244,7 +259,8 @@ class TrainingSteps:
 
     def _infer(self, batch_size: int) -> None:
         with torch.inference_mode():
-            batch = self._loaded.make_batch(batch_size)
+            with self._making_inputs():
+                batch = self._loaded.make_batch(batch_size)
             output = self._loaded.infer(batch)
             self._on_forward_done()
             del output, batch

@@ -16,6 +16,7 @@ from bsfind.cli.options.output import (
     NoProgress,
     Plot,
     Quiet,
+    Top,
     Verbose,
 )
 from bsfind.cli.options.search import (
@@ -97,6 +98,7 @@ __all__ = [
     "Target",
     "TimeBudget",
     "Tolerance",
+    "Top",
     "TrialTimeout",
     "Verbose",
     "WorldSize",

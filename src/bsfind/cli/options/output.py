@@ -18,6 +18,7 @@ __all__ = [
     "NoProgress",
     "Plot",
     "Quiet",
+    "Top",
     "Verbose",
 ]
 
@@ -50,6 +51,16 @@ Json = Annotated[
 Quiet = Annotated[
     bool,
     option("--quiet", "-q", panel=_PANEL, help="Print nothing but the recommended batch size."),
+]
+Top = Annotated[
+    int,
+    option(
+        "--top",
+        panel=_PANEL,
+        min=0,
+        metavar="N",
+        help="Show the N modules that hold the most; 0 shows all.",
+    ),
 ]
 Verbose = Annotated[
     bool,

@@ -49,9 +49,16 @@ def operator_lists() -> dict[str, tuple[str, ...]]:
 
 
 class AutocastCuda:
-    """The kernels, and the cache of cast weights."""
+    """The kernels, and the cache of cast weights.
 
-    def __init__(self) -> None:
+    Args:
+        on_cast: told of each weight and its cast that go to the cache.
+    """
+
+    def __init__(
+        self, on_cast: Callable[[torch.Tensor, torch.Tensor], None] = lambda _weight, _cast: None
+    ) -> None:
+        self._on_cast = on_cast
         # By the address of the C++ tensor, which the weak reference keeps from being used again.
         self._cache: dict[int, tuple[Any, torch.Tensor]] = {}
         self._differentiable_casts = _caches_differentiable_casts(torch.no_grad)
@@ -105,6 +112,7 @@ class AutocastCuda:
                     reference = torch._C._WeakTensorRef(value)  # type: ignore[attr-defined]
                     known = (reference, value.to(dtype))
                 self._cache[value._cdata] = known
+                self._on_cast(value, known[1])
             return known[1]
         return value.to(dtype)
 

@@ -9,14 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from bsfind.simulation.allocator import Block, CachingAllocator
 from bsfind.simulation.operators.call import Call, CudaTarget, Rule, Steps
 from bsfind.simulation.replay import replay
 from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
 
-__all__ = ["Program", "Replayed", "program_of"]
+__all__ = ["Program", "Replayed", "Source", "program_of"]
+
+
+class Source(NamedTuple):
+    """Where a block of a program comes from.
+
+    Attributes:
+        entry: index among the entries of the load, or of the trial.
+        block: the recorder's number of the tensor's storage; None: it is the kernel's own memory.
+        is_trial: which entries those are.
+    """
+
+    entry: int
+    block: int | None
+    is_trial: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +140,10 @@ def _held(events: Sequence[int], sizes: Sequence[int]) -> int:
 
 
 def program_of(
-    load_entries: Sequence[Entry], trial_entries: Sequence[Entry], gpu: CudaTarget
+    load_entries: Sequence[Entry],
+    trial_entries: Sequence[Entry],
+    gpu: CudaTarget,
+    sources: list[Source] | None = None,
 ) -> Program:
     """Return the program of a trace on a GPU.
 
@@ -134,9 +151,10 @@ def program_of(
         load_entries: of the recorder, until the model is on the GPU.
         trial_entries: of the recorder, of the trial.
         gpu: whose kernels run.
+        sources: gets the source of each block of the program, if it is wanted.
     """
     program = Program()
-    writer = _Writer(gpu)
+    writer = _Writer(gpu, sources)
     writer.write(load_entries, program.load_events, program)
     writer.write(trial_entries, program.trial_events, program, is_trial=True)
     return program
@@ -145,8 +163,9 @@ def program_of(
 class _Writer:
     """Numbers blocks while it turns entries to events."""
 
-    def __init__(self, gpu: CudaTarget) -> None:
+    def __init__(self, gpu: CudaTarget, sources: list[Source] | None = None) -> None:
         self._gpu = gpu
+        self._sources = sources
         self._numbers: dict[int, int] = {}
         self._count = 0
         self._workspaces: set[tuple[str, str]] = set()
@@ -161,8 +180,8 @@ class _Writer:
         is_trial: bool = False,
     ) -> None:
         """Append the events of some entries, and what the program says about them."""
-        operators, numbers = program.operators, self._numbers
-        for entry in entries:
+        operators, numbers, sources = program.operators, self._numbers, self._sources
+        for index, entry in enumerate(entries):
             kind = entry[0]
             if kind == ALLOCATE:
                 _, block, nbytes, operator = entry
@@ -170,6 +189,8 @@ class _Writer:
                 self._count += 1
                 events.append(nbytes)
                 operators.append(operator)
+                if sources is not None:
+                    sources.append(Source(index, block, is_trial))
             elif kind == RELEASE:
                 number = numbers.pop(entry[1], None)
                 if number is not None:
@@ -179,7 +200,7 @@ class _Writer:
                 if is_trial:
                     program.marks.append((len(events), entry[1]))
             elif kind == CALL:
-                self._write_call(entry, events, program, is_trial=is_trial)
+                self._write_call(index, entry, events, program, is_trial=is_trial)
 
     def _steps_of(self, rule: Rule, call: Call) -> list[tuple[str, Any, int]]:
         """Ask a rule, once for the calls that repeat: those are one object."""
@@ -191,11 +212,12 @@ class _Writer:
         return known
 
     def _write_call(
-        self, entry: Entry, events: list[int], program: Program, *, is_trial: bool
+        self, index: int, entry: Entry, events: list[int], program: Program, *, is_trial: bool
     ) -> None:
         _, rule, call, blocks, thread, operator = entry
         scratch: dict[int, int] = {}  # handle → number
         for what, which, nbytes in self._steps_of(rule, call):
+            block = None
             if what == "output":
                 if blocks[which] is None:
                     continue
@@ -221,3 +243,5 @@ class _Writer:
             self._count += 1
             events.append(size)
             program.operators.append(operator)
+            if self._sources is not None:
+                self._sources.append(Source(index, block, is_trial))

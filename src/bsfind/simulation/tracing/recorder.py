@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from bsfind.simulation.operators.call import Call, Rule
 
@@ -126,6 +129,25 @@ class Recorder:
     def note(self, code: str, message: str) -> None:
         """Keep something for the reader of the result."""
         self.notes.setdefault(code, message)
+
+    # --------------------------------------- told by the tracer, for a recorder that attributes
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return what is entered around all that is traced: nothing."""
+        return contextlib.nullcontext()
+
+    def model_is_loaded(self, model: nn.Module) -> None:
+        """Take note of the model on the simulated GPU."""
+
+    def making_inputs(self) -> AbstractContextManager[None]:
+        """Return what is entered around the making of a batch: nothing."""
+        return contextlib.nullcontext()
+
+    def has_targets(self, targets: torch.Tensor | None) -> None:
+        """Take note of the targets of the loss."""
+
+    def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
+        """Take note of autocast's copy of a parameter."""
 
     @property
     def thread(self) -> str:

@@ -27,7 +27,7 @@ from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
-from bsfind.simulation.tracing.program import Program, program_of
+from bsfind.simulation.tracing.program import Program, Source, program_of
 from bsfind.simulation.tracing.python_functions import undelegated_functions
 from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
@@ -57,6 +57,7 @@ class Tracer:
         precision: in which precision (never `amp`).
         gpu: whose kernels are modelled.
         properties: of the GPU, for code that asks.
+        recorder: keeps the books; None: one that does not attribute.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
@@ -69,6 +70,7 @@ class Tracer:
         precision: str,
         gpu: CudaTarget,
         properties: SimulatedGpu | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         if workload.compile:
             raise UntraceableError(
@@ -84,13 +86,13 @@ class Tracer:
         postpone_compiler()
         load_rules()
         self._sums = GradientSums()
-        self._recorder = Recorder()
+        self._recorder = recorder or Recorder()
         for problem in problems():
             self._recorder.note(
                 "estimate",
                 f"this is an estimate, not exact: the tracer does not fit this torch: {problem}",
             )
-        self._autocast = AutocastCuda()
+        self._autocast = AutocastCuda(self._recorder.has_cast)
         self._composites = CudaComposites(gpu)
         self._dispatcher = Dispatcher(
             self._recorder,
@@ -155,6 +157,7 @@ class Tracer:
             disguise = GpuDisguise(self._dispatcher)
             stack.enter_context(disguise.in_backward())
             stack.enter_context(disguise)
+            stack.enter_context(self._recorder.watching())
             yield
 
     # ------------------------------------------------------------------------------- the model
@@ -168,6 +171,7 @@ class Tracer:
         except Exception as error:
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
+        self._recorder.model_is_loaded(self._workload_on_gpu.model)
         gc.collect()
         gc.freeze()
         self._load_entries = self._recorder.entries
@@ -250,7 +254,14 @@ class Tracer:
         """Return the program that ends when the model is on the GPU."""
         return program_of(self._load_entries, (), self._gpu)
 
-    def program(self, batch_size: int, steps: int, *, exact: bool = False) -> Program:
+    def program(
+        self,
+        batch_size: int,
+        steps: int,
+        *,
+        exact: bool = False,
+        sources: list[Source] | None = None,
+    ) -> Program:
         """Return the program of a trial of so many optimizer steps.
 
         The first batch sizes are traced. From the third on, others follow from these, where the
@@ -260,6 +271,7 @@ class Tracer:
             batch_size: of the trial.
             steps: of the optimizer.
             exact: trace this very batch size.
+            sources: gets the source of each block, see `program_of`.
 
         Raises:
             UntraceableError: an operator needs values, or has no model.
@@ -275,7 +287,7 @@ class Tracer:
         if entries is None:
             entries = self._traced(batch_size, steps)
             self._remember(batch_size, entries)
-        return program_of(self._load_entries, entries, self._gpu)
+        return program_of(self._load_entries, entries, self._gpu, sources)
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traces[batch_size] = entries
@@ -310,7 +322,12 @@ class Tracer:
 
     def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
         recorder = self._recorder
-        runner = TrainingSteps(loaded, lambda: recorder.mark("forward_end"))
+
+        def forward_is_done() -> None:
+            recorder.has_targets(runner.targets)
+            recorder.mark("forward_end")
+
+        runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
         attempts = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

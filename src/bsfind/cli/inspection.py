@@ -1,0 +1,80 @@
+"""One `bsfind inspect` from its options to its exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from bsfind.cli.console import Terminal, discard_stdout
+from bsfind.cli.interruption import Interruption
+from bsfind.cli.options import ColorChoice
+from bsfind.cli.progress import ProgressLine
+from bsfind.cli.request import settings_from
+from bsfind.cli.stand_in import stand_in
+from bsfind.errors import Terminated, UsageError
+from bsfind.exit_codes import ExitCode
+from bsfind.inspection import InspectionReport
+from bsfind.inspector import Inspector
+from bsfind.progress import Progress
+from bsfind.report.composition import print_inspection
+from bsfind.report.json import to_json
+
+__all__ = ["run_inspection"]
+
+
+def run_inspection(options: Mapping[str, Any]) -> int:
+    """Inspect what a command line asks for, print the answer, return the exit code.
+
+    Raises:
+        BsfindError: there is no answer.
+    """
+    settings = settings_from(options)
+    verbose: bool = options["verbose"]
+    terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=verbose)
+    line = ProgressLine(terminal, enabled=not (options["no_progress"] or verbose))
+    interruption = Interruption()
+
+    def before_step(progress: Progress) -> None:
+        interruption.check()
+        line.update(progress)
+
+    inspector = Inspector(
+        settings,
+        command=["bsfind", *sys.argv[1:]],
+        on_no_gpu=lambda error: stand_in(
+            error, settings.device, terminal, for_scripts=options["json"]
+        ),
+        on_progress=before_step,
+        on_output=terminal.user_output,
+    )
+    with interruption:
+        try:
+            with line.shown():
+                report = inspector.run()
+        except (KeyboardInterrupt, Terminated):
+            return interruption.exit_code or ExitCode.INTERRUPTED
+        interruption.hold()
+        for warning in report.warnings:
+            terminal.warning(warning)
+        _print(report, terminal, options)
+    return interruption.exit_code or (ExitCode.OK if report.fits else ExitCode.DOES_NOT_FIT)
+
+
+def _print(report: InspectionReport, terminal: Terminal, options: Mapping[str, Any]) -> None:
+    """Print the answer. A reader that has left is content.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        if options["json"]:
+            sys.stdout.write(to_json(report))
+        else:
+            print_inspection(report, terminal.out, top=options["top"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+    except OSError as error:
+        discard_stdout()
+        raise UsageError(f"cannot write the answer: {error.strerror or error}") from error

@@ -1,0 +1,110 @@
+"""The yardsticks of the benchmarks: a wrong one would make every figure wrong."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from pathlib import Path
+
+import pytest
+from benchmarks import peers_table
+from benchmarks.exact import largest, runs_in_fresh_process
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(truth=st.integers(0, 10**7), near=st.integers(-3, 10**7))
+def test_the_bisection_is_exact(truth: int, near: int) -> None:
+    assert largest(lambda batch_size: batch_size <= truth, near) == truth
+
+
+@given(truth=st.integers(1, 10**6), near=st.integers(1, 10**6))
+def test_the_bisection_tries_no_size_twice_and_few_near_the_truth(truth: int, near: int) -> None:
+    tried: list[int] = []
+
+    def fits(batch_size: int) -> bool:
+        tried.append(batch_size)
+        return batch_size <= truth
+
+    largest(fits, near)
+    assert min(tried) >= 1
+    assert len(tried) == len(set(tried))
+    assert len(tried) <= 2 + 2 * (abs(truth - near) + 1).bit_length()
+
+
+# Python 3.12 warns of forks beside threads, which a test runner may have.
+_FORKS = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class _OutOfMemoryError(RuntimeError):
+    pass
+
+
+def _step(batch_size: int) -> bool | None:
+    if batch_size == 1:
+        return None
+    if batch_size == 2:
+        return False
+    if batch_size == 3:
+        raise _OutOfMemoryError("CUDA out of memory")
+    if batch_size == 4:
+        os.kill(os.getpid(), 9)
+    raise ValueError("a bug")
+
+
+@_FORKS
+def test_a_fresh_process_runs_or_does_not() -> None:
+    assert [runs_in_fresh_process(_step, size) for size in (1, 2, 3)] == [True, False, False]
+
+
+@_FORKS
+@pytest.mark.parametrize("batch_size", [4, 5])
+def test_what_fails_otherwise_is_no_answer(batch_size: int) -> None:
+    with pytest.raises(RuntimeError, match=f"batch size {batch_size}"):
+        runs_in_fresh_process(_step, batch_size)
+
+
+def _row(tool: str, batch_size: int | None, **fields: object) -> dict[str, object]:
+    row = {"model": "net", "precision": "fp32", "tool": tool, "batch_size": batch_size}
+    costs = {"trials": [], "out_of_memory": 2, "steps": 7, "seconds": 4.4, "recommended": None}
+    part = batch_size / 100 if batch_size else None
+    return {
+        **row,
+        **costs,
+        "exact": 100,
+        "of_the_maximum": part,
+        "was_run": True,
+        "runs": True,
+    } | fields
+
+
+def test_the_table_of_peers_tells_answers_that_never_ran() -> None:
+    document = {
+        "gpu": "Card",
+        "gpu_bytes": 8 << 30,
+        "torch": "2",
+        "date": "2026-01-01",
+        "tools": {name: {"label": name, "version": "1"} for name in ("a", "b", "c", "d")},
+        "rows": [
+            _row("a", 99),
+            _row("b", 90, was_run=False, runs=False),
+            _row("c", None, was_run=False, runs=None),
+        ],
+    }
+    lines = peers_table.markdown(document).splitlines()
+    assert "| a | 99.0% | 99.0% | 0.0 | 2.0 | 7.0 | 4 | 1 of 1 | 1 of 1 |" in lines
+    assert "| b | 90.0% | 90.0% | 0.0 | 2.0 | 7.0 | 4 | 0 of 1 | 0 of 1 |" in lines
+    assert "| net | fp32 | 100 | 99 (99%) | 90\\*† (90%) | none | – |" in lines
+
+
+def test_the_readme_quotes_the_table_of_peers_as_it_was_written() -> None:
+    readme = (ROOT / "README.md").read_text()
+    (file,) = re.findall(r"<!-- the first table of (\S+) -->", readme)
+    written = [line for line in (ROOT / file).read_text().splitlines() if line.startswith("|")]
+    first = list(itertools.takewhile(lambda line: not line.startswith("| model"), written))
+    assert len(first) > 2
+    assert "\n".join(first) in readme
