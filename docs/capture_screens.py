@@ -67,6 +67,8 @@ class Screen:
 SCREENS = (
     Screen("A prediction", f"bsfind run {_DEMO} --gpu rtx-4090"),
     Screen("Remedies compared", f"bsfind run {_DEMO} --gpu t4 --precision amp --compare checkpointing,sgd"),
+    Screen("What memory is made of", f"bsfind inspect {_DEMO} --gpu t4 --batch-size 256 --precision amp"),
+    Screen("Memory against batch size", f"bsfind run {_DEMO} --gpu t4 --precision amp --plot"),
     Screen("Does it fit?", f"bsfind check {_DEMO} --gpu t4 --batch-size 4096"),
     Screen("An out-of-memory error explained", "bsfind explain train.log"),
     Screen("GPUs", "bsfind gpus", lines=16),

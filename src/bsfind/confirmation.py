@@ -20,11 +20,12 @@ _ACCUMULATED = 2
 """Micro-batches that a confirmed step has where gradients are accumulated: the second one already
 meets the gradients of the first, and so does every further one."""
 
-_COMFORT = 0.94
-"""What of a size is given up at most for one at which the allocator settles."""
+_COMFORT = (0.98, 0.94)
+"""Which parts of a size are tried where the allocator does not settle."""
 
-_COMFORT_HEAD_START = 2
-"""Steps down for comfort: two percent, four …"""
+_THRASHING = 3
+_COMFORT_OF_THRASHING = (*_COMFORT, 0.88, 0.82, 0.76)
+"""The same where it flushes its cache so often in a step that training would crawl."""
 
 _HEAD_START = 3
 """A size that runs for a while is given up in larger steps than one that does not run at all: it is not
@@ -78,36 +79,47 @@ class Confirmation:
 
     def confirm(self, largest: int) -> Trial | None:
         """Run sizes from `largest` down until one holds; None if none does."""
-        restless: tuple[Trial, GlobalBatch | None] | None = None
         failed: list[Trial] = []
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            parts = self._parts(largest)
-            candidate = parts.micro_batch_size if parts else self._rounded(largest)
-            if candidate < max(self._limits.min_batch_size, 1):
-                break
-            self._on_attempt(candidate)
-            trial = self.run(candidate, self._limits.confirm_steps, accumulates=_accumulates(parts))
-            if trial.leak is not None:
-                self.leaking = trial
-                return None
-            if trial.status == "ok" and trial.steady_alloc_retries == 0:
-                self.trial, self.global_batch = trial, parts
+            trial = self._attempt(largest)
+            if trial is None or trial.leak is not None:
                 break
             if trial.status == "ok":
-                restless = restless or (trial, parts)
-                largest = step_down(candidate, 1, attempt + _COMFORT_HEAD_START)
-                if largest < _COMFORT * restless[0].batch_size:
-                    break
-                continue
+                self._seek_comfort(trial)
+                break
             failed.append(trial)
-            largest = step_down(candidate, 1, attempt + _HEAD_START * self._is_late(trial))
+            largest = step_down(trial.batch_size, 1, attempt + _HEAD_START * self._is_late(trial))
         self.has_failed = self.trial is None and bool(failed)
         self.has_failed_late = self.has_failed and any(map(self._is_late, failed))
-        if self.trial is None and restless is not None:
-            self.trial, self.global_batch = restless
-            self._warn_restless(self.trial)
         self._warn_failed(failed)
         return self.trial
+
+    def _attempt(self, largest: int) -> Trial | None:
+        """Run the largest useful size up to `largest`; None if there is none."""
+        parts = self._parts(largest)
+        candidate = parts.micro_batch_size if parts else self._rounded(largest)
+        if candidate < max(self._limits.min_batch_size, 1):
+            return None
+        self._on_attempt(candidate)
+        trial = self.run(candidate, self._limits.confirm_steps, accumulates=_accumulates(parts))
+        if trial.leak is not None:
+            self.leaking, self.trial = trial, None
+        elif trial.status == "ok" and (self.trial is None or not trial.steady_alloc_retries):
+            self.trial, self.global_batch = trial, parts
+        return trial
+
+    def _seek_comfort(self, found: Trial) -> None:
+        """Where the allocator does not settle at a size that runs, look for one at which it does."""
+        if not found.steady_alloc_retries:
+            return
+        flushes_per_step = found.steady_alloc_retries / (found.steps - found.steps // 2)
+        parts = _COMFORT if flushes_per_step < _THRASHING else _COMFORT_OF_THRASHING
+        for part in parts:
+            trial = self._attempt(int(found.batch_size * part))
+            if trial is None or self.trial is not found:
+                break
+        if self.trial is found:
+            self._warn_restless(found)
 
     def _rounded(self, batch_size: int) -> int:
         return round_down(batch_size, self._limits.multiple_of)

@@ -107,6 +107,14 @@ def test_where_nothing_near_is_comfortable_the_largest_stands_with_a_warning(set
     assert min(size for size, *_ in runner.asked) >= 940
 
 
+def test_where_the_allocator_thrashes_more_is_given_up_for_comfort() -> None:
+    confirmed, _ = confirmation(lambda n: ran(n, steady=0 if n <= 900 else 80))
+    trial = confirmed.confirm(1000)
+    assert trial is not None
+    assert 750 <= trial.batch_size <= 900
+    assert confirmed.warnings == []
+
+
 def test_a_leak_ends_it() -> None:
     leaking = Trial(
         batch_size=100, status="error", leak=Leak(bytes_per_step=1 << 20, lasts_steps=300)
