@@ -13,7 +13,7 @@ TORCHVISION := 0.28.0
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-gpu lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table docs clean
+.PHONY: help setup demo test faults test-gpu lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -39,8 +39,11 @@ DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
 demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or predicted for one
 	$(BIN)/$(DEMO) $(if $(HAS_GPU),,--gpu rtx-4090)
 
-test: setup ## Run every test that this machine can run
-	$(BIN)/python -m pytest -n auto tests
+test: setup ## Run the tests, on a fake GPU where there is no real one
+	$(BIN)/python -m pytest -n auto -m "not faults" tests
+
+faults: setup ## Run the tests that kill, hang, fill disks and take memory away
+	$(BIN)/python -m pytest -n auto -m faults tests
 
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
 	$(BIN)/python -m pytest -n auto tests/gpu
@@ -56,7 +59,7 @@ format: $(VENV)/.ready ## Format the code
 typecheck: $(VENV)/.ready ## Check the types, strictly
 	$(BIN)/mypy
 
-check: lint typecheck test ## What CI runs
+check: lint typecheck test faults ## What CI runs
 
 bench: setup $(FAKE)/.models ## Measure what the README promises of the search (an hour on two cores)
 	$(FAKE)/bin/python benchmarks/search_accuracy.py

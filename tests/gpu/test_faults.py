@@ -13,6 +13,8 @@ import pytest
 from tests.gpu.gpu import LIMIT, MODELS, Gpu
 from tests.gpu.processes import is_alive, wait_for
 
+pytestmark = pytest.mark.faults
+
 X = ("--input-shape", "16", "--precision", "fp32")
 
 

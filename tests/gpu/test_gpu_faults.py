@@ -10,6 +10,8 @@ from tests.gpu.gpu import LIMIT, MODELS, Gpu, Result
 from tests.gpu.processes import left_behind, wait_for
 from tests.gpu.staged import UNPREDICTED, VECTORS
 
+pytestmark = pytest.mark.faults
+
 IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32")
 SECOND_TRIAL = "600MiB"
 """The first trial holds less, the second more: it is the first that is large."""

@@ -13,6 +13,8 @@ from tests.gpu.gpu import LIMIT, MODELS, Gpu
 from tests.gpu.processes import left_behind, wait_for
 from tests.gpu.staged import StagedSearch
 
+pytestmark = pytest.mark.faults
+
 FAKE_UUID = "fa4e0000-fa4e-4a4e-8a4e-fa4e00000000"
 MODEL = f"{MODELS}/well_behaved.py:ConvNet"
 CHECK = ("check", MODEL, "-b", "4", "--input-shape", "3,32,32", "--precision", "fp32", "--json")

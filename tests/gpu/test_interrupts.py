@@ -16,6 +16,8 @@ from tests.gpu.gpu import Gpu, Result
 from tests.gpu.processes import wait_for
 from tests.gpu.staged import StagedSearch
 
+pytestmark = pytest.mark.faults
+
 START_UP = (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2, 1.8, 2.5)
 """Seconds after the handlers are there: imports, options, the first worker, torch, the device …"""
 

@@ -13,6 +13,8 @@ import pytest
 from tests.gpu.gpu import MODELS, Gpu, Result
 from tests.gpu.staged import VECTORS, StagedSearch
 
+pytestmark = pytest.mark.faults
+
 GIB = 1 << 30
 IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32")
 

@@ -15,6 +15,8 @@ from tests.gpu.gpu import MODELS, Gpu
 from tests.gpu.processes import left_behind, wait_for
 from tests.gpu.staged import UNPREDICTED
 
+pytestmark = pytest.mark.faults
+
 MODEL = f"{MODELS}/well_behaved.py:ConvNet"
 CHECK = ("check", MODEL, "-b", "4", "--input-shape", "3,32,32", "--precision", "fp32")
 
