@@ -182,7 +182,9 @@ def test_neither_environment_nor_files_are_read(
         ({"gpu": "a10g", "device": "cuda"}, "`--gpu` names a simulated GPU"),
         ({"loss": "bce"}, "`loss`: `bce` is not one of auto"),
         ({"model_arg": {"norm": nn.ReLU()}}, "`model_arg` has a `ReLU` for `norm`"),
-        ({"loss": lambda output: output.sum()}, "`<lambda>` cannot be imported"),
+        pytest.param(
+            {"loss": lambda output: output.sum()}, "`<lambda>` cannot be imported", id="a lambda"
+        ),
         ({"loss": nn.MSELoss()}, "`loss` is a `MSELoss`, not a function by its name"),
         ({"batch_fn": "a:b"}, "`--batch-fn` makes the inputs"),
     ],
