@@ -126,7 +126,7 @@ def test_the_table() -> None:
     assert done.returncode == 0, done.stderr
     assert "simulated NVIDIA A10G" in done.stdout.splitlines()[0]
     assert "limited to 1.0 GiB" in done.stdout
-    assert "Predicted, not run: 3 steps, replayed within the budget." in done.stdout
+    assert "Predicted, not run: 20 steps, replayed within the budget." in done.stdout
     assert "Error bound for convolutional models:" in done.stdout
     assert "Confirmed" not in done.stdout
     assert "samples/s" not in done.stdout
@@ -140,7 +140,7 @@ def test_the_number_alone() -> None:
 
 def test_what_reproduces_it_asks_for_the_same() -> None:
     report = document("run", NET, *IMAGES, "--gpu", "RTX 3090", "--memory-limit", "1GiB")
-    assert report["reproduce"].endswith("--gpu rtx-3090 --memory-limit 1073741824")
+    assert report["reproduce"].endswith("--gpu rtx-3090 --memory-limit 1GiB")
 
 
 def test_the_largest_is_below_the_smallest_that_is_useful() -> None:

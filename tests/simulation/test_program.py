@@ -87,7 +87,8 @@ def test_what_a_replay_counts() -> None:
     assert replayed.resident_bytes == (10 * MIB,)
     assert replayed.requested_bytes == (10 * MIB,)
     assert replayed.activation_bytes == 4 * MIB
-    assert replayed.num_alloc_retries == 0
+    assert replayed.retries == (0,)
+    assert replayed.peaks_by_step == (22 * MIB,)
 
 
 def test_a_program_of_nothing() -> None:

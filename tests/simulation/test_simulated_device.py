@@ -41,7 +41,9 @@ class FakeProgram:
             peak_reserved_bytes=allocator.peak_reserved_bytes,
             resident_bytes=(self._model_bytes,),
             activation_bytes=self._batch_size * 10 * MIB,
-            num_alloc_retries=allocator.num_alloc_retries,
+            requested_bytes=(self._model_bytes,),
+            retries=(allocator.num_alloc_retries,),
+            peaks_by_step=(allocator.peak_allocated_bytes,),
         )
 
 

@@ -199,16 +199,22 @@ class SimulatedDevice:
         exact = batch_size in self._asked
         self._asked.add(batch_size)
         self._traced_steps = self._traced_steps or steps
+        allocator = self._allocator()
         try:
             program = self._program(batch_size, steps, exact=exact)
-            replayed = self._replayed(program)
+            replayed = program.replay(allocator, program.load(allocator))
             leak = None
             if is_growing(replayed.requested_bytes):
                 leak = self._leak(batch_size, replayed)
         except (BsfindError, SystemExit) as error:
             return self._refused(error, batch_size)
         except SimulatedOutOfMemoryError as error:
-            return Trial(batch_size=batch_size, status="oom", message=str(error))
+            return Trial(
+                batch_size=batch_size,
+                status="oom",
+                num_alloc_retries=allocator.num_alloc_retries,
+                message=str(error),
+            )
         return Trial(
             batch_size=batch_size,
             status="ok" if leak is None else "error",
@@ -235,17 +241,14 @@ class SimulatedDevice:
         longer = with_more_steps(program, steps)
         return longer or self._tracer.program(batch_size, steps, exact=True)
 
-    def _replayed(self, program: Program) -> Replayed:
-        allocator = self._allocator()
-        return program.replay(allocator, program.load(allocator))
-
     def _leak(self, batch_size: int, replayed: Replayed) -> Leak | None:
         """Return the leak that more steps confirm, traced ones: a cache may fill up and be done."""
         assert self._tracer is not None
         sizes = replayed.requested_bytes
         steps = len(sizes) + steps_of_a_verdict(len(sizes))
         program = self._tracer.program(batch_size, steps, exact=True)
-        longer = self._replayed(program).requested_bytes
+        allocator = self._allocator()
+        longer = program.replay(allocator, program.load(allocator)).requested_bytes
         left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
         return leak_after(sizes, longer[len(sizes) :], left)
 

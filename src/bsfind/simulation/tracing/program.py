@@ -97,10 +97,12 @@ class Program:
         Raises:
             SimulatedOutOfMemoryError: it does not fit.
         """
+        allocator.reset_peaks()
         retries_before = allocator.num_alloc_retries
         resident: list[int] = []
         requested: list[int] = []
-        peaks: list[tuple[int, int]] = []
+        peaks: list[int] = []
+        allocated = reserved = 0
         retries: list[int] = []
         activation = 0
         begin = before = 0
@@ -109,6 +111,8 @@ class Program:
         for end, name in self.marks:
             part = self.trial_events[begin:end]
             if name == "forward_begin":
+                allocated = max(allocated, allocator.peak_allocated_bytes)
+                reserved = max(reserved, allocator.peak_reserved_bytes)
                 allocator.reset_peaks()
             replay(allocator, blocks, part, self.optional, begin)
             held += _held(part, sizes)
@@ -120,17 +124,17 @@ class Program:
             elif name == "step_end":
                 resident.append(allocator.allocated_bytes)
                 requested.append(held)
-                peaks.append((allocator.peak_allocated_bytes, allocator.peak_reserved_bytes))
+                peaks.append(allocator.peak_allocated_bytes)
                 retries.append(allocator.num_alloc_retries - retries_before)
         replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
         return Replayed(
-            peak_allocated_bytes=max(allocated for allocated, _ in peaks),
-            peak_reserved_bytes=max(reserved for _, reserved in peaks),
+            peak_allocated_bytes=max(allocated, allocator.peak_allocated_bytes),
+            peak_reserved_bytes=max(reserved, allocator.peak_reserved_bytes),
             resident_bytes=tuple(resident),
             requested_bytes=tuple(requested),
             activation_bytes=activation,
             retries=tuple(retries),
-            peaks_by_step=tuple(allocated for allocated, _ in peaks),
+            peaks_by_step=tuple(peaks),
         )
 
 
