@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from bsfind.errors import TimeLimitError
+from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
 from bsfind.recommend import round_down, step_down
 from bsfind.records import ExpandableSegments, Trial
 from bsfind.remedies import with_expandable_segments
@@ -56,8 +56,8 @@ def try_expandable_segments(
             trial = runner.run_within(
                 candidate, budget_bytes, steps=limits.steps, variables=variables
             )
-        except ModelDoesNotFit:
-            return None
+        except (ModelDoesNotFit, NoDeviceError, TargetError, WorkerError):
+            return None  # without NVML, say, torch 2.13 has no expandable segments
         except TimeLimitError:
             runner.check_time()
             return None

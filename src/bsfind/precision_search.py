@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 
 from bsfind.confirmation import Confirmation
-from bsfind.errors import BsfindError, TargetError, TimeLimitError, WorkerError
+from bsfind.errors import BsfindError, NoDeviceError, TargetError, TimeLimitError, WorkerError
 from bsfind.fragmentation import try_expandable_segments
 from bsfind.progress import Progress
 from bsfind.recommend import best_that_leaves, is_fragmented, saturation
@@ -119,6 +119,11 @@ class PrecisionSearch:
             self._status = "nothing_fits"
             self._message = f"the model alone does not fit: {answer}"
         except (TargetError, WorkerError) as error:
+            self._status, self._message, self.error = "error", error.message, error
+        except NoDeviceError as error:
+            if self.is_asked_for:
+                raise
+            # A setting that this torch or driver cannot open the device with.
             self._status, self._message, self.error = "error", error.message, error
         return self.result
 
