@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from bsfind.errors import TimeLimitError
 from bsfind.global_batch import split
@@ -12,7 +12,7 @@ from bsfind.settings import SearchLimits
 from bsfind.trial_runner import TrialRunner
 from bsfind.worker.client import ModelDoesNotFit
 
-__all__ = ["Confirmation"]
+__all__ = ["COMFORT_OF_PROCESSES", "COMFORT_OF_REPLAYS", "Confirmation"]
 
 _MAX_ATTEMPTS = 8
 
@@ -20,12 +20,15 @@ _ACCUMULATED = 2
 """Micro-batches that a confirmed step has where gradients are accumulated: the second one already
 meets the gradients of the first, and so does every further one."""
 
-_COMFORT = (0.98, 0.94)
-"""Which parts of a size are tried where the allocator does not settle."""
+_COMFORT = 0.94
+"""Down to which part of a size one is sought at which the allocator settles."""
 
 _THRASHING = 3
-_COMFORT_OF_THRASHING = (*_COMFORT, 0.88, 0.82, 0.76)
-"""The same where it flushes its cache so often in a step that training would crawl."""
+"""So many flushes of the cache in a step, and training would crawl: then more is given up."""
+
+COMFORT_OF_PROCESSES = (0.98, 0.94, 0.88, 0.82, 0.76)
+COMFORT_OF_REPLAYS = tuple(1 - percent / 100 for percent in range(1, 25))
+"""Which parts of a size are tried where the allocator does not settle: a process each, or a replay."""
 
 _HEAD_START = 3
 """A size that runs for a while is given up in larger steps than one that does not run at all: it is not
@@ -43,6 +46,7 @@ class Confirmation:
         limits: of the search.
         budget_bytes: what the process may use.
         is_everything: whether that is all there is: no headroom is kept.
+        comfort: which parts of a size are tried where the allocator does not settle.
         runner: runs the trials.
         on_attempt: told before each of them.
 
@@ -64,11 +68,14 @@ class Confirmation:
         on_attempt: Callable[[int], None],
         *,
         is_everything: bool,
+        comfort: Sequence[float] = COMFORT_OF_PROCESSES,
     ) -> None:
         self._precision = precision
         self._limits = limits
         self._budget = budget_bytes
         self._is_everything = is_everything
+        self._comfort = comfort
+        self._last_parts: GlobalBatch | None = None
         self._runner = runner
         self._on_attempt = on_attempt
         self.trial: Trial | None = None
@@ -85,6 +92,7 @@ class Confirmation:
             if trial is None or trial.leak is not None:
                 break
             if trial.status == "ok":
+                self._accept(trial)
                 self._seek_comfort(trial)
                 break
             failed.append(trial)
@@ -96,7 +104,7 @@ class Confirmation:
 
     def _attempt(self, largest: int) -> Trial | None:
         """Run the largest useful size up to `largest`; None if there is none."""
-        parts = self._parts(largest)
+        self._last_parts = parts = self._parts(largest)
         candidate = parts.micro_batch_size if parts else self._rounded(largest)
         if candidate < max(self._limits.min_batch_size, 1):
             return None
@@ -104,22 +112,27 @@ class Confirmation:
         trial = self.run(candidate, self._limits.confirm_steps, accumulates=_accumulates(parts))
         if trial.leak is not None:
             self.leaking, self.trial = trial, None
-        elif trial.status == "ok" and (self.trial is None or not trial.steady_alloc_retries):
-            self.trial, self.global_batch = trial, parts
         return trial
+
+    def _accept(self, trial: Trial) -> None:
+        self.trial, self.global_batch = trial, self._last_parts
 
     def _seek_comfort(self, found: Trial) -> None:
         """Where the allocator does not settle at a size that runs, look for one at which it does."""
-        if not found.steady_alloc_retries:
-            return
-        flushes_per_step = found.steady_alloc_retries / (found.steps - found.steps // 2)
-        parts = _COMFORT if flushes_per_step < _THRASHING else _COMFORT_OF_THRASHING
-        for part in parts:
-            trial = self._attempt(int(found.batch_size * part))
-            if trial is None or self.trial is not found:
+        best = found
+        for part in self._comfort:
+            if not best.steady_alloc_retries or (part < _COMFORT and not _thrashes(best)):
                 break
-        if self.trial is found:
-            self._warn_restless(found)
+            trial = self._attempt(int(found.batch_size * part))
+            if trial is None or trial.leak is not None:
+                return
+            if trial.status == "ok" and (
+                not trial.steady_alloc_retries or (_thrashes(best) and not _thrashes(trial))
+            ):
+                best = trial
+                self._accept(trial)
+        if best.steady_alloc_retries:
+            self._warn_restless(best)
 
     def _rounded(self, batch_size: int) -> int:
         return round_down(batch_size, self._limits.multiple_of)
@@ -186,6 +199,11 @@ class Confirmation:
                 hint="try PYTORCH_ALLOC_CONF=expandable_segments:True, or more `--headroom`",
             )
         )
+
+
+def _thrashes(trial: Trial) -> bool:
+    settled_steps = trial.steps - trial.steps // 2
+    return trial.steady_alloc_retries >= _THRASHING * settled_steps
 
 
 def _accumulates(parts: GlobalBatch | None) -> bool:

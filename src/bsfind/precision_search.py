@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from bsfind.confirmation import Confirmation
+from bsfind.confirmation import COMFORT_OF_PROCESSES, Confirmation
 from bsfind.errors import BsfindError, NoDeviceError, TargetError, TimeLimitError, WorkerError
 from bsfind.fragmentation import try_expandable_segments
 from bsfind.progress import Progress
@@ -54,6 +54,8 @@ class PrecisionSearch:
         error: what the user's code or the worker did to end the search; None if nothing.
     """
 
+    _comfort: Sequence[float] = COMFORT_OF_PROCESSES
+
     def __init__(
         self,
         precision: str,
@@ -87,6 +89,7 @@ class PrecisionSearch:
             runner,
             lambda batch_size: self._report_progress("confirming", batch_size),
             is_everything=self._budget == self._capacity,
+            comfort=self._comfort,
         )
         self._remedy = settings.remedy
         self._timing = Timing(settings.limits, self._time)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from bsfind.confirmation import COMFORT_OF_REPLAYS
 from bsfind.precision_search import PrecisionSearch
 from bsfind.records import ReportWarning
 from bsfind.search import LineThroughPeaks, Search
@@ -11,6 +12,9 @@ from bsfind.search import LineThroughPeaks, Search
 __all__ = ["SimulatedSearch"]
 
 _COARSE = 0.005
+
+_STEPS = 6
+"""Steps of a replay within the budget: by then most allocators have settled, or never will."""
 
 
 class SimulatedSearch(PrecisionSearch):
@@ -20,6 +24,8 @@ class SimulatedSearch(PrecisionSearch):
     process of its own, since nothing runs there either, but found by replays with the budget as the
     limit.
     """
+
+    _comfort = COMFORT_OF_REPLAYS
 
     def _tolerance(self) -> float:
         # A guess is probed from this far: from nearer, one that is slightly wrong is no help.
@@ -67,8 +73,7 @@ class SimulatedSearch(PrecisionSearch):
         return found
 
     def _largest_that_replays(self, largest: int, *, accumulates: bool) -> int:
-        # As many as will confirm it: a replay costs no more than milliseconds a step.
-        steps = self._limits.confirm_steps
+        steps = max(self._limits.steps, min(self._limits.confirm_steps, _STEPS))
         smallest = min(self._limits.min_batch_size, largest)
         guess = LineThroughPeaks(self._budget)
         search = Search(

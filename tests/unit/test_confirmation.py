@@ -115,6 +115,13 @@ def test_where_the_allocator_thrashes_more_is_given_up_for_comfort() -> None:
     assert confirmed.warnings == []
 
 
+def test_of_sizes_that_do_not_settle_one_that_does_not_thrash_is_taken() -> None:
+    confirmed, runner = confirmation(lambda n: ran(n, steady=10 if n <= 985 else 80))
+    assert confirmed.confirm(1000) == ran(980, steady=10)
+    assert [warning.code for warning in confirmed.warnings] == ["alloc_retries"]
+    assert min(size for size, *_ in runner.asked) >= 940
+
+
 def test_a_leak_ends_it() -> None:
     leaking = Trial(
         batch_size=100, status="error", leak=Leak(bytes_per_step=1 << 20, lasts_steps=300)

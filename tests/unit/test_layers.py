@@ -66,7 +66,7 @@ LAYERS = {
         ),
         *("time_budget", "timing", "trial_runner", "worker"),
     },
-    "simulated_search": {*LEAVES, "precision_search", "search"},
+    "simulated_search": {*LEAVES, "confirmation", "precision_search", "search"},
     "predictor": {
         *LEAVES,
         *("simulated_search", "simulation", "time_budget", "trial_runner", "worker"),
