@@ -13,7 +13,8 @@ processes that bsfind knows nothing of (fresh.py):
              memory stays within the budget, in a process that may use the whole capacity
 
 Promise: the recommended size is at least 94 % of what fits with the same headroom. All readings are
-reported; bsfind's own is `steady`. Writes benchmarks/results/recommendation_holds_GPU.json.
+reported; bsfind's own is near `steady`, for which it gives up at most 6 %. Writes
+benchmarks/results/recommendation_holds_GPU.json.
 """
 
 from __future__ import annotations
