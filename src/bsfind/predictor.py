@@ -118,8 +118,6 @@ class Predictor:
             self._changed.notify_all()
 
 
-_SAME_MEMORY = 0.05
-
 _SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
 
 
@@ -127,8 +125,8 @@ def twin_of(device: DeviceInfo) -> DeviceChoice | None:
     """Return the simulated GPU that is like a real one; None if the catalogue has none.
 
     A slice of a card (MIG, "NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than the card,
-    on which the choice of kernels and their workspaces depends: the card is no twin of it. Nor is a
-    card of the same name with another amount of memory.
+    on which the choice of kernels and their workspaces depends: the card is no twin of it. Memory may
+    differ from the catalogue's, by ECC or another edition of a card: the twin has what the real one has.
     """
     if _SLICE.search(device.name):
         return None
@@ -136,8 +134,6 @@ def twin_of(device: DeviceInfo) -> DeviceChoice | None:
         gpu = find_gpu(device.name)
     except UsageError:
         return None
-    if gpu.compute_capability != device.compute_capability or gpu.total_bytes is None:
-        return None
-    if abs(gpu.total_bytes - device.total_bytes) > _SAME_MEMORY * gpu.total_bytes:
+    if gpu.compute_capability != device.compute_capability:
         return None
     return DeviceChoice(device="sim", gpu=gpu.key, memory_limit_bytes=device.capacity_bytes)

@@ -61,6 +61,7 @@ class TrialRunner:
         self._opened = opened
         self._variables = variables
         self._loaded: _Loaded | None = None
+        self._has_confirmed = False
         self.model: ModelInfo | None = None
         self.recordings: dict[int, Recording] = {}
 
@@ -124,6 +125,9 @@ class TrialRunner:
         """
         if variables is not None:
             self._opened = self._open(variables)
+        elif self._has_confirmed:
+            self._pool.expect_one_more()
+        self._has_confirmed = True
         self._load(self._accumulating(grad_accum), limit_bytes)
         trial = self._run(batch_size, steps)
         self._loaded = None

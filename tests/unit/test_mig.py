@@ -99,5 +99,7 @@ def test_a_card_has_a_twin_and_its_slices_have_none() -> None:
     assert twin_of(device("NVIDIA A100-SXM4-40GB MIG 7g.40gb", 42297786368)) is None
 
 
-def test_a_card_of_that_name_with_other_memory_is_notwin_of() -> None:
-    assert twin_of(device("NVIDIA A100-SXM4-40GB", 20 * GIB)) is None
+def test_the_twin_has_the_memory_of_the_card_not_of_the_catalogue() -> None:
+    twin = twin_of(device("NVIDIA A100-SXM4-40GB", 20 * GIB))
+    assert twin is not None
+    assert twin.memory_limit_bytes == 20 * GIB - GIB

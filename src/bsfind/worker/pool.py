@@ -71,6 +71,10 @@ class WorkerPool:
         if self._expected > 0 and self._spare is None:
             self._spare = self._start()
 
+    def expect_one_more(self) -> None:
+        """Take a worker into account that was not expected at the beginning."""
+        self._expected += 1
+
     def expect_no_more(self) -> None:
         """Start no worker early any more: the one in use will do for everything."""
         self._expected = 0
