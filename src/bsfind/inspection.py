@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from bsfind.records import DeviceInfo, ReportWarning
 
@@ -32,18 +32,7 @@ Category = Literal[
     "kept",
 ]
 
-CATEGORIES: tuple[Category, ...] = (
-    "parameters",
-    "gradients",
-    "optimizer_state",
-    "activations",
-    "outputs",
-    "weight_casts",
-    "inputs",
-    "temporaries",
-    "workspace",
-    "kept",
-)
+CATEGORIES: tuple[Category, ...] = get_args(Category)
 """In the order in which they are shown. Each allocated byte is in exactly one:
 
 * `parameters`: parameters and buffers.

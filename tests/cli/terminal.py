@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-__all__ = ["at_a_terminal"]
+__all__ = ["all_that_was_shown", "at_a_terminal"]
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,14 +27,20 @@ def at_a_terminal(*arguments: str, **environment: str) -> tuple[int, str]:
         env={**inherited, "CUDA_VISIBLE_DEVICES": "", "TERM": "xterm-256color", **environment},
     ) as process:
         os.close(follower)
-        shown = b""
-        while True:
-            try:
-                part = os.read(leader, 65536)
-            except OSError:  # Linux says EIO where the other end is closed
-                break
-            if not part:
-                break
-            shown += part
+        shown = all_that_was_shown(leader)
+    return process.returncode, shown
+
+
+def all_that_was_shown(leader: int) -> str:
+    """Read what a pseudo-terminal was sent until its other end is closed, and close this one."""
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # Linux says EIO where the other end is closed
+            break
+        if not part:
+            break
+        shown += part
     os.close(leader)
-    return process.returncode, shown.decode()
+    return shown.decode()

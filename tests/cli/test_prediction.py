@@ -16,7 +16,11 @@ import pytest
 from bsfind.report.json import schema
 from bsfind.simulation.gpu_catalogue import find_gpu
 
-pty = pytest.importorskip("pty", reason="terminals are tested where there are any")
+pytest.importorskip("pty", reason="terminals are tested where there are any")
+
+import pty
+
+from tests.cli.terminal import all_that_was_shown  # (after the check for pty)
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "tests" / "models"
@@ -207,20 +211,11 @@ def at_a_terminal(*arguments: str) -> tuple[int, str, str]:
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120", "NO_COLOR": "1"},
     )
     os.close(follower)
-    shown = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # Linux says EIO where the other end is closed
-            break
-        if not part:
-            break
-        shown += part
-    os.close(leader)
+    shown = all_that_was_shown(leader)
     assert process.stderr is not None
     errors = process.stderr.read().decode()
     process.stderr.close()
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()).replace("\r\n", "\n")
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown).replace("\r\n", "\n")
     return process.wait(timeout=60), plain, errors
 
 
