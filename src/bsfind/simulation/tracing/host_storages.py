@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
-__all__ = ["HostStorages"]
+__all__ = ["HostStorages", "is_large"]
+
+_LARGE = 32 << 20
+"""Bytes from which on a tensor of the host is one without values. Constructors read small ones
+(drop-path rates, tables of positions); what is as large as this is a weight, or as good as one."""
+
+
+def is_large(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is too large to be kept with its values."""
+    return tensor.numel() * tensor.element_size() >= _LARGE
 
 
 class HostStorages:
-    """A set of storages that lets go of the dead; false while it is empty."""
+    """A set of storages that lets go of the dead; false while it is empty.
 
-    def __init__(self) -> None:
+    Args:
+        on_death: called with `storage._cdata` when a storage of the set dies.
+
+    Attributes:
+        stand_ins: parameters that took the place of others, which could not be made meta in place.
+    """
+
+    def __init__(self, on_death: Callable[[int], None]) -> None:
         self._storages: dict[int, weakref.ref[Any]] = {}
+        self._on_death = on_death
+        self.stand_ins: MutableMapping[torch.Tensor, torch.nn.Parameter] = WeakIdKeyDictionary()
 
     def __len__(self) -> int:
         return len(self._storages)
@@ -23,9 +43,15 @@ class HostStorages:
         """Add a tensor's storage."""
         storage = tensor.untyped_storage()
         key = storage._cdata
-        storages = self._storages
+        storages, on_death = self._storages, self._on_death
+
+        def died(reference: Any) -> None:
+            if storages.get(key) is reference:
+                del storages[key]
+                on_death(key)
+
         if key not in storages:
-            storages[key] = weakref.ref(storage, lambda _: storages.pop(key, None))
+            storages[key] = weakref.ref(storage, died)
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor's storage is in the set."""

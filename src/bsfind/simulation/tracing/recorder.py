@@ -130,6 +130,10 @@ class Recorder:
         """Keep something for the reader of the result."""
         self.notes.setdefault(code, message)
 
+    def renote(self, code: str, message: str) -> None:
+        """Keep something for the reader that adds to what was kept under this code before."""
+        self.notes[code] = message
+
     # --------------------------------------- told by the tracer, for a recorder that attributes
 
     def watching(self) -> AbstractContextManager[None]:

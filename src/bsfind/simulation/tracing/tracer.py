@@ -17,7 +17,7 @@ from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
-from bsfind.simulation.tracing.building import parameters_on_meta
+from bsfind.simulation.tracing.building import Builder
 from bsfind.simulation.tracing.compiler import postpone_compiler
 from bsfind.simulation.tracing.composites import CudaComposites
 from bsfind.simulation.tracing.cuda_module import SimulatedGpu, simulated_cuda_module
@@ -34,6 +34,7 @@ from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
 from bsfind.simulation.tracing.value_operators import value_handlers
+from bsfind.units import format_bytes
 from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -106,6 +107,7 @@ class Tracer:
             },
             self._composites.kernels,
         )
+        self._builder = Builder(self._dispatcher)
         self._open = contextlib.ExitStack()
         self._load_entries: list[Entry] = []
         self._first_block = 0
@@ -165,9 +167,17 @@ class Tracer:
     def _load(self) -> None:
         """Build the model and move it to the simulated GPU."""
         try:
-            if not self._builds_without_memory():
+            why = self._failure_without_memory()
+            if why is not None:
                 self._start_over()
-                self._loaded = self._built()
+                with self._builder.in_memory(why):
+                    self._loaded = self._built()
+                self._recorder.note(
+                    "built_in_host_memory",
+                    "the model could not be built without memory for its weights, so it was built a "
+                    f"second time, in {format_bytes(self._builder.weight_bytes)} of the host's "
+                    f"memory; the prediction is the same. The reason: {why}",
+                )
         except Exception as error:
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
@@ -186,26 +196,33 @@ class Tracer:
         except (Exception, SystemExit) as error:
             raise user_error(error, doing="building the optimizer") from error
 
-    def _builds_without_memory(self) -> bool:
-        """Build the model with weights that have no memory; False: its constructor needs them."""
-        self._start_over()
-        try:
-            with parameters_on_meta(self._dispatcher):
+    def _failure_without_memory(self) -> str | None:
+        """Build the model with weights that have no memory; returns why that failed, if it did."""
+
+        def build() -> None:
+            self._start_over()
+            with self._builder.without_memory():
                 self._loaded = self._built()
+
+        try:
+            self._dispatcher.reads.run(build)
+        except UntraceableError as error:
+            return str(error)
         except TargetError:
             raise
-        except Exception:  # not kept: its frames hold the model
-            return False
-        return True
+        except Exception as error:  # not kept: its frames hold the model
+            return user_error(error, doing="building the model").message
+        return None
 
     def _built(self) -> LoadedWorkload:
         workload = self._workload
         model = build_model(workload.target, keyword_arguments(workload.model_args))
         # A module that was built when it was imported may have lost its weights to another tracer.
-        for parameter in model.parameters():
-            self._dispatcher.keep_on_host(parameter)
+        for tensor in (*model.parameters(), *model.buffers()):
+            self._dispatcher.keep_on_host(tensor)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
+        self._builder.take_memory(model)
         return LoadedWorkload(workload, self._plan, _DEVICE, model)
 
     def _start_over(self) -> None:
@@ -298,6 +315,16 @@ class Tracer:
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
+        try:
+            return self._dispatcher.reads.run(lambda: self._attempted(batch_size, steps))
+        except Exception as error:
+            raise user_error(
+                error,
+                doing=f"batch size {batch_size} in {self._plan.name}",
+                inputs=self._workload_on_gpu.last_batch,
+            ) from error
+
+    def _attempted(self, batch_size: int, steps: int) -> Sequence[Entry]:
         recorder = self._recorder
         if self._loaded is None or not recorder.rewind(self._first_block):
             # What a trial left in the model would be missing from the next.
@@ -306,12 +333,6 @@ class Tracer:
         loaded = self._workload_on_gpu
         try:
             self._run(loaded, batch_size, steps)
-        except Exception as error:
-            raise user_error(
-                error,
-                doing=f"batch size {batch_size} in {self._plan.name}",
-                inputs=loaded.last_batch,
-            ) from error
         finally:
             entries = list(recorder.entries)
             loaded.clear_gradients()
