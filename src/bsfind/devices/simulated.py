@@ -158,7 +158,10 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         known = [
             *self._allocator_warnings(),
-            *(ReportWarning(code=code, message=message) for code, message in notes.items()),
+            *(
+                ReportWarning(code=code.partition(":")[0], message=message)
+                for code, message in notes.items()
+            ),
         ]
         new = [warning for warning in known if warning not in self._told]
         self._told.extend(new)

@@ -6,6 +6,7 @@ again, with the other answer to the read before the error.
 
 from __future__ import annotations
 
+import dis
 import linecache
 import sys
 import sysconfig
@@ -27,6 +28,7 @@ _LIBRARIES = (
     *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
     str(Path(torch.__file__).parent),
 )
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _MODULE = str(Path("torch", "nn", "modules", "module.py"))
 _MAX_OTHER_ANSWERS = 16
 _MAX_NAMED = 3
@@ -48,7 +50,8 @@ class AssumedReads:
         self._note = note
         self._others: set[_Site] = set()
         self._recent: dict[_Site, None] = {}
-        self._named: dict[str, bool | int] = {}
+        self._pending: dict[str, bool | int] = {}
+        self._named: set[str] = set()
 
     def answer(self, dtype: torch.dtype, known: Range) -> bool | int | float:
         """Return the value that a read gets.
@@ -75,17 +78,24 @@ class AssumedReads:
         """Name the line that reads, unless it is a library's, or only checks."""
         if not frames or frames[0].f_code.co_filename.startswith(_LIBRARIES) or _checks(frames[0]):
             return value
-        place = f"`{Path(frames[0].f_code.co_filename).name}:{frames[0].f_lineno}`"
-        self._named[place] = value
-        places = list(self._named.items())
-        listed = ", ".join(f"{where} (taken as {answer})" for where, answer in places[:_MAX_NAMED])
-        more = f" and {len(places) - _MAX_NAMED} more" if len(places) > _MAX_NAMED else ""
-        self._note(
-            "value_assumed",
-            "the model reads values that depend on data, which a prediction does not have: "
-            f"{listed}{more}",
-        )
+        place = f"{Path(frames[0].f_code.co_filename).name}:{frames[0].f_lineno}"
+        self._pending[place] = value
         return value
+
+    def _tell(self) -> None:
+        """Name the lines that read in an attempt that succeeded."""
+        for place, value in self._pending.items():
+            if place in self._named or len(self._named) > _MAX_NAMED:
+                continue
+            self._named.add(place)
+            if len(self._named) > _MAX_NAMED:
+                self._note("value_assumed", "further lines read values that depend on data")
+            else:
+                self._note(
+                    f"value_assumed:{place}",
+                    f"`{place}` reads a value that depends on data, which a prediction does not have: "
+                    f"it is taken as {value}",
+                )
 
     def run(self, attempt: Callable[[], _Result]) -> _Result:
         """Run what reads values; where it raises, again with other answers, each tried once.
@@ -94,31 +104,24 @@ class AssumedReads:
             attempt: what to run, from its start.
 
         Raises:
-            Exception: of the first attempt, if the others do not succeed.
+            Exception: of the last attempt.
         """
         before = set(self._others)
-        first: Exception | None = None
-        for _ in range(_MAX_OTHER_ANSWERS):
+        while True:
             self._recent.clear()
+            self._pending.clear()
             try:
-                return attempt()
-            except BsfindError:
-                if first is None:
-                    raise
-                break
+                result = attempt()
             except Exception as error:
-                site = self._responsible(error)
-                if first is None:
-                    if site is None:
-                        raise
-                    first = error
-                if site is None:
-                    break
+                site = self._responsible(error) if _is_check(error) else None
+                if site is None or len(self._others) >= len(before) + _MAX_OTHER_ANSWERS:
+                    self._others = before
+                    raise
                 traceback.clear_frames(error.__traceback__)  # their tensors are those of the trial
                 self._others.add(site)
-        self._others = before
-        assert first is not None
-        raise first
+            else:
+                self._tell()
+                return result
 
     def _responsible(self, error: Exception) -> _Site | None:
         """Return the last read before an error in the same call of a module; None: there is none."""
@@ -134,6 +137,18 @@ class AssumedReads:
             if site not in self._others and any(code in raised for code, _ in site):
                 return site
         return None
+
+
+def _is_check(error: Exception) -> bool:
+    """Tell whether Python code raised an error by itself, or computed with the value that it read."""
+    if isinstance(error, BsfindError):
+        return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return isinstance(error, (ArithmeticError, ValueError)) or (
+        trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISE
+    )
 
 
 def _frames() -> Iterator[FrameType]:

@@ -65,6 +65,7 @@ class GpuDisguise(TorchFunctionMode):
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
             tensor.numpy: lambda args, kwargs: self._read(args[0]).numpy(**kwargs),
             tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
+            tensor.__format__: self._format,
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
             torch._C._nn._parse_to: self._parse_to,
@@ -132,6 +133,12 @@ class GpuDisguise(TorchFunctionMode):
 
     def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def _format(args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
+        """Write a tensor of one value as its number, which torch does not do for meta tensors."""
+        tensor, form = args
+        return format(tensor.item() if tensor.dim() == 0 else str(tensor), form)
 
     # ------------------------------------------------------------------------------ moving
 

@@ -103,7 +103,7 @@ class Dispatcher:
     ) -> None:
         self.recorder = recorder
         self.values = Values()
-        self.reads = AssumedReads(recorder.renote)
+        self.reads = AssumedReads(recorder.note)
         self.gpu = gpu
         self.host = HostStorages(self.values.forget_storage)
         self.host_operators = HostOperators(self)

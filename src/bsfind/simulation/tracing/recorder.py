@@ -127,12 +127,8 @@ class Recorder:
         self.entries.append((MARK, name))
 
     def note(self, code: str, message: str) -> None:
-        """Keep something for the reader of the result."""
+        """Keep something for the reader of the result, once for each code (`code` or `code:what`)."""
         self.notes.setdefault(code, message)
-
-    def renote(self, code: str, message: str) -> None:
-        """Keep something for the reader that adds to what was kept under this code before."""
-        self.notes[code] = message
 
     # --------------------------------------- told by the tracer, for a recorder that attributes
 

@@ -252,7 +252,7 @@ class Tracer:
 
     @property
     def notes(self) -> dict[str, str]:
-        """What the reader of the result must know, by code."""
+        """What the reader of the result must know, by `code` or `code:what`."""
         return dict(self._recorder.notes)
 
     @property

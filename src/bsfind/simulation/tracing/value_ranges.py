@@ -66,6 +66,9 @@ class Ranges:
         self._values_of = values_of
         self._ranges: dict[int, Range] = {}
 
+    def __len__(self) -> int:
+        return len(self._ranges)
+
     def forget_storage(self, key: int) -> None:
         """Drop what is known of a storage."""
         self._ranges.pop(key, None)
@@ -91,6 +94,11 @@ class Ranges:
         if values.numel() and not values.is_complex():
             self.set(tensor, _range_of(values))
 
+    @staticmethod
+    def has_rule(name: str, *, is_in_place: bool) -> bool:
+        """Tell whether anything follows for the results of an operator."""
+        return _rule_name(name, is_in_place=is_in_place) in _RULES
+
     def follow(
         self,
         name: str,
@@ -108,10 +116,8 @@ class Ranges:
             outputs: its new tensors without known values, flattened; None for the others.
             mutated: tensors without known values that it wrote to.
         """
-        rule = _RULES.get(name[6:].rstrip("_") if mutated else name[6:])
+        rule = _RULES.get(_rule_name(name, is_in_place=bool(mutated)))
         if rule is None:
-            for tensor in mutated:
-                self.forget_storage(tensor.untyped_storage()._cdata)
             return
         answer = rule(self, args, kwargs)
         several = answer if isinstance(answer, list) else [answer]
@@ -128,7 +134,15 @@ class Ranges:
                 self._ranges[storage._cdata] = _union(before, known)
 
 
+def _rule_name(name: str, *, is_in_place: bool) -> str:
+    bare = name.removeprefix("aten::")
+    return bare.removesuffix("_") if is_in_place else bare
+
+
 def _range_of(values: torch.Tensor) -> Range:
+    stored = values.untyped_storage()
+    if values.numel() * values.element_size() > stored.nbytes():  # expanded
+        values = torch.empty(0, dtype=values.dtype).set_(stored)
     low, high = values.aminmax() if values.dtype != torch.bool else (values.all(), values.any())
     return Range(low.item(), high.item())
 

@@ -120,6 +120,11 @@ class Values:
         if name in _LEAVES_HEALTHY:
             return
         self._follow_twins(op, name, args, kwargs, outputs, mutated)
+        if not self.ranges.has_rule(name, is_in_place=bool(mutated)):
+            if self.ranges:
+                for tensor in mutated:
+                    self.ranges.forget_storage(tensor.untyped_storage()._cdata)
+            return
         unknown = [None if t is None or self._has_twin(t) else t for t in outputs]
         written = [tensor for tensor in mutated if not self._has_twin(tensor)]
         self.follow_ranges(name, args, kwargs, unknown, written)
