@@ -32,6 +32,7 @@ from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_traceback import user_error
 
 if TYPE_CHECKING:
+    from bsfind.simulation.fixed_memory import FixedMemory
     from bsfind.simulation.tracing.cuda_module import SimulatedGpu
     from bsfind.simulation.tracing.program import Program, Replayed
     from bsfind.simulation.tracing.tracer import Tracer
@@ -75,6 +76,8 @@ class SimulatedDevice:
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None
         self._precision = ""
+        self._fixed: FixedMemory | None = None
+        self._model_bytes = 0
         self._asked: set[int] = set()
         self._traced_steps: int | None = None
         self._told: list[ReportWarning] = []
@@ -104,6 +107,7 @@ class SimulatedDevice:
             self._tracer.close()
             self._tracer = None
         self._limit_bytes = self._memory_limit
+        self._fixed = None
         self._asked.clear()
         self._traced_steps = None
         self._precision = precision
@@ -116,11 +120,13 @@ class SimulatedDevice:
         try:
             tracer.model_program().load(allocator)
         except SimulatedOutOfMemoryError as error:
-            raise DoesNotFit(str(error)) from error
+            fixed = self._fixed_memory()
+            raise DoesNotFit(fixed.against(self._capacity_bytes)) from error
+        self._model_bytes = allocator.allocated_bytes
         return ModelInfo(
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
-            model_bytes=allocator.allocated_bytes,
+            model_bytes=self._model_bytes,
             kind=tracer.kind,
         )
 
@@ -216,7 +222,7 @@ class SimulatedDevice:
                 batch_size=batch_size,
                 status="oom",
                 num_alloc_retries=allocator.num_alloc_retries,
-                message=str(error),
+                message=self._why_out_of_memory(error, batch_size),
             )
         return Trial(
             batch_size=batch_size,
@@ -232,6 +238,24 @@ class SimulatedDevice:
             steps=steps,
             message=leak_message(leak) if leak else None,
         )
+
+    def _fixed_memory(self) -> FixedMemory:
+        assert self._tracer is not None
+        if self._fixed is None:
+            self._fixed = self._tracer.fixed_memory()
+        return self._fixed
+
+    def _why_out_of_memory(self, error: SimulatedOutOfMemoryError, batch_size: int) -> str:
+        """Return the reason, with what the step takes at any batch size if no other is smaller."""
+        # Gradients and the state of most optimizers are three times the model.
+        is_fixed_too_large = 4 * self._model_bytes > self._capacity_bytes
+        if batch_size > 1 and not is_fixed_too_large:
+            return str(error)
+        return f"{error}; at any batch size: {self._fixed_memory().against(self._capacity_bytes)}"
+
+    @property
+    def _capacity_bytes(self) -> int:
+        return min(self._free_bytes, self._limit_bytes or self._free_bytes)
 
     def _program(self, batch_size: int, steps: int, *, exact: bool) -> Program:
         assert self._tracer is not None

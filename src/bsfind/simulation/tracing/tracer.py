@@ -14,6 +14,7 @@ from bsfind.errors import InternalError, TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import ModelKind
 from bsfind.settings import Workload
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
@@ -244,6 +245,40 @@ class Tracer:
     def optimizer(self) -> str | None:
         """Class of the optimizer; None in inference."""
         return self._optimizer
+
+    def fixed_memory(self) -> FixedMemory:
+        """Return what the step takes at any batch size. No trial may be going on."""
+        model = self._workload_on_gpu.model
+        parameters = list(model.parameters())
+        nbytes = sum(tensor.nbytes for tensor in (*parameters, *model.buffers()))
+        if self._workload.mode != "train":
+            return FixedMemory(parameter_bytes=nbytes)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        try:
+            return FixedMemory(
+                parameter_bytes=nbytes,
+                gradient_bytes=sum(parameter.nbytes for parameter in trained),
+                optimizer_bytes=self._optimizer_bytes(trained),
+                optimizer=self._optimizer,
+            )
+        finally:
+            self._workload_on_gpu.clear_gradients()
+            gc.collect()
+            self._recorder.rewind(self._first_block)
+
+    def _optimizer_bytes(self, trained: Sequence[torch.nn.Parameter]) -> int | None:
+        """Return the size of the optimizer's state after a step; None: it takes no such step."""
+        try:
+            optimizer = self._workload_on_gpu.make_optimizer()
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+        except Exception:  # it needs a closure, or gradients of its own
+            return None
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(
+            value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_cuda
+        )
 
     @property
     def kind(self) -> ModelKind:
