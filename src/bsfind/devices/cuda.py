@@ -16,7 +16,7 @@ from bsfind.devices.memory_history import MemoryHistory
 from bsfind.errors import BsfindError, UsageError
 from bsfind.memory_watch import MemoryLeft
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.stability import leak_message, steady_retries
@@ -131,6 +131,7 @@ class CudaDevice:
         if loaded.workload.mode == "train":
             optimizer = type(loaded.make_optimizer()).__name__
         return ModelInfo(
+            class_name=type(loaded.model).__name__,
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
@@ -143,6 +144,11 @@ class CudaDevice:
 
     def take_warnings(self) -> list[ReportWarning]:
         """Return nothing: what was measured needs no caveat (see `base.Device.take_warnings`)."""
+        return []
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Return what was chosen for the steps (see `base.Device.assumptions`)."""
         return []
 
     @property

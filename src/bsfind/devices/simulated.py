@@ -14,7 +14,7 @@ import torch
 from bsfind.devices.base import DoesNotFit
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, Leak, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, Leak, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -118,6 +118,7 @@ class SimulatedDevice:
         except SimulatedOutOfMemoryError as error:
             raise DoesNotFit(str(error)) from error
         return ModelInfo(
+            class_name=tracer.class_name,
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=allocator.allocated_bytes,
@@ -175,6 +176,11 @@ class SimulatedDevice:
                 hint="they come from the environment (PYTORCH_ALLOC_CONF and the like)",
             )
         ]
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Return what was chosen for the steps (see `base.Device.assumptions`)."""
+        return []
 
     @property
     def is_clean(self) -> bool:
