@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
@@ -27,6 +26,7 @@ from bsfind.workload import lightning
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
+from bsfind.workload.model_kind import CONVOLUTIONS
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
@@ -111,7 +111,7 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, _ConvNd) for module in self.model.modules())
+        return any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
@@ -162,11 +162,10 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
         wanted = formats.get(tensor.dim())
-        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
-
-    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+        if wanted is not None:
+            tensor.data = tensor.data.contiguous(memory_format=wanted)
     return model
 
 

@@ -19,6 +19,10 @@ from bsfind.simulation.tracing import (
     recurrent_outputs,
 )
 from bsfind.simulation.tracing.overriding import override
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+    unload,
+)
 
 __all__ = ["CudaComposites"]
 
@@ -68,7 +72,7 @@ class CudaComposites:
         flatten = layers.flatten_parameters
 
         def flatten_parameters(module: torch.nn.RNNBase) -> None:
-            with torch._C.DisableTorchFunction():
+            with TorchFunctionOff():
                 recurrent.flatten_parameters(module, is_on_gpu)
 
         kernels = [
@@ -85,4 +89,4 @@ class CudaComposites:
             yield
         finally:
             layers.flatten_parameters = flatten
-            library._destroy()  # type: ignore[no-untyped-call]
+            unload(library)

@@ -23,12 +23,19 @@ from bsfind.simulation.tracing.calls import call_of, flat_tensors
 from bsfind.simulation.tracing.host_storages import HostStorages
 from bsfind.simulation.tracing.known_calls import KnownCall, key_of
 from bsfind.simulation.tracing.recorder import Recorder
+from bsfind.simulation.tracing.torch_private import (
+    COMPOSITE_IMPLICIT,
+    FAKE,
+    META,
+    TorchFunctionOff,
+    include_key,
+    schema_of,
+    unload,
+    without_fake,
+)
 from bsfind.simulation.tracing.values import Values
 
 __all__ = ["Dispatcher", "Handler", "OperatorFacts", "untraceable"]
-
-_KEY: Any = torch._C._parse_dispatch_key("Fake")
-_KEYS = torch._C.DispatchKeySet(_KEY)
 
 _VIEWS = (
     *("detach", "view", "t", "transpose.int", "permute", "expand", "slice.Tensor", "select.int"),
@@ -64,7 +71,7 @@ class OperatorFacts:
     @property
     def is_silent(self) -> bool:
         """Whether it returns nothing, like `_fused_sgd_`: without data it has nothing to do."""
-        return bool(self.mutated) and not self.op._schema.returns
+        return bool(self.mutated) and not schema_of(self.op).returns
 
     @property
     def label(self) -> str:
@@ -117,13 +124,13 @@ class Dispatcher:
         for name in _VIEWS:
             with contextlib.suppress(RuntimeError):  # not in every version of torch
                 aten.impl(name, torch.library.fallthrough_kernel, "Fake")  # type: ignore[no-untyped-call]
-        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+        include_key(FAKE, True)
         try:
             yield
         finally:
-            torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
-            aten._destroy()  # type: ignore[no-untyped-call]
-            every._destroy()  # type: ignore[no-untyped-call]
+            include_key(FAKE, False)
+            unload(aten)
+            unload(every)
 
     @contextlib.contextmanager
     def moving_to_gpu(self) -> Iterator[None]:
@@ -137,7 +144,7 @@ class Dispatcher:
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
         """What is made inside is not recorded here: the caller does it."""
-        with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+        with without_fake():
             yield
 
     def as_host_meta(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -153,7 +160,7 @@ class Dispatcher:
 
     def keep_on_host(self, tensor: torch.Tensor) -> None:
         """Count a meta tensor that this dispatcher has not seen as one in the host's memory."""
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if tensor.is_meta and not self.recorder.knows(tensor.untyped_storage()):
                 self.host.add(tensor)
 
@@ -169,7 +176,7 @@ class Dispatcher:
         facts = self._facts.get(op)
         if facts is None:
             facts = self._facts[op] = self._facts_of(op)
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if facts.composite is not None:
                 return facts.composite(*args, **kwargs)
             if facts.handler is not None:
@@ -177,7 +184,7 @@ class Dispatcher:
             return self.run(facts, args, kwargs)
 
     def _facts_of(self, op: Any) -> OperatorFacts:
-        schema = op._schema
+        schema = schema_of(op)
         name, overload = schema.name, schema.overload_name or "default"
         handler = self._handlers.get(f"{name}.{overload}") or self._handlers.get(name)
         mutated = tuple(
@@ -204,12 +211,11 @@ class Dispatcher:
 
         Composite operators do so in inference mode, where tensors have no autograd key.
         """
-        keys = torch._C.DispatchKey
-        if not op.has_kernel_for_dispatch_key(keys.CompositeImplicitAutograd):
+        if not op.has_kernel_for_dispatch_key(COMPOSITE_IMPLICIT):
             return None
         bare = name.removeprefix("aten::")
         own = self._composites.get(bare if overload == "default" else f"{bare}.{overload}")
-        if own is not None or op.has_kernel_for_dispatch_key(keys.Meta):
+        if own is not None or op.has_kernel_for_dispatch_key(META):
             return own
         return op.decompose  # type: ignore[no-any-return]
 
@@ -232,7 +238,7 @@ class Dispatcher:
         key = key_of(facts.op, args, kwargs) if facts.is_repeatable else None
         known = self._known.get(key) if key is not None else None
         if known is not None:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            with without_fake():
                 out = known.answer(args)
         else:
             out = self.compute(facts, args, kwargs)
@@ -253,7 +259,7 @@ class Dispatcher:
             UntraceableError: it has none.
         """
         try:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            with without_fake():
                 return facts.op(*args, **kwargs)
         except NotImplementedError as error:
             if facts.is_silent:
@@ -297,7 +303,7 @@ class Dispatcher:
         fresh: list[torch.Tensor | None] = metas
         if facts.is_aliasing:
             fresh = [None] * len(metas)
-        with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+        with without_fake():
             self.values.follow(facts.op, facts.name, args, kwargs, fresh, mutated)
 
     def _stays_on_host(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -33,6 +33,7 @@ from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
 from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
@@ -84,6 +85,7 @@ class Tracer:
             name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
         )
         postpone_compiler()
+        check_torch()
         load_rules()
         self._sums = GradientSums()
         self._recorder = recorder or Recorder()
