@@ -23,6 +23,7 @@ from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
@@ -129,6 +130,7 @@ class LoadedWorkload:
         """Return the loss between the model's output and the (synthetic) targets."""
         return make_loss(self.workload.loss)
 
+    @stands_for_torch
     def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """Run the forward pass and the loss, inside autocast if the precision has it.
 
@@ -144,6 +146,7 @@ class LoadedWorkload:
                 value = loss(self._callable(*batch.args, **batch.kwargs))
         return _checked_loss(value)
 
+    @stands_for_torch
     def infer(self, batch: Batch) -> Any:
         """Run the forward pass alone and return the output."""
         with self.plan.autocast(self.device):

@@ -24,6 +24,7 @@ from bsfind.simulation.tracing.torch_private import (
     is_math_attention_enabled,
     sdp_priorities,
 )
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["HALVES", "AttentionBackend", "AttentionQuestion", "choose_attention"]
 
@@ -81,6 +82,7 @@ class AttentionQuestion:
         return dtypes.pop() if len(dtypes) == 1 else None
 
 
+@stands_for_torch
 def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionBackend:
     """Return the first backend in order of priority that can run (`select_sdp_backend`).
 

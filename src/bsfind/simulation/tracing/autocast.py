@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from bsfind.simulation.tracing import autocast_lists
-from bsfind.simulation.tracing.overriding import override
+from bsfind.simulation.tracing.overriding import operator_named, override
 from bsfind.simulation.tracing.torch_private import (
     AUTOCAST_CUDA,
     AUTOCAST_CUDA_KEYS,
@@ -87,7 +87,7 @@ class AutocastCuda:
             warnings.simplefilter("ignore")  # torch warns of each kernel that it replaces
             for key, make in zip(_LISTS, makers, strict=True):
                 for name in lists[key]:
-                    op = _overload(name)
+                    op = operator_named(name)
                     if op is not None:
                         override(library, name, make(op), "AutocastCUDA")
             for name in ("norm.Scalar", "norm.ScalarOpt_dim"):
@@ -177,7 +177,7 @@ class AutocastCuda:
         return kernel
 
     def _norm(self, name: str) -> Callable[..., Any]:
-        op = _overload(name)
+        op = operator_named(name)
         with_dtype = torch.ops.aten.norm.ScalarOpt_dtype
         with_dim_dtype = torch.ops.aten.norm.ScalarOpt_dim_dtype
 
@@ -233,11 +233,3 @@ def _eligible(values: Any) -> Iterator[torch.Tensor]:
             yield from _eligible(value)
         elif _is_eligible(value):
             yield value
-
-
-def _overload(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    try:
-        return getattr(getattr(torch.ops.aten, packet), overload or "default")
-    except AttributeError:
-        return None

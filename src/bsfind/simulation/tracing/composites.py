@@ -18,7 +18,8 @@ from bsfind.simulation.tracing import (
     recurrent,
     recurrent_outputs,
 )
-from bsfind.simulation.tracing.overriding import override
+from bsfind.simulation.tracing.overriding import operator_named, override
+from bsfind.simulation.tracing.refusals import refusing
 from bsfind.simulation.tracing.torch_private import (
     TorchFunctionOff,
     unload,
@@ -76,7 +77,10 @@ class CudaComposites:
                 recurrent.flatten_parameters(module, is_on_gpu)
 
         kernels = [
-            *((name, kernel, "AutogradMeta") for name, kernel in self.kernels.items()),
+            *(
+                (name, refusing(operator_named(name), kernel), "AutogradMeta")
+                for name, kernel in self.kernels.items()
+            ),
             *((name, kernel, "Meta") for name, kernel in self._meta_kernels.items()),
             ("_cudnn_rnn", recurrent.autocast_kernel, "AutocastCUDA"),
         ]

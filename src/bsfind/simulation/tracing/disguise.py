@@ -22,6 +22,7 @@ from bsfind.simulation.tracing.torch_private import (
     parse_to,
     replace_backward_engine,
 )
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["GpuDisguise"]
 
@@ -65,7 +66,7 @@ class GpuDisguise(TorchFunctionMode):
             tensor.cpu: self._cpu,
             tensor.type: self._type,
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
-            tensor.numpy: lambda args, kwargs: self._read(args[0]).numpy(**kwargs),
+            tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
             tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
@@ -75,6 +76,7 @@ class GpuDisguise(TorchFunctionMode):
             torch.asarray: lambda args, kwargs: self._made_on_host(torch.asarray, args, kwargs),
         }
 
+    @stands_for_torch
     def __torch_function__(
         self,
         func: Any,
@@ -125,6 +127,7 @@ class GpuDisguise(TorchFunctionMode):
         with TorchFunctionOff():
             return tensor.to("cpu") if tensor.is_meta else tensor
 
+    @stands_for_torch
     def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
@@ -157,7 +160,7 @@ class GpuDisguise(TorchFunctionMode):
                 rest = [value for value in args[1:] if not _names_host(value)]
                 others = {n: v for n, v in kwargs.items() if not (n == "device" and _names_host(v))}
                 return tensor.to(*rest, **others) if rest or others else tensor
-            return tensor.to(*args[1:], **kwargs)
+            return _handed_on(tensor.to, args[1:], kwargs)
 
     def _moved(
         self,
@@ -179,6 +182,7 @@ class GpuDisguise(TorchFunctionMode):
                 return tensor.to(wanted, copy=True, memory_format=kept)
 
     @staticmethod
+    @stands_for_torch
     def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
         with TorchFunctionOff():
@@ -190,6 +194,7 @@ class GpuDisguise(TorchFunctionMode):
     def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._to_elsewhere((args[0], "cpu"), kwargs)
 
+    @stands_for_torch
     def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
@@ -202,6 +207,7 @@ class GpuDisguise(TorchFunctionMode):
             return self._moved(tensor, dtype=wanted.dtype)
         return tensor.type(wanted)
 
+    @stands_for_torch
     def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensor, data = args
         with TorchFunctionOff():
@@ -209,6 +215,7 @@ class GpuDisguise(TorchFunctionMode):
                 data = self._dispatcher.as_host_meta(data)
             tensor.data = data
 
+    @stands_for_torch
     def _set_item(self, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         """Assign to a part of a tensor: a number comes from the host, as for CUDA.
 
@@ -222,6 +229,7 @@ class GpuDisguise(TorchFunctionMode):
 
     # ------------------------------------------------------------------------------ making
 
+    @stands_for_torch
     def _made_on_host(
         self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -237,6 +245,7 @@ class GpuDisguise(TorchFunctionMode):
         moved = self._moved(made)
         return moved.requires_grad_() if requires_grad else moved
 
+    @stands_for_torch
     def _new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the old `Tensor.new`, which does not know sparse tensors of the meta device."""
         like, *rest = args
@@ -244,12 +253,19 @@ class GpuDisguise(TorchFunctionMode):
             return torch.sparse_coo_tensor(*rest, check_invariants=False)
         return like.new(*rest, **kwargs)
 
+    @stands_for_torch
     def _new_tensor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor, data = args[0], args[1]
         device = kwargs.pop("device", None) or self._device(tensor)
         with TorchFunctionOff():
             kwargs.setdefault("dtype", tensor.dtype)
         return self._made_on_host(torch.tensor, (data,), {**kwargs, "device": device})
+
+
+@stands_for_torch
+def _handed_on(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of torch as the user's code did."""
+    return function(*args, **kwargs)
 
 
 def _names_host(value: Any) -> bool:

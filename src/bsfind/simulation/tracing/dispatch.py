@@ -23,6 +23,7 @@ from bsfind.simulation.tracing.calls import call_of, flat_tensors
 from bsfind.simulation.tracing.host_storages import HostStorages
 from bsfind.simulation.tracing.known_calls import KnownCall, key_of
 from bsfind.simulation.tracing.recorder import Recorder
+from bsfind.simulation.tracing.refusals import raise_refusal
 from bsfind.simulation.tracing.torch_private import (
     COMPOSITE_IMPLICIT,
     FAKE,
@@ -34,6 +35,7 @@ from bsfind.simulation.tracing.torch_private import (
     without_fake,
 )
 from bsfind.simulation.tracing.values import Values
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["Dispatcher", "Handler", "OperatorFacts", "untraceable"]
 
@@ -172,16 +174,20 @@ class Dispatcher:
         """Tell whether the values of a tensor are known."""
         return not tensor.is_meta or self.values.of(tensor) is not None
 
+    @stands_for_torch
     def _caught(self, op: Any, *args: Any, **kwargs: Any) -> Any:
         facts = self._facts.get(op)
         if facts is None:
             facts = self._facts[op] = self._facts_of(op)
         with TorchFunctionOff():
-            if facts.composite is not None:
-                return facts.composite(*args, **kwargs)
-            if facts.handler is not None:
-                return facts.handler(self, facts, args, kwargs)
-            return self.run(facts, args, kwargs)
+            try:
+                if facts.composite is not None:
+                    return facts.composite(*args, **kwargs)
+                if facts.handler is not None:
+                    return facts.handler(self, facts, args, kwargs)
+                return self.run(facts, args, kwargs)
+            except Exception as error:
+                raise_refusal(op, args, kwargs, error)
 
     def _facts_of(self, op: Any) -> OperatorFacts:
         schema = schema_of(op)
@@ -252,6 +258,7 @@ class Dispatcher:
         self.record(facts, args, kwargs, out, known)
         return out
 
+    @stands_for_torch
     def compute(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator's meta kernel, which one that only writes to arguments can do without.
 

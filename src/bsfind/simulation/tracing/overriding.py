@@ -9,7 +9,7 @@ import torch
 
 from bsfind.simulation.tracing.torch_private import known_implementations, own_implementations
 
-__all__ = ["override"]
+__all__ = ["operator_named", "override"]
 
 
 def override(
@@ -35,3 +35,12 @@ def override(
     if was_known:
         # The first kernel stays when the library goes.
         own_implementations(library).discard(registered)
+
+
+def operator_named(name: str) -> Any:
+    """Return the operator of `name` or `name.overload`; None: this torch does not have it."""
+    packet, _, overload = name.partition(".")
+    try:
+        return getattr(getattr(torch.ops.aten, packet), overload or "default")
+    except AttributeError:
+        return None

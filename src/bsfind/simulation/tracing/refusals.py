@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -28,7 +28,7 @@ _REFUSED = "_bsfind_refused"
 @stands_for_torch
 def raise_refusal(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
-) -> None:
+) -> NoReturn:
     """Raise what the failure of an operator means for the user.
 
     Args:
