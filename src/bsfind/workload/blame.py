@@ -17,7 +17,14 @@ from typing import Literal, TypeVar
 
 import torch
 
-__all__ = ["is_bsfinds_own", "is_user_frame", "stands_for_torch", "user_line"]
+__all__ = [
+    "is_bsfinds_own",
+    "is_raised_by_user",
+    "is_said_for_torch",
+    "is_user_frame",
+    "stands_for_torch",
+    "user_line",
+]
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = f"{_PACKAGE}/"
@@ -97,15 +104,32 @@ def is_bsfinds_own(error: BaseException) -> bool:
     return False
 
 
+def is_raised_by_user(error: BaseException) -> bool:
+    """Tell whether a frame of the user's code, or of a library's, raised an exception."""
+    owners = _owners(error.__traceback__)
+    return bool(owners) and owners[0] == "user"
+
+
+def is_said_for_torch(error: BaseException) -> bool:
+    """Tell whether a function marked with `stands_for_torch` raised an exception by itself."""
+    owners = _owners(error.__traceback__)
+    return bool(owners) and owners[0] == "handed on" and _is_raised(error)
+
+
 def _is_from_cpp(error: BaseException) -> bool:
-    """Tell whether an error came out of torch's C++, which has no frames, rather than of a `raise`."""
+    """Tell whether an error came out of torch's C++, which has no frames."""
+    return isinstance(error, RuntimeError) and not _is_raised(error)
+
+
+def _is_raised(error: BaseException) -> bool:
+    """Tell whether a `raise` raised an exception, rather than a call of a function in C."""
     trace = error.__traceback__
-    if trace is None or not isinstance(error, RuntimeError):
+    if trace is None:
         return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     instruction = trace.tb_frame.f_code.co_code[trace.tb_lasti]
-    return dis.opname[instruction] not in ("RAISE_VARARGS", "RERAISE")
+    return dis.opname[instruction] == "RAISE_VARARGS"
 
 
 def is_user_frame(code: CodeType) -> bool:

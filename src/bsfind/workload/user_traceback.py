@@ -49,7 +49,7 @@ def user_traceback(error: BaseException) -> str:
     if len(lines) > _MAX_LINES:
         cut = len(lines) - _MAX_LINES
         lines = [*lines[: _MAX_LINES // 3], f"  … {cut} lines …", *lines[-_MAX_LINES * 2 // 3 :]]
-    return "\n".join(lines)
+    return _as_on_cuda("\n".join(lines))
 
 
 def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
@@ -80,13 +80,18 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
             detail=user_traceback(error),
             hint="such code cannot be predicted: `--device cuda` measures, on a machine with a GPU",
         )
-    said = str(error).strip().splitlines()
+    said = _as_on_cuda(str(error)).strip().splitlines()
     what = f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
     hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""
     return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+def _as_on_cuda(text: str) -> str:
+    """Return a text of PyTorch's with the types of tensors that it names on a GPU."""
+    return re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
 
 
 def _where(trace: TracebackType | None) -> str | None:

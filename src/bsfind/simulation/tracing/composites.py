@@ -15,6 +15,7 @@ from bsfind.simulation.tracing import (
     backward_choice,
     batch_norm_choice,
     composite_choice,
+    grouped_products,
     recurrent,
     recurrent_outputs,
 )
@@ -52,6 +53,7 @@ class CudaComposites:
             **attention_choice.meta_kernels(gpu),
             **batch_norm_choice.meta_kernels(gpu),
             **composite_choice.meta_kernels(gpu),
+            **grouped_products.meta_kernels(),
             **recurrent_outputs.meta_kernels(gpu),
         }
 

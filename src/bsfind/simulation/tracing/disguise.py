@@ -101,6 +101,7 @@ class GpuDisguise(TorchFunctionMode):
         be the user's: `torch.autograd.Function`, hooks, recomputed activations.
         """
 
+        @stands_for_torch
         def disguised(*args: Any, **kwargs: Any) -> Any:
             with self:
                 return backward_engine(*args, **kwargs)

@@ -15,7 +15,13 @@ import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
 from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fake
-from bsfind.workload.blame import is_bsfinds_own, stands_for_torch, user_line
+from bsfind.workload.blame import (
+    is_bsfinds_own,
+    is_raised_by_user,
+    is_said_for_torch,
+    stands_for_torch,
+    user_line,
+)
 
 __all__ = ["raise_refusal", "refusing"]
 
@@ -42,7 +48,9 @@ def raise_refusal(
         InternalError: the call is sound, and bsfind failed to trace it.
         Exception: what PyTorch raises for this call.
     """
-    if isinstance(error, BsfindError):
+    if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
+        raise error
+    if is_said_for_torch(error) and not hasattr(error, _REFUSED):
         raise error
     own = _refusal_by_cpu(op, args, kwargs)
     if own is not None:
