@@ -114,17 +114,15 @@ class AttributingRecorder(Recorder):
         super().called(rule, call, outputs, operator)
         self._calls[len(self.entries) - 1] = birth
 
-    def rewind(self, count: int) -> bool:
+    def rewind(self, count: int) -> None:
         """Start again (see `Recorder.rewind`)."""
-        if not super().rewind(count):
-            return False
+        super().rewind(count)
         for known in (self._births, self._roles):
             for block in [block for block in known if block >= count]:
                 del known[block]
         self._calls.clear()
         self._is_recomputing = False
         self._origin = "setup" if count else "load"
-        return True
 
     def mark(self, name: str) -> None:
         """Record a point of the step."""

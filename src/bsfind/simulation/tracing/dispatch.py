@@ -21,6 +21,7 @@ from bsfind.errors import UntraceableError
 from bsfind.simulation.operators.call import CudaTarget, Rule, rule_for
 from bsfind.simulation.tracing.calls import call_of, flat_tensors
 from bsfind.simulation.tracing.host_storages import HostStorages
+from bsfind.simulation.tracing.kept import KEPT
 from bsfind.simulation.tracing.known_calls import KnownCall, key_of
 from bsfind.simulation.tracing.recorder import Recorder
 from bsfind.simulation.tracing.refusals import raise_refusal
@@ -115,6 +116,7 @@ class Dispatcher:
         self._facts: dict[Any, OperatorFacts] = {}
         self._known: dict[tuple[Any, ...], KnownCall] = {}
         self._moving = 0
+        self._met: set[int] = set()  # blocks of what the user's code had kept before
         recorder.when_a_storage_dies(self.values.forget_storage)
 
     @contextlib.contextmanager
@@ -133,6 +135,36 @@ class Dispatcher:
             include_key(FAKE, False)
             unload(aten)
             unload(every)
+
+    def rewind(self, count: int, *, keeping: bool = False) -> bool:
+        """Forget what happened since block `count`, to trace something else.
+
+        Args:
+            count: blocks from here on belong to what was traced.
+            keeping: what is left of those is kept by the user's code, outside of the model.
+
+        Returns:
+            Whether nothing was left, or only what the user's code keeps; if not, nothing happens.
+        """
+        left = self.recorder.born_since(count)
+        if not keeping and any(block not in self._met for block, _ in left):
+            return False
+        for _, storage in left:
+            KEPT.add(storage, self.values.take(storage))
+        self._met.clear()
+        self.recorder.rewind(count)
+        return True
+
+    def _meet(self, value: Any) -> None:
+        """Count what the user's code had kept as allocated now."""
+        for tensor in flat_tensors(value):
+            if tensor is None or not tensor.is_meta or tensor.layout is not torch.strided:
+                continue
+            storage = tensor.untyped_storage()
+            if KEPT.has(storage):
+                self._met.add(self.recorder.count)
+                self.values.give(storage, KEPT.take(storage))
+                self.recorder.born(tensor, "kept by the user's code")
 
     @contextlib.contextmanager
     def moving_to_gpu(self) -> Iterator[None]:
@@ -164,6 +196,7 @@ class Dispatcher:
         """Count a meta tensor that this dispatcher has not seen as one in the host's memory."""
         with TorchFunctionOff():
             if tensor.is_meta and not self.recorder.knows(tensor.untyped_storage()):
+                KEPT.take(tensor.untyped_storage())
                 self.host.add(tensor)
 
     def is_on_gpu(self, tensor: torch.Tensor) -> bool:
@@ -181,6 +214,9 @@ class Dispatcher:
             facts = self._facts[op] = self._facts_of(op)
         with TorchFunctionOff():
             try:
+                if KEPT:
+                    for value in (*args, *kwargs.values()):
+                        self._meet(value)
                 if facts.composite is not None:
                     return facts.composite(*args, **kwargs)
                 if facts.handler is not None:

@@ -110,18 +110,26 @@ class Recorder:
                 blocks.append((block, output.untyped_storage().nbytes()))
         self.entries.append((CALL, rule, call, tuple(blocks), self.thread, operator))
 
-    def rewind(self, count: int) -> bool:
+    def born_since(self, count: int) -> list[tuple[int, Any]]:
+        """Return (block, storage) of all storages alive that were born as block `count` or later."""
+        alive = [
+            (block, reference())
+            for block, reference, _ in self._storages.values()
+            if block >= count
+        ]
+        return [(block, storage) for block, storage in alive if storage is not None]
+
+    def rewind(self, count: int) -> None:
         """Start a new list of entries, with blocks numbered from `count` on.
 
-        Returns:
-            Whether all storages born later are dead; if not, nothing happens.
+        Storages that were born later and are alive are forgotten.
         """
-        if any(block >= count for block, _, _ in self._storages.values()):
-            return False
+        later = [key for key, (block, _, _) in self._storages.items() if block >= count]
+        for key in later:
+            del self._storages[key]
         self._count = count
         self._birth_node.clear()
         self.entries = []
-        return True
 
     @property
     def count(self) -> int:

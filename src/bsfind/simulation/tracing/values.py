@@ -58,6 +58,15 @@ class Values:
         """Drop a storage's twin, if it has one."""
         self._twins.pop(key, None)
 
+    def take(self, storage: Any) -> torch.Tensor | None:
+        """Remove a storage's twin, if it has one, and return it."""
+        return self._twins.pop(address_of(storage), None)
+
+    def give(self, storage: Any, twin: torch.Tensor | None) -> None:
+        """Put back what `take` returned."""
+        if twin is not None:
+            self._twins[address_of(storage)] = twin
+
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return the values of a tensor on the simulated GPU; None where they are not known."""
         if not self._twins or tensor.layout is not torch.strided:
