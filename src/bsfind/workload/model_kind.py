@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.records import ModelKind
 
-__all__ = ["kind_of"]
+__all__ = ["CONVOLUTIONS", "kind_of"]
+
+CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 # MultiheadAttention, BertSelfAttention, GPT2Attention, ShiftedWindowAttention, CLIPAttention, Attn …
 _ATTENTION = re.compile(r"att(entio)?n", re.IGNORECASE)
@@ -26,6 +30,6 @@ def kind_of(model: nn.Module) -> ModelKind:
         return "recurrent"
     if any(_ATTENTION.search(type(module).__name__) for module in modules):
         return "attention"
-    if any(isinstance(module, _ConvNd) for module in modules):
+    if any(isinstance(module, CONVOLUTIONS) for module in modules):
         return "convolutional"
     return "other"

@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
+from bsfind.workload.model_kind import CONVOLUTIONS
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
@@ -111,7 +112,7 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, _ConvNd) for module in self.model.modules())
+        return any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
@@ -129,6 +130,7 @@ class LoadedWorkload:
         """Return the loss between the model's output and the (synthetic) targets."""
         return make_loss(self.workload.loss)
 
+    @stands_for_torch
     def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """Run the forward pass and the loss, inside autocast if the precision has it.
 
@@ -144,6 +146,7 @@ class LoadedWorkload:
                 value = loss(self._callable(*batch.args, **batch.kwargs))
         return _checked_loss(value)
 
+    @stands_for_torch
     def infer(self, batch: Batch) -> Any:
         """Run the forward pass alone and return the output."""
         with self.plan.autocast(self.device):
@@ -162,11 +165,10 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
         wanted = formats.get(tensor.dim())
-        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
-
-    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+        if wanted is not None:
+            tensor.data = tensor.data.contiguous(memory_format=wanted)
     return model
 
 
