@@ -136,7 +136,9 @@ def test_other_processes_stay_others() -> None:
 
 def test_more_than_the_card_has() -> None:
     account = make_account(read_figures(message(allocated="30.00 GiB", processes="")))
-    assert account.overflow_bytes == int(6.5 * GIB)
+    assert account.overflow_bytes == int(6.75 * GIB)
+    assert account.parts == {}
+    assert not account.drawable
 
 
 # --------------------------------------------------------------------------------------- cause
