@@ -89,7 +89,8 @@ _KILLED = _table(
         r"ray\.exceptions\.OutOfMemory|\bOOM ?Killed\b(?!\"?[:=] ?false)"
         r"|\b[1-9]\d* workers \(tasks / actors\) ?killed|(?<!\))(?<!\) )\bkilled (by \w+ )?"
         r"(due to|for) (the |exceeding )?(\w+ ){0,4}memory|to avoid running out of memory"
-        r"|exceeded \d+% memory budget|(used|using) all available RAM",
+        r"|exceeded \d+% memory budget|(used|using) all available RAM"
+        r"|tried to allocate more memory than is available",
         _HOST,
         "Kubernetes, Docker, Ray's memory monitor, YARN, Dask, notebooks",
     ),
@@ -122,7 +123,9 @@ _NAMED = _table(
     _Text(r"\bCUDA out of memory[\"'`*!)}\]]", Kind.CUDA_OOM, "the beginning of it, quoted"),
     _Text(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory", Kind.HIP_OOM, "HIP runtime"),
     _Text(
-        r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|OUT_OF_DEVICE_MEMORY", Kind.XPU_OOM, "Level Zero, SYCL"
+        r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY",
+        Kind.XPU_OOM,
+        "Level Zero, SYCL",
     ),
     _Text(r"(cublas|cusolver).{0,40}resource allocation failed", Kind.CUBLAS_ALLOC, "cublas_api.h"),
     _Text(
@@ -132,14 +135,15 @@ _NAMED = _table(
     ),
     _Text(
         r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array"
-        r"|(?<!except )(?<!\w)MemoryError\b|std::bad_alloc|memory allocation of \d+ bytes failed",
+        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc|memory allocation of \d+ bytes failed",
         Kind.CPU_OOM,
         "NumPy, CPython, C++, Rust",
     ),
     _Text(
         r"\[Errno 12\]|\[WinError (8|14|1455)\]"
         r"|posix_memalign\b.{0,80}(12 (vs|!=)|failed)"
-        r"|failed to allocate memory \(errno|unable to mmap \d+ bytes|you tried to allocate \d+ bytes",
+        r"|failed to allocate memory \(errno|unable to mmap \d+ bytes"
+        r"|you tried to allocate \d[\d.]* ?[bKMGT]",
         Kind.CPU_OOM,
         "ENOMEM; Windows' commit limit; c10/core/impl/alloc_cpu.cpp, quoted without its beginning",
     ),
@@ -166,7 +170,8 @@ _HINTS = _table(
     ),
     _Text(
         r"\b(exit\w*|code|status|returned)\"?\W{1,5}(137|-9)\b|\bcode=killed\b"
-        r"|(?<!received )\bsignal 9\b|<Signals\.SIGKILL|(?<!killed by)(?<!killed by\s)signal: killed\b"
+        r"|(?<!received )\bsignal 9\b|<Signals\.SIGKILL|SIGKILL\(-9\)|signal SIGKILL"
+        r"|(?<!killed by)(?<!killed by\s)signal: killed\b"
         r"|signal 9 \(SIGKILL\) received|DataLoader worker \(pid\D{0,8}\d+\)? is killed by signal: Killed",
         _HOST,
         "SIGKILL, which the kernel's out-of-memory killer sends",
@@ -180,14 +185,26 @@ _HINTS = _table(
 
 _MEMORY = r"(?:(?:GPU|device|host|system|video|free|available|HBM) )?memory\b"
 _FAILURE = re.compile(
-    rf"(?:\bran )?\bout[ _-]of[ _-]{_MEMORY}|(?<![a-z])(?:\w*Error)?OutOf(?:Device|Host)?Memory(?![a-z])"
-    rf"|\w*OutOfMemory(?:Error|Exception)\b|\bOOM when\b|memory is insufficient"
-    rf"|\b(?:not enough|insufficient|no available) {_MEMORY}"
-    r"|\b(?:fail\w*|unable|cannot|can't|could ?n[o']t)(?: to)? alloc(?:ate)?\b.{0,60}?"
-    r"(?:memory|buffer|bytes|tensor|array|\d ?[KMGT]i?B?\b)"
-    rf"|\b(?:memory|buffer)[ _]alloc\w*[ _](?:failed|failure|error)|\w*alloc\w*( \w+)? failed"
-    rf"|memory not available|requires? more {_MEMORY}"
-    r"|available memory\b.{0,20}\b(?:smaller|only)\b|to (?:allocate|reserve) .{0,60}not possible",
+    "|".join(
+        (
+            rf"\bout[ _-]of[ _-]{_MEMORY}",
+            r"(?<![a-z])OutOf(?:Device|Host)?Memory(?![a-z])",
+            r"\w*OutOf(?:Device|Host)?Memory(?:Error|Exception)\b",
+            r"Error_?OutOf(?:Device|Host)?Memory\b",
+            r"(?-i:_OUT_OF_(?:\w+_)?MEMORY\b)",
+            r"\bOOM when\b",
+            rf"\b(?:not enough|insufficient|no available) {_MEMORY}",
+            r"memory (?:is insufficient|not available)",
+            rf"requires? more {_MEMORY}",
+            r"available memory\b.{0,20}\b(?:smaller|only)\b",
+            r"\b(?:fail\w*|unable|cannot|can't|could ?n[o']t)(?: to)? alloc(?:ate)?\b.{0,60}?"
+            r"(?:memory|buffer|bytes|tensor|array|\d ?[KMGT]i?B?\b)",
+            r"\b(?:memory|buffer)[ _]alloc\w*[ _](?:failed|failure|error)",
+            r"\b(?:memory|device|tensor|buffer|host)\w* allocation\b.{0,30} failed",
+            r"\w*malloc\w*(?:\(\d+\))?[^).;]{0,25} failed",
+            r"to (?:allocate|reserve) .{0,60}(?:not possible|greater than|exceed)",
+        )
+    ),
     re.IGNORECASE,
 )
 """A sentence of any program that says that an allocation failed."""
@@ -204,13 +221,13 @@ _ADVICE_AFTER = re.compile(
 )
 """What makes advice, a warning or a setting of such a sentence."""
 
-_CUDA = re.compile(r"\bcuda|\btorch\.(cuda\.)?OutOf", re.IGNORECASE)
+_CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf", re.IGNORECASE)
 _FRAMEWORKS = re.compile(
-    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|ggml|llama_|\bllama\b|ollama|tensorflow|stream_executor|\bxla\b|\bjax"
-    r"|RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|cupy|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]"
-    r"|cuda_(driver|dnn|blas)\.cc|rtSafe|nvinfer|mxnet|numba|pycuda|chainer|\brmm\b|bad_alloc: \w|xgboost|\bmlx\b"
-    r"|\[(metal::)?malloc|mindspore|caffe|darknet|cudaSuccess \(2 vs|\bjava\.lang"
-    r"|(from device|on host): |\bNPU\b|\bMUSA\b|\bMLU\b",
+    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pygpu|mindspore"
+    r"|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): |\bxla\b|\bjax"
+    r"|RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|\bNPU\b|\bMUSA\b|\bMLU\b|\bmlx\b|\[(metal::)?malloc"
+    r"|ggml|llama_|\bllama\b|ollama|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]|rtSafe|nvinfer"
+    r"|cupy|numba|pycuda|thrust::|\brmm\b|bad_alloc: \w|xgboost|\bjava\.lang",
     re.IGNORECASE,
 )
 """Frameworks whose errors have the words of CUDA's or PyTorch's, told by a name near them."""
@@ -226,7 +243,7 @@ _LIBRARY_KINDS = (
     (r"CUBLAS|CUSOLVER|CUSPARSE|CUFFT", Kind.CUBLAS_ALLOC),
     (r"CUDNN|unable to find (an engine|a valid)|for workspace", Kind.CUDNN_ALLOC),
     (
-        r"DefaultCPUAllocator|CPUAllocator|alloc_cpu|pinned|\bfork|mmap|cannot allocate memory(?! on)",
+        r"DefaultCPUAllocator|CPUAllocator|alloc_cpu|pinned|OpenCV|\bfork|mmap|cannot allocate memory(?! on)",
         Kind.CPU_OOM,
     ),
 )
@@ -268,10 +285,12 @@ _CUT_HEAD = re.compile(
 
 KEYS = (
     *("memory", "alloc", "oom", "kill", "_status_", "resource", "buffer", "exhausted"),
-    *("code=killed", "137", "-9", "errno", "unable", "winerror", "signal", "out_of", "cufft"),
+    *("code=killed", "exitcode", "errno", "unable", "winerror", "signal", "out_of", "cufft"),
     *("memlimit", "nvml", "assert", "illegal", "misaligned", "watchdog", "mismatch", "ordinal"),
     *("driver", "segmentation", "shapes", "valueerror", "indexerror", "typeerror", "ancdata"),
     *("quota",),
+    *("exit code", "exit status", "return code", "code 137", "code: 137", "status 137"),
+    *("status: 137", "returned 137", "returned exit", "code -9", "status -9"),
     *("tried to", "kv cache", "launch failure", "out of", "no kernel image", "space left"),
     *("bus error", "cuda error", "hip error", "must match", "not divisible", "no such device"),
     *("exited unexpectedly", "all available ram"),
