@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bsfind.records import Leak, ReportWarning
+from bsfind.records import Assumption, Leak, ReportWarning
 from bsfind.units import format_bytes
 
 __all__ = [
     "STEPS_DIFFER",
     "StepMemory",
+    "draws_assumption",
     "draws_warning",
     "is_growing",
     "leak_after",
@@ -150,9 +151,19 @@ def draws_warning(places: Sequence[str]) -> ReportWarning:
     """
     return ReportWarning(
         code="random_steps",
-        message=f"random numbers drawn at {', '.join(places)} decide how much memory a step needs: "
-        "the batch size is that of the largest step, and so is its time",
-        hint="a step in which fewer layers run, or a smaller size is drawn, needs less",
+        message=f"random numbers that are drawn at {', '.join(places)} decide how much memory a step "
+        "needs: all figures are those of the largest step",
+        hint="steps with other random numbers need less memory and less time",
+    )
+
+
+def draws_assumption(places: Sequence[str]) -> Assumption:
+    """Return the same as something that bsfind chose."""
+    return Assumption(
+        what="random numbers",
+        value="those of the largest step",
+        why=f"what a step runs depends on what {', '.join(places)} draws, and a long run meets the "
+        "largest step sooner or later",
     )
 
 

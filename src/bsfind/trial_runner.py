@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bsfind.records import ModelInfo, Trial
+from bsfind.records import Assumption, ModelInfo, Trial
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.time_budget import TimeBudget
@@ -38,6 +38,7 @@ class TrialRunner:
 
     Attributes:
         model: the model as the latest worker loaded it; None before the first.
+        assumptions: what the latest worker that ran a trial has chosen for its steps.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
     All methods raise what `Worker` raises.
@@ -63,6 +64,7 @@ class TrialRunner:
         self._loaded: _Loaded | None = None
         self._has_confirmed = False
         self.model: ModelInfo | None = None
+        self.assumptions: tuple[Assumption, ...] = ()
         self.recordings: dict[int, Recording] = {}
 
     def load(self) -> ModelInfo:
@@ -147,6 +149,7 @@ class TrialRunner:
             self._clock.for_trial(steps / self._steps),
             record=loaded.limit_bytes is None,
         )
+        self.assumptions = loaded.worker.assumptions or self.assumptions
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
         if answer.is_clean:

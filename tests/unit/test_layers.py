@@ -88,7 +88,7 @@ LAYERS = {
     },
     "inspector": {
         *LEAVES,
-        *("finder", "inspection", "predictor", "progress", "time_budget", "worker"),
+        *("finder", "findings", "inspection", "predictor", "progress", "time_budget", "worker"),
     },
     # The child process.
     "worker": {*LEAVES, "inspection", "simulation", "devices", "memory_watch"},

@@ -16,10 +16,16 @@ from bsfind.devices.memory_history import MemoryHistory
 from bsfind.errors import BsfindError, UsageError
 from bsfind.memory_watch import MemoryLeft
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
-from bsfind.stability import STEPS_DIFFER, draws_warning, leak_message, steady_retries
+from bsfind.stability import (
+    STEPS_DIFFER,
+    draws_assumption,
+    draws_warning,
+    leak_message,
+    steady_retries,
+)
 from bsfind.units import format_bytes
 from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
@@ -138,6 +144,7 @@ class CudaDevice:
         if loaded.workload.mode == "train":
             optimizer = type(loaded.make_optimizer()).__name__
         return ModelInfo(
+            class_name=type(loaded.model).__name__,
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
@@ -154,6 +161,12 @@ class CudaDevice:
         self._told += new
         self._new_warnings = []
         return new
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Return what was chosen for the steps (see `base.Device.assumptions`)."""
+        places = self._largest.places
+        return [draws_assumption(places)] if places else []
 
     @property
     def is_clean(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 from bsfind.devices.base import DoesNotFit
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -25,6 +25,7 @@ from bsfind.simulation.operators.call import CudaTarget
 from bsfind.stability import (
     STEPS_DIFFER,
     StepMemory,
+    draws_assumption,
     draws_warning,
     leak_message,
     leak_of,
@@ -123,6 +124,7 @@ class SimulatedDevice:
         except SimulatedOutOfMemoryError as error:
             raise DoesNotFit(str(error)) from error
         return ModelInfo(
+            class_name=tracer.class_name,
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=allocator.allocated_bytes,
@@ -183,6 +185,12 @@ class SimulatedDevice:
                 hint="they come from the environment (PYTORCH_ALLOC_CONF and the like)",
             )
         ]
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Return what was chosen for the steps (see `base.Device.assumptions`)."""
+        places = self._tracer.random_places if self._tracer is not None else ()
+        return [draws_assumption(places)] if places else []
 
     @property
     def is_clean(self) -> bool:

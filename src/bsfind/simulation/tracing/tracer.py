@@ -221,6 +221,11 @@ class Tracer:
             raise InternalError("tensors of a model that was dropped are still alive")
 
     @property
+    def class_name(self) -> str:
+        """Name of the model's class."""
+        return type(self._workload_on_gpu.model).__name__
+
+    @property
     def parameters(self) -> int:
         """Number of parameters; shared ones count once."""
         return self._workload_on_gpu.parameter_count()
