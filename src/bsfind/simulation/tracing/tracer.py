@@ -323,6 +323,7 @@ class Tracer:
             self._load()
             recorder.rewind(self._first_block)
         loaded = self._workload_on_gpu
+        notes = dict(recorder.notes)
         try:
             with self._largest.searched(batch_size):
                 is_over = self._run(loaded, batch_size, steps)
@@ -338,6 +339,8 @@ class Tracer:
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
+        if not is_over:
+            recorder.notes = notes  # what other draws would have needed to know
         return is_over, entries
 
     def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> bool:
