@@ -96,7 +96,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **variables} if variables else None,
+            # Sets of strings have the same order in every process, unless the user wants another.
+            env={"PYTHONHASHSEED": "0", **os.environ, **(variables or {})},
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._threads = [

@@ -34,6 +34,9 @@ from bsfind.workload.target import build_model, keyword_arguments
 
 __all__ = ["LoadedWorkload", "TrainingSteps"]
 
+_MAX_FURTHER_STEPS = 24
+"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
 
 class LoadedWorkload:
     """The user's model on a device, with what its steps need besides an optimizer.
@@ -197,6 +200,10 @@ class TrainingSteps:
     Attributes:
         completed: optimizer steps that really ran. A GradScaler skips those whose gradients
             overflowed, and with them the optimizer's state: such steps do not count.
+        attempts: the same with those that were skipped.
+        is_warm_up: whether the last step was unlike those to come: it was the first, it was skipped,
+            or some parameter had its first gradient in it (and its first state of the optimizer).
+        gradient_bytes: of the gradients that parameters have after the last step.
     """
 
     def __init__(
@@ -209,6 +216,11 @@ class TrainingSteps:
         self._on_forward_done = on_forward_done
         self._making_inputs = making_inputs
         self.completed = 0
+        self.attempts = 0
+        self.is_warm_up = True
+        self.gradient_bytes = 0
+        self._last_warm_up = 0
+        self._updated: set[int] = set()
         self._training = loaded.workload.mode == "train"
         if self._training:
             self._loss = loaded.make_loss()
@@ -232,10 +244,43 @@ class TrainingSteps:
         Raises:
             Exception: out of memory, or whatever the user's code raises.
         """
+        before = self.completed
         if self._training:
             self._train(batch_size)
         else:
             self._infer(batch_size)
+        self.attempts += 1
+        has_new = self._training and self._look_at_gradients()
+        self.is_warm_up = self.attempts == 1 or has_new or self.completed == before
+        if self.is_warm_up:
+            self._last_warm_up = self.attempts
+
+    def wants_more(self, steps: int) -> bool:
+        """Tell whether a trial of so many optimizer steps goes on.
+
+        It does for two steps more than were asked for where a parameter had its first gradient late:
+        the step after that is the first with all of the optimizer's state.
+        """
+        if self.attempts >= steps + _MAX_FURTHER_STEPS:
+            return False
+        settled = self.attempts - self._last_warm_up
+        return self.completed < steps or settled < min(2, steps - 1)
+
+    def _look_at_gradients(self) -> bool:
+        """Count the gradients; tell whether a parameter has its first one."""
+        known = len(self._updated)
+        self._updated.update(id(parameter) for parameter in self._optimizer.state)
+        storages: dict[int, int] = {}
+        for parameter in self._loaded.model.parameters():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            self._updated.add(id(parameter))
+            if gradient.layout == torch.strided:
+                storage = gradient.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
+        self.gradient_bytes = sum(storages.values())
+        return len(self._updated) > known
 
     def _train(self, batch_size: int) -> None:
         loaded, loss = self._loaded, self._loss

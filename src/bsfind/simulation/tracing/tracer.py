@@ -38,6 +38,7 @@ from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
 from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
 from bsfind.workload.user_traceback import user_error
@@ -45,7 +46,6 @@ from bsfind.workload.user_traceback import user_error
 __all__ = ["Tracer"]
 
 _DEVICE = torch.device("cuda", 0)
-_MAX_SKIPPED_STEPS = 24
 
 
 class Tracer:
@@ -114,6 +114,7 @@ class Tracer:
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
         self._optimizer: str | None = None
+        self._largest = LargestStep()
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
@@ -171,7 +172,8 @@ class Tracer:
         try:
             if not self._builds_without_memory():
                 self._start_over()
-                self._loaded = self._built()
+                with reproducible_building():
+                    self._loaded = self._built()
         except Exception as error:
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
@@ -194,7 +196,7 @@ class Tracer:
         """Build the model with weights that have no memory; False: its constructor needs them."""
         self._start_over()
         try:
-            with parameters_on_meta(self._dispatcher):
+            with parameters_on_meta(self._dispatcher), reproducible_building():
                 self._loaded = self._built()
         except TargetError:
             raise
@@ -262,6 +264,11 @@ class Tracer:
         return dict(self._recorder.notes)
 
     @property
+    def random_places(self) -> tuple[str, ...]:
+        """Where in the user's code random numbers are drawn that decide how large a step is."""
+        return self._largest.places
+
+    @property
     def _workload_on_gpu(self) -> LoadedWorkload:
         assert self._loaded is not None
         return self._loaded
@@ -321,14 +328,23 @@ class Tracer:
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
+        while True:
+            is_over, entries = self._attempt(batch_size, steps)
+            if is_over:
+                return entries
+
+    def _attempt(self, batch_size: int, steps: int) -> tuple[bool, Sequence[Entry]]:
+        """Trace a trial; the first result is False if it has to be traced anew."""
         recorder = self._recorder
         if not self._forget_trial():
             # What a trial left in the model would be missing from the next.
             self._load()
             self._dispatcher.rewind(self._first_block)
         loaded = self._workload_on_gpu
+        notes = dict(recorder.notes)
         try:
-            self._run(loaded, batch_size, steps)
+            with self._largest.searched(batch_size):
+                is_over = self._run(loaded, batch_size, steps)
         except Exception as error:
             raise user_error(
                 error,
@@ -341,21 +357,32 @@ class Tracer:
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        return entries
+        if not is_over:
+            recorder.notes = notes  # what other draws would have needed to know
+        return is_over, entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
-        recorder = self._recorder
+    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> bool:
+        """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
+        recorder, largest = self._recorder, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
             recorder.mark("forward_end")
 
+        def size_of_step() -> StepSize:
+            loaded.clear_gradients()
+            first = len(recorder.entries)
+            runner.run(batch_size)
+            return recorder.size_since(first)
+
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        attempts = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+            while runner.wants_more(steps):
                 recorder.mark("forward_begin")
                 runner.run(batch_size)
-                recorder.mark("step_end")
-                attempts += 1
+                recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
+                if largest.is_undecided:
+                    largest.decide(size_of_step)
+                    return False
+        return True
