@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from bsfind.memory_watch import MemoryLeft
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import Workload
 from bsfind.simulation.recording import Recording
 
@@ -55,6 +55,11 @@ class Device(Protocol):
 
     def take_warnings(self) -> list[ReportWarning]:
         """Return what the reader of the answers must know and has not been told yet."""
+        ...
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What the operators of the last trial say of the model; None if they are not known."""
         ...
 
     @property

@@ -21,7 +21,6 @@ from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.stability import leak_message, steady_retries
 from bsfind.units import format_bytes
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload
 from bsfind.workload.user_traceback import user_error
@@ -134,7 +133,6 @@ class CudaDevice:
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
-            kind=kind_of(loaded.model),
         )
 
     def memory_left(self) -> MemoryLeft | None:
@@ -144,6 +142,11 @@ class CudaDevice:
     def take_warnings(self) -> list[ReportWarning]:
         """Return nothing: what was measured needs no caveat (see `base.Device.take_warnings`)."""
         return []
+
+    @property
+    def model_kind(self) -> None:
+        """None: operators are traced for predictions only (see `base.Device.model_kind`)."""
+        return None
 
     @property
     def is_clean(self) -> bool:

@@ -14,7 +14,7 @@ import torch
 from bsfind.devices.base import DoesNotFit
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, Leak, ModelInfo, ReportWarning, Trial
+from bsfind.records import DeviceInfo, Leak, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -121,7 +121,6 @@ class SimulatedDevice:
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=allocator.allocated_bytes,
-            kind=tracer.kind,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -175,6 +174,12 @@ class SimulatedDevice:
                 hint="they come from the environment (PYTORCH_ALLOC_CONF and the like)",
             )
         ]
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What most operators of the traced step are (see `base.Device.model_kind`)."""
+        operators = self._tracer.operators if self._tracer is not None else None
+        return operators.kind if operators is not None else None
 
     @property
     def is_clean(self) -> bool:
