@@ -27,7 +27,6 @@ from bsfind.stability import (
     steady_retries,
 )
 from bsfind.units import format_bytes
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
@@ -148,7 +147,6 @@ class CudaDevice:
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
-            kind=kind_of(loaded.model),
         )
 
     def memory_left(self) -> MemoryLeft | None:
@@ -167,6 +165,11 @@ class CudaDevice:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
         places = self._largest.places
         return [draws_assumption(places)] if places else []
+
+    @property
+    def model_kind(self) -> None:
+        """None: operators are traced for predictions only (see `base.Device.model_kind`)."""
+        return None
 
     @property
     def is_clean(self) -> bool:

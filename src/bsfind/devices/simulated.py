@@ -15,7 +15,7 @@ import torch
 from bsfind.devices.base import DoesNotFit
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -128,7 +128,6 @@ class SimulatedDevice:
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=allocator.allocated_bytes,
-            kind=tracer.kind,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -191,6 +190,12 @@ class SimulatedDevice:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
         places = self._tracer.random_places if self._tracer is not None else ()
         return [draws_assumption(places)] if places else []
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What most operators of the traced step are (see `base.Device.model_kind`)."""
+        operators = self._tracer.operators if self._tracer is not None else None
+        return operators.kind if operators is not None else None
 
     @property
     def is_clean(self) -> bool:

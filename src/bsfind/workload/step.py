@@ -27,7 +27,6 @@ from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
-from bsfind.workload.model_kind import CONVOLUTIONS
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
@@ -36,6 +35,12 @@ __all__ = ["LoadedWorkload", "TrainingSteps"]
 
 _MAX_FURTHER_STEPS = 24
 """GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class LoadedWorkload:
@@ -115,7 +120,7 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, CONVOLUTIONS) for module in self.model.modules())
+        return any(isinstance(module, _CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
