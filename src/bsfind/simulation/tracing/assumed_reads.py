@@ -6,10 +6,8 @@ again, with the other answer to the read before the error.
 
 from __future__ import annotations
 
-import dis
 import linecache
 import sys
-import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,15 +18,11 @@ import torch
 
 from bsfind.errors import BsfindError
 from bsfind.simulation.tracing.value_ranges import Range
+from bsfind.workload.blame import is_raised, is_user_frame
 
 __all__ = ["AssumedReads"]
 
 _OURS = str(Path(__file__).resolve().parents[2])
-_LIBRARIES = (
-    *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")),
-    str(Path(torch.__file__).parent),
-)
-_RAISE = dis.opmap["RAISE_VARARGS"]
 _MODULE = str(Path("torch", "nn", "modules", "module.py"))
 _MAX_OTHER_ANSWERS = 16
 _MAX_NAMED = 3
@@ -51,7 +45,6 @@ class AssumedReads:
         self._others: set[_Site] = set()
         self._recent: dict[_Site, None] = {}
         self._pending: dict[str, bool | int] = {}
-        self._named: set[str] = set()
 
     def answer(self, dtype: torch.dtype, known: Range) -> bool | int | float:
         """Return the value that a read gets.
@@ -76,7 +69,7 @@ class AssumedReads:
 
     def _named_answer(self, frames: list[FrameType], value: bool | int) -> bool | int:
         """Name the line that reads, unless it is a library's, or only checks."""
-        if not frames or frames[0].f_code.co_filename.startswith(_LIBRARIES) or _checks(frames[0]):
+        if not frames or not is_user_frame(frames[0].f_code) or _checks(frames[0]):
             return value
         place = f"{Path(frames[0].f_code.co_filename).name}:{frames[0].f_lineno}"
         self._pending[place] = value
@@ -84,18 +77,14 @@ class AssumedReads:
 
     def _tell(self) -> None:
         """Name the lines that read in an attempt that succeeded."""
-        for place, value in self._pending.items():
-            if place in self._named or len(self._named) > _MAX_NAMED:
-                continue
-            self._named.add(place)
-            if len(self._named) > _MAX_NAMED:
-                self._note("value_assumed", "further lines read values that depend on data")
-            else:
-                self._note(
-                    f"value_assumed:{place}",
-                    f"`{place}` reads a value that depends on data, which a prediction does not have: "
-                    f"it is taken as {value}",
-                )
+        for place, value in list(self._pending.items())[:_MAX_NAMED]:
+            self._note(
+                f"value_assumed:{place}",
+                f"`{place}` reads a value that depends on data, which a prediction does not have: "
+                f"it is taken as {value}",
+            )
+        if len(self._pending) > _MAX_NAMED:
+            self._note("value_assumed", "further lines read values that depend on data")
 
     def run(self, attempt: Callable[[], _Result]) -> _Result:
         """Run what reads values; where it raises, again with other answers, each tried once.
@@ -143,12 +132,7 @@ def _is_check(error: Exception) -> bool:
     """Tell whether Python code raised an error by itself, or computed with the value that it read."""
     if isinstance(error, BsfindError):
         return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return isinstance(error, (ArithmeticError, ValueError)) or (
-        trace is not None and trace.tb_frame.f_code.co_code[trace.tb_lasti] == _RAISE
-    )
+    return isinstance(error, (ArithmeticError, ValueError)) or is_raised(error)
 
 
 def _frames() -> Iterator[FrameType]:
@@ -170,4 +154,3 @@ def _checks(frame: FrameType) -> bool:
     if linecache.getline(filename, line).lstrip().startswith("assert"):
         return True
     return linecache.getline(filename, line + 1).lstrip().startswith("raise")
-

@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.tracing.dispatch import Dispatcher
+from bsfind.simulation.tracing.torch_private import TorchFunctionOff, parameters_of
 from bsfind.units import format_bytes
 
 __all__ = ["Builder", "available_host_bytes", "without_memory"]
@@ -112,16 +113,16 @@ class Builder:
     def take_memory(self, model: nn.Module) -> None:
         """Turn the parameters of a model to meta that still have values."""
         for module in model.modules():
-            for name, parameter in module._parameters.items():
+            for name, parameter in parameters_of(module).items():
                 if parameter is not None and not is_lazy(parameter):
-                    module._parameters[name] = (
+                    parameters_of(module)[name] = (
                         without_memory(self._dispatcher, parameter) or parameter
                     )
 
 
 def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parameter | None:
     """Make a parameter meta, in place; returns one to take its place where that is impossible."""
-    with torch._C.DisableTorchFunction():
+    with TorchFunctionOff():
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return None
         twin = dispatcher.host.stand_ins.get(parameter)

@@ -90,7 +90,12 @@ class HostOperators:
         return out
 
     def _large(
-        self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any], *, is_factory: bool
+        self,
+        facts: OperatorFacts,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        is_factory: bool,
     ) -> Any:
         """Run an operator whose result is large; others are left to those who called."""
         assert self.makes_large is not None
@@ -110,7 +115,7 @@ class HostOperators:
                 return NotImplemented
         outputs = [tensor for tensor in flat_tensors(out) if tensor is not None]
         large = [tensor for tensor in outputs if tensor.is_meta and is_large(tensor)]
-        if not large or not all([self.makes_large(tensor) for tensor in large]):
+        if not large or not all(map(self.makes_large, large)):
             return NotImplemented
         for tensor in outputs:
             dispatcher.host.add(tensor)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
+from bsfind.simulation.tracing.torch_private import address_of
+
 __all__ = ["HostStorages", "is_large"]
 
 _LARGE = 32 << 20
@@ -21,40 +23,42 @@ def is_large(tensor: torch.Tensor) -> bool:
     return tensor.numel() * tensor.element_size() >= _LARGE
 
 
+_STORAGES: dict[int, weakref.ref[Any]] = {}
+"""Those of this process, whichever tracer saw them made: modules keep what they made when imported."""
+
+
 class HostStorages:
-    """A set of storages that lets go of the dead; false while it is empty.
+    """The set of these storages, which lets go of the dead; false while it is empty.
 
     Args:
-        on_death: called with `storage._cdata` when a storage of the set dies.
+        on_death: called with the address of a storage of the set that dies.
 
     Attributes:
         stand_ins: parameters that took the place of others, which could not be made meta in place.
     """
 
     def __init__(self, on_death: Callable[[int], None]) -> None:
-        self._storages: dict[int, weakref.ref[Any]] = {}
         self._on_death = on_death
         self.stand_ins: MutableMapping[torch.Tensor, torch.nn.Parameter] = WeakIdKeyDictionary()
 
     def __len__(self) -> int:
-        return len(self._storages)
+        return len(_STORAGES)
 
     def add(self, tensor: torch.Tensor) -> None:
         """Add a tensor's storage."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        storages, on_death = self._storages, self._on_death
+        key, on_death = address_of(storage), self._on_death
 
         def died(reference: Any) -> None:
-            if storages.get(key) is reference:
-                del storages[key]
+            if _STORAGES.get(key) is reference:
+                del _STORAGES[key]
                 on_death(key)
 
-        if key not in storages:
-            storages[key] = weakref.ref(storage, died)
+        if key not in _STORAGES:
+            _STORAGES[key] = weakref.ref(storage, died)
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor's storage is in the set."""
-        if not self._storages or tensor.layout is not torch.strided:
+        if not _STORAGES or tensor.layout is not torch.strided:
             return False
-        return tensor.untyped_storage()._cdata in self._storages
+        return address_of(tensor.untyped_storage()) in _STORAGES

@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import ModelKind
 from bsfind.settings import Workload
 from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
@@ -26,6 +25,7 @@ from bsfind.simulation.tracing.device_groups import cuda_groups
 from bsfind.simulation.tracing.disguise import GpuDisguise
 from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
+from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
@@ -34,10 +34,12 @@ from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
+from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
 from bsfind.units import format_bytes
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
 from bsfind.workload.user_traceback import user_error
@@ -45,7 +47,6 @@ from bsfind.workload.user_traceback import user_error
 __all__ = ["Tracer"]
 
 _DEVICE = torch.device("cuda", 0)
-_MAX_SKIPPED_STEPS = 24
 
 
 class Tracer:
@@ -86,6 +87,7 @@ class Tracer:
             name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
         )
         postpone_compiler()
+        check_torch()
         load_rules()
         self._sums = GradientSums()
         self._recorder = recorder or Recorder()
@@ -114,9 +116,11 @@ class Tracer:
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
         self._optimizer: str | None = None
+        self._largest = LargestStep()
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
+        self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -141,6 +145,7 @@ class Tracer:
         """Give torch back its own operators."""
         self._loaded = None
         self._open.close()
+        self._start_over()
         gc.unfreeze()
 
     @contextlib.contextmanager
@@ -171,7 +176,7 @@ class Tracer:
             why = self._failure_without_memory()
             if why is not None:
                 self._start_over()
-                with self._builder.in_memory(why):
+                with self._builder.in_memory(why), reproducible_building():
                     self._loaded = self._built()
                 self._recorder.note(
                     "built_in_host_memory",
@@ -202,7 +207,7 @@ class Tracer:
 
         def build() -> None:
             self._start_over()
-            with self._builder.without_memory():
+            with self._builder.without_memory(), reproducible_building():
                 self._loaded = self._built()
 
         try:
@@ -218,23 +223,39 @@ class Tracer:
     def _built(self) -> LoadedWorkload:
         workload = self._workload
         model = build_model(workload.target, keyword_arguments(workload.model_args))
-        # A module that was built when it was imported may have lost its weights to another tracer.
-        for tensor in (*model.parameters(), *model.buffers()):
-            self._dispatcher.keep_on_host(tensor)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
         self._builder.take_memory(model)
         return LoadedWorkload(workload, self._plan, _DEVICE, model)
 
     def _start_over(self) -> None:
-        """Forget the model, and all that it had on the GPU."""
+        """Forget the model, and all that it had on the GPU but what the user's code keeps."""
         self._loaded = None
-        if self._recorder.rewind(0):
+        if self._dispatcher.rewind(0):
             return
         gc.unfreeze()
         gc.collect()
-        if not self._recorder.rewind(0):
-            raise InternalError("tensors of a model that was dropped are still alive")
+        if clear_function_caches():
+            gc.collect()
+        self._dispatcher.rewind(0, keeping=True)
+
+    def _forget_trial(self) -> bool:
+        """Forget the last trial; False: it left something in the model."""
+        if self._loaded is None:
+            return False
+        if self._dispatcher.rewind(self._first_block):
+            return True
+        gc.unfreeze()
+        cleared = clear_function_caches()
+        if cleared:
+            gc.collect()
+        gc.freeze()
+        return cleared and self._dispatcher.rewind(self._first_block)
+
+    @property
+    def class_name(self) -> str:
+        """Name of the model's class."""
+        return type(self._workload_on_gpu.model).__name__
 
     @property
     def parameters(self) -> int:
@@ -264,7 +285,7 @@ class Tracer:
         finally:
             self._workload_on_gpu.clear_gradients()
             gc.collect()
-            self._recorder.rewind(self._first_block)
+            self._dispatcher.rewind(self._first_block)
 
     def _optimizer_bytes(self, trained: Sequence[torch.nn.Parameter]) -> int | None:
         """Return the size of the optimizer's state after a step; None: it takes no such step."""
@@ -281,14 +302,19 @@ class Tracer:
         )
 
     @property
-    def kind(self) -> ModelKind:
-        """What kind of model it is, as accuracy is measured by kind."""
-        return kind_of(self._workload_on_gpu.model)
+    def operators(self) -> StepOperators | None:
+        """What the step that was traced last consists of; None before the first."""
+        return self._operators
 
     @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by `code` or `code:what`."""
         return dict(self._recorder.notes)
+
+    @property
+    def random_places(self) -> tuple[str, ...]:
+        """Where in the user's code random numbers are drawn that decide how large a step is."""
+        return self._largest.places
 
     @property
     def _workload_on_gpu(self) -> LoadedWorkload:
@@ -351,44 +377,65 @@ class Tracer:
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
         try:
-            return self._dispatcher.reads.run(lambda: self._attempted(batch_size, steps))
+            is_over = False
+            while not is_over:
+                is_over, entries = self._dispatcher.reads.run(
+                    lambda: self._attempt(batch_size, steps)
+                )
         except Exception as error:
             raise user_error(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
                 inputs=self._workload_on_gpu.last_batch,
             ) from error
+        return entries
 
-    def _attempted(self, batch_size: int, steps: int) -> Sequence[Entry]:
+    def _attempt(self, batch_size: int, steps: int) -> tuple[bool, Sequence[Entry]]:
+        """Trace a trial; the first result is False if it has to be traced anew."""
         recorder = self._recorder
-        if self._loaded is None or not recorder.rewind(self._first_block):
+        if not self._forget_trial():
             # What a trial left in the model would be missing from the next.
             self._load()
-            recorder.rewind(self._first_block)
+            self._dispatcher.rewind(self._first_block)
         loaded = self._workload_on_gpu
+        notes = dict(recorder.notes)
         try:
-            self._run(loaded, batch_size, steps)
+            with self._largest.searched(batch_size):
+                is_over = self._run(loaded, batch_size, steps)
         finally:
             entries = list(recorder.entries)
             loaded.clear_gradients()
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        return entries
+        if is_over:
+            self._operators = operators_of(entries)
+        else:
+            recorder.notes = notes  # what other draws would have needed to know
+        return is_over, entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
-        recorder = self._recorder
+    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> bool:
+        """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
+        recorder, largest = self._recorder, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
             recorder.mark("forward_end")
 
+        def size_of_step() -> StepSize:
+            loaded.clear_gradients()
+            first = len(recorder.entries)
+            runner.run(batch_size)
+            return recorder.size_since(first)
+
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        attempts = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+            while runner.wants_more(steps):
                 recorder.mark("forward_begin")
                 runner.run(batch_size)
-                recorder.mark("step_end")
-                attempts += 1
+                recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
+                if largest.is_undecided:
+                    largest.decide(size_of_step)
+                    return False
+        return True

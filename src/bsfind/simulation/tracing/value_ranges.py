@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bsfind.simulation.tracing.torch_private import address_of
+
 __all__ = ["Range", "Ranges", "range_of_dtype"]
 
 
@@ -78,7 +80,7 @@ class Ranges:
         if tensor.layout is torch.strided:
             values = self._values_of(tensor) if tensor.is_meta else tensor
             if values is None:
-                known = self._ranges.get(tensor.untyped_storage()._cdata)
+                known = self._ranges.get(address_of(tensor.untyped_storage()))
                 if known is not None:
                     return known
             elif values.numel() and not values.is_complex():
@@ -87,7 +89,7 @@ class Ranges:
 
     def set(self, tensor: torch.Tensor, known: Range) -> None:
         """Keep the bounds of a tensor that is all of its storage."""
-        self._ranges[tensor.untyped_storage()._cdata] = known
+        self._ranges[address_of(tensor.untyped_storage())] = known
 
     def keep_range_of(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
         """Keep the bounds of values that are about to be forgotten."""
@@ -125,13 +127,13 @@ class Ranges:
             if tensor is None or tensor.layout is not torch.strided:
                 continue
             storage = tensor.untyped_storage()
-            before = self._ranges.get(storage._cdata)
+            before = self._ranges.get(address_of(storage))
             if known is None:
-                self._ranges.pop(storage._cdata, None)
+                self._ranges.pop(address_of(storage), None)
             elif tensor.numel() * tensor.element_size() >= storage.nbytes():
-                self._ranges[storage._cdata] = known
+                self._ranges[address_of(storage)] = known
             elif before is not None:
-                self._ranges[storage._cdata] = _union(before, known)
+                self._ranges[address_of(storage)] = _union(before, known)
 
 
 def _rule_name(name: str, *, is_in_place: bool) -> str:
@@ -235,7 +237,7 @@ def _are_one(a: Any, b: Any) -> bool:
         and isinstance(b, torch.Tensor)
         and a.layout is b.layout is torch.strided
         and a.is_meta == b.is_meta
-        and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and address_of(a.untyped_storage()) == address_of(b.untyped_storage())
         and a.storage_offset() == b.storage_offset()
         and (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
     )
@@ -245,9 +247,7 @@ def _not(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> _Answer:
     known = _of(ranges, args[0])
     if known.low < 0 or known.high > 1 or args[0].dtype != torch.bool:
         return None
-    return Range(
-        1 - known.high, 1 - known.low, None if known.likely is None else 1 - known.likely
-    )
+    return Range(1 - known.high, 1 - known.low, None if known.likely is None else 1 - known.likely)
 
 
 def _both(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> _Answer:
@@ -319,9 +319,11 @@ def _sum(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> _Answer:
     limits = range_of_dtype(args[0].dtype)
     if known[:2] == limits[:2] and args[0].dtype != torch.bool:
         return None
-    return Range(min(0, known.low * count, known.low), max(0, known.high * count, known.high)) if (
-        not known.is_decided
-    ) else Range(known.low * count, known.low * count)
+    return (
+        Range(min(0, known.low * count, known.low), max(0, known.high * count, known.high))
+        if (not known.is_decided)
+        else Range(known.low * count, known.low * count)
+    )
 
 
 def _clamped(ranges: Ranges, args: Sequence[Any], kwargs: dict[str, Any]) -> _Answer:
@@ -400,7 +402,9 @@ _SHARE, _SIGNED, _POSITIVE = _always(0, 1), _always(-1, 1), _always(0, 3.4e38)
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(("sigmoid", "_softmax", "rand", "rand_like", "bernoulli", "eye"), _SHARE),
     **dict.fromkeys(("tanh", "sin", "cos", "sign", "sgn", "erf", "cosine_similarity"), _SIGNED),
-    **dict.fromkeys(("exp", "softplus", "sqrt", "rsqrt", "square", "exp2", "var", "std"), _POSITIVE),
+    **dict.fromkeys(
+        ("exp", "softplus", "sqrt", "rsqrt", "square", "exp2", "var", "std"), _POSITIVE
+    ),
     **dict.fromkeys(("linalg_vector_norm", "norm", "_cdist_forward", "exponential"), _POSITIVE),
     "_log_softmax": _always(-3.4e38, 0),
     "isnan": _always(0, 0),

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bsfind.simulation.tracing.torch_private import address_of
 from bsfind.simulation.tracing.value_ranges import Ranges
 
 __all__ = ["Values"]
@@ -65,16 +66,26 @@ class Values:
 
     def _lose(self, tensor: torch.Tensor) -> None:
         """Drop the twin of a tensor: something unknown was written to it."""
-        key = tensor.untyped_storage()._cdata
+        key = address_of(tensor.untyped_storage())
         twin = self._twins.pop(key, None)
         if twin is not None:
             self.ranges.keep_range_of(tensor, twin.view(tensor.dtype))
+
+    def take(self, storage: Any) -> torch.Tensor | None:
+        """Remove a storage's twin, if it has one, and return it."""
+        self.ranges.forget_storage(address_of(storage))
+        return self._twins.pop(address_of(storage), None)
+
+    def give(self, storage: Any, twin: torch.Tensor | None) -> None:
+        """Put back what `take` returned."""
+        if twin is not None:
+            self._twins[address_of(storage)] = twin
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return the values of a tensor on the simulated GPU; None where they are not known."""
         if not self._twins or tensor.layout is not torch.strided:
             return None
-        twin = self._twins.get(tensor.untyped_storage()._cdata)
+        twin = self._twins.get(address_of(tensor.untyped_storage()))
         if twin is None:
             return None
         return torch.empty(0, dtype=tensor.dtype).set_(
@@ -85,10 +96,10 @@ class Values:
         """Keep the values of a tensor, if they are few enough."""
         storage = tensor.untyped_storage()
         if not self._is_kept(tensor) or storage.nbytes() > 8 * _MAX_EXACT:
-            self.forget_storage(storage._cdata)
+            self.forget_storage(address_of(storage))
             return
-        self.ranges.forget_storage(storage._cdata)
-        self._twins[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        self.ranges.forget_storage(address_of(storage))
+        self._twins[address_of(storage)] = torch.empty(storage.nbytes(), dtype=torch.uint8)
         own = self.of(tensor)
         assert own is not None
         own.copy_(values)
@@ -123,7 +134,7 @@ class Values:
         if not self.ranges.has_rule(name, is_in_place=bool(mutated)):
             if self.ranges:
                 for tensor in mutated:
-                    self.ranges.forget_storage(tensor.untyped_storage()._cdata)
+                    self.ranges.forget_storage(address_of(tensor.untyped_storage()))
             return
         unknown = [None if t is None or self._has_twin(t) else t for t in outputs]
         written = [tensor for tensor in mutated if not self._has_twin(tensor)]
@@ -150,7 +161,7 @@ class Values:
 
     def _has_twin(self, tensor: torch.Tensor) -> bool:
         return (
-            tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._twins
+            tensor.layout is torch.strided and address_of(tensor.untyped_storage()) in self._twins
         )
 
     def _follow_twins(
@@ -163,7 +174,7 @@ class Values:
         mutated: Sequence[torch.Tensor],
     ) -> None:
         """Do with the twins what an operator just did with their tensors (see `follow`)."""
-        touched = [t for t in mutated if t.untyped_storage()._cdata in self._twins]
+        touched = [t for t in mutated if address_of(t.untyped_storage()) in self._twins]
         fresh = [t for t in outputs if t is not None and self._is_kept(t)]
         if not touched and not fresh:
             return
