@@ -23,6 +23,7 @@ _CUDA_ONLY = re.compile(
     r"module 'torch\._C' has no attribute '(\w+)'|cannot import name '(\w+)' from 'torch\._C'"
     r"|Torch not compiled with CUDA enabled|not linked with support for cuda"
 )
+_HAS_CUDA = torch.version.cuda is not None
 _MAX_LINES = 60
 _MAX_MESSAGE = 160
 
@@ -72,7 +73,7 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     if fault is not None:
         return fault
     where = _where(error.__traceback__)
-    if torch.version.cuda is None and (needed := _CUDA_ONLY.search(str(error))):
+    if not _HAS_CUDA and (needed := _CUDA_ONLY.search(str(error))):
         name = next((f"`torch._C.{name}`" for name in needed.groups() if name), "CUDA itself")
         return UntraceableError(
             f"the code{f' in {where}' if where else ''} needs {name}, which this build of PyTorch "
