@@ -76,6 +76,7 @@ class CudaDevice:
         self._residual_bytes = 0
         self._poisoned = False
         self._recording: Recording | None = None
+        self._told: set[str] = set()
 
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
@@ -142,8 +143,15 @@ class CudaDevice:
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return nothing: what was measured needs no caveat (see `base.Device.take_warnings`)."""
-        return []
+        """Return what was done to the user's model (see `base.Device.take_warnings`)."""
+        notes = self._loaded.notes if self._loaded is not None else {}
+        new = [
+            ReportWarning(code=code, message=message)
+            for code, message in notes.items()
+            if code not in self._told
+        ]
+        self._told.update(notes)
+        return new
 
     @property
     def is_clean(self) -> bool:

@@ -7,6 +7,7 @@ nothing else; what would launch a kernel or hand out memory says what it is when
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -127,6 +128,8 @@ def cuda_build(gpu: CudaTarget) -> Iterator[None]:
             return lambda *_, **__: refuse(f"torch._C.{name}")
         raise AttributeError(f"module 'torch._C' has no attribute '{name}'")
 
+    # It logs a traceback where its kernels cannot be loaded, which nothing here needs.
+    logging.getLogger("bitsandbytes.cextension").setLevel(logging.CRITICAL)
     own = {name: vars(native_module)[name] for name in known if name in vars(native_module)}
     vars(native_module).update(known)
     native_module.__getattr__ = lacking
