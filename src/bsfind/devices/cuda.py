@@ -154,8 +154,10 @@ class CudaDevice:
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what steps that differ mean for the answer (see `base.Device.take_warnings`)."""
-        new = [warning for warning in self._new_warnings if warning not in self._told]
+        """Return what was done to the user's model and what differed (see `base.Device.take_warnings`)."""
+        notes = self._loaded.notes if self._loaded is not None else {}
+        noted = [ReportWarning(code=code, message=message) for code, message in notes.items()]
+        new = [warning for warning in (*noted, *self._new_warnings) if warning not in self._told]
         self._told += new
         self._new_warnings = []
         return new

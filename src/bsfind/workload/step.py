@@ -25,6 +25,7 @@ from bsfind.settings import Workload
 from bsfind.workload import lightning
 from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
+from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
 from bsfind.workload.optimizer import make_optimizer
@@ -55,6 +56,7 @@ class LoadedWorkload:
     Attributes:
         model: the module on the device (before torch.compile).
         last_batch: the last batch that was made, as text; for error messages.
+        notes: what the reader of the result must know, by code.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -72,9 +74,14 @@ class LoadedWorkload:
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
+        self.notes: dict[str, str] = {}
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
+        # A function of the user's may ask for `model.module`.
+        model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
+        if was_wrapped:
+            self.notes["data_parallel"] = DATA_PARALLEL_NOTE
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:

@@ -261,7 +261,8 @@ class Tracer:
     @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by code."""
-        return dict(self._recorder.notes)
+        of_the_model = self._loaded.notes if self._loaded is not None else {}
+        return {**of_the_model, **self._recorder.notes}
 
     @property
     def random_places(self) -> tuple[str, ...]:
