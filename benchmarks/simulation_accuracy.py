@@ -177,7 +177,9 @@ def _results_file(gpu: str) -> Path:
     return ROOT / "benchmarks" / "results" / f"simulation_accuracy_{gpu}.json"
 
 
-def _write(gpu: str, rows: list[dict[str, Any]], searches: list[dict[str, Any]], date: str | None = None) -> None:
+def _write(
+    gpu: str, rows: list[dict[str, Any]], searches: list[dict[str, Any]], date: str | None = None
+) -> None:
     path = _results_file(gpu)
     path.parent.mkdir(exist_ok=True)
     document = {
