@@ -95,6 +95,7 @@ class Finder:
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
+        self._runners: list[TrialRunner] = []
         self._searches: dict[str, PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
@@ -242,6 +243,8 @@ class Finder:
 
     def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
         self._current = search
+        if search.is_asked_for:
+            self._runners.append(runner)
         try:
             search.run()
         finally:
@@ -296,6 +299,8 @@ class Finder:
             self._model,
             results,
             warnings,
+            # Each worker chooses for itself, all by the same rules.
+            list(dict.fromkeys(made for runner in self._runners for made in runner.assumptions)),
             status=self._status(results),
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
             duration_s=self._clock.elapsed_s,

@@ -80,6 +80,7 @@ class ModelInfo:
     """The model as it was loaded.
 
     Attributes:
+        class_name: class of the model; None in reports of older versions.
         parameters: number of parameters, shared ones once.
         optimizer: the optimizer's class, or None in inference.
         model_bytes: allocated on the device after loading.
@@ -87,6 +88,7 @@ class ModelInfo:
             in how exact they are; None: not traced.
     """
 
+    class_name: str | None = None
     parameters: int
     optimizer: str | None
     model_bytes: int

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bsfind.records import ModelInfo, Trial
+from bsfind.records import Assumption, ModelInfo, Trial
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.time_budget import TimeBudget
@@ -39,6 +39,7 @@ class TrialRunner:
     Attributes:
         model: the model as the latest worker loaded it, and what its trials tell of its kind; None
             before the first.
+        assumptions: what the latest worker that ran a trial has chosen for its steps.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
     All methods raise what `Worker` raises.
@@ -64,6 +65,7 @@ class TrialRunner:
         self._loaded: _Loaded | None = None
         self._has_confirmed = False
         self.model: ModelInfo | None = None
+        self.assumptions: tuple[Assumption, ...] = ()
         self.recordings: dict[int, Recording] = {}
 
     def load(self) -> ModelInfo:
@@ -150,6 +152,7 @@ class TrialRunner:
             self._clock.for_trial(steps / self._steps),
             record=loaded.limit_bytes is None,
         )
+        self.assumptions = loaded.worker.assumptions or self.assumptions
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
         if self.model is not None and answer.kind is not None:

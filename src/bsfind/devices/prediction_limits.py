@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
 from bsfind.records import ReportWarning
 from bsfind.simulation.accuracy import measured
-from bsfind.simulation.tracing.step_operators import StepOperators
+
+if TYPE_CHECKING:
+    from bsfind.simulation.tracing.step_operators import StepOperators
 
 __all__ = ["setting_warnings", "version_warnings"]
+
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:
     """Return what is known to differ in a torch that predictions were not compared with.

@@ -118,9 +118,11 @@ def _confirmed(trial: Trial) -> str:
     if len(peaks) > 1:
         highest = max(peaks)
         reached = next(i for i, peak in enumerate(peaks, 1) if peak >= highest * (1 - _FLAT))
-        text += f", peak memory flat from step {reached} on"
-        if reached > len(peaks) // 2:
-            text = f"Confirmed: {trial.steps} steps in a fresh process, the highest peak in step {reached}"
+        is_flat = min(peaks[reached - 1 :]) >= highest * (1 - _FLAT)
+        if is_flat and reached <= len(peaks) // 2:
+            text += f", peak memory flat from step {reached} on"
+        else:
+            text += f", the highest peak in step {reached}"
     if trial.num_alloc_retries:
         when = "" if trial.steady_alloc_retries else " in the first steps"
         times = "once" if trial.num_alloc_retries == 1 else f"{trial.num_alloc_retries} times"

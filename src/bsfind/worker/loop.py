@@ -107,6 +107,7 @@ class _Server:
         answer = self._answer(request)
         if self._device is not None:
             answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
+            answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
