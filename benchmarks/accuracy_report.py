@@ -125,14 +125,14 @@ def _kinds(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
     others = {row["model"] for row in _compared(documents) if row["kind"] == "other"}
     yield from (
         "",
-        "A model's kind is that of the operators of its traced step: *convolutional* if its forward pass has at "
-        "least as many convolutions as calls of attention (fused, or a softmax between two batched products), "
-        "*attention* if it has fewer, *other* if it has neither. A report shows the figures of its kind as its "
-        "error bound, for the version of torch that they were measured on. "
-        f"There is no bound for *other* ({len(others)} models written by hand are too few for one), "
-        "and none for models with recurrent layers: the sizes of their workspaces are a formula that was not "
-        "compared with cuDNN. The fake GPU has the same formula, so that "
-        f"{len(uncompared)} runs of {len({row['model'] for row in uncompared})} such models are not counted here.",
+        "A model's kind is that of the operators of its traced step: *convolutional* if its forward pass "
+        "has at least as many convolutions as calls of attention (fused, or a softmax between two batched "
+        "products), *attention* if it has fewer, *other* if it has neither. A report shows the figures of "
+        "its kind as its error bound, for the version of torch that they were measured on. There is no "
+        f"bound for *other* ({len(others)} models written by hand are too few for one), and none for models "
+        "with recurrent layers: the sizes of their workspaces are a formula that was not compared with "
+        f"cuDNN. The fake GPU has the same formula: {len(uncompared)} runs of "
+        f"{len({row['model'] for row in uncompared})} such models are not counted here.",
     )
 
 
@@ -144,11 +144,11 @@ def _published() -> Iterator[str]:
     yield from (
         "## A real RTX 3090",
         "",
-        "timm's authors published the largest batch sizes of a ladder that their models trained with on an RTX "
-        f"3090: for {found['between']} of {found['models']} models the predicted maximum lies between the size "
-        "that ran and the next, which did not (`make published-table`). The table is no independent check of "
-        "everything: one constant, the 1.56 GiB that CUDA 11.3 with eagerly loaded kernels takes outside the "
-        "allocator, was chosen because it agrees best with the same table.",
+        "timm's authors published the largest batch sizes of a ladder that their models trained with on an "
+        f"RTX 3090: for {found['between']} of {found['models']} models the predicted maximum lies between "
+        "the size that ran and the next, which did not (`make published-table`). The same table was used to "
+        "choose one constant of these predictions: what CUDA 11.3, which loads all kernels, takes outside "
+        "the allocator (1.56 GiB) is the figure that agrees best with it.",
         "",
     )
 

@@ -105,7 +105,7 @@ def test_the_error_bound_is_that_of_the_operators(
 ) -> None:
     file = tmp_path / "report.json"
     names = (f"tests/models/operators.py:{model}", "--input-shape", shape, "--gpu", "rtx-4090")
-    options = ("--batch-size", "4", "--precision", "fp32", "--json-file", str(file))
+    options = ("--batch-size", "4", "--precision", "fp32", "--export", str(file))
     done = bsfind("check", *names, *options)
     assert done.returncode == 0, done.stderr
     assert sentence in done.stdout
