@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import warnings
 from collections.abc import Iterator, Sequence
@@ -318,7 +319,15 @@ class Tracer:
         if entries is None:
             entries = self._traced(batch_size, steps)
             self._remember(batch_size, entries)
-        return program_of(self._load_entries, entries, self._gpu, sources)
+        return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
+
+    def _gpu_as_set(self) -> CudaTarget:
+        """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
+        return dataclasses.replace(
+            self._gpu,
+            tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traces[batch_size] = entries
@@ -389,3 +398,10 @@ class Tracer:
                     largest.decide(size_of_step)
                     return False
         return True
+
+
+def _allows_tf32_convolutions() -> bool:
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
