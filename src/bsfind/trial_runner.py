@@ -39,6 +39,7 @@ class TrialRunner:
     Attributes:
         model: the model as the latest worker loaded it; None before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
+        stand_in_bytes: what a sample's output takes where no loss of it is known.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
     All methods raise what `Worker` raises.
@@ -65,6 +66,7 @@ class TrialRunner:
         self._has_confirmed = False
         self.model: ModelInfo | None = None
         self.assumptions: tuple[Assumption, ...] = ()
+        self.stand_in_bytes: int | None = None
         self.recordings: dict[int, Recording] = {}
 
     def load(self) -> ModelInfo:
@@ -150,6 +152,7 @@ class TrialRunner:
             record=loaded.limit_bytes is None,
         )
         self.assumptions = loaded.worker.assumptions or self.assumptions
+        self.stand_in_bytes = loaded.worker.stand_in_bytes
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
         if answer.is_clean:

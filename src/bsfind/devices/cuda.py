@@ -149,7 +149,12 @@ class CudaDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        return []
+        return self._loaded.assumptions if self._loaded is not None else []
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._loaded.choice.stand_in_bytes if self._loaded is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -175,6 +180,8 @@ class CudaDevice:
         measured = MeasuredSteps(self._device)
         failed: Trial | BsfindError | None = None
         try:
+            if self._loaded.try_labels(batch_size):
+                self._release()
             with history.recorded() if record else contextlib.nullcontext():
                 measured.run(self._loaded, batch_size, steps, self._capacity_bytes)
         except BaseException as error:

@@ -180,7 +180,12 @@ class SimulatedDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        return []
+        return self._tracer.assumptions if self._tracer is not None else []
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._tracer.stand_in_bytes if self._tracer is not None else None
 
     @property
     def is_clean(self) -> bool:

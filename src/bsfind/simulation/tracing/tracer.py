@@ -6,13 +6,14 @@ import contextlib
 import copy
 import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import ModelKind
+from bsfind.records import Assumption, ModelKind
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
@@ -34,6 +35,7 @@ from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
 from bsfind.simulation.tracing.value_operators import value_handlers
+from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -108,8 +110,10 @@ class Tracer:
         )
         self._open = contextlib.ExitStack()
         self._load_entries: list[Entry] = []
+        self._entries: list[Entry] = []
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
+        self._choice: LossChoice | None = None
         self._optimizer: str | None = None
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
@@ -206,7 +210,9 @@ class Tracer:
             self._dispatcher.keep_on_host(parameter)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
-        return LoadedWorkload(workload, self._plan, _DEVICE, model)
+        loaded = LoadedWorkload(workload, self._plan, _DEVICE, model, self._choice)
+        self._choice = loaded.choice
+        return loaded
 
     def _start_over(self) -> None:
         """Forget the model, and all that it had on the GPU."""
@@ -232,6 +238,16 @@ class Tracer:
     def optimizer(self) -> str | None:
         """Class of the optimizer; None in inference."""
         return self._optimizer
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """What was chosen for the steps, as far as it is known."""
+        return self._workload_on_gpu.assumptions
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
+        return self._workload_on_gpu.choice.stand_in_bytes
 
     @property
     def kind(self) -> ModelKind:
@@ -303,14 +319,24 @@ class Tracer:
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
-        recorder = self._recorder
-        if self._loaded is None or not recorder.rewind(self._first_block):
-            # What a trial left in the model would be missing from the next.
+        self._be_fresh()
+        has_run = self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size))
+        if has_run:
+            self._be_fresh()
+        self._running(batch_size, lambda: self._run(batch_size, steps))
+        return self._entries
+
+    def _be_fresh(self) -> None:
+        """Load the model again if it keeps anything of what ran before: the next would lack it."""
+        if self._loaded is None or not self._recorder.rewind(self._first_block):
             self._load()
-            recorder.rewind(self._first_block)
+            self._recorder.rewind(self._first_block)
+
+    def _running(self, batch_size: int, run: Callable[[], Any]) -> Any:
+        """Let something run that calls the model, and clear up behind it."""
         loaded = self._workload_on_gpu
         try:
-            self._run(loaded, batch_size, steps)
+            return run()
         except Exception as error:
             raise user_error(
                 error,
@@ -318,15 +344,14 @@ class Tracer:
                 inputs=loaded.last_batch,
             ) from error
         finally:
-            entries = list(recorder.entries)
+            self._entries = list(self._recorder.entries)
             loaded.clear_gradients()
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        return entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
-        recorder = self._recorder
+    def _run(self, batch_size: int, steps: int) -> None:
+        recorder, loaded = self._recorder, self._workload_on_gpu
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
