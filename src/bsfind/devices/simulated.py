@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bsfind.devices.base import DoesNotFit
+from bsfind.devices.prediction_limits import setting_warnings, version_warnings
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
@@ -25,7 +26,6 @@ from bsfind.simulation.operators.call import CudaTarget
 from bsfind.stability import (
     STEPS_DIFFER,
     StepMemory,
-    draws_assumption,
     draws_warning,
     leak_message,
     leak_of,
@@ -170,6 +170,7 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
+            *version_warnings(torch.__version__),
             *self._allocator_warnings(),
             *(
                 ReportWarning(code=code.partition(":")[0], message=message)
@@ -178,6 +179,8 @@ class SimulatedDevice:
             *([draws_warning(places)] if places else []),
             *([STEPS_DIFFER] if self._steps_differ else []),
         ]
+        if self._tracer is not None and (operators := self._tracer.operators) is not None:
+            known += setting_warnings(operators)
         new = [warning for warning in known if warning not in self._told]
         self._told.extend(new)
         return new
@@ -197,14 +200,18 @@ class SimulatedDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        places = self._tracer.random_places if self._tracer is not None else ()
-        return [draws_assumption(places)] if places else []
+        return self._tracer.assumptions if self._tracer is not None else []
 
     @property
     def model_kind(self) -> ModelKind | None:
         """What most operators of the traced step are (see `base.Device.model_kind`)."""
         operators = self._tracer.operators if self._tracer is not None else None
         return operators.kind if operators is not None else None
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._tracer.stand_in_bytes if self._tracer is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -349,8 +356,6 @@ def _target(gpu: CatalogueGpu, precision: str) -> CudaTarget:
         sm_count=gpu.sm_count,
         max_threads_per_sm=gpu.max_threads_per_sm,
         torch_version=(int(major), int(minor)),
-        tf32_convolutions=tf32 and torch.backends.cudnn.allow_tf32,
+        tf32_convolutions=tf32,
         tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
-        cudnn_benchmark=torch.backends.cudnn.benchmark,
-        deterministic=torch.are_deterministic_algorithms_enabled(),
     )

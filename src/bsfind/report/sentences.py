@@ -85,9 +85,10 @@ def accuracy(report: Report) -> str | None:
         return None
     allocated, reserved = measured.allocated, measured.reserved
     return (
-        f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} (median) and "
-        f"{_error(allocated.p95)} (95th percentile), peak reserved {_error(reserved.median)} and "
-        f"{_error(reserved.p95)}, in {measured.runs} runs against {measured.against}."
+        f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} "
+        f"(median) and {_error(allocated.p95)} (95th percentile), peak reserved "
+        f"{_error(reserved.median)} and {_error(reserved.p95)}, in {measured.runs} runs against "
+        f"{measured.against}."
     )
 
 
