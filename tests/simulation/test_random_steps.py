@@ -10,6 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from tests.models.random_steps import DEPTH, KEEPS
 
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.input_spec import InputSpec
@@ -21,7 +22,6 @@ from bsfind.units import MIB
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import reproducible_building, seed_generators
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
-from tests.models.random_steps import DEPTH, KEEPS
 
 MODELS = Path(__file__).parents[1] / "models"
 BATCH = 32

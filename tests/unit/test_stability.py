@@ -12,8 +12,8 @@ from bsfind.stability import (
     leak_after,
     leak_message,
     leak_of,
-    steps_differ,
     steady_retries,
+    steps_differ,
     steps_of_a_verdict,
 )
 from bsfind.units import GIB, MIB
