@@ -250,7 +250,7 @@ class Finder:
         finally:
             if search.is_asked_for:
                 self._searches[search.precision] = search
-                self._model = runner.model or self._model
+                self._model = _known_best(runner.model, self._model)
             for warning in search.warnings:
                 self._warn(warning)
             self._results.append(search.result)
@@ -317,6 +317,13 @@ class Finder:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo | None:
+    """Return the model as a precision found it, with the kind that an earlier one found if it must."""
+    if model is None or before is None:
+        return model or before
+    return dataclasses.replace(model, kind=model.kind or before.kind)
 
 
 def unsupported(precision: str, device: DeviceInfo) -> str | None:

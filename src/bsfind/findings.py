@@ -24,7 +24,7 @@ from bsfind.records import (
     ReportWarning,
 )
 from bsfind.settings import Settings
-from bsfind.simulation.accuracy import measured_accuracy
+from bsfind.simulation.accuracy import measured
 from bsfind.simulation.allocator_settings import AllocatorSettings
 
 __all__ = ["assumptions_of", "report_of"]
@@ -181,7 +181,8 @@ def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Predictio
         torch_version=version,
         allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
         model_kind=kind,
-        accuracy=measured_accuracy(kind) if kind else None,
+        accuracy=measured().accuracy(kind, version) if kind else None,
+        no_accuracy_because=measured().why_not(kind, version) if kind else None,
     )
 
 

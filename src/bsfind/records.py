@@ -151,14 +151,19 @@ class Prediction:
     Attributes:
         torch_version: the torch whose allocator and kernels are modelled.
         allocator: options of the caching allocator that differ from PyTorch's defaults, by name.
-        model_kind: which models `accuracy` is about; None before the model was loaded.
-        accuracy: how exact predictions for such models were found to be; None: not measured.
+        model_kind: which models `accuracy` is about, by the operators of the step; None before a step
+            was traced.
+        accuracy: how exact predictions for such models were found to be with this version of torch;
+            None: not measured.
+        no_accuracy_because: why there is none, after the words "Error bound:"; None if there is one, or
+            no step was traced.
     """
 
     torch_version: str
     allocator: dict[str, Any]
     model_kind: ModelKind | None
     accuracy: Accuracy | None
+    no_accuracy_because: str | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Prediction:

@@ -37,7 +37,8 @@ class TrialRunner:
         variables: environment variables of the workers that differ from this process's.
 
     Attributes:
-        model: the model as the latest worker loaded it; None before the first.
+        model: the model as the latest worker loaded it, and what its trials tell of its kind; None
+            before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
@@ -74,7 +75,9 @@ class TrialRunner:
     def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
         self._loaded = None
         worker = self._worker()
-        self.model = worker.load(workload, self._precision, self._clock.for_start())
+        kind = self.model.kind if self.model is not None else None
+        model = worker.load(workload, self._precision, self._clock.for_start())
+        self.model = dataclasses.replace(model, kind=kind)
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())
         self._loaded = _Loaded(worker, workload, limit_bytes)
@@ -152,6 +155,8 @@ class TrialRunner:
         self.assumptions = loaded.worker.assumptions or self.assumptions
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
+        if self.model is not None and answer.kind is not None:
+            self.model = dataclasses.replace(self.model, kind=answer.kind)
         if answer.is_clean:
             self._loaded = loaded
         return answer.trial

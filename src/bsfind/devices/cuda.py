@@ -27,7 +27,6 @@ from bsfind.stability import (
     steady_retries,
 )
 from bsfind.units import format_bytes
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
@@ -148,7 +147,6 @@ class CudaDevice:
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
-            kind=kind_of(loaded.model),
         )
 
     def memory_left(self) -> MemoryLeft | None:
@@ -156,8 +154,10 @@ class CudaDevice:
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what steps that differ mean for the answer (see `base.Device.take_warnings`)."""
-        new = [warning for warning in self._new_warnings if warning not in self._told]
+        """Return what was done to the user's model and what differed (see `base.Device.take_warnings`)."""
+        notes = self._loaded.notes if self._loaded is not None else {}
+        noted = [ReportWarning(code=code, message=message) for code, message in notes.items()]
+        new = [warning for warning in (*noted, *self._new_warnings) if warning not in self._told]
         self._told += new
         self._new_warnings = []
         return new
@@ -167,6 +167,11 @@ class CudaDevice:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
         places = self._largest.places
         return [draws_assumption(places)] if places else []
+
+    @property
+    def model_kind(self) -> None:
+        """None: operators are traced for predictions only (see `base.Device.model_kind`)."""
+        return None
 
     @property
     def is_clean(self) -> bool:

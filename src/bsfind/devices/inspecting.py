@@ -43,7 +43,6 @@ class InspectingDevice(SimulatedDevice):
                 parameters=self._tracer.parameters,
                 optimizer=self._tracer.optimizer,
                 model_bytes=allocator.allocated_bytes,
-                kind=self._tracer.kind,
             )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from bsfind.devices.base import DoesNotFit
+from bsfind.devices.prediction_limits import setting_warnings, version_warnings
 from bsfind.errors import BsfindError, UsageError
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -128,7 +129,6 @@ class SimulatedDevice:
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=allocator.allocated_bytes,
-            kind=tracer.kind,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -165,11 +165,14 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
+            *version_warnings(torch.__version__),
             *self._allocator_warnings(),
             *(ReportWarning(code=code, message=message) for code, message in notes.items()),
             *([draws_warning(places)] if places else []),
             *([STEPS_DIFFER] if self._steps_differ else []),
         ]
+        if self._tracer is not None and (operators := self._tracer.operators) is not None:
+            known += setting_warnings(operators)
         new = [warning for warning in known if warning not in self._told]
         self._told.extend(new)
         return new
@@ -191,6 +194,12 @@ class SimulatedDevice:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
         places = self._tracer.random_places if self._tracer is not None else ()
         return [draws_assumption(places)] if places else []
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What most operators of the traced step are (see `base.Device.model_kind`)."""
+        operators = self._tracer.operators if self._tracer is not None else None
+        return operators.kind if operators is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -315,8 +324,6 @@ def _target(gpu: CatalogueGpu, precision: str) -> CudaTarget:
         sm_count=gpu.sm_count,
         max_threads_per_sm=gpu.max_threads_per_sm,
         torch_version=(int(major), int(minor)),
-        tf32_convolutions=tf32 and torch.backends.cudnn.allow_tf32,
+        tf32_convolutions=tf32,
         tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
-        cudnn_benchmark=torch.backends.cudnn.benchmark,
-        deterministic=torch.are_deterministic_algorithms_enabled(),
     )

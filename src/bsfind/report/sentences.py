@@ -76,19 +76,19 @@ def _evidence(report: Report) -> str | None:
 def accuracy(report: Report) -> str | None:
     """Return how exact a prediction is, in one line; None if nothing was predicted."""
     prediction = report.prediction
-    if prediction is None or prediction.model_kind is None:
+    if prediction is None:
         return None
-    kind = f"{prediction.model_kind} models"
-    if prediction.model_kind == "other":
-        kind = "models without convolutions, recurrence or attention"
+    if prediction.no_accuracy_because is not None:
+        return f"Error bound: {prediction.no_accuracy_because}."
     measured = prediction.accuracy
     if measured is None:
-        return f"Error bound for {kind}: not measured."
+        return None
     allocated, reserved = measured.allocated, measured.reserved
     return (
-        f"Error bound for {kind}: peak allocated {_error(allocated.median)} (median) and "
-        f"{_error(allocated.p95)} (95th percentile), peak reserved {_error(reserved.median)} and "
-        f"{_error(reserved.p95)}, in {measured.runs} runs against {measured.against}."
+        f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} "
+        f"(median) and {_error(allocated.p95)} (95th percentile), peak reserved "
+        f"{_error(reserved.median)} and {_error(reserved.p95)}, in {measured.runs} runs against "
+        f"{measured.against}."
     )
 
 

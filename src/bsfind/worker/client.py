@@ -18,7 +18,7 @@ from typing import IO, Any
 from bsfind.errors import InternalError, TimeLimitError, WorkerError
 from bsfind.inspection import PrecisionInspection
 from bsfind.memory_watch import MemoryLeft, MemoryWatch
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.units import format_duration
@@ -55,11 +55,13 @@ class TrialAnswer:
         trial: the trial.
         is_clean: whether the process is fit for another one.
         recording: what it asked of the allocator, if it ran and that could be recorded.
+        kind: what the operators of its step say of the model; None if they are not known.
     """
 
     trial: Trial
     is_clean: bool
     recording: Recording | None
+    kind: ModelKind | None = None
 
 
 class Worker:
@@ -208,6 +210,7 @@ class Worker:
             trial=Trial.from_json(answer["trial"]),
             is_clean=answer["clean"],
             recording=Recording.from_json(recording) if recording else None,
+            kind=answer["kind"],
         )
 
     def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:

@@ -133,6 +133,7 @@ class _Server:
                 "is": "trial",
                 "trial": trial.to_json(),
                 "clean": device.is_clean,
+                "kind": device.model_kind,
                 "memory": memory.to_json() if memory else None,
                 "recording": recording.to_json() if recording else None,
             }

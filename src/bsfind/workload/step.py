@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
+from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
 from bsfind.workload.optimizer import make_optimizer
@@ -35,6 +36,12 @@ __all__ = ["LoadedWorkload", "TrainingSteps"]
 
 _MAX_FURTHER_STEPS = 24
 """GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class LoadedWorkload:
@@ -49,6 +56,7 @@ class LoadedWorkload:
     Attributes:
         model: the module on the device (before torch.compile).
         last_batch: the last batch that was made, as text; for error messages.
+        notes: what the reader of the result must know, by code.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -66,9 +74,14 @@ class LoadedWorkload:
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
+        self.notes: dict[str, str] = {}
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
+        # A function of the user's may ask for `model.module`.
+        model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
+        if was_wrapped:
+            self.notes["data_parallel"] = DATA_PARALLEL_NOTE
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
@@ -114,7 +127,7 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, _ConvNd) for module in self.model.modules())
+        return any(isinstance(module, _CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
@@ -132,6 +145,7 @@ class LoadedWorkload:
         """Return the loss between the model's output and the (synthetic) targets."""
         return make_loss(self.workload.loss)
 
+    @stands_for_torch
     def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """Run the forward pass and the loss, inside autocast if the precision has it.
 
@@ -147,6 +161,7 @@ class LoadedWorkload:
                 value = loss(self._callable(*batch.args, **batch.kwargs))
         return _checked_loss(value)
 
+    @stands_for_torch
     def infer(self, batch: Batch) -> Any:
         """Run the forward pass alone and return the output."""
         with self.plan.autocast(self.device):
@@ -165,11 +180,10 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
         wanted = formats.get(tensor.dim())
-        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
-
-    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+        if wanted is not None:
+            tensor.data = tensor.data.contiguous(memory_format=wanted)
     return model
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
 
-from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import ModelKind
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
@@ -25,6 +25,7 @@ from bsfind.simulation.tracing.device_groups import cuda_groups
 from bsfind.simulation.tracing.disguise import GpuDisguise
 from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
+from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
@@ -33,8 +34,9 @@ from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
+from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -84,6 +86,7 @@ class Tracer:
             name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
         )
         postpone_compiler()
+        check_torch()
         load_rules()
         self._sums = GradientSums()
         self._recorder = recorder or Recorder()
@@ -115,6 +118,7 @@ class Tracer:
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
+        self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -139,6 +143,7 @@ class Tracer:
         """Give torch back its own operators."""
         self._loaded = None
         self._open.close()
+        self._start_over()
         gc.unfreeze()
 
     @contextlib.contextmanager
@@ -211,14 +216,28 @@ class Tracer:
         return LoadedWorkload(workload, self._plan, _DEVICE, model)
 
     def _start_over(self) -> None:
-        """Forget the model, and all that it had on the GPU."""
+        """Forget the model, and all that it had on the GPU but what the user's code keeps."""
         self._loaded = None
-        if self._recorder.rewind(0):
+        if self._dispatcher.rewind(0):
             return
         gc.unfreeze()
         gc.collect()
-        if not self._recorder.rewind(0):
-            raise InternalError("tensors of a model that was dropped are still alive")
+        if clear_function_caches():
+            gc.collect()
+        self._dispatcher.rewind(0, keeping=True)
+
+    def _forget_trial(self) -> bool:
+        """Forget the last trial; False: it left something in the model."""
+        if self._loaded is None:
+            return False
+        if self._dispatcher.rewind(self._first_block):
+            return True
+        gc.unfreeze()
+        cleared = clear_function_caches()
+        if cleared:
+            gc.collect()
+        gc.freeze()
+        return cleared and self._dispatcher.rewind(self._first_block)
 
     @property
     def class_name(self) -> str:
@@ -236,14 +255,15 @@ class Tracer:
         return self._optimizer
 
     @property
-    def kind(self) -> ModelKind:
-        """What kind of model it is, as accuracy is measured by kind."""
-        return kind_of(self._workload_on_gpu.model)
+    def operators(self) -> StepOperators | None:
+        """What the step that was traced last consists of; None before the first."""
+        return self._operators
 
     @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by code."""
-        return dict(self._recorder.notes)
+        of_the_model = self._loaded.notes if self._loaded is not None else {}
+        return {**of_the_model, **self._recorder.notes}
 
     @property
     def random_places(self) -> tuple[str, ...]:
@@ -299,7 +319,15 @@ class Tracer:
         if entries is None:
             entries = self._traced(batch_size, steps)
             self._remember(batch_size, entries)
-        return program_of(self._load_entries, entries, self._gpu, sources)
+        return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
+
+    def _gpu_as_set(self) -> CudaTarget:
+        """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
+        return dataclasses.replace(
+            self._gpu,
+            tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traces[batch_size] = entries
@@ -318,10 +346,10 @@ class Tracer:
     def _attempt(self, batch_size: int, steps: int) -> tuple[bool, Sequence[Entry]]:
         """Trace a trial; the first result is False if it has to be traced anew."""
         recorder = self._recorder
-        if self._loaded is None or not recorder.rewind(self._first_block):
+        if not self._forget_trial():
             # What a trial left in the model would be missing from the next.
             self._load()
-            recorder.rewind(self._first_block)
+            self._dispatcher.rewind(self._first_block)
         loaded = self._workload_on_gpu
         notes = dict(recorder.notes)
         try:
@@ -339,7 +367,9 @@ class Tracer:
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        if not is_over:
+        if is_over:
+            self._operators = operators_of(entries)
+        else:
             recorder.notes = notes  # what other draws would have needed to know
         return is_over, entries
 
@@ -368,3 +398,10 @@ class Tracer:
                     largest.decide(size_of_step)
                     return False
         return True
+
+
+def _allows_tf32_convolutions() -> bool:
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
