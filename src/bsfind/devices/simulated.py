@@ -241,9 +241,7 @@ class SimulatedDevice:
                 return replayed.memory[done:]
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
-            leak = leak_of(
-                replayed.memory, run_more, left, differences_count=not self._steps_differ
-            )
+            leak = leak_of(replayed.memory, run_more, left)
         except (BsfindError, SystemExit) as error:
             return self._refused(error, batch_size)
         except SimulatedOutOfMemoryError as error:
