@@ -16,6 +16,7 @@ from bsfind.records import ModelKind
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
+from bsfind.simulation.refusals.texts import in_words_of_cuda
 from bsfind.simulation.tracing.autocast import AutocastCuda
 from bsfind.simulation.tracing.building import parameters_on_meta
 from bsfind.simulation.tracing.compiler import postpone_compiler
@@ -169,6 +170,7 @@ class Tracer:
                 self._start_over()
                 self._loaded = self._built()
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
@@ -307,6 +309,7 @@ class Tracer:
         try:
             self._run(loaded, batch_size, steps)
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
