@@ -95,6 +95,7 @@ class Finder:
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
+        self._runners: list[TrialRunner] = []
         self._searches: dict[str, PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
@@ -242,12 +243,14 @@ class Finder:
 
     def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
         self._current = search
+        if search.is_asked_for:
+            self._runners.append(runner)
         try:
             search.run()
         finally:
             if search.is_asked_for:
                 self._searches[search.precision] = search
-                self._model = runner.model or self._model
+                self._model = _known_best(runner.model, self._model)
             for warning in search.warnings:
                 self._warn(warning)
             self._results.append(search.result)
@@ -296,6 +299,8 @@ class Finder:
             self._model,
             results,
             warnings,
+            # Each worker chooses for itself, all by the same rules.
+            list(dict.fromkeys(made for runner in self._runners for made in runner.assumptions)),
             status=self._status(results),
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
             duration_s=self._clock.elapsed_s,
@@ -312,6 +317,13 @@ class Finder:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo | None:
+    """Return the model as a precision found it, with the kind that an earlier one found if it must."""
+    if model is None or before is None:
+        return model or before
+    return dataclasses.replace(model, kind=model.kind or before.kind)
 
 
 def unsupported(precision: str, device: DeviceInfo) -> str | None:

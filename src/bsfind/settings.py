@@ -236,6 +236,7 @@ class Settings:
         batch_size: `check`: the only size to try; None for a search.
         compare: remedies to try besides, in the recommended precision (see `remedies`).
         remedy: the one that these settings are with; it is in the workload already.
+        given: names of the options that the user gave (`optimizer`), whatever their values.
     """
 
     workload: Workload
@@ -245,6 +246,7 @@ class Settings:
     batch_size: int | None = None
     compare: tuple[str, ...] = ()
     remedy: str | None = None
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def to_argv(self) -> list[str]:
         """Return the shortest command line (after `bsfind`) that asks for the same again."""

@@ -16,7 +16,7 @@ from tests.simulation.dtype_cases import Question, answer, questions
 from bsfind.input_spec import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.refusals.texts import in_words_of_cuda
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.tracing.tracer import Tracer
 
 pytestmark = pytest.mark.skipif(
@@ -56,7 +56,9 @@ def on_gpu() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[None]:
     """torch on the simulated GPU."""
-    workload = Workload(target=f"{MODEL}:AsksForCuda", inputs=(InputSpec(shape=(8,), dtype="float32"),))
+    workload = Workload(
+        target=f"{MODEL}:AsksForCuda", inputs=(InputSpec(shape=(8,), dtype="float32"),)
+    )
     with Tracer(workload, "fp32", H100):
         yield
 
@@ -71,7 +73,9 @@ def test_the_tracer_refuses_what_cuda_refuses(
         assert "meta" not in found.lower(), f"{question.name}: {found}"
         if not _agree(expected, found) and not _is_known(question, expected, found):
             different[question.name] = (expected, found)
-    assert not different, f"{len(different)} of {len(_BY_ENTRY[entry])}: {list(different.items())[0]}"
+    assert not different, (
+        f"{len(different)} of {len(_BY_ENTRY[entry])}: {list(different.items())[0]}"
+    )
 
 
 def _agree(expected: str, found: str) -> bool:

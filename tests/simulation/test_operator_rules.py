@@ -73,5 +73,5 @@ def test_operators_allocate_what_the_rules_say() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("gpu", ["a100", "rtx3090", "t4"])
 def test_rules_know_the_gpu(gpu: str) -> None:
-    groups = ("reductions", "normalization", "embedding", "indexing", "matmul")
+    groups = ("reductions", "normalization", "embedding", "indexing", "matmul", "grouped_products")
     check(probed(gpu, "--every=37", *groups), gpu)

@@ -16,7 +16,8 @@ import bsfind.predictor
 from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, WorkerError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
-from bsfind.records import DeviceInfo, ModelInfo, Report, ReportWarning, Trial
+from bsfind.input_spec import parse_input, parse_input_shape
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, Report, ReportWarning, Trial
 from bsfind.report.json import schema, to_json
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.units import MIB
@@ -25,6 +26,7 @@ from bsfind.worker.client import TrialAnswer
 SIMULATED = predicted_report().device
 assert SIMULATED is not None
 MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB, kind="attention")
+LOSS = Assumption(what="loss", value="mean of the output", why="nothing else suits it")
 CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely")
 
 
@@ -36,6 +38,7 @@ class FakeWorker:
         self._refusal = refusal
         self._limit = 0
         self.is_alive = True
+        self.assumptions = (LOSS,)
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 
@@ -198,6 +201,26 @@ def test_what_stands_in_for_a_gpu_that_is_not_there(pool: type[FakePool]) -> Non
     assert report.reproduce.endswith(" --gpu rtx-4090")
     assert len(pool.workers) == 1
     assert pool.early == 0
+
+
+def test_what_was_assumed(pool: type[FakePool]) -> None:
+    inputs = (parse_input_shape("3,4"), parse_input("ids=7:int64"), parse_input("x=:int64:0..9"))
+    asked = dataclasses.replace(
+        settings(NAMED), workload=dataclasses.replace(SETTINGS.workload, inputs=inputs)
+    )
+
+    def assumed(given: set[str]) -> list[tuple[str, str]]:
+        report, _ = found(dataclasses.replace(asked, given=frozenset(given)))
+        assert report.to_json()["workload"]["assumptions"][0]["what"] == "loss"
+        return [(made.what, made.value) for made in report.assumptions]
+
+    of_inputs = [("dtype of input 1", "float32"), ("values of input `ids`", "0..2")]
+    loss = (LOSS.what, LOSS.value)
+    assert assumed({"gpu", "optimizer"}) == [loss, *of_inputs]
+    assert assumed({"device"}) == [
+        *(loss, ("optimizer", "AdamW"), *of_inputs),
+        ("GPU", "NVIDIA GeForce RTX 4090"),
+    ]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])

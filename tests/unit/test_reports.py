@@ -312,6 +312,24 @@ def test_markdown_escapes_what_the_user_named() -> None:
     assert r"- warning: a\_b\*c" in text
 
 
+@pytest.mark.parametrize(
+    ("target", "model_args", "class_name", "shown"),
+    [
+        ("zoo:resnet50", {}, "ResNet", "zoo:resnet50"),
+        ("nanogpt.py:GPT", {}, "GPT", "nanogpt.py:GPT"),
+        ("timm:create_model", {"model_name": "resnet50"}, "ResNet", "resnet50 (timm:create_model)"),
+        ("train.py:make_model", {"width": "64"}, "WideNet", "WideNet (train.py:make_model)"),
+        ("train.py:net", {"model": "pkg.mod:fn()"}, "Sequential", "train.py:net"),
+        ("train.py:net", {}, None, "train.py:net"),
+    ],
+)
+def test_the_model_s_name(
+    target: str, model_args: dict[str, str], class_name: str | None, shown: str
+) -> None:
+    workload = {"target": target, "model_args": model_args}
+    assert wording.model_name(workload, class_name) == shown
+
+
 def test_csv(golden: Golden) -> None:
     golden("report.csv", to_csv(example_report()))
 
@@ -386,7 +404,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 19
+    assert len(found) == 20
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -416,12 +434,15 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("leak", records.Leak, set()),
         ("expandable_segments", records.ExpandableSegments, set()),
         ("global_batch", records.GlobalBatch, set()),
-        ("workload", Workload, set()),
+        ("assumption", records.Assumption, set()),
+        ("workload", Workload, {"assumptions"}),
         ("input", InputSpec, set()),
     ],
 )
 def test_the_schema_has_the_fields_of_the_records(name: str, cls: type, more: set[str]) -> None:
     fields = {field.name for field in dataclasses.fields(cls)}
+    if cls is InputSpec:
+        fields -= {"assumed"}  # is among the assumptions
     assert set(schema()["$defs"][name]["properties"]) == fields | more
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["Loss", "make_loss"]
 
@@ -42,6 +43,7 @@ class _FunctionLoss(Loss):
     def __init__(self, function: Callable[[Any], torch.Tensor]) -> None:
         self._function = function
 
+    @stands_for_torch
     def __call__(self, output: Any) -> torch.Tensor:
         return self._function(output)
 

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, make_loss
@@ -32,6 +32,15 @@ from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
 
 __all__ = ["LoadedWorkload", "TrainingSteps"]
+
+_MAX_FURTHER_STEPS = 24
+"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class LoadedWorkload:
@@ -111,7 +120,7 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, _ConvNd) for module in self.model.modules())
+        return any(isinstance(module, _CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
@@ -129,6 +138,7 @@ class LoadedWorkload:
         """Return the loss between the model's output and the (synthetic) targets."""
         return make_loss(self.workload.loss)
 
+    @stands_for_torch
     def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """Run the forward pass and the loss, inside autocast if the precision has it.
 
@@ -144,6 +154,7 @@ class LoadedWorkload:
                 value = loss(self._callable(*batch.args, **batch.kwargs))
         return _checked_loss(value)
 
+    @stands_for_torch
     def infer(self, batch: Batch) -> Any:
         """Run the forward pass alone and return the output."""
         with self.plan.autocast(self.device):
@@ -162,11 +173,10 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
         wanted = formats.get(tensor.dim())
-        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
-
-    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+        if wanted is not None:
+            tensor.data = tensor.data.contiguous(memory_format=wanted)
     return model
 
 
@@ -195,6 +205,10 @@ class TrainingSteps:
     Attributes:
         completed: optimizer steps that really ran. A GradScaler skips those whose gradients
             overflowed, and with them the optimizer's state: such steps do not count.
+        attempts: the same with those that were skipped.
+        is_warm_up: whether the last step was unlike those to come: it was the first, it was skipped,
+            or some parameter had its first gradient in it (and its first state of the optimizer).
+        gradient_bytes: of the gradients that parameters have after the last step.
     """
 
     def __init__(
@@ -207,6 +221,11 @@ class TrainingSteps:
         self._on_forward_done = on_forward_done
         self._making_inputs = making_inputs
         self.completed = 0
+        self.attempts = 0
+        self.is_warm_up = True
+        self.gradient_bytes = 0
+        self._last_warm_up = 0
+        self._updated: set[int] = set()
         self._training = loaded.workload.mode == "train"
         if self._training:
             self._loss = loaded.make_loss()
@@ -230,10 +249,43 @@ class TrainingSteps:
         Raises:
             Exception: out of memory, or whatever the user's code raises.
         """
+        before = self.completed
         if self._training:
             self._train(batch_size)
         else:
             self._infer(batch_size)
+        self.attempts += 1
+        has_new = self._training and self._look_at_gradients()
+        self.is_warm_up = self.attempts == 1 or has_new or self.completed == before
+        if self.is_warm_up:
+            self._last_warm_up = self.attempts
+
+    def wants_more(self, steps: int) -> bool:
+        """Tell whether a trial of so many optimizer steps goes on.
+
+        It does for two steps more than were asked for where a parameter had its first gradient late:
+        the step after that is the first with all of the optimizer's state.
+        """
+        if self.attempts >= steps + _MAX_FURTHER_STEPS:
+            return False
+        settled = self.attempts - self._last_warm_up
+        return self.completed < steps or settled < min(2, steps - 1)
+
+    def _look_at_gradients(self) -> bool:
+        """Count the gradients; tell whether a parameter has its first one."""
+        known = len(self._updated)
+        self._updated.update(id(parameter) for parameter in self._optimizer.state)
+        storages: dict[int, int] = {}
+        for parameter in self._loaded.model.parameters():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            self._updated.add(id(parameter))
+            if gradient.layout == torch.strided:
+                storage = gradient.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
+        self.gradient_bytes = sum(storages.values())
+        return len(self._updated) > known
 
     def _train(self, batch_size: int) -> None:
         loaded, loss = self._loaded, self._loss

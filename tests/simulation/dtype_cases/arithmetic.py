@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-
 from tests.simulation.dtype_cases import case
 from tests.simulation.dtype_cases.case import data
 
@@ -27,7 +26,19 @@ real_table("cat", lambda *x: torch.cat(x), *_PAIR)
 real_table("stack", lambda *x: torch.stack(x), *_PAIR)
 for name in ("exp", "log", "sqrt", "rsqrt", "erf", "sin", "abs", "neg", "floor", "sign", "isnan"):
     real_table(name, getattr(torch, name), data(8, 4))
-for name in ("sum", "mean", "prod", "std", "var", "norm", "max", "median", "argmax", "all", "trace"):
+for name in (
+    "sum",
+    "mean",
+    "prod",
+    "std",
+    "var",
+    "norm",
+    "max",
+    "median",
+    "argmax",
+    "all",
+    "trace",
+):
     real_table(name, getattr(torch, name), data(8, 4))
 for name in ("cumsum", "cumprod", "logsumexp", "sort", "argsort", "amax", "aminmax", "cummax"):
     real_table(name, partial(getattr(torch, name), dim=-1), data(8, 4))
@@ -41,6 +52,8 @@ real_table("linalg.solve", torch.linalg.solve, data(8, 8), data(8, 4))
 for name in ("fft", "rfft", "fft2", "rfft2"):
     real_table(f"fft.{name}", getattr(torch.fft, name), data(8, 8))
 real_table("fft.irfft", torch.fft.irfft, data(8, 8))
-real_table("stft", lambda x, w: torch.stft(x, 16, window=w, return_complex=True), data(2, 64), data(16))
+real_table(
+    "stft", lambda x, w: torch.stft(x, 16, window=w, return_complex=True), data(2, 64), data(16)
+)
 real_table("complex", torch.complex, *_PAIR)
 real_table("bucketize", torch.bucketize, data(8), data(4))

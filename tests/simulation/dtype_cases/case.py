@@ -9,7 +9,19 @@ from typing import Any
 
 import torch
 
-__all__ = ["DTYPES", "REAL", "Operand", "Question", "answer", "constant", "data", "index", "mask", "questions", "table"]
+__all__ = [
+    "DTYPES",
+    "REAL",
+    "Operand",
+    "Question",
+    "answer",
+    "constant",
+    "data",
+    "index",
+    "mask",
+    "questions",
+    "table",
+]
 
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype

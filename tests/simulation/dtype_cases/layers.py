@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody names it
-
 from tests.simulation.dtype_cases.case import constant, data, index, mask, table
 
 for dim in (1, 2, 3):
@@ -93,7 +92,13 @@ table(
     lambda x, m, v: F.batch_norm(x, m, v),
     *(data(2, 4, 8, 8), constant(4), constant(4)),
 )
-table("instance_norm", lambda x, w, b: F.instance_norm(x, weight=w, bias=b), data(2, 4, 8, 8), data(4), data(4))  # fmt: skip
+table(
+    "instance_norm",
+    lambda x, w, b: F.instance_norm(x, weight=w, bias=b),
+    data(2, 4, 8, 8),
+    data(4),
+    data(4),
+)
 
 for name in (
     *("relu", "gelu", "silu", "sigmoid", "tanh", "leaky_relu", "elu", "selu", "celu", "softplus"),
@@ -116,10 +121,14 @@ for name in ("adaptive_avg_pool2d", "adaptive_max_pool2d"):
     table(name, partial(getattr(F, name), output_size=3), data(2, 4, 8, 8))
 table("adaptive_avg_pool2d, 1", partial(F.adaptive_avg_pool2d, output_size=1), data(2, 4, 8, 8))
 for mode in ("nearest", "bilinear", "bicubic", "area", "nearest-exact"):
-    table(f"interpolate, {mode}", partial(F.interpolate, scale_factor=2, mode=mode), data(2, 4, 8, 8))
+    table(
+        f"interpolate, {mode}", partial(F.interpolate, scale_factor=2, mode=mode), data(2, 4, 8, 8)
+    )
 for mode in ("constant", "reflect", "replicate", "circular"):
     table(f"pad, {mode}", partial(F.pad, pad=(1, 1, 1, 1), mode=mode), data(2, 4, 8, 8))
-table("grid_sample", partial(F.grid_sample, align_corners=False), data(2, 4, 8, 8), data(2, 6, 6, 2))
+table(
+    "grid_sample", partial(F.grid_sample, align_corners=False), data(2, 4, 8, 8), data(2, 6, 6, 2)
+)
 table("affine_grid", lambda x: F.affine_grid(x, (2, 4, 8, 8), False), data(2, 2, 3))
 table("unfold", partial(F.unfold, kernel_size=2), data(2, 4, 8, 8))
 table("fold", partial(F.fold, output_size=4, kernel_size=2, stride=2), data(2, 16, 4))
@@ -130,7 +139,13 @@ table("embedding, scaled", partial(F.embedding, scale_grad_by_freq=True), index(
 for mode in ("sum", "mean", "max"):
     table(f"embedding_bag, {mode}", partial(F.embedding_bag, mode=mode), index(2, 8), data(16, 4))
 table("embedding_bag, offsets", F.embedding_bag, index(8), data(16, 4), index(2))
-table("embedding_bag, weights", lambda i, w, p: F.embedding_bag(i, w, per_sample_weights=p, mode="sum"), index(2, 8), data(16, 4), data(2, 8))  # fmt: skip
+table(
+    "embedding_bag, weights",
+    lambda i, w, p: F.embedding_bag(i, w, per_sample_weights=p, mode="sum"),
+    index(2, 8),
+    data(16, 4),
+    data(2, 8),
+)
 table("one_hot", partial(F.one_hot, num_classes=4), index(8))
 table("index_select", lambda x, i: x.index_select(0, i), data(8, 4), index(2))
 table("gather", lambda x, i: x.gather(1, i), data(8, 4), index(8, 2))
@@ -139,14 +154,26 @@ table("take", torch.take, data(8, 4), index(3))
 table("scatter", lambda x, i, s: x.scatter(1, i, s), data(8, 4), index(8, 2), data(8, 2))
 table("scatter, value", lambda x, i: x.scatter(1, i, 1), data(8, 4), index(8, 2))
 table("scatter_add", lambda x, i, s: x.scatter_add(1, i, s), data(8, 4), index(8, 2), data(8, 2))
-table("scatter_reduce", lambda x, i, s: x.scatter_reduce(1, i, s, "amax"), data(8, 4), index(8, 2), data(8, 2))  # fmt: skip
+table(
+    "scatter_reduce",
+    lambda x, i, s: x.scatter_reduce(1, i, s, "amax"),
+    data(8, 4),
+    index(8, 2),
+    data(8, 2),
+)
 table("index_add", lambda x, i, s: x.index_add(0, i, s), data(8, 4), index(2), data(2, 4))
 table("index_copy", lambda x, i, s: x.index_copy(0, i, s), data(8, 4), index(2), data(2, 4))
 table("index_fill", lambda x, i: x.index_fill(0, i, 1), data(8, 4), index(2))
 table("index", lambda x, i: x[i], data(8, 4), index(2))
 table("index, two", lambda x, i, j: x[i, j], data(8, 4), index(2), index(2))
 table("index_put", lambda x, i, v: x.index_put((i,), v), data(8, 4), index(2), data(2, 4))
-table("index_put, accumulate", lambda x, i, v: x.index_put((i,), v, True), data(8, 4), index(2), data(2, 4))  # fmt: skip
+table(
+    "index_put, accumulate",
+    lambda x, i, v: x.index_put((i,), v, True),
+    data(8, 4),
+    index(2),
+    data(2, 4),
+)
 table("masked_fill", lambda x, m: x.masked_fill(m, 0), data(8, 4), mask(8, 4))
 table("masked_fill, tensor", lambda x, m, v: x.masked_fill(m, v), data(8, 4), mask(8, 4), data())
 table("where", torch.where, mask(8, 4), data(8, 4), data(8, 4))

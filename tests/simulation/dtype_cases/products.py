@@ -6,9 +6,8 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody names it
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
 from tests.simulation.dtype_cases.case import constant, data, table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 aten = torch.ops.aten
 

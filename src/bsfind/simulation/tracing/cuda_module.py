@@ -157,8 +157,6 @@ def simulated_cuda_module(
         clear_autocast_cache: called when the outermost autocast is left.
     """
     import torch.cuda.amp.common
-    import torch.nn.utils.clip_grad
-    import torch.utils._foreach_utils
 
     own_clear = torch.clear_autocast_cache
 

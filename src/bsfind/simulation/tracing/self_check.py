@@ -20,6 +20,7 @@ from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
 from bsfind.simulation.tracing.program import program_of
 from bsfind.simulation.tracing.recorder import Recorder
+from bsfind.simulation.tracing.torch_private import missing
 
 __all__ = ["problems"]
 
@@ -32,7 +33,9 @@ def problems() -> list[str]:
     To be called while no tracer is open.
     """
     postpone_compiler()
-    found = []
+    found = [f"there is no `{name}` (torch {torch.__version__})" for name in missing()]
+    if found:
+        return found
     for check in (_lifetimes, _sums_of_gradients, _autocast):
         try:
             problem = check()

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import ModelKind
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
-from bsfind.simulation.refusals.texts import in_words_of_cuda
 from bsfind.simulation.tracing.autocast import AutocastCuda
 from bsfind.simulation.tracing.building import parameters_on_meta
 from bsfind.simulation.tracing.compiler import postpone_compiler
@@ -26,6 +25,7 @@ from bsfind.simulation.tracing.device_groups import cuda_groups
 from bsfind.simulation.tracing.disguise import GpuDisguise
 from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
+from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
@@ -34,9 +34,11 @@ from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
+from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
 from bsfind.workload.user_traceback import user_error
@@ -44,7 +46,6 @@ from bsfind.workload.user_traceback import user_error
 __all__ = ["Tracer"]
 
 _DEVICE = torch.device("cuda", 0)
-_MAX_SKIPPED_STEPS = 24
 
 
 class Tracer:
@@ -85,6 +86,7 @@ class Tracer:
             name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
         )
         postpone_compiler()
+        check_torch()
         load_rules()
         self._sums = GradientSums()
         self._recorder = recorder or Recorder()
@@ -112,9 +114,11 @@ class Tracer:
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
         self._optimizer: str | None = None
+        self._largest = LargestStep()
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
+        self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -139,6 +143,7 @@ class Tracer:
         """Give torch back its own operators."""
         self._loaded = None
         self._open.close()
+        self._start_over()
         gc.unfreeze()
 
     @contextlib.contextmanager
@@ -168,7 +173,8 @@ class Tracer:
         try:
             if not self._builds_without_memory():
                 self._start_over()
-                self._loaded = self._built()
+                with reproducible_building():
+                    self._loaded = self._built()
         except Exception as error:
             in_words_of_cuda(error)
             raise user_error(error, doing="building the model") from error
@@ -192,7 +198,7 @@ class Tracer:
         """Build the model with weights that have no memory; False: its constructor needs them."""
         self._start_over()
         try:
-            with parameters_on_meta(self._dispatcher):
+            with parameters_on_meta(self._dispatcher), reproducible_building():
                 self._loaded = self._built()
         except TargetError:
             raise
@@ -211,14 +217,33 @@ class Tracer:
         return LoadedWorkload(workload, self._plan, _DEVICE, model)
 
     def _start_over(self) -> None:
-        """Forget the model, and all that it had on the GPU."""
+        """Forget the model, and all that it had on the GPU but what the user's code keeps."""
         self._loaded = None
-        if self._recorder.rewind(0):
+        if self._dispatcher.rewind(0):
             return
         gc.unfreeze()
         gc.collect()
-        if not self._recorder.rewind(0):
-            raise InternalError("tensors of a model that was dropped are still alive")
+        if clear_function_caches():
+            gc.collect()
+        self._dispatcher.rewind(0, keeping=True)
+
+    def _forget_trial(self) -> bool:
+        """Forget the last trial; False: it left something in the model."""
+        if self._loaded is None:
+            return False
+        if self._dispatcher.rewind(self._first_block):
+            return True
+        gc.unfreeze()
+        cleared = clear_function_caches()
+        if cleared:
+            gc.collect()
+        gc.freeze()
+        return cleared and self._dispatcher.rewind(self._first_block)
+
+    @property
+    def class_name(self) -> str:
+        """Name of the model's class."""
+        return type(self._workload_on_gpu.model).__name__
 
     @property
     def parameters(self) -> int:
@@ -231,14 +256,19 @@ class Tracer:
         return self._optimizer
 
     @property
-    def kind(self) -> ModelKind:
-        """What kind of model it is, as accuracy is measured by kind."""
-        return kind_of(self._workload_on_gpu.model)
+    def operators(self) -> StepOperators | None:
+        """What the step that was traced last consists of; None before the first."""
+        return self._operators
 
     @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by code."""
         return dict(self._recorder.notes)
+
+    @property
+    def random_places(self) -> tuple[str, ...]:
+        """Where in the user's code random numbers are drawn that decide how large a step is."""
+        return self._largest.places
 
     @property
     def _workload_on_gpu(self) -> LoadedWorkload:
@@ -300,14 +330,23 @@ class Tracer:
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
+        while True:
+            is_over, entries = self._attempt(batch_size, steps)
+            if is_over:
+                return entries
+
+    def _attempt(self, batch_size: int, steps: int) -> tuple[bool, Sequence[Entry]]:
+        """Trace a trial; the first result is False if it has to be traced anew."""
         recorder = self._recorder
-        if self._loaded is None or not recorder.rewind(self._first_block):
+        if not self._forget_trial():
             # What a trial left in the model would be missing from the next.
             self._load()
-            recorder.rewind(self._first_block)
+            self._dispatcher.rewind(self._first_block)
         loaded = self._workload_on_gpu
+        notes = dict(recorder.notes)
         try:
-            self._run(loaded, batch_size, steps)
+            with self._largest.searched(batch_size):
+                is_over = self._run(loaded, batch_size, steps)
         except Exception as error:
             in_words_of_cuda(error)
             raise user_error(
@@ -321,21 +360,34 @@ class Tracer:
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        return entries
+        if is_over:
+            self._operators = operators_of(entries)
+        else:
+            recorder.notes = notes  # what other draws would have needed to know
+        return is_over, entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
-        recorder = self._recorder
+    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> bool:
+        """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
+        recorder, largest = self._recorder, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
             recorder.mark("forward_end")
 
+        def size_of_step() -> StepSize:
+            loaded.clear_gradients()
+            first = len(recorder.entries)
+            runner.run(batch_size)
+            return recorder.size_since(first)
+
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        attempts = 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+            while runner.wants_more(steps):
                 recorder.mark("forward_begin")
                 runner.run(batch_size)
-                recorder.mark("step_end")
-                attempts += 1
+                recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
+                if largest.is_undecided:
+                    largest.decide(size_of_step)
+                    return False
+        return True

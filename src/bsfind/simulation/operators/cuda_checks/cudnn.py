@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.refusals.check import FLOATING, scalar_name
+from bsfind.simulation.operators.cuda_checks.check import FLOATING, scalar_name
 
 __all__ = ["describes", "has_engines"]
 

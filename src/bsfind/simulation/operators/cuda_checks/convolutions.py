@@ -6,8 +6,8 @@ import torch
 
 from bsfind.simulation.operators.call import Call, TensorSpec
 from bsfind.simulation.operators.convolution_backend import output_memory_format
-from bsfind.simulation.refusals import cudnn
-from bsfind.simulation.refusals.check import checks, expects, implements, tensor_name
+from bsfind.simulation.operators.cuda_checks import cudnn
+from bsfind.simulation.operators.cuda_checks.check import checks, expects, implements, tensor_name
 
 __all__: list[str] = []
 
@@ -32,7 +32,9 @@ def _same_types(x: TensorSpec, other: TensorSpec, name: str) -> None:
     """`check_input_same_type_as_parameters`."""
     if x.dtype == other.dtype and x.on_gpu == other.on_gpu:
         return
-    text = f"Input type ({tensor_name(x)}) and {name} type ({tensor_name(other)}) should be the same"
+    text = (
+        f"Input type ({tensor_name(x)}) and {name} type ({tensor_name(other)}) should be the same"
+    )
     if not x.on_gpu:
         text += " or input should be a MKLDNN tensor and weight is a dense tensor"
     raise RuntimeError(text)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bsfind.simulation.operators.call import Call
-from bsfind.simulation.refusals.arithmetic import can_be_stored
-from bsfind.simulation.refusals.check import (
+from bsfind.simulation.operators.cuda_checks.arithmetic import can_be_stored
+from bsfind.simulation.operators.cuda_checks.check import (
     checks,
     expects,
     implements,
@@ -65,15 +65,15 @@ def _huber_loss_backward(call: Call) -> None:
 
 @checks("aten::mse_loss")
 def _mse_loss(call: Call) -> None:
-    implements("mse_cuda", torch.promote_types(call.tensor("self").dtype, call.tensor("target").dtype))
+    implements(
+        "mse_cuda", torch.promote_types(call.tensor("self").dtype, call.tensor("target").dtype)
+    )
 
 
 @checks("aten::smooth_l1_loss")
 def _smooth_l1_loss(call: Call) -> None:
     common = torch.promote_types(call.tensor("self").dtype, call.tensor("target").dtype)
     implements("smooth_l1_cuda", common)
-
-
 
 
 _TARGETS = (torch.int64, torch.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bsfind.simulation.operators.call import Call
-from bsfind.simulation.refusals import (
+from bsfind.simulation.operators.cuda_checks import (
     arithmetic,
     attention,
     convolutions,
@@ -20,8 +20,9 @@ from bsfind.simulation.refusals import (
     products,
     recurrent,
 )
-from bsfind.simulation.refusals.check import Check, checks_for, specs_of
-from bsfind.simulation.refusals.devices import check_devices
+from bsfind.simulation.operators.cuda_checks.check import Check, checks_for, specs_of
+from bsfind.simulation.operators.cuda_checks.devices import check_devices
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = [
     "Check",
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 
+@stands_for_torch
 def refuse(call: Call, checks: Sequence[Check], *, is_pointwise: bool) -> None:
     """Raise what CUDA raises for a call, if it does.
 
@@ -50,7 +52,10 @@ def refuse(call: Call, checks: Sequence[Check], *, is_pointwise: bool) -> None:
     on_gpu = [tensor.on_gpu for _, tensor in specs_of(call)]
     if not any(on_gpu):
         return
-    if not all(on_gpu):
-        check_devices(call, is_pointwise)
-    for check in checks:
-        check(call)
+    try:
+        if not all(on_gpu):
+            check_devices(call, is_pointwise)
+        for check in checks:
+            check(call)
+    except (RuntimeError, IndexError) as refusal:  # raised anew: not a failure of the check
+        raise refusal.with_traceback(None) from None

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import Call
-from bsfind.simulation.refusals.check import checks, cpp_name
+from bsfind.simulation.operators.cuda_checks.check import checks, cpp_name
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["validate_attention"]
 
 
+@stands_for_torch
 def validate_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> None:
     """Refuse tensors that `scaled_dot_product_attention` refuses before it chooses a backend.
 

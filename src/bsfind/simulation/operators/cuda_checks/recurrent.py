@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from bsfind.simulation.operators.call import Call, TensorSpec
-from bsfind.simulation.refusals import cudnn
-from bsfind.simulation.refusals.check import checks, expects, implements, scalar_name
+from bsfind.simulation.operators.cuda_checks import cudnn
+from bsfind.simulation.operators.cuda_checks.check import checks, expects, implements, scalar_name
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["check_devices_of_layer"]
 
 
+@stands_for_torch
 def check_devices_of_layer(
     x: Tensor, hidden: Sequence[Tensor | None], params: Sequence[Tensor]
 ) -> None:

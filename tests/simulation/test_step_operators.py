@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from torch import nn
-
 from bsfind.workload.model_kind import kind_of
+from torch import nn
 
 
 class GPT2Attention(nn.Module):

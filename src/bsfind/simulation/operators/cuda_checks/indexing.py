@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bsfind.simulation.operators.call import Call, TensorSpec
-from bsfind.simulation.refusals.check import (
+from bsfind.simulation.operators.cuda_checks.check import (
     checks,
     cpp_name,
     expects,
@@ -108,7 +108,9 @@ def _index_put(call: Call) -> None:
 def _take(call: Call) -> None:
     index = call.tensor("index").dtype
     if index != torch.int64:
-        raise RuntimeError(f"take(): Expected a long tensor for index, but got {scalar_name(index)}")
+        raise RuntimeError(
+            f"take(): Expected a long tensor for index, but got {scalar_name(index)}"
+        )
 
 
 @checks("aten::index_fill", "aten::index_fill_")
@@ -182,8 +184,7 @@ def _masked_scatter(call: Call) -> None:
         )
     if mask != torch.bool:
         raise RuntimeError(
-            "masked_scatter_ only supports boolean masks, "
-            f"but got mask with dtype {cpp_name(mask)}"
+            f"masked_scatter_ only supports boolean masks, but got mask with dtype {cpp_name(mask)}"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from bsfind.simulation.operators.call import Call, TensorSpec
-from bsfind.simulation.refusals.check import (
+from bsfind.simulation.operators.cuda_checks.check import (
     Check,
     checks,
     cpp_name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.refusals.check import FLOATING, checks, dispatches
+from bsfind.simulation.operators.cuda_checks.check import FLOATING, checks, dispatches
 
 __all__: list[str] = []
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from bsfind.simulation.operators.call import Call, TensorSpec
-from bsfind.simulation.refusals import cudnn
-from bsfind.simulation.refusals.check import (
+from bsfind.simulation.operators.cuda_checks import cudnn
+from bsfind.simulation.operators.cuda_checks.check import (
     HALVES,
     checks,
     dispatches,
@@ -19,7 +19,9 @@ from bsfind.simulation.refusals.check import (
 __all__: list[str] = []
 
 checks("aten::native_layer_norm")(
-    dispatches("LayerNormKernelImpl", "input", {torch.float32, torch.float64, *HALVES}, "weight", "bias")
+    dispatches(
+        "LayerNormKernelImpl", "input", {torch.float32, torch.float64, *HALVES}, "weight", "bias"
+    )
 )
 checks("bsfind::_fused_rms_norm")(dispatches("LayerNormKernelImpl", "input"))
 
