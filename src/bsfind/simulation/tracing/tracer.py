@@ -251,6 +251,11 @@ class Tracer:
         return self._workload_on_gpu.parameter_count()
 
     @property
+    def weights_dtype(self) -> str | None:
+        """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
+        return self._workload_on_gpu.weights_dtype
+
+    @property
     def optimizer(self) -> str | None:
         """Class of the optimizer; None in inference."""
         return self._optimizer
