@@ -134,6 +134,7 @@ class SimulatedDevice:
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=self._model_bytes,
+            weights_dtype=tracer.weights_dtype,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:

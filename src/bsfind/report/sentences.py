@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bsfind.recommend import baseline, speed_up
-from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.records import Report, Trial
 from bsfind.report import wording
 from bsfind.units import format_bytes, format_count
 
@@ -32,7 +32,7 @@ def answer(report: Report) -> str | None:
     if recommendation is None or result is None:
         return None
     verb = "Train" if report.workload["mode"] == "train" else "Infer"
-    text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
+    text = f"{verb} with batch size {recommendation.batch_size} in {wording.precision(result)}"
     reasons = []
     ratio = speed_up(result, report.results)
     reference = baseline(report.results)
@@ -201,11 +201,7 @@ def _remedies(report: Report) -> list[str]:
 def problems(report: Report) -> list[str]:
     """Return why a precision has no answer, one line each."""
     return [
-        f"{_subject(result)}: {result.message}"
+        f"{wording.full_label(result)}: {result.message}"
         for result in report.results
         if result.message and result.recommended_batch_size is None
     ]
-
-
-def _subject(result: PrecisionResult) -> str:
-    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"

@@ -17,6 +17,7 @@ from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
 from bsfind.simulation.tracing.building import Builder
@@ -191,6 +192,7 @@ class Tracer:
                     f"memory; the prediction is the same. The reason: {why}",
                 )
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
@@ -269,6 +271,11 @@ class Tracer:
     def parameters(self) -> int:
         """Number of parameters; shared ones count once."""
         return self._workload_on_gpu.parameter_count()
+
+    @property
+    def weights_dtype(self) -> str | None:
+        """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
+        return self._workload_on_gpu.weights_dtype
 
     @property
     def optimizer(self) -> str | None:
@@ -438,6 +445,7 @@ class Tracer:
         try:
             return self._dispatcher.reads.run(attempt)
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
