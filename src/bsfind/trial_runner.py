@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bsfind.errors import BsfindError
 from bsfind.records import ModelInfo, Trial
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
@@ -39,6 +40,7 @@ class TrialRunner:
     Attributes:
         model: the model as the latest worker loaded it; None before the first.
         recordings: what the trials that ran asked of the allocator, by batch size.
+        refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
     All methods raise what `Worker` raises.
     """
@@ -64,6 +66,7 @@ class TrialRunner:
         self._has_confirmed = False
         self.model: ModelInfo | None = None
         self.recordings: dict[int, Recording] = {}
+        self.refusals: dict[int, BsfindError] = {}
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
@@ -149,6 +152,8 @@ class TrialRunner:
         )
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
+        if answer.refusal is not None:
+            self.refusals[batch_size] = answer.refusal
         if answer.is_clean:
             self._loaded = loaded
         return answer.trial

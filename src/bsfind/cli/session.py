@@ -158,7 +158,7 @@ class _Session:
         chosen = report.recommendation
         if chosen is None:
             for result in report.results:
-                if result.message and result.status != "error":
+                if result.message and not self._finder.errors:
                     self._terminal.note(f"{result.precision}: {result.message}")
             return
         sys.stdout.write(f"{chosen.batch_size}\n")
@@ -177,8 +177,10 @@ class _Session:
 def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
     """Return the exit code of a search that was not interrupted.
 
-    A failure of the user's code outweighs an answer in another precision: a script must not take
-    the number for the whole truth.
+    Args:
+        report: of the search.
+        errors: that left it without an answer, or with half of one; not those of single precisions
+            where another one gave an answer.
     """
     if errors:
         return errors[0].exit_code
@@ -186,6 +188,6 @@ def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
         return ExitCode.STOPPED_EARLY
     fits = report.recommendation is not None
     if report.search["batch_size"] is not None:
-        tried = (result for result in report.results if result.status != "unsupported")
-        fits = fits and all(result.max_batch_size is not None for result in tried)
+        answered = (result for result in report.results if result.status in ("ok", "nothing_fits"))
+        fits = fits and all(result.max_batch_size is not None for result in answered)
     return ExitCode.OK if fits else ExitCode.DOES_NOT_FIT

@@ -9,7 +9,7 @@ from types import TracebackType
 from bsfind.device_faults import device_fault
 from bsfind.errors import BsfindError, TargetError
 
-__all__ = ["user_error", "user_traceback"]
+__all__ = ["text_of", "user_error", "user_traceback"]
 
 _OURS = str(Path(__file__).resolve().parents[1])
 # Frames through which every call of a module or of the import system passes.
@@ -43,6 +43,12 @@ def user_traceback(error: BaseException) -> str:
     return "\n".join(lines)
 
 
+def text_of(error: BaseException) -> str:
+    """Return an exception as one short line: `ValueError: too many samples`."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
+
+
 def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
     """Return the error that reports a failure of the user's code.
 
@@ -59,8 +65,7 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     if fault is not None:
         return fault
     where = _where(error.__traceback__)
-    said = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
+    what = text_of(error)
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
