@@ -18,7 +18,7 @@ from typing import Protocol
 
 from bsfind.records import RefusedSizes, Trial
 
-__all__ = ["AcceptedSizes", "Form", "Multiples", "Series"]
+__all__ = ["EVERY_SIZE", "AcceptedSizes", "Form", "Multiples", "Series"]
 
 _SMALL_UNITS = (8, 4, 2, 1, 64, 48, 240, 256)
 """Sizes that are tried while none has run. Eight is a multiple of 2, 4 and 8 and divides most queues; one
@@ -79,6 +79,9 @@ class Multiples:
         return f"multiples of {self.of}"
 
 
+EVERY_SIZE = Multiples(1)
+
+
 @dataclass(frozen=True)
 class Series:
     """Sizes that divide one another: `times` x 1, `ratio`, `ratio`², …, and those between.
@@ -132,6 +135,7 @@ class AcceptedSizes:
         self.form: Form = Multiples(multiple_of)
         self.refused: dict[int, str] = {}
         self._ran: set[int] = set()
+        self._ran_before = 0  # the largest that had run when an inquiry began
         self._inquiries = 0
 
     def assume(self, found: RefusedSizes | None) -> None:
@@ -191,7 +195,7 @@ class AcceptedSizes:
         Where none runs, the form stays: what was refused above the largest size that ran is too
         large for the model, whatever the reason.
         """
-        before = max(self._ran, default=0)
+        before = self._ran_before = max(self._ran, default=0)
         common = Multiples(math.gcd(*(size for size in self._ran if size >= self.unit)))
         if self.unit > self._multiple_of and refused.batch_size not in common:
             yield from self._narrow(before, common, may_ask)
@@ -203,7 +207,8 @@ class AcceptedSizes:
                 yield from self._narrow(size, form, may_ask)
                 return
         if before:
-            for series in (Series(self._multiple_of, 10), Series(self._multiple_of, 2)):
+            both = [Series(self._multiple_of, ratio) for ratio in (10, 2)]
+            for series in sorted(both, key=lambda s: s.at_most(refused.batch_size) in self.refused):
                 if (yield from self._descend(series, before, refused.batch_size, may_ask)):
                     return
         if not any(size < before for size in self.refused):
@@ -240,10 +245,10 @@ class AcceptedSizes:
     def _narrow(self, ran: int, form: Form, may_ask: MayAsk) -> Inquiry:
         """Find the smallest number whose multiples run, given a size of a form that ran."""
         unit = self.unit
-        if not self._speaks_against(unit, ran) and may_ask(ran - unit):
-            if (yield ran - unit).status == "ok":
-                self._inquiries = _INQUIRIES  # the form is right: what was refused is too large
-                return
+        may_be_right = self._ran_before and not self._speaks_against(unit, ran)
+        if may_be_right and may_ask(ran - unit) and (yield ran - unit).status == "ok":
+            self._inquiries = _INQUIRIES  # the form is right: what was refused is too large
+            return
         whole = of = form.of if isinstance(form, Multiples) else ran
         is_narrower = True
         while is_narrower:
@@ -260,10 +265,14 @@ class AcceptedSizes:
         self.form = Multiples(of) if of < ran or isinstance(form, Multiples) else form
 
     def _speaks_against(self, part: int, ran: int) -> bool:
-        """Tell whether multiples of a number cannot be the form: one below a size that ran was refused."""
+        """Tell whether multiples of a number cannot be the form: one of them was refused.
+
+        One above a size that ran may have been too large for the model.
+        """
         if part % self._multiple_of:
             return True
-        return any(size % part == 0 for size in self.refused if size < ran)
+        refused = (size for size in self.refused if size < ran or not self._ran_before)
+        return any(size % part == 0 for size in refused)
 
     def _test(
         self, ran: int, part: int, whole: int, may_ask: MayAsk
@@ -296,7 +305,9 @@ class AcceptedSizes:
 
 def _numbers(refused: Trial) -> Sequence[int]:
     """Return sizes that an error message may speak of, small ones first."""
-    found = {int(text) for text in re.findall(r"(?<![\w.])\d{1,4}(?![\w.]*\w)", refused.message or "")}
+    found = {
+        int(text) for text in re.findall(r"(?<![\w.:])\d{1,4}(?![\w.]*\w)", refused.message or "")
+    }
     wanted = sorted(n for n in found if 1 < n <= _LARGEST_NUMBER and n != refused.batch_size)
     return wanted[:_NUMBERS]
 

@@ -130,18 +130,23 @@ class Finder:
 
     def _settle_failures(self) -> None:
         """Failures of single precisions are warnings where another one gave an answer, else errors."""
-        failed = [s for s in self._searches.values() if isinstance(s.error, _OF_A_PRECISION)]
+        failed = {
+            precision: search.error
+            for precision, search in self._searches.items()
+            if isinstance(search.error, _OF_A_PRECISION)
+        }
         if not self._is_answered(self._results):
             broken_off = [error for error in self.errors if not isinstance(error, TimeLimitError)]
-            of_precisions = [search.error for search in failed if search.error is not None]
-            self.errors[len(broken_off) : len(broken_off)] = of_precisions
+            self.errors[len(broken_off) : len(broken_off)] = failed.values()
             return
-        for search in failed:
+        for precision, error in failed.items():
             self._warn(
                 ReportWarning(
                     code="precision_failed",
-                    message=f"{search.precision} failed, and has no answer",
-                    hint=f"`--precision {search.precision}` alone shows the traceback",
+                    message=f"{precision} failed: {error.message}",
+                    hint=f"`--precision {precision}` alone shows the traceback"
+                    if error.detail
+                    else error.hint or None,
                 )
             )
 

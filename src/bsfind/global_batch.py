@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bsfind.accepted_sizes import Form, Multiples
+from bsfind.accepted_sizes import EVERY_SIZE, Form
 from bsfind.records import GlobalBatch
 
 __all__ = ["split"]
@@ -13,7 +13,7 @@ samples: a prime number of samples is met exactly only one sample at a time."""
 
 
 def split(
-    asked: int, largest: int, *, world_size: int = 1, sizes: Form = Multiples(1)
+    asked: int, largest: int, *, world_size: int = 1, sizes: Form = EVERY_SIZE
 ) -> GlobalBatch | None:
     """Return the three factors that reach a global batch.
 
@@ -36,9 +36,8 @@ def split(
     candidates = []
     for steps in range(max(1, fewest - 1), 2 * fewest + 1):
         share = asked // (world_size * steps)
-        for micro in {sizes.at_most(share), min(sizes.above(share), most)}:
-            if 1 <= micro <= most:
-                candidates.append((micro, steps))
+        near = {sizes.at_most(share), min(sizes.above(share), most)}
+        candidates.extend((micro, steps) for micro in near if 1 <= micro <= most)
     worthy = [(m, s) for m, s in candidates if m >= _WORTH * most]
     micro, steps = min(
         worthy or candidates,

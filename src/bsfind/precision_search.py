@@ -136,7 +136,9 @@ class PrecisionSearch:
         except BsfindError as error:
             self._status, self._message, self.error = "error", error.message, error
             if isinstance(error, NoDeviceError) and not self.is_asked_for:
-                return self.result  # a setting that this torch or driver cannot open the device with
+                return (
+                    self.result
+                )  # a setting that this torch or driver cannot open the device with
             raise
         return self.result
 
@@ -263,15 +265,17 @@ class PrecisionSearch:
         if self._search.best is not None or not refused:
             return
         first = self._runner.refusals[refused[0]]
-        others = [
-            f"{trial.batch_size} " + ("fails too" if trial.is_refused else "runs out of memory")
-            for trial in self._search.trials
-            if trial.batch_size != refused[0] and (trial.is_refused or trial.status == "oom")
-        ]
-        if not others:
+        others = {
+            "fail too": refused[1:],
+            "run out of memory": [t.batch_size for t in self._search.trials if t.status == "oom"],
+        }
+        tried = "; ".join(
+            f"{', '.join(map(str, sizes))} {what}" for what, sizes in others.items() if sizes
+        )
+        if not tried:
             raise first
-        tried = f"Other batch sizes were tried: {', '.join(others)}."
-        raise type(first)(first.message, detail=f"{first.detail}\n\n{tried}", hint=first.hint)
+        detail = f"{first.detail}\n\nOther batch sizes were tried: {tried}."
+        raise type(first)(first.message, detail=detail, hint=first.hint)
 
     def _look_for_leaks(self) -> None:
         """Raise TargetError if memory grew from step to step: no batch size would last."""
@@ -315,7 +319,7 @@ class PrecisionSearch:
         failed = [t for t in self._search.trials if t is not refusal]
         if not failed:
             assert refusal is not None
-            return f"{refusal.message}: 2 is the smallest batch size to try"
+            return f"{refusal.message}; 2 is the smallest to try"
         smallest = min(failed, key=lambda trial: trial.batch_size)
         text = f"batch size {smallest.batch_size} does not run: {smallest.message}"
         return text if refusal is None else f"{text}; {refusal.message}"
@@ -352,7 +356,12 @@ class PrecisionSearch:
         # A size from a search that an error broke off is no recommendation; one that ran in time is.
         may_recommend = self._status == "ok" or self._is_out_of_time
         shown = recommended if may_recommend else None
-        if shown is None and may_recommend and leaking is None and not self._confirmation.has_failed:
+        if (
+            shown is None
+            and may_recommend
+            and leaking is None
+            and not self._confirmation.has_failed
+        ):
             budget = self._capacity if self._batch_size else self._budget
             multiple = Multiples(1 if self._batch_size else self._limits.multiple_of)
             shown = best_that_leaves(search.trials, budget, multiple)

@@ -13,6 +13,7 @@ Pure: no torch, no clock, no I/O.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Protocol
@@ -160,10 +161,8 @@ class Search:
                 return
             self._asked = next(self._inquiry, None)
         else:
-            try:
+            with contextlib.suppress(StopIteration):
                 self._asked = self._inquiry.send(trial)
-            except StopIteration:
-                pass
         if self._asked is None:
             self._inquiry = None
 

@@ -64,6 +64,7 @@ class TrialRunner:
         self._variables = variables
         self._loaded: _Loaded | None = None
         self._has_confirmed = False
+        self._has_run = False  # a trial in the model that is loaded
         self.model: ModelInfo | None = None
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
@@ -73,7 +74,7 @@ class TrialRunner:
         return self._load(self._workload, limit_bytes=None)
 
     def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
-        self._loaded = None
+        self._loaded, self._has_run = None, False
         worker = self._worker()
         self.model = worker.load(workload, self._precision, self._clock.for_start())
         if limit_bytes is not None:
@@ -142,6 +143,20 @@ class TrialRunner:
         return dataclasses.replace(self._workload, grad_accum=grad_accum)
 
     def _run(self, batch_size: int, steps: int) -> Trial:
+        """Run a trial in the worker that is loaded, and once more with a fresh model if that refuses it.
+
+        What earlier trials left in the model may be the reason: the position in a queue, a state that has
+        the size of the last batch. It would not be there where a training run begins.
+        """
+        loaded, has_run = self._loaded, self._has_run
+        trial = self._ask(batch_size, steps)
+        if loaded is not None and has_run and trial.error_kind == "refused":
+            self._load(loaded.workload, loaded.limit_bytes)
+            trial = self._ask(batch_size, steps)
+        self._has_run = self._has_run or trial.status == "ok"
+        return trial
+
+    def _ask(self, batch_size: int, steps: int) -> Trial:
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         answer = loaded.worker.run_trial(

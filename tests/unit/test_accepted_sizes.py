@@ -97,14 +97,18 @@ def test_groups(group: int, maximum: int, with_fewer: bool, tolerance: float) ->
 
 @given(
     group=st.integers(2, 200),
-    maximum=st.integers(300, 20_000),
+    maximum=st.integers(1000, 20_000),
     template=st.sampled_from(
         ["shape '[{0}, -1, 3]' is invalid for input of size 960", "expected a multiple of {0}"]
     ),
+    with_fewer=st.booleans(),
 )
-def test_a_group_that_the_message_names(group: int, maximum: int, template: str) -> None:
+def test_a_group_that_the_message_names(
+    group: int, maximum: int, template: str, with_fewer: bool
+) -> None:
     says = f"RuntimeError: {template.format(group)}"
-    search = searched(groups_of(group, with_fewer=False), maximum, tolerance=0.0, says=says)
+    accepts = groups_of(group, with_fewer=with_fewer)
+    search = searched(accepts, maximum, tolerance=0.0, says=says)
     assert best(search) == maximum - maximum % group
 
 

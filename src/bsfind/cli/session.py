@@ -166,11 +166,12 @@ class _Session:
             self._terminal.note(f"batch size {chosen.batch_size} is for {chosen.precision}")
 
     def _print_errors(self) -> None:
-        # The same fault in two precisions is one fault.
+        # The same fault in two precisions is one fault: messages end with `, batch size 5 in fp32`.
         told: set[str] = set()
         for error in self._finder.errors:
-            if error.detail not in told or not error.detail:
-                told.add(error.detail)
+            what = error.message.rpartition(", ")[0] or error.message
+            if what not in told:
+                told.add(what)
                 self._terminal.error(error)
 
 

@@ -281,14 +281,19 @@ class SimulatedDevice:
             return Trial(
                 batch_size=batch_size, status="error", error_kind="kernel_limit", message=message
             )
-        raised = error.__cause__  # what the user's code raised; not so if bsfind found the fault
-        is_own = type(error) is TargetError and raised not in (None, error)
-        if is_own and raised is not None and may_depend_on_size(raised):
-            # A copy: the traceback of the error holds the frames, and they the tensors of the step.
-            self._refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
-            return Trial(
-                batch_size=batch_size, status="error", error_kind="refused", message=text_of(raised)
-            )
+        raised = error.__cause__
+        if isinstance(error, TargetError) and isinstance(raised, Exception):
+            # What bsfind itself found wrong is so at every size.
+            is_own = type(error) is TargetError and raised is not error
+            if is_own and may_depend_on_size(raised):
+                # A copy: the traceback holds the frames, and they the tensors of the step.
+                self._refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
+                return Trial(
+                    batch_size=batch_size,
+                    status="error",
+                    error_kind="refused",
+                    message=text_of(raised),
+                )
         doing = f"tracing batch size {batch_size} in {self._precision}"
         raise user_error(error, doing=doing) from error
 

@@ -44,9 +44,11 @@ def user_traceback(error: BaseException) -> str:
 
 
 def text_of(error: BaseException) -> str:
-    """Return an exception as one short line: `ValueError: too many samples`."""
-    said = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
+    """Return an exception as one short line: `ValueError: too many samples`, `AssertionError in net.py:7`."""
+    if said := _said(error):
+        return said
+    where = _where(error.__traceback__)
+    return f"{type(error).__name__} in {where}" if where else type(error).__name__
 
 
 def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
@@ -65,12 +67,17 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     if fault is not None:
         return fault
     where = _where(error.__traceback__)
-    what = text_of(error)
+    what = _said(error) or type(error).__name__
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
     hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""
     return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+def _said(error: BaseException) -> str | None:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}" if lines else None
 
 
 def _where(trace: TracebackType | None) -> str | None:
