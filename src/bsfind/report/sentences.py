@@ -39,8 +39,7 @@ def answer(report: Report) -> str | None:
     text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
     reasons = []
     if report.status == "partial":
-        text += " at least"
-        reasons.append("the search is not complete")
+        text += " at least (the search is not complete)"
     ratio = speed_up(result, report.results)
     reference = baseline(report.results)
     if ratio is not None and reference is not None:
