@@ -353,6 +353,7 @@ class PrecisionSearch:
     def result(self) -> PrecisionResult:
         """What is known so far."""
         search, recommended, leaking = self._search, self._confirmation.trial, self._leaking
+        predicted = self._predicted
         # A size from a search that an error broke off is no recommendation; one that ran in time is.
         may_recommend = self._status == "ok" or self._is_out_of_time
         shown = recommended if may_recommend else None
@@ -402,10 +403,10 @@ class PrecisionSearch:
             expandable_segments=self._expandable_segments,
             global_batch=self._confirmation.global_batch,
             leak=leaking.leak if leaking else None,
-            refused_sizes=self._sizes.found(),
+            refused_sizes=self._sizes.found() or (predicted.refused_sizes if predicted else None),
             trials=trials,
             timings=timings,
-            predicted=_predicted_peaks(self._predicted),
+            predicted=_predicted_peaks(predicted),
             message=self._message or self._why_nothing_is_recommended(shown),
         )
 
