@@ -33,7 +33,7 @@ def split(
     if most < 1:
         return None
     fewest = -(-asked // (most * world_size))
-    candidates = []
+    candidates: list[tuple[int, int]] = []
     for steps in range(max(1, fewest - 1), 2 * fewest + 1):
         share = asked // (world_size * steps)
         near = {sizes.at_most(share), min(sizes.above(share), most)}

@@ -92,6 +92,29 @@ def test_check_as_json() -> None:
         assert result["verified"] is False
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "kind", "sentence"),
+    [
+        ("Fused", "16,12", "attention", "Error bound for attention models: peak allocated"),
+        ("Convolutions", "3,12,12", "convolutional", "Error bound for convolutional models"),
+        ("Recurrent", "16,12", "recurrent", "Error bound: none for recurrent layers"),
+    ],
+)
+def test_the_error_bound_is_that_of_the_operators(
+    model: str, shape: str, kind: str, sentence: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.json"
+    names = (f"tests/models/operators.py:{model}", "--input-shape", shape, "--gpu", "rtx-4090")
+    options = ("--batch-size", "4", "--precision", "fp32", "--export", str(file))
+    done = bsfind("check", *names, *options)
+    assert done.returncode == 0, done.stderr
+    assert sentence in done.stdout
+    prediction = json.loads(file.read_text())["prediction"]
+    assert prediction["model_kind"] == kind
+    assert (prediction["accuracy"] is None) == (kind == "recurrent")
+    assert (prediction["no_accuracy_because"] is None) == (kind != "recurrent")
+
+
 def test_an_old_card_has_no_bfloat16() -> None:
     report = document("check", NET, *IMAGES, "--gpu", "t4", "--batch-size", "8")
     assert [result["precision"] for result in report["results"]] == ["fp32", "amp-fp16"]

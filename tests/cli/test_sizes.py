@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
 from tests.cli.test_prediction import MODELS, bsfind, document
 
 CHOOSY = f"{MODELS}/choosy.py"
@@ -71,7 +70,9 @@ def test_one_size_only() -> None:
     assert result["max_batch_size"] == result["recommended_batch_size"] == 24
     assert sizes["accepted"] is None
     done = bsfind("run", f"{CHOOSY}:OneSize", *VECTOR, *FP32)
-    assert re.search(r"^Batch sizes .* and \d+ others fail with `.*`; 24 runs\.$", done.stdout, re.M)
+    assert re.search(
+        r"^Batch sizes .* and \d+ others fail with `.*`; 24 runs\.$", done.stdout, re.M
+    )
 
 
 def test_a_later_refusal_does_not_end_the_search() -> None:
@@ -152,7 +153,9 @@ def test_a_size_from_half_a_search_is_no_recommendation() -> None:
     done = bsfind("run", *model, *LAYER, *FP32)
     assert done.returncode == 4
     assert "Train with" not in done.stdout
-    assert re.search(r"fp32: the worker was killed by SIGKILL, .*; before that, 5 fits$", done.stdout, re.M)
+    assert re.search(
+        r"fp32: the worker was killed by SIGKILL, .*; before that, 5 fits$", done.stdout, re.M
+    )
     assert bsfind("run", *model, *LAYER, *FP32, "-q").stdout == ""
     report = document("run", *model, *LAYER, *FP32, code=4)
     assert report["recommendation"] is None

@@ -43,7 +43,7 @@ LAYERS = {
     "timing": {"accepted_sizes", "records", "recommend", "settings"},
     "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
-    "simulation": {*LEAVES, "import_path", "inspection", "workload"},
+    "simulation": {*LEAVES, "import_path", "inspection", "stability", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
     "confirmation": {
@@ -90,7 +90,7 @@ LAYERS = {
     },
     "inspector": {
         *LEAVES,
-        *("finder", "inspection", "predictor", "progress", "time_budget", "worker"),
+        *("finder", "findings", "inspection", "predictor", "progress", "time_budget", "worker"),
     },
     # The child process.
     "worker": {*LEAVES, "inspection", "simulation", "devices", "memory_watch"},
@@ -98,7 +98,7 @@ LAYERS = {
         *LEAVES,
         *("inspection", "memory_watch", "oom", "simulation", "stability", "workload"),
     },
-    "workload": {*LEAVES, "device_faults", "import_path"},
+    "workload": {*LEAVES, "device_faults", "import_path", "oom"},
     # What people see.
     "report": {*LEAVES, "inspection", "recommend"},
     "explain": {"oom", "units"},

@@ -21,6 +21,9 @@ from bsfind.simulation.tracing.attention_backend import (
     AttentionQuestion,
     choose_attention,
 )
+from bsfind.simulation.tracing.torch_private import (
+    is_reduced_math_attention_allowed,
+)
 
 __all__ = ["kernels", "meta_kernels"]
 
@@ -71,7 +74,7 @@ def _math_attention(
     of the scores.
     """
     dtype = query.dtype
-    if dtype in HALVES and not torch._C._get_math_sdp_allow_fp16_bf16_reduction():
+    if dtype in HALVES and not is_reduced_math_attention_allowed():
         query, key, value = (tensor.to(torch.float32) for tensor in (query, key, value))
     in_float = [value, key, query]  # local variables of C++, which live to the end
     factor = math.sqrt(abs(scale) if scale is not None else query.shape[-1] ** -0.5)

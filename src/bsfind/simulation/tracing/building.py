@@ -16,6 +16,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from bsfind.simulation.tracing.dispatch import Dispatcher
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+)
 
 __all__ = ["parameters_on_meta"]
 
@@ -39,7 +42,7 @@ def parameters_on_meta(dispatcher: Dispatcher) -> Iterator[None]:
 
 def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parameter | None:
     """Make a parameter meta, in place; returns one to take its place where that is impossible."""
-    with torch._C.DisableTorchFunction():
+    with TorchFunctionOff():
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return None
         twin = nn.Parameter(dispatcher.as_host_meta(parameter.detach()), parameter.requires_grad)

@@ -12,19 +12,24 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import Call, TensorSpec
+from bsfind.simulation.tracing.torch_private import (
+    indices_of,
+    schema_of,
+    values_of,
+)
 
 __all__ = ["call_of", "flat_tensors", "spec_of"]
 
 # Of an overload: the operator's name, the overload's, and (name, default) of each argument.
 _Signature = tuple[str, str, tuple[tuple[str, Any], ...]]
 
-_SIGNATURES: dict[torch._ops.OpOverload, _Signature] = {}
+_SIGNATURES: dict[Any, _Signature] = {}
 
 _GPU_DEVICES = frozenset({"meta", "cuda"})
 
 
 def call_of(
-    func: torch._ops.OpOverload,
+    func: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     outputs: Sequence[Tensor | None],
@@ -78,16 +83,16 @@ def flat_tensors(result: Any) -> list[Tensor | None]:
 def _tensors_in(results: Sequence[Any]) -> Iterator[Tensor | None]:
     for result in results:
         if isinstance(result, Tensor) and result.layout is torch.sparse_coo:
-            yield result._indices()
-            yield result._values()
+            yield indices_of(result)
+            yield values_of(result)
         elif result is None or isinstance(result, Tensor):
             yield result
         elif isinstance(result, (tuple, list)):
             yield from _tensors_in(result)
 
 
-def _signature_of(func: torch._ops.OpOverload) -> _Signature:
-    schema = func._schema
+def _signature_of(func: Any) -> _Signature:
+    schema = schema_of(func)
     parameters = tuple(
         (argument.name, argument.default_value if argument.has_default_value() else None)
         for argument in schema.arguments

@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.autograd.graph
-import torch.utils.checkpoint
 from torch.overrides import TorchFunctionMode
 
 from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.tensor_types import TENSOR_TYPES, TensorType
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+    backward_engine,
+    checkpoint_checks,
+    parse_to,
+    replace_backward_engine,
+)
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["GpuDisguise"]
 
@@ -60,16 +66,17 @@ class GpuDisguise(TorchFunctionMode):
             tensor.cpu: self._cpu,
             tensor.type: self._type,
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
-            tensor.numpy: lambda args, kwargs: self._read(args[0]).numpy(**kwargs),
+            tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
             tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
-            torch._C._nn._parse_to: self._parse_to,
+            parse_to: self._parse_to,
             torch.tensor: lambda args, kwargs: self._made_on_host(torch.tensor, args, kwargs),
             torch.as_tensor: lambda args, kwargs: self._made_on_host(torch.as_tensor, args, kwargs),
             torch.asarray: lambda args, kwargs: self._made_on_host(torch.asarray, args, kwargs),
         }
 
+    @stands_for_torch
     def __torch_function__(
         self,
         func: Any,
@@ -93,37 +100,35 @@ class GpuDisguise(TorchFunctionMode):
         A mode is off while it handles a call, and a backward pass is one call. What runs in it can
         be the user's: `torch.autograd.Function`, hooks, recomputed activations.
         """
-        run_backward = torch.autograd.graph._engine_run_backward
 
+        @stands_for_torch
         def disguised(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return run_backward(*args, **kwargs)
+                return backward_engine(*args, **kwargs)
 
-        owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
-        for owner in owners:
-            owner._engine_run_backward = disguised
+        replace_backward_engine(disguised)
         try:
             with _comparable_checkpoints():
                 yield
         finally:
-            for owner in owners:
-                owner._engine_run_backward = run_backward
+            replace_backward_engine(backward_engine)
 
     def _on_gpu(self, tensor: torch.Tensor) -> bool:
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             return self._dispatcher.is_on_gpu(tensor)
 
     def _device(self, tensor: torch.Tensor) -> torch.device:
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if not tensor.is_meta:
                 return tensor.device
         return _CUDA if self._on_gpu(tensor) else _CPU
 
     def _read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor in the host's memory, with the values that are known."""
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             return tensor.to("cpu") if tensor.is_meta else tensor
 
+    @stands_for_torch
     def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
@@ -150,13 +155,13 @@ class GpuDisguise(TorchFunctionMode):
         """Run `Tensor.to` where the target is not the GPU."""
         tensor = args[0]
         host = self._dispatcher.host
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             stays = tensor.is_meta and host.has(tensor)
             if stays and any(_names_host(value) for value in (*args[1:], kwargs.get("device"))):
                 rest = [value for value in args[1:] if not _names_host(value)]
                 others = {n: v for n, v in kwargs.items() if not (n == "device" and _names_host(v))}
                 return tensor.to(*rest, **others) if rest or others else tensor
-            return tensor.to(*args[1:], **kwargs)
+            return _handed_on(tensor.to, args[1:], kwargs)
 
     def _moved(
         self,
@@ -169,7 +174,7 @@ class GpuDisguise(TorchFunctionMode):
         """Return a tensor on the GPU, as `Tensor.to` does."""
         wanted = dtype or tensor.dtype
         kept = torch.preserve_format if memory_format is None else memory_format
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if not tensor.is_meta:
                 return tensor.to(_META, wanted, copy=copy, memory_format=kept)
             if not self._dispatcher.host.has(tensor):
@@ -178,10 +183,11 @@ class GpuDisguise(TorchFunctionMode):
                 return tensor.to(wanted, copy=True, memory_format=kept)
 
     @staticmethod
+    @stands_for_torch
     def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
-        with torch._C.DisableTorchFunction():
-            return torch._C._nn._parse_to(*args, **kwargs)
+        with TorchFunctionOff():
+            return parse_to(*args, **kwargs)
 
     def _cuda(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._moved(args[0], memory_format=kwargs.get("memory_format"))
@@ -189,6 +195,7 @@ class GpuDisguise(TorchFunctionMode):
     def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._to_elsewhere((args[0], "cpu"), kwargs)
 
+    @stands_for_torch
     def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
@@ -201,26 +208,29 @@ class GpuDisguise(TorchFunctionMode):
             return self._moved(tensor, dtype=wanted.dtype)
         return tensor.type(wanted)
 
+    @stands_for_torch
     def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensor, data = args
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if tensor.is_meta and not data.is_meta and self._dispatcher.host.has(tensor):
                 data = self._dispatcher.as_host_meta(data)
             tensor.data = data
 
+    @stands_for_torch
     def _set_item(self, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         """Assign to a part of a tensor: a number comes from the host, as for CUDA.
 
         `THPVariable_setitem` of torch/csrc/autograd/python_variable_indexing.cpp, torch 2.6-2.13.
         """
         tensor, index, value = args
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if isinstance(value, (bool, int, float, complex)) and tensor.is_meta:
                 value = torch.tensor(value, dtype=tensor.dtype)
         tensor[index] = value
 
     # ------------------------------------------------------------------------------ making
 
+    @stands_for_torch
     def _made_on_host(
         self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -236,6 +246,7 @@ class GpuDisguise(TorchFunctionMode):
         moved = self._moved(made)
         return moved.requires_grad_() if requires_grad else moved
 
+    @stands_for_torch
     def _new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the old `Tensor.new`, which does not know sparse tensors of the meta device."""
         like, *rest = args
@@ -243,12 +254,19 @@ class GpuDisguise(TorchFunctionMode):
             return torch.sparse_coo_tensor(*rest, check_invariants=False)
         return like.new(*rest, **kwargs)
 
+    @stands_for_torch
     def _new_tensor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor, data = args[0], args[1]
         device = kwargs.pop("device", None) or self._device(tensor)
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             kwargs.setdefault("dtype", tensor.dtype)
         return self._made_on_host(torch.tensor, (data,), {**kwargs, "device": device})
+
+
+@stands_for_torch
+def _handed_on(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of torch as the user's code did."""
+    return function(*args, **kwargs)
 
 
 def _names_host(value: Any) -> bool:
@@ -264,17 +282,16 @@ def _comparable_checkpoints() -> Iterator[None]:
     It compares their devices, and asks in hooks, where the disguise may be up or down
     (`_default_meta_extractor` in torch/utils/checkpoint.py, torch 2.6-2.13).
     """
-    checks = getattr(torch.utils.checkpoint, "_allowed_determinism_checks_to_fns", {})
-    own = checks.get("default")
+    own = checkpoint_checks.get("default")
 
     def described(tensor: torch.Tensor) -> Any:
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             return own(tensor)  # type: ignore[misc]
 
     if own is not None:
-        checks["default"] = described
+        checkpoint_checks["default"] = described
     try:
         yield
     finally:
         if own is not None:
-            checks["default"] = own
+            checkpoint_checks["default"] = own

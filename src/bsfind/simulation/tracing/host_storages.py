@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+from bsfind.simulation.tracing.torch_private import (
+    address_of,
+)
+
 __all__ = ["HostStorages"]
 
 
@@ -22,7 +26,7 @@ class HostStorages:
     def add(self, tensor: torch.Tensor) -> None:
         """Add a tensor's storage."""
         storage = tensor.untyped_storage()
-        key = storage._cdata
+        key = address_of(storage)
         storages = self._storages
         if key not in storages:
             storages[key] = weakref.ref(storage, lambda _: storages.pop(key, None))
@@ -31,4 +35,4 @@ class HostStorages:
         """Tell whether a tensor's storage is in the set."""
         if not self._storages or tensor.layout is not torch.strided:
             return False
-        return tensor.untyped_storage()._cdata in self._storages
+        return address_of(tensor.untyped_storage()) in self._storages

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import ModelKind
+from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
@@ -26,6 +27,7 @@ from bsfind.simulation.tracing.device_groups import cuda_groups
 from bsfind.simulation.tracing.disguise import GpuDisguise
 from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
+from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
@@ -34,9 +36,13 @@ from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
+from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
-from bsfind.workload.model_kind import kind_of
+from bsfind.stability import draws_assumption
+from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
 from bsfind.workload.user_traceback import user_error
@@ -44,7 +50,6 @@ from bsfind.workload.user_traceback import user_error
 __all__ = ["Tracer"]
 
 _DEVICE = torch.device("cuda", 0)
-_MAX_SKIPPED_STEPS = 24
 
 
 class Tracer:
@@ -85,6 +90,7 @@ class Tracer:
             name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
         )
         postpone_compiler()
+        check_torch()
         load_rules()
         self._sums = GradientSums()
         self._recorder = recorder or Recorder()
@@ -109,13 +115,17 @@ class Tracer:
         )
         self._open = contextlib.ExitStack()
         self._load_entries: list[Entry] = []
+        self._entries: list[Entry] = []
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
+        self._choice: LossChoice | None = None
         self._optimizer: str | None = None
+        self._largest = LargestStep()
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
         self._may_scale = True
+        self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -140,6 +150,7 @@ class Tracer:
         """Give torch back its own operators."""
         self._loaded = None
         self._open.close()
+        self._start_over()
         gc.unfreeze()
 
     @contextlib.contextmanager
@@ -169,7 +180,8 @@ class Tracer:
         try:
             if not self._builds_without_memory():
                 self._start_over()
-                self._loaded = self._built()
+                with reproducible_building():
+                    self._loaded = self._built()
         except Exception as error:
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
@@ -192,7 +204,7 @@ class Tracer:
         """Build the model with weights that have no memory; False: its constructor needs them."""
         self._start_over()
         try:
-            with parameters_on_meta(self._dispatcher):
+            with parameters_on_meta(self._dispatcher), reproducible_building():
                 self._loaded = self._built()
         except TargetError:
             raise
@@ -208,17 +220,38 @@ class Tracer:
             self._dispatcher.keep_on_host(parameter)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
-        return LoadedWorkload(workload, self._plan, _DEVICE, model)
+        loaded = LoadedWorkload(workload, self._plan, _DEVICE, model, self._choice)
+        self._choice = loaded.choice
+        return loaded
 
     def _start_over(self) -> None:
-        """Forget the model, and all that it had on the GPU."""
+        """Forget the model, and all that it had on the GPU but what the user's code keeps."""
         self._loaded = None
-        if self._recorder.rewind(0):
+        if self._dispatcher.rewind(0):
             return
         gc.unfreeze()
         gc.collect()
-        if not self._recorder.rewind(0):
-            raise InternalError("tensors of a model that was dropped are still alive")
+        if clear_function_caches():
+            gc.collect()
+        self._dispatcher.rewind(0, keeping=True)
+
+    def _forget_trial(self) -> bool:
+        """Forget the last trial; False: it left something in the model."""
+        if self._loaded is None:
+            return False
+        if self._dispatcher.rewind(self._first_block):
+            return True
+        gc.unfreeze()
+        cleared = clear_function_caches()
+        if cleared:
+            gc.collect()
+        gc.freeze()
+        return cleared and self._dispatcher.rewind(self._first_block)
+
+    @property
+    def class_name(self) -> str:
+        """Name of the model's class."""
+        return type(self._workload_on_gpu.model).__name__
 
     @property
     def parameters(self) -> int:
@@ -231,14 +264,31 @@ class Tracer:
         return self._optimizer
 
     @property
-    def kind(self) -> ModelKind:
-        """What kind of model it is, as accuracy is measured by kind."""
-        return kind_of(self._workload_on_gpu.model)
+    def operators(self) -> StepOperators | None:
+        """What the step that was traced last consists of; None before the first."""
+        return self._operators
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """What was chosen for the steps, as far as it is known."""
+        chosen, places = self._workload_on_gpu.assumptions, self.random_places
+        return [*chosen, draws_assumption(places)] if places else chosen
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
+        return self._workload_on_gpu.choice.stand_in_bytes
 
     @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by code."""
-        return dict(self._recorder.notes)
+        of_the_model = self._loaded.notes if self._loaded is not None else {}
+        return {**of_the_model, **self._recorder.notes}
+
+    @property
+    def random_places(self) -> tuple[str, ...]:
+        """Where in the user's code random numbers are drawn that decide how large a step is."""
+        return self._largest.places
 
     @property
     def _workload_on_gpu(self) -> LoadedWorkload:
@@ -296,7 +346,15 @@ class Tracer:
                     self._scaled, self._may_scale = None, False
                 raise
             self._remember(batch_size, entries)
-        return program_of(self._load_entries, entries, self._gpu, sources)
+        return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
+
+    def _gpu_as_set(self) -> CudaTarget:
+        """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
+        return dataclasses.replace(
+            self._gpu,
+            tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traces[batch_size] = entries
@@ -307,14 +365,27 @@ class Tracer:
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
-        recorder = self._recorder
-        if self._loaded is None or not recorder.rewind(self._first_block):
-            # What a trial left in the model would be missing from the next.
+        self._be_fresh()
+        if self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size)):
+            self._be_fresh()
+        notes = dict(self._recorder.notes)
+        while not self._running(batch_size, lambda: self._run(batch_size, steps)):
+            self._recorder.notes = notes  # what other draws would have needed to know
+            self._be_fresh()
+        self._operators = operators_of(self._entries)
+        return self._entries
+
+    def _be_fresh(self) -> None:
+        """Load the model again if it keeps anything of what ran before: the next would lack it."""
+        if not self._forget_trial():
             self._load()
-            recorder.rewind(self._first_block)
+            self._dispatcher.rewind(self._first_block)
+
+    def _running(self, batch_size: int, run: Callable[[], bool]) -> bool:
+        """Let something run that calls the model, and clear up behind it."""
         loaded = self._workload_on_gpu
         try:
-            self._run(loaded, batch_size, steps)
+            return run()
         except Exception as error:
             raise user_error(
                 error,
@@ -322,26 +393,41 @@ class Tracer:
                 inputs=loaded.last_batch,
             ) from error
         finally:
-            entries = list(recorder.entries)
+            self._entries = list(self._recorder.entries)
             loaded.clear_gradients()
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        return entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> None:
-        recorder = self._recorder
+    def _run(self, batch_size: int, steps: int) -> bool:
+        """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
+        recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
             recorder.mark("forward_end")
 
+        def size_of_step() -> StepSize:
+            loaded.clear_gradients()
+            first = len(recorder.entries)
+            runner.run(batch_size)
+            return recorder.size_since(first)
+
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        attempts = 0
-        with warnings.catch_warnings():
+        with largest.searched(batch_size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+            while runner.wants_more(steps):
                 recorder.mark("forward_begin")
                 runner.run(batch_size)
-                recorder.mark("step_end")
-                attempts += 1
+                recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
+                if largest.is_undecided:
+                    largest.decide(size_of_step)
+                    return False
+        return True
+
+
+def _allows_tf32_convolutions() -> bool:
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

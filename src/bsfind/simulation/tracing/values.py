@@ -14,6 +14,10 @@ from typing import Any
 
 import torch
 
+from bsfind.simulation.tracing.torch_private import (
+    address_of,
+)
+
 __all__ = ["Values"]
 
 _MAX_EXACT = 1 << 22
@@ -54,11 +58,20 @@ class Values:
         """Drop a storage's twin, if it has one."""
         self._twins.pop(key, None)
 
+    def take(self, storage: Any) -> torch.Tensor | None:
+        """Remove a storage's twin, if it has one, and return it."""
+        return self._twins.pop(address_of(storage), None)
+
+    def give(self, storage: Any, twin: torch.Tensor | None) -> None:
+        """Put back what `take` returned."""
+        if twin is not None:
+            self._twins[address_of(storage)] = twin
+
     def of(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """Return the values of a tensor on the simulated GPU; None where they are not known."""
         if not self._twins or tensor.layout is not torch.strided:
             return None
-        twin = self._twins.get(tensor.untyped_storage()._cdata)
+        twin = self._twins.get(address_of(tensor.untyped_storage()))
         if twin is None:
             return None
         return torch.empty(0, dtype=tensor.dtype).set_(
@@ -69,9 +82,9 @@ class Values:
         """Keep the values of a tensor, if they are few enough."""
         storage = tensor.untyped_storage()
         if not self._is_kept(tensor) or storage.nbytes() > 8 * _MAX_EXACT:
-            self.forget_storage(storage._cdata)
+            self.forget_storage(address_of(storage))
             return
-        self._twins[storage._cdata] = torch.empty(storage.nbytes(), dtype=torch.uint8)
+        self._twins[address_of(storage)] = torch.empty(storage.nbytes(), dtype=torch.uint8)
         own = self.of(tensor)
         assert own is not None
         own.copy_(values)
@@ -100,7 +113,7 @@ class Values:
             outputs: its new tensors on the simulated GPU, flattened; None for the others.
             mutated: tensors that it wrote to.
         """
-        touched = [t for t in mutated if t.untyped_storage()._cdata in self._twins]
+        touched = [t for t in mutated if address_of(t.untyped_storage()) in self._twins]
         fresh = [t for t in outputs if t is not None and self._is_kept(t)]
         if not touched and not fresh:
             return
@@ -142,7 +155,7 @@ class Values:
                 known = False
         if not known:
             for tensor in touched:
-                self.forget_storage(tensor.untyped_storage()._cdata)
+                self.forget_storage(address_of(tensor.untyped_storage()))
             return
         flat = result if isinstance(result, (list, tuple)) else (result,)
         for output, value in zip(outputs, flat, strict=False):
