@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from tests.cli.test_prediction import MODELS, bsfind, document
@@ -13,7 +14,7 @@ VECTOR = ("--input-shape", "16", "--gpu", "2GiB")
 FP32 = ("--precision", "fp32")
 
 
-def refused(*arguments: str) -> tuple[dict, dict]:
+def refused(*arguments: str) -> tuple[dict[str, Any], Any]:
     """Return the only result of a search, and what it says of sizes that the model refuses."""
     (result,) = document("run", *arguments, *FP32)["results"]
     return result, result["refused_sizes"]
@@ -127,8 +128,9 @@ def test_batch_norm_refuses_one_sample() -> None:
 LAYER = ("--input-shape", "1024", "--gpu", "2GiB")
 
 
-@pytest.mark.parametrize("half", ["True", "False"])
-@pytest.mark.parametrize("how", ["raises", "leaks", "dies"])
+@pytest.mark.parametrize(
+    ("how", "half"), [("raises", "True"), ("raises", "False"), ("leaks", "True"), ("dies", "True")]
+)
 def test_the_other_precision_answers(how: str, half: str) -> None:
     model = (f"{CHOOSY}:FailsIn", "--model-arg", f"half={half}", "--model-arg", f"how={how}")
     failed, answers = ("amp-bf16", "fp32") if half == "True" else ("fp32", "amp-bf16")
