@@ -74,7 +74,7 @@ def test_the_tracer_refuses_what_cuda_refuses(
         if not _agree(expected, found) and not _is_known(question, expected, found):
             different[question.name] = (expected, found)
     assert not different, (
-        f"{len(different)} of {len(_BY_ENTRY[entry])}: {list(different.items())[0]}"
+        f"{len(different)} of {len(_BY_ENTRY[entry])}: {next(iter(different.items()))}"
     )
 
 

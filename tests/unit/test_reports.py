@@ -145,7 +145,7 @@ def test_table_of_a_search_that_was_stopped(golden: Golden) -> None:
 
 
 def test_nothing_is_printed_of_a_search_that_failed() -> None:
-    report = dataclasses.replace(example_report(), status="failed", message="no GPU")
+    report = dataclasses.replace(example_report(), status="failed", results=(), message="no GPU")
     assert printed(report, 80) == ""
 
 

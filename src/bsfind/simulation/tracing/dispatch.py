@@ -301,7 +301,7 @@ class Dispatcher:
         """
         key = key_of(facts.op, args, kwargs) if facts.is_repeatable else None
         known = self._known.get(key) if key is not None else None
-        if (known is None or self.host) and not self._moving:
+        if (known is None or self.host) and self._target is None:
             self.refuse(facts, args, kwargs)
         if known is not None:
             with without_fake():
