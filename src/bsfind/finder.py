@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bsfind.device_faults import gone
 from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
-from bsfind.findings import report_of
+from bsfind.findings import report_of, stand_in_warning
 from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
 from bsfind.precision_search import PrecisionSearch
@@ -95,6 +95,7 @@ class Finder:
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
+        self._runners: list[TrialRunner] = []
         self._searches: dict[str, PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
@@ -242,12 +243,14 @@ class Finder:
 
     def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
         self._current = search
+        if search.is_asked_for:
+            self._runners.append(runner)
         try:
             search.run()
         finally:
             if search.is_asked_for:
                 self._searches[search.precision] = search
-                self._model = runner.model or self._model
+                self._model = _known_best(runner.model, self._model)
             for warning in search.warnings:
                 self._warn(warning)
             self._results.append(search.result)
@@ -289,6 +292,8 @@ class Finder:
             warnings.extend(self._current.warnings)
         if (taken := self._watch.warning) is not None:
             warnings.append(taken)
+        if (stand_in := self._stand_in_warning(results)) is not None:
+            warnings.append(stand_in)
         return report_of(
             settings,
             self._command,
@@ -296,9 +301,31 @@ class Finder:
             self._model,
             results,
             warnings,
+            # Each worker chooses for itself, all by the same rules.
+            list(dict.fromkeys(made for runner in self._runners for made in runner.assumptions)),
             status=self._status(results),
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
             duration_s=self._clock.elapsed_s,
+        )
+
+    def _stand_in_warning(self, results: Sequence[PrecisionResult]) -> ReportWarning | None:
+        """Return the warning about a loss that is not known, with what is known of the peak."""
+        nbytes = next((r.stand_in_bytes for r in self._runners if r.stand_in_bytes), None)
+        trials = [trial for r in results for trial in r.trials if trial.status == "ok"]
+        best = recommend(results, self._settings.limits.objective)
+        if best is not None:
+            trials = [
+                t
+                for r in results
+                if (r.precision, r.remedy) == (best.precision, None)
+                for t in r.trials
+                if t.batch_size == best.batch_size
+            ]
+        trial = trials[-1] if trials else None
+        return stand_in_warning(
+            nbytes,
+            trial.batch_size if trial else None,
+            trial.peak_allocated_bytes if trial else None,
         )
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
@@ -312,6 +339,13 @@ class Finder:
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
+
+
+def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo | None:
+    """Return the model as a precision found it, with the kind that an earlier one found if it must."""
+    if model is None or before is None:
+        return model or before
+    return dataclasses.replace(model, kind=model.kind or before.kind)
 
 
 def unsupported(precision: str, device: DeviceInfo) -> str | None:

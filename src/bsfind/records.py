@@ -13,6 +13,7 @@ from bsfind.subject import ContextSource, DeviceInfo, DeviceKind, GpuProcess, Mo
 __all__ = [
     "SCHEMA_VERSION",
     "Accuracy",
+    "Assumption",
     "ContextSource",
     "DeviceInfo",
     "DeviceKind",
@@ -150,14 +151,19 @@ class Prediction:
     Attributes:
         torch_version: the torch whose allocator and kernels are modelled.
         allocator: options of the caching allocator that differ from PyTorch's defaults, by name.
-        model_kind: which models `accuracy` is about; None before the model was loaded.
-        accuracy: how exact predictions for such models were found to be; None: not measured.
+        model_kind: which models `accuracy` is about, by the operators of the step; None before a step
+            was traced.
+        accuracy: how exact predictions for such models were found to be with this version of torch;
+            None: not measured.
+        no_accuracy_because: why there is none, after the words "Error bound:"; None if there is one, or
+            no step was traced.
     """
 
     torch_version: str
     allocator: dict[str, Any]
     model_kind: ModelKind | None
     accuracy: Accuracy | None
+    no_accuracy_because: str | None = None
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Prediction:
@@ -326,6 +332,21 @@ class ReportWarning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Assumption:
+    """Something about the step that the user did not say, and that bears on the answer.
+
+    Attributes:
+        what: it is about: `loss`, `optimizer`, an input, the GPU.
+        value: that bsfind chose.
+        why: it chose that, or which option says otherwise; no full stop.
+    """
+
+    what: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that one `run` or `check` found out. `to_json` is the public document."""
 
@@ -340,6 +361,7 @@ class Report:
     search: dict[str, Any]
     results: tuple[PrecisionResult, ...]
     recommendation: Recommendation | None
+    assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
     environment: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
@@ -366,7 +388,10 @@ class Report:
             "reproduce": self.reproduce,
             "device": device,
             "model": asdict(self.model) if self.model else None,
-            "workload": self.workload,
+            "workload": {
+                **self.workload,
+                "assumptions": [asdict(assumption) for assumption in self.assumptions],
+            },
             "search": self.search,
             "results": [result.to_json() for result in self.results],
             "recommendation": asdict(self.recommendation) if self.recommendation else None,
@@ -389,12 +414,16 @@ class Report:
         device = dict(data["device"]) if data["device"] else None
         budget = device.pop("budget_bytes") if device else None
         recommendation, prediction = data["recommendation"], data.get("prediction")
+        workload = dict(data["workload"])
+        assumptions = workload.pop("assumptions", [])  # reports of older versions have none
         return cls(
             **{
                 **values,
                 "command": tuple(data["command"]),
                 "device": DeviceInfo.from_json(device) if device else None,
                 "budget_bytes": budget,
+                "workload": workload,
+                "assumptions": tuple(Assumption(**assumption) for assumption in assumptions),
                 "model": ModelInfo(**data["model"]) if data["model"] else None,
                 "prediction": Prediction.from_json(prediction) if prediction else None,
                 "results": tuple(PrecisionResult.from_json(r) for r in data["results"]),

@@ -40,7 +40,7 @@ class Workload:
         inputs: synthetic inputs; empty if `batch_fn` makes them.
         batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)`.
         mode: train, or infer (forward only, no gradients).
-        loss: `auto`, `cross-entropy`, `mse` or `pkg.mod:fn`, called as `fn(output)`.
+        loss: `auto`, `cross-entropy`, `mse`, `mean` or `pkg.mod:fn`, called as `fn(output)`.
         optimizer: `adamw`, any name of torch.optim, or `pkg.mod:fn`, called with the parameters.
         optimizer_args: keyword arguments of the optimizer, as (name, text) pairs.
         step: `pkg.mod:fn`, called as `fn(model, *args, **kwargs)` inside autocast; the loss.
@@ -236,6 +236,7 @@ class Settings:
         batch_size: `check`: the only size to try; None for a search.
         compare: remedies to try besides, in the recommended precision (see `remedies`).
         remedy: the one that these settings are with; it is in the workload already.
+        given: names of the options that the user gave (`optimizer`), whatever their values.
     """
 
     workload: Workload
@@ -245,6 +246,7 @@ class Settings:
     batch_size: int | None = None
     compare: tuple[str, ...] = ()
     remedy: str | None = None
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def to_argv(self) -> list[str]:
         """Return the shortest command line (after `bsfind`) that asks for the same again."""

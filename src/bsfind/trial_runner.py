@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from bsfind.records import ModelInfo, Trial
+from bsfind.records import Assumption, ModelInfo, Trial
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.time_budget import TimeBudget
@@ -37,7 +37,10 @@ class TrialRunner:
         variables: environment variables of the workers that differ from this process's.
 
     Attributes:
-        model: the model as the latest worker loaded it; None before the first.
+        model: the model as the latest worker loaded it, and what its trials tell of its kind; None
+            before the first.
+        assumptions: what the latest worker that ran a trial has chosen for its steps.
+        stand_in_bytes: what a sample's output takes where no loss of it is known.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
     All methods raise what `Worker` raises.
@@ -63,6 +66,8 @@ class TrialRunner:
         self._loaded: _Loaded | None = None
         self._has_confirmed = False
         self.model: ModelInfo | None = None
+        self.assumptions: tuple[Assumption, ...] = ()
+        self.stand_in_bytes: int | None = None
         self.recordings: dict[int, Recording] = {}
 
     def load(self) -> ModelInfo:
@@ -72,7 +77,9 @@ class TrialRunner:
     def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
         self._loaded = None
         worker = self._worker()
-        self.model = worker.load(workload, self._precision, self._clock.for_start())
+        kind = self.model.kind if self.model is not None else None
+        model = worker.load(workload, self._precision, self._clock.for_start())
+        self.model = dataclasses.replace(model, kind=kind)
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())
         self._loaded = _Loaded(worker, workload, limit_bytes)
@@ -147,8 +154,12 @@ class TrialRunner:
             self._clock.for_trial(steps / self._steps),
             record=loaded.limit_bytes is None,
         )
+        self.assumptions = loaded.worker.assumptions or self.assumptions
+        self.stand_in_bytes = loaded.worker.stand_in_bytes
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
+        if self.model is not None and answer.kind is not None:
+            self.model = dataclasses.replace(self.model, kind=answer.kind)
         if answer.is_clean:
             self._loaded = loaded
         return answer.trial

@@ -42,7 +42,7 @@ LAYERS = {
     "timing": {"records", "recommend", "settings"},
     "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
-    "simulation": {*LEAVES, "import_path", "inspection", "workload"},
+    "simulation": {*LEAVES, "import_path", "inspection", "stability", "workload"},
     # What conducts.
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
     "confirmation": {
@@ -88,7 +88,7 @@ LAYERS = {
     },
     "inspector": {
         *LEAVES,
-        *("finder", "inspection", "predictor", "progress", "time_budget", "worker"),
+        *("finder", "findings", "inspection", "predictor", "progress", "time_budget", "worker"),
     },
     # The child process.
     "worker": {*LEAVES, "inspection", "simulation", "devices", "memory_watch"},
@@ -96,7 +96,7 @@ LAYERS = {
         *LEAVES,
         *("inspection", "memory_watch", "oom", "simulation", "stability", "workload"),
     },
-    "workload": {*LEAVES, "device_faults", "import_path"},
+    "workload": {*LEAVES, "device_faults", "import_path", "oom"},
     # What people see.
     "report": {*LEAVES, "inspection", "recommend"},
     "explain": {"oom", "units"},

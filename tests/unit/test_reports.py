@@ -116,9 +116,11 @@ def test_a_prediction_has_no_columns_of_times() -> None:
 def test_an_error_that_was_not_measured_is_not_invented() -> None:
     report = predicted_report()
     assert report.prediction is not None
-    unknown = dataclasses.replace(report.prediction, accuracy=None)
+    unknown = dataclasses.replace(
+        report.prediction, accuracy=None, no_accuracy_because="not measured for torch 2.9"
+    )
     text = printed(dataclasses.replace(report, prediction=unknown), 120)
-    assert "Error bound for convolutional models: not measured." in text
+    assert "Error bound: not measured for torch 2.9." in text
     assert "95th" not in text
 
 
@@ -312,6 +314,24 @@ def test_markdown_escapes_what_the_user_named() -> None:
     assert r"- warning: a\_b\*c" in text
 
 
+@pytest.mark.parametrize(
+    ("target", "model_args", "class_name", "shown"),
+    [
+        ("zoo:resnet50", {}, "ResNet", "zoo:resnet50"),
+        ("nanogpt.py:GPT", {}, "GPT", "nanogpt.py:GPT"),
+        ("timm:create_model", {"model_name": "resnet50"}, "ResNet", "resnet50 (timm:create_model)"),
+        ("train.py:make_model", {"width": "64"}, "WideNet", "WideNet (train.py:make_model)"),
+        ("train.py:net", {"model": "pkg.mod:fn()"}, "Sequential", "train.py:net"),
+        ("train.py:net", {}, None, "train.py:net"),
+    ],
+)
+def test_the_model_s_name(
+    target: str, model_args: dict[str, str], class_name: str | None, shown: str
+) -> None:
+    workload = {"target": target, "model_args": model_args}
+    assert wording.model_name(workload, class_name) == shown
+
+
 def test_csv(golden: Golden) -> None:
     golden("report.csv", to_csv(example_report()))
 
@@ -386,7 +406,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 19
+    assert len(found) == 20
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -416,12 +436,15 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("leak", records.Leak, set()),
         ("expandable_segments", records.ExpandableSegments, set()),
         ("global_batch", records.GlobalBatch, set()),
-        ("workload", Workload, set()),
+        ("assumption", records.Assumption, set()),
+        ("workload", Workload, {"assumptions"}),
         ("input", InputSpec, set()),
     ],
 )
 def test_the_schema_has_the_fields_of_the_records(name: str, cls: type, more: set[str]) -> None:
     fields = {field.name for field in dataclasses.fields(cls)}
+    if cls is InputSpec:
+        fields -= {"assumed"}  # is among the assumptions
     assert set(schema()["$defs"][name]["properties"]) == fields | more
 
 
@@ -439,7 +462,7 @@ def test_the_schema_has_the_values_of_the_records() -> None:
     assert values("input", "dtype") == tuple(DTYPES)
     assert values("device", "kind") == get_args(records.DeviceKind)
     assert values("device", "context_source") == (*get_args(records.ContextSource), None)
-    assert values("model", "kind") == get_args(records.ModelKind)
+    assert values("model", "kind") == (*get_args(records.ModelKind), None)
     assert values("prediction", "model_kind") == (*get_args(records.ModelKind), None)
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
     assert tuple(precisions) == REQUESTABLE_PRECISIONS

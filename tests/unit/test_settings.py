@@ -337,3 +337,13 @@ def test_a_target_that_is_no_import_path() -> None:
     outcome = command_line("run", "pkg.models.Net")
     assert outcome.code == 2
     assert "write it like `pkg.models:Net`" in outcome.stderr
+
+
+def test_what_was_given_is_told_from_what_is_at_its_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BSFIND_MULTIPLE_OF", "1")
+    found = settings_of(["run", "a:b", "--input-shape", "3", "--optimizer", "adamw"])
+    assert {"optimizer", "multiple_of", "input_shape"} <= found.given
+    assert not {"loss", "gpu", "headroom"} & found.given
+    assert found == settings_of(["run", "a:b", "--input-shape", "3"])  # the answer is the same

@@ -53,8 +53,8 @@ def check(
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --gpu a10g
     """
-    from bsfind.cli.provenance import tell_provenance
+    from bsfind.cli.provenance import given_options, tell_provenance
     from bsfind.cli.session import run_session  # `--help` goes without it
 
     tell_provenance(context)
-    return run_session(context.params)
+    return run_session(context.params, given_options(context))

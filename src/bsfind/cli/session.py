@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
@@ -28,8 +28,12 @@ from bsfind.settings import DeviceChoice, Settings
 __all__ = ["exit_code", "run_session"]
 
 
-def run_session(options: Mapping[str, Any]) -> int:
+def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
     """Run what a command line asks for, print the answer, return the exit code.
+
+    Args:
+        options: parsed, by parameter name.
+        given: names of those that the user gave.
 
     Raises:
         UsageError: the options do not go together, or an export cannot be written.
@@ -40,7 +44,7 @@ def run_session(options: Mapping[str, Any]) -> int:
         raise UsageError(
             "`--plot` draws below the table, which `--json` and `--quiet` do not print"
         )
-    settings = settings_from(options)
+    settings = settings_from(options, given)
     return _Session(settings, options).run()
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from bsfind.memory_watch import MemoryLeft
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import Workload
 from bsfind.simulation.recording import Recording
 
@@ -55,6 +56,21 @@ class Device(Protocol):
 
     def take_warnings(self) -> list[ReportWarning]:
         """Return what the reader of the answers must know and has not been told yet."""
+        ...
+
+    @property
+    def assumptions(self) -> Sequence[Assumption]:
+        """What was chosen for the steps of the loaded workload, as far as it is known."""
+        ...
+
+    @property
+    def model_kind(self) -> ModelKind | None:
+        """What the operators of the last trial say of the model; None if they are not known."""
+        ...
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where its mean stands in for a loss; else None."""
         ...
 
     @property

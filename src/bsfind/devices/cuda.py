@@ -16,13 +16,19 @@ from bsfind.devices.memory_history import MemoryHistory
 from bsfind.errors import BsfindError, UsageError
 from bsfind.memory_watch import MemoryLeft
 from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
-from bsfind.records import DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
-from bsfind.stability import leak_message, steady_retries
+from bsfind.stability import (
+    STEPS_DIFFER,
+    draws_assumption,
+    draws_warning,
+    leak_message,
+    steady_retries,
+)
 from bsfind.units import format_bytes
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
 from bsfind.workload.user_traceback import user_error
 
@@ -72,11 +78,13 @@ class CudaDevice:
         # What was free is the most there is. Windows and WSL would go on with host memory.
         self.limit_memory(self._capacity_bytes)
         self._loaded: LoadedWorkload | None = None
+        self._largest = LargestStep()
+        self._new_warnings: list[ReportWarning] = []
+        self._told: list[ReportWarning] = []
         self._baseline_bytes = 0
         self._residual_bytes = 0
         self._poisoned = False
         self._recording: Recording | None = None
-        self._told: set[str] = set()
 
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
@@ -114,8 +122,11 @@ class CudaDevice:
     def load(self, workload: Workload, precision: str) -> ModelInfo:
         """Build the model and move it to the device (see `base.Device.load`)."""
         too_large = None
+        # Compiled code has to find torch's own functions.
+        self._largest = LargestStep(is_watching=not workload.compile)
         try:
-            self._loaded = LoadedWorkload(workload, precision_plan(precision), self._device)
+            with reproducible_building():
+                self._loaded = LoadedWorkload(workload, precision_plan(precision), self._device)
             info = self._model_info(self._loaded)
         except BaseException as error:
             if classify(error, memory_exhausted=self._is_exhausted()) is FailureKind.OTHER:
@@ -132,10 +143,10 @@ class CudaDevice:
         if loaded.workload.mode == "train":
             optimizer = type(loaded.make_optimizer()).__name__
         return ModelInfo(
+            class_name=type(loaded.model).__name__,
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
-            kind=kind_of(loaded.model),
         )
 
     def memory_left(self) -> MemoryLeft | None:
@@ -143,15 +154,30 @@ class CudaDevice:
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what was done to the user's model (see `base.Device.take_warnings`)."""
+        """Return what was done to the user's model and what differed (see `base.Device.take_warnings`)."""
         notes = self._loaded.notes if self._loaded is not None else {}
-        new = [
-            ReportWarning(code=code, message=message)
-            for code, message in notes.items()
-            if code not in self._told
-        ]
-        self._told.update(notes)
+        noted = [ReportWarning(code=code, message=message) for code, message in notes.items()]
+        new = [warning for warning in (*noted, *self._new_warnings) if warning not in self._told]
+        self._told += new
+        self._new_warnings = []
         return new
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """Return what was chosen for the steps (see `base.Device.assumptions`)."""
+        loaded, places = self._loaded, self._largest.places
+        chosen = loaded.assumptions if loaded is not None else []
+        return [*chosen, draws_assumption(places)] if places else chosen
+
+    @property
+    def model_kind(self) -> None:
+        """None: operators are traced for predictions only (see `base.Device.model_kind`)."""
+        return None
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._loaded.choice.stand_in_bytes if self._loaded is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -174,13 +200,26 @@ class CudaDevice:
             raise RuntimeError("run_trial before load")
         self._recording = None
         history = MemoryHistory(self._device)
-        measured = MeasuredSteps(self._device)
         failed: Trial | BsfindError | None = None
-        try:
-            with history.recorded() if record else contextlib.nullcontext():
-                measured.run(self._loaded, batch_size, steps, self._capacity_bytes)
-        except BaseException as error:
-            failed = self._failed_trial(error, batch_size, measured)
+        is_over = False
+        while not is_over:
+            measured = MeasuredSteps(self._device)
+            is_over = True
+            try:
+                if self._loaded.try_labels(batch_size):
+                    self._release()
+                with history.recorded() if record else contextlib.nullcontext():
+                    is_over = measured.run(
+                        self._loaded, batch_size, steps, self._capacity_bytes, self._largest
+                    )
+            except BaseException as error:
+                failed = self._failed_trial(error, batch_size, measured)
+            if not is_over:
+                self._release()
+        if self._largest.places:
+            self._new_warnings.append(draws_warning(self._largest.places))
+        if measured.differ:
+            self._new_warnings.append(STEPS_DIFFER)
         if failed is None and record:
             available = torch.cuda.mem_get_info(self._device)[0]
             available += torch.cuda.memory_reserved(self._device)

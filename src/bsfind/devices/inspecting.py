@@ -39,10 +39,10 @@ class InspectingDevice(SimulatedDevice):
             allocator = CachingAllocator(DeviceMemory(_PLENTY))
             self._tracer.model_program().load(allocator)
             return ModelInfo(
+                class_name=self._tracer.class_name,
                 parameters=self._tracer.parameters,
                 optimizer=self._tracer.optimizer,
                 model_bytes=allocator.allocated_bytes,
-                kind=self._tracer.kind,
             )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:

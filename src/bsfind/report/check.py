@@ -17,9 +17,9 @@ __all__ = ["print_check"]
 def print_check(report: Report, console: Console) -> None:
     """Print one line per precision."""
     _print(console, wording.subject(report), style="bold")
-    conditions = wording.conditions(report)
-    if conditions is not None:
-        _print(console, conditions, style="dim")
+    for text in (wording.conditions(report), wording.assumed(report.assumptions)):
+        if text is not None:
+            _print(console, text, style="dim")
     if report.status == "failed":
         _print(console, f"failed: {report.message}", style="yellow")
     width = max((len(result.precision) for result in report.results), default=0)

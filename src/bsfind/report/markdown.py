@@ -12,9 +12,9 @@ __all__ = ["to_markdown"]
 def to_markdown(report: Report) -> str:
     """Return the comparison table and the sentences under it."""
     lines = [f"**bsfind** · {_escape(wording.subject(report))}", ""]
-    conditions = wording.conditions(report)
-    if conditions is not None:
-        lines.extend([_escape(conditions), ""])
+    for text in (wording.conditions(report), wording.assumed(report.assumptions)):
+        if text is not None:
+            lines.extend([_escape(text), ""])
     rows = [wording.cells(result, report) for result in wording.rows(report)]
     if rows:
         columns = list(rows[0])

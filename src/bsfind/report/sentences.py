@@ -76,19 +76,19 @@ def _evidence(report: Report) -> str | None:
 def accuracy(report: Report) -> str | None:
     """Return how exact a prediction is, in one line; None if nothing was predicted."""
     prediction = report.prediction
-    if prediction is None or prediction.model_kind is None:
+    if prediction is None:
         return None
-    kind = f"{prediction.model_kind} models"
-    if prediction.model_kind == "other":
-        kind = "models without convolutions, recurrence or attention"
+    if prediction.no_accuracy_because is not None:
+        return f"Error bound: {prediction.no_accuracy_because}."
     measured = prediction.accuracy
     if measured is None:
-        return f"Error bound for {kind}: not measured."
+        return None
     allocated, reserved = measured.allocated, measured.reserved
     return (
-        f"Error bound for {kind}: peak allocated {_error(allocated.median)} (median) and "
-        f"{_error(allocated.p95)} (95th percentile), peak reserved {_error(reserved.median)} and "
-        f"{_error(reserved.p95)}, in {measured.runs} runs against {measured.against}."
+        f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} "
+        f"(median) and {_error(allocated.p95)} (95th percentile), peak reserved "
+        f"{_error(reserved.median)} and {_error(reserved.p95)}, in {measured.runs} runs against "
+        f"{measured.against}."
     )
 
 
@@ -119,9 +119,11 @@ def _confirmed(trial: Trial) -> str:
     if len(peaks) > 1:
         highest = max(peaks)
         reached = next(i for i, peak in enumerate(peaks, 1) if peak >= highest * (1 - _FLAT))
-        text += f", peak memory flat from step {reached} on"
-        if reached > len(peaks) // 2:
-            text = f"Confirmed: {trial.steps} steps in a fresh process, the highest peak in step {reached}"
+        is_flat = min(peaks[reached - 1 :]) >= highest * (1 - _FLAT)
+        if is_flat and reached <= len(peaks) // 2:
+            text += f", peak memory flat from step {reached} on"
+        else:
+            text += f", the highest peak in step {reached}"
     if trial.num_alloc_retries:
         when = "" if trial.steady_alloc_retries else " in the first steps"
         times = "once" if trial.num_alloc_retries == 1 else f"{trial.num_alloc_retries} times"

@@ -65,9 +65,9 @@ def print_report(report: Report, console: Console) -> None:
     if report.status == "failed":
         return  # there is nothing to show: the error has been told
     _print(console, wording.subject(report), style="bold")
-    text = wording.conditions(report)
-    if text is not None:
-        _print(console, text, style="dim")
+    for text in (wording.conditions(report), wording.assumed(report.assumptions)):
+        if text is not None:
+            _print(console, text, style="dim")
     if report.results:
         console.print()
         _print_results(report, console)

@@ -107,6 +107,8 @@ class _Server:
         answer = self._answer(request)
         if self._device is not None:
             answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
+            answer["stand_in_bytes"] = self._device.stand_in_bytes
+            answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +134,7 @@ class _Server:
                 "is": "trial",
                 "trial": trial.to_json(),
                 "clean": device.is_clean,
+                "kind": device.model_kind,
                 "memory": memory.to_json() if memory else None,
                 "recording": recording.to_json() if recording else None,
             }

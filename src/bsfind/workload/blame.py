@@ -20,6 +20,7 @@ import torch
 __all__ = [
     "is_bsfinds_own",
     "is_from_cpp",
+    "is_raised",
     "is_raised_by_user",
     "is_said_for_torch",
     "is_user_frame",
@@ -131,15 +132,15 @@ def raising_package(error: BaseException) -> str | None:
 def is_said_for_torch(error: BaseException) -> bool:
     """Tell whether a function marked with `stands_for_torch` raised an exception by itself."""
     owners = _owners(error.__traceback__)
-    return bool(owners) and owners[0] == "handed on" and _is_raised(error)
+    return bool(owners) and owners[0] == "handed on" and is_raised(error)
 
 
 def is_from_cpp(error: BaseException) -> bool:
     """Tell whether an error came out of torch's C++, which has no frames."""
-    return isinstance(error, RuntimeError) and not _is_raised(error)
+    return isinstance(error, RuntimeError) and not is_raised(error)
 
 
-def _is_raised(error: BaseException) -> bool:
+def is_raised(error: BaseException) -> bool:
     """Tell whether a `raise` raised an exception, rather than a call of a function in C."""
     trace = error.__traceback__
     if trace is None:

@@ -37,6 +37,17 @@ class Batch:
         described = ", ".join(parts)
         return f"{described} ({self.placement})" if self.placement else described
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors among the arguments, in tuples, lists and dicts too."""
+        found: list[torch.Tensor] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map_tensors(keep)
+        return found
+
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """Return a batch whose tensors are changed, in tuples, lists and dicts too."""
         return Batch(

@@ -27,9 +27,9 @@ def cublas_workspace(gpu: CudaTarget, steps: Steps, *, lt: bool = False) -> None
     Args:
         gpu: where.
         steps: of the kernel.
-        lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.13.
+        lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.12.
     """
-    if lt and gpu.torch_version < (2, 13):
+    if lt and gpu.torch_version < (2, 12):
         steps.workspace("cublaslt", _MIB)
     else:
         steps.workspace("cublas", cublas_workspace_bytes(gpu))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -29,7 +29,8 @@ CALL = 2
 """`(CALL, rule, call, outputs, thread, operator)`: allocations in the order of a rule; each output is
 (block, nbytes), or None where it is no new storage"""
 MARK = 3
-"""`(MARK, name)`: a point of the step, such as the end of a forward pass"""
+"""`(MARK, name)`: a point of the step, such as the end of a forward pass; `(MARK, "step_end",
+gradient_bytes, is_warm_up)`, as `TrainingSteps` says of the step"""
 
 Entry = tuple[Any, ...]
 
@@ -140,8 +141,35 @@ class Recorder:
         """Record a point of the step."""
         self.entries.append((MARK, name))
 
+    def step_is_over(self, gradient_bytes: int, *, is_warm_up: bool) -> None:
+        """Record the end of a step (see `TrainingSteps`)."""
+        self.entries.append((MARK, "step_end", gradient_bytes, is_warm_up))
+
+    def size_since(self, first: int) -> tuple[int, int]:
+        """Return by how many bytes storages grew at most, and how many were allocated in all.
+
+        Args:
+            first: the entry from which to count. Storages are counted, not the scratch of kernels.
+        """
+        sizes: dict[int, int] = {}
+        held = peak = total = 0
+        for entry in self.entries[first:]:
+            if entry[0] == ALLOCATE:
+                born = [(entry[1], entry[2])]
+            elif entry[0] == CALL:
+                born = [output for output in entry[3] if output is not None]
+            else:
+                if entry[0] == RELEASE:
+                    held -= sizes.pop(entry[1], 0)
+                continue
+            sizes.update(born)
+            nbytes = sum(size for _, size in born)
+            held, total = held + nbytes, total + nbytes
+            peak = max(peak, held)
+        return peak, total
+
     def note(self, code: str, message: str) -> None:
-        """Keep something for the reader of the result."""
+        """Keep something for the reader of the result, once for each code (`code` or `code:what`)."""
         self.notes.setdefault(code, message)
 
     # --------------------------------------- told by the tracer, for a recorder that attributes
@@ -157,7 +185,7 @@ class Recorder:
         """Return what is entered around the making of a batch: nothing."""
         return contextlib.nullcontext()
 
-    def has_targets(self, targets: torch.Tensor | None) -> None:
+    def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
         """Take note of the targets of the loss."""
 
     def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
