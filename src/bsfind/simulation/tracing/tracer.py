@@ -90,7 +90,12 @@ class Tracer:
         self._plan = precision_plan(precision)
         self._gpu = gpu
         self._properties = properties or SimulatedGpu(
-            name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
+            name="GPU",
+            total_memory=1 << 40,
+            major=gpu.capability[0],
+            minor=gpu.capability[1],
+            multi_processor_count=gpu.sm_count,
+            max_threads_per_multi_processor=gpu.max_threads_per_sm,
         )
         postpone_compiler()
         check_torch()
