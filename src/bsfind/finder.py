@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bsfind.device_faults import gone
 from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
-from bsfind.findings import report_of
+from bsfind.findings import report_of, stand_in_warning
 from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
 from bsfind.precision_search import PrecisionSearch
@@ -292,6 +292,8 @@ class Finder:
             warnings.extend(self._current.warnings)
         if (taken := self._watch.warning) is not None:
             warnings.append(taken)
+        if (stand_in := self._stand_in_warning(results)) is not None:
+            warnings.append(stand_in)
         return report_of(
             settings,
             self._command,
@@ -304,6 +306,26 @@ class Finder:
             status=self._status(results),
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
             duration_s=self._clock.elapsed_s,
+        )
+
+    def _stand_in_warning(self, results: Sequence[PrecisionResult]) -> ReportWarning | None:
+        """Return the warning about a loss that is not known, with what is known of the peak."""
+        nbytes = next((r.stand_in_bytes for r in self._runners if r.stand_in_bytes), None)
+        trials = [trial for r in results for trial in r.trials if trial.status == "ok"]
+        best = recommend(results, self._settings.limits.objective)
+        if best is not None:
+            trials = [
+                t
+                for r in results
+                if (r.precision, r.remedy) == (best.precision, None)
+                for t in r.trials
+                if t.batch_size == best.batch_size
+            ]
+        trial = trials[-1] if trials else None
+        return stand_in_warning(
+            nbytes,
+            trial.batch_size if trial else None,
+            trial.peak_allocated_bytes if trial else None,
         )
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:

@@ -40,7 +40,7 @@ class Workload:
         inputs: synthetic inputs; empty if `batch_fn` makes them.
         batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)`.
         mode: train, or infer (forward only, no gradients).
-        loss: `auto`, `cross-entropy`, `mse` or `pkg.mod:fn`, called as `fn(output)`.
+        loss: `auto`, `cross-entropy`, `mse`, `mean` or `pkg.mod:fn`, called as `fn(output)`.
         optimizer: `adamw`, any name of torch.optim, or `pkg.mod:fn`, called with the parameters.
         optimizer_args: keyword arguments of the optimizer, as (name, text) pairs.
         step: `pkg.mod:fn`, called as `fn(model, *args, **kwargs)` inside autocast; the loss.

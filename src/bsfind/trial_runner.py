@@ -40,6 +40,7 @@ class TrialRunner:
         model: the model as the latest worker loaded it, and what its trials tell of its kind; None
             before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
+        stand_in_bytes: what a sample's output takes where no loss of it is known.
         recordings: what the trials that ran asked of the allocator, by batch size.
 
     All methods raise what `Worker` raises.
@@ -66,6 +67,7 @@ class TrialRunner:
         self._has_confirmed = False
         self.model: ModelInfo | None = None
         self.assumptions: tuple[Assumption, ...] = ()
+        self.stand_in_bytes: int | None = None
         self.recordings: dict[int, Recording] = {}
 
     def load(self) -> ModelInfo:
@@ -153,6 +155,7 @@ class TrialRunner:
             record=loaded.limit_bytes is None,
         )
         self.assumptions = loaded.worker.assumptions or self.assumptions
+        self.stand_in_bytes = loaded.worker.stand_in_bytes
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
         if self.model is not None and answer.kind is not None:

@@ -92,6 +92,17 @@ def test_sizes(text: str, size: int | None) -> None:
     assert read_size(text) == size
 
 
+def test_two_messages_in_a_line_are_not_mixed() -> None:
+    short = "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 1 has a total capacity of 8.00 GiB; see: "
+    figures = explain_text(short + message(gpu=5)).figures
+    assert (figures.gpu_index, figures.tried_bytes, figures.total_bytes) == (5, GIB, 24 * GIB)
+
+
+def test_an_allocators_own_message_outweighs_what_was_killed_after_it() -> None:
+    log = f"{message()}\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.0."
+    assert explain_text(log).kind is Kind.CUDA_OOM
+
+
 def test_what_is_reserved_follows_from_what_is_not_allocated() -> None:
     figures = read_figures(message())
     assert figures.reserved_bytes == int(22.5 * GIB)

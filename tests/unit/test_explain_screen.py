@@ -164,6 +164,14 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         assert "hint:" in outcome.stderr
 
 
+def test_output_that_was_closed(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(ONE, encoding="utf-8")
+    command = f'"{sys.executable}" -m bsfind explain "{log}" >&-'
+    run = subprocess.run(["sh", "-c", command], check=False, capture_output=True, timeout=120)
+    assert (run.returncode, run.stderr) == (ExitCode.OK, b"")
+
+
 def test_a_terminal_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)

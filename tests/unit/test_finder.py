@@ -40,6 +40,7 @@ class FakeWorker:
         self._limit = 0
         self.is_alive = True
         self.assumptions = (LOSS,)
+        self.stand_in_bytes: int | None = None
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 

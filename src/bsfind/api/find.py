@@ -122,7 +122,7 @@ def find(
         batch_fn: makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or
             `(args, kwargs)`.
         mode: `"train"`: training steps; `"infer"`: forward passes alone.
-        loss: `"auto"`, `"cross-entropy"`, `"mse"`, or a function of the output.
+        loss: `"auto"`, `"cross-entropy"`, `"mse"`, `"mean"`, or a function of the output.
         optimizer: a name or class of `torch.optim`, or a function of the parameters.
         optimizer_arg: keyword arguments of the optimizer; Python literals.
         step: the forward pass: `fn(model, *args, **kwargs)`, runs inside autocast, returns the loss.

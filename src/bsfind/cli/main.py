@@ -103,6 +103,9 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as in `bsfind … >&-`
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not started by `bsfind.__main__`
         signal.signal(signal.SIGTERM, _on_sigterm)
     try:

@@ -69,6 +69,11 @@ class Device(Protocol):
         ...
 
     @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where its mean stands in for a loss; else None."""
+        ...
+
+    @property
     def is_clean(self) -> bool:
         """Whether the last trial left nothing behind: if not, the next needs a new process."""
         ...

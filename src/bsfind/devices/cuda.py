@@ -154,8 +154,10 @@ class CudaDevice:
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what steps that differ mean for the answer (see `base.Device.take_warnings`)."""
-        new = [warning for warning in self._new_warnings if warning not in self._told]
+        """Return what was done to the user's model and what differed (see `base.Device.take_warnings`)."""
+        notes = self._loaded.notes if self._loaded is not None else {}
+        noted = [ReportWarning(code=code, message=message) for code, message in notes.items()]
+        new = [warning for warning in (*noted, *self._new_warnings) if warning not in self._told]
         self._told += new
         self._new_warnings = []
         return new
@@ -163,13 +165,19 @@ class CudaDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        places = self._largest.places
-        return [draws_assumption(places)] if places else []
+        loaded, places = self._loaded, self._largest.places
+        chosen = loaded.assumptions if loaded is not None else []
+        return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
     def model_kind(self) -> None:
         """None: operators are traced for predictions only (see `base.Device.model_kind`)."""
         return None
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._loaded.choice.stand_in_bytes if self._loaded is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -198,6 +206,8 @@ class CudaDevice:
             measured = MeasuredSteps(self._device)
             is_over = True
             try:
+                if self._loaded.try_labels(batch_size):
+                    self._release()
                 with history.recorded() if record else contextlib.nullcontext():
                     is_over = measured.run(
                         self._loaded, batch_size, steps, self._capacity_bytes, self._largest

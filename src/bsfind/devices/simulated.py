@@ -26,7 +26,6 @@ from bsfind.simulation.operators.call import CudaTarget
 from bsfind.stability import (
     STEPS_DIFFER,
     StepMemory,
-    draws_assumption,
     draws_warning,
     leak_message,
     leak_of,
@@ -192,14 +191,18 @@ class SimulatedDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        places = self._tracer.random_places if self._tracer is not None else ()
-        return [draws_assumption(places)] if places else []
+        return self._tracer.assumptions if self._tracer is not None else []
 
     @property
     def model_kind(self) -> ModelKind | None:
         """What most operators of the traced step are (see `base.Device.model_kind`)."""
         operators = self._tracer.operators if self._tracer is not None else None
         return operators.kind if operators is not None else None
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._tracer.stand_in_bytes if self._tracer is not None else None
 
     @property
     def is_clean(self) -> bool:

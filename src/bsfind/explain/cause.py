@@ -331,7 +331,7 @@ def _full(kind: Kind, figures: Figures, account: Account) -> Cause:
         asked = f", and {format_bytes(tried)} more were asked for" if tried is not None else ""
         of = f"fill {format_bytes(allocated)} of {format_bytes(total)} ({allocated / total:.0%})"
         if allocated > total:
-            of = f"hold {format_bytes(allocated)}, more than {format_bytes(total)}"
+            of = f"hold {format_bytes(allocated)}, more than the card's {format_bytes(total)}"
         start = f"Tensors {of}{asked}: "
         if tried is not None and tried >= total // 100:
             return Cause(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import BinaryIO
 
 from bsfind.explain.account import Account, make_account
@@ -194,9 +195,10 @@ def _read(piece: Piece) -> _Found | None:
 
 
 def _figures(text: str) -> Figures:
-    # The figures are those of the message: what stands before it may name other sizes.
-    head = HEAD.search(text)
-    figures = read_figures(text[head.start() :] if head is not None else text)
+    # The figures are those of one message: what stands before it, or the next one, may name other sizes.
+    starts = [head.start() for head in HEAD.finditer(text)]
+    messages = [text[start:end] for start, end in pairwise((*starts, len(text)))]
+    figures = max(map(read_figures, messages), key=lambda read: read.known, default=Figures())
     return figures if figures.known else read_figures(text)
 
 

@@ -120,7 +120,6 @@ _NAMED = _table(
         Kind.CUDA_OOM,
         "NCCL; CUDA extensions (bitsandbytes: ops.cu)",
     ),
-    _Text(r"\bCUDA out of memory[\"'`*!)}\]]", Kind.CUDA_OOM, "the beginning of it, quoted"),
     _Text(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory", Kind.HIP_OOM, "HIP runtime"),
     _Text(
         r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY",
@@ -177,7 +176,7 @@ _HINTS = _table(
         "SIGKILL, which the kernel's out-of-memory killer sends",
     ),
     _Text(
-        r"(^|: line \d+: ?)\s*(\d+ )?Killed\b\s*(\(core dumped\))?(\s{2,}.*)?$",
+        r"(^|: line \d+: ?|[\]|.])\s*(\d+ )?Killed\b\s*(\(core dumped\))?(\s{2,}.*)?$",
         _HOST,
         "shell",
     ),
@@ -284,7 +283,17 @@ _CUT_HEAD = re.compile(
 """The rest of such a message, where the log has lost its beginning."""
 
 KEYS = (
-    *("memory", "alloc", "oom", "kill", "_status_", "resource", "buffer", "exhausted"),
+    *(
+        "memory",
+        "alloc",
+        "oom",
+        "kill",
+        "_status_",
+        "_status\\_",
+        "resource",
+        "buffer",
+        "exhausted",
+    ),
     *("code=killed", "exitcode", "errno", "unable", "winerror", "signal", "out_of", "cufft"),
     *("memlimit", "nvml", "assert", "illegal", "misaligned", "watchdog", "mismatch", "ordinal"),
     *("driver", "segmentation", "shapes", "valueerror", "indexerror", "typeerror", "ancdata"),
@@ -338,7 +347,8 @@ def match_text(joined: str, lines: str) -> Match | None:
         joined: its lines joined to one, for messages that were wrapped.
         lines: the same with its line breaks, for texts that must end a line.
     """
-    killed = _find(_KILLED, joined)
+    own = _OWN_HEAD.search(joined) is not None
+    killed = _find(_KILLED, joined) if not own else None
     if killed is not None:
         return Match(_HOST, Strength.PROOF, killed[0].source, killed[1].start())
     found = _gpu(joined, lines)
@@ -347,7 +357,7 @@ def match_text(joined: str, lines: str) -> Match | None:
         near = joined[max(0, start - _NEAR) : start + _NEAR]
         if kind in (Kind.CUDNN_ALLOC, Kind.CUBLAS_ALLOC):
             return Match(kind, Strength.LIBRARY, source, start)
-        if not _OWN_HEAD.search(joined):
+        if not own:
             framework = _FRAMEWORKS.search(near) if kind is not Kind.XPU_OOM else None
             if framework is not None:
                 return Match(_OTHER, Strength.PROOF, f"a framework: {framework[0]}", start)

@@ -75,6 +75,7 @@ class Worker:
 
     Attributes:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
+        stand_in_bytes: what a sample's output takes where no loss of it is known, so far.
 
     Use as a context manager: at its end, the process is gone with all that it started.
     """
@@ -91,6 +92,7 @@ class Worker:
         self._on_warning = on_warning
         self._watch = watch or MemoryWatch()
         self.assumptions: tuple[Assumption, ...] = ()
+        self.stand_in_bytes: int | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
@@ -256,6 +258,7 @@ class Worker:
             self._on_warning(ReportWarning(**warning))
         if "assumptions" in answer:
             self.assumptions = tuple(Assumption(**made) for made in answer["assumptions"])
+            self.stand_in_bytes = answer["stand_in_bytes"]
         return answer
 
     def _death(self, doing: str) -> WorkerError:

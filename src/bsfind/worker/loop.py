@@ -107,6 +107,7 @@ class _Server:
         answer = self._answer(request)
         if self._device is not None:
             answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
+            answer["stand_in_bytes"] = self._device.stand_in_bytes
             answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 

@@ -22,6 +22,7 @@ __all__ = [
     "is_raised_by_user",
     "is_said_for_torch",
     "is_user_frame",
+    "raising_package",
     "stands_for_torch",
     "user_line",
 ]
@@ -108,6 +109,20 @@ def is_raised_by_user(error: BaseException) -> bool:
     """Tell whether a frame of the user's code, or of a library's, raised an exception."""
     owners = _owners(error.__traceback__)
     return bool(owners) and owners[0] == "user"
+
+
+def raising_package(error: BaseException) -> str | None:
+    """Return the top-level package whose code raised an exception; None: it was not the user's."""
+    name, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        owner = _owner(frame.f_code)
+        if owner == "user":
+            name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        elif owner not in ("library", "torch"):
+            name = None
+        trace = trace.tb_next
+    return name
 
 
 def is_said_for_torch(error: BaseException) -> bool:

@@ -28,6 +28,17 @@ class Batch:
         parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
         return ", ".join(parts)
 
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors among the arguments, in tuples, lists and dicts too."""
+        found: list[torch.Tensor] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map_tensors(keep)
+        return found
+
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """Return a batch whose tensors are changed, in tuples, lists and dicts too."""
         return Batch(

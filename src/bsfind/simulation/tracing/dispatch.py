@@ -50,6 +50,9 @@ _VIEWS = (
 )
 """They allocate nothing, and views share their storage's values: not worth a detour by Python."""
 
+_OWN_OPERATORS = ("aten::", "prim::", "prims::", "bsfind::", "profiler::")
+"""Namespaces of operators that PyTorch and the tracer have themselves."""
+
 _MAX_KNOWN_PARAMETER = 16
 """Elements of a parameter whose values are kept: temperatures and scales that code may read."""
 
@@ -235,6 +238,12 @@ class Dispatcher:
             if argument.alias_info is not None and argument.alias_info.is_write
         )
         returns = [value.alias_info for value in schema.returns]
+        if not name.startswith(_OWN_OPERATORS):
+            self.recorder.note(
+                "custom_operators",
+                f"operators of other libraries count with what they return: what kernels such as "
+                f"`{name}` take besides is not known",
+            )
         return OperatorFacts(
             op=op,
             name=name,

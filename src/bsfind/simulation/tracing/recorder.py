@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -185,7 +185,7 @@ class Recorder:
         """Return what is entered around the making of a batch: nothing."""
         return contextlib.nullcontext()
 
-    def has_targets(self, targets: torch.Tensor | None) -> None:
+    def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
         """Take note of the targets of the loss."""
 
     def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:

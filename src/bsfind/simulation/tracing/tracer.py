@@ -7,12 +7,13 @@ import copy
 import dataclasses
 import gc
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
+from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.simulation.operators.call import CudaTarget
 from bsfind.simulation.operators.registry import load_rules
@@ -37,6 +38,8 @@ from bsfind.simulation.tracing.sparse import sparse_handlers
 from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
 from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
+from bsfind.stability import draws_assumption
+from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -111,8 +114,10 @@ class Tracer:
         )
         self._open = contextlib.ExitStack()
         self._load_entries: list[Entry] = []
+        self._entries: list[Entry] = []
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
+        self._choice: LossChoice | None = None
         self._optimizer: str | None = None
         self._largest = LargestStep()
         self._steps = 0
@@ -213,7 +218,9 @@ class Tracer:
             self._dispatcher.keep_on_host(parameter)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
-        return LoadedWorkload(workload, self._plan, _DEVICE, model)
+        loaded = LoadedWorkload(workload, self._plan, _DEVICE, model, self._choice)
+        self._choice = loaded.choice
+        return loaded
 
     def _start_over(self) -> None:
         """Forget the model, and all that it had on the GPU but what the user's code keeps."""
@@ -260,9 +267,21 @@ class Tracer:
         return self._operators
 
     @property
+    def assumptions(self) -> list[Assumption]:
+        """What was chosen for the steps, as far as it is known."""
+        chosen, places = self._workload_on_gpu.assumptions, self.random_places
+        return [*chosen, draws_assumption(places)] if places else chosen
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
+        return self._workload_on_gpu.choice.stand_in_bytes
+
+    @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by code."""
-        return dict(self._recorder.notes)
+        of_the_model = self._loaded.notes if self._loaded is not None else {}
+        return {**of_the_model, **self._recorder.notes}
 
     @property
     def random_places(self) -> tuple[str, ...]:
@@ -337,23 +356,27 @@ class Tracer:
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
-        while True:
-            is_over, entries = self._attempt(batch_size, steps)
-            if is_over:
-                return entries
+        self._be_fresh()
+        if self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size)):
+            self._be_fresh()
+        notes = dict(self._recorder.notes)
+        while not self._running(batch_size, lambda: self._run(batch_size, steps)):
+            self._recorder.notes = notes  # what other draws would have needed to know
+            self._be_fresh()
+        self._operators = operators_of(self._entries)
+        return self._entries
 
-    def _attempt(self, batch_size: int, steps: int) -> tuple[bool, Sequence[Entry]]:
-        """Trace a trial; the first result is False if it has to be traced anew."""
-        recorder = self._recorder
+    def _be_fresh(self) -> None:
+        """Load the model again if it keeps anything of what ran before: the next would lack it."""
         if not self._forget_trial():
-            # What a trial left in the model would be missing from the next.
             self._load()
             self._dispatcher.rewind(self._first_block)
+
+    def _running(self, batch_size: int, run: Callable[[], bool]) -> bool:
+        """Let something run that calls the model, and clear up behind it."""
         loaded = self._workload_on_gpu
-        notes = dict(recorder.notes)
         try:
-            with self._largest.searched(batch_size):
-                is_over = self._run(loaded, batch_size, steps)
+            return run()
         except Exception as error:
             raise user_error(
                 error,
@@ -361,20 +384,15 @@ class Tracer:
                 inputs=loaded.last_batch,
             ) from error
         finally:
-            entries = list(recorder.entries)
+            self._entries = list(self._recorder.entries)
             loaded.clear_gradients()
             self._autocast.clear_cache()
             self._composites.forget()
             gc.collect()
-        if is_over:
-            self._operators = operators_of(entries)
-        else:
-            recorder.notes = notes  # what other draws would have needed to know
-        return is_over, entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> bool:
+    def _run(self, batch_size: int, steps: int) -> bool:
         """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
-        recorder, largest = self._recorder, self._largest
+        recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
@@ -387,7 +405,7 @@ class Tracer:
             return recorder.size_since(first)
 
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        with warnings.catch_warnings():
+        with largest.searched(batch_size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             while runner.wants_more(steps):
                 recorder.mark("forward_begin")
