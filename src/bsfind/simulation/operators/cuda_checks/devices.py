@@ -1,8 +1,8 @@
 """Refuses tensors that were left in the host's memory, as CUDA's operators do.
 
 Operators with kernels for CUDA compare the devices of all their tensors first
-(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, in what torchgen generates), unless their
-schema says `device_check: NoCheck`; of these, element-by-element ones take single values from the
+(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, in what torchgen generates),
+unless their schema says `device_check: NoCheck`; of these, element-by-element ones take single values from the
 host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
 """
 
