@@ -279,6 +279,21 @@ def test_gpus_says_what_they_are_for() -> None:
     assert "`bsfind run … --gpu rtx-4090` predicts for one of the known GPUs" in done.stderr
 
 
+# ------------------------------------------------------------------------------ random numbers
+
+
+def test_dropped_layers_have_one_answer_that_of_all_layers() -> None:
+    """Half of the layers are dropped in each step; a run of hours meets a step that drops none."""
+    command = ("run", "--input-shape", "32,64", "--gpu", "t4", "--precision", "fp32")
+    target = f"{MODELS}/random_steps.py:layers"
+    everything = document(*command, target)["recommendation"]["batch_size"]
+    for seed in ("1", "2"):
+        found = document(*command, target, "--model-arg", "keeps=python_own", PYTHONHASHSEED=seed)
+        assert found["recommendation"]["batch_size"] == everything
+        assert "random_steps" in [warning["code"] for warning in found["warnings"]]
+        assert "random numbers" in [made["what"] for made in found["workload"]["assumptions"]]
+
+
 # ------------------------------------------------- models that are hard to build, or that read values
 
 

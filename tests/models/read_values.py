@@ -70,8 +70,8 @@ def finite(h):
     assert not torch.isnan(h).all()
     assert not torch.isinf(h).any()
     assert not (~torch.isfinite(h)).any()
-    assert (h == h).all()  # noqa: PLR0124
-    assert not (h != h).any()  # noqa: PLR0124
+    assert (h == h).all()
+    assert not (h != h).any()
     return loss
 
 

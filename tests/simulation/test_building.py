@@ -125,7 +125,7 @@ def test_the_host_is_asked_before_a_model_is_built_in_its_memory() -> None:
 
 def test_a_build_in_memory_stops_before_the_host_has_none_left() -> None:
     with (
-        mock.patch.object(building, "available_host_bytes", lambda: 200_000),
+        mock.patch.object(building, "available_host_bytes", return_value=200_000),
         pytest.raises(UntraceableError, match=r"500\.0 KiB or more, and 195\.3 KiB are free"),
     ):
         tracer("TiedAndMoved", TOKENS, how="values")

@@ -19,6 +19,7 @@ import torch
 
 __all__ = [
     "is_bsfinds_own",
+    "is_from_cpp",
     "is_raised",
     "is_raised_by_user",
     "is_said_for_torch",
@@ -90,8 +91,10 @@ def is_bsfinds_own(error: BaseException) -> bool:
         return "user" not in owners and "torch" not in owners
     if isinstance(error, MemoryError):  # of the host, which the model fills
         return False
+    if owners[:1] == ["handed on"] and isinstance(error, NameError):
+        return True
     handed_on = False
-    called_torch = _is_from_cpp(error)
+    called_torch = is_from_cpp(error)
     for owner in owners:
         if owner == "handed on":
             handed_on = True
@@ -132,7 +135,7 @@ def is_said_for_torch(error: BaseException) -> bool:
     return bool(owners) and owners[0] == "handed on" and is_raised(error)
 
 
-def _is_from_cpp(error: BaseException) -> bool:
+def is_from_cpp(error: BaseException) -> bool:
     """Tell whether an error came out of torch's C++, which has no frames."""
     return isinstance(error, RuntimeError) and not is_raised(error)
 

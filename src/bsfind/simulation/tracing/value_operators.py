@@ -22,7 +22,7 @@ __all__ = ["value_handlers"]
 _META = torch.device("meta")
 _SHAPED_BY_VALUES = (
     *("aten::nonzero", "aten::_unique2", "aten::_unique", "aten::unique_dim"),
-    *("aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::bincount"),
+    *("aten::unique_consecutive", "aten::unique_dim_consecutive"),
     "aten::repeat_interleave.Tensor",
 )
 _INDEXING = (
@@ -45,6 +45,7 @@ def value_handlers() -> dict[str, Handler]:
         "aten::_pin_memory": lambda _dispatcher, _facts, args, _kwargs: args[0],
         "aten::record_stream": lambda *_: None,
         **dict.fromkeys(_SHAPED_BY_VALUES, _shaped_by_values),
+        "aten::bincount": _bincount,
         **dict.fromkeys(_INDEXING, _index),
     }
 
@@ -168,6 +169,34 @@ def _shaped_by_values(
     return out
 
 
+def _bincount(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Count values: `minlength` bins where the values are not known, as class labels have.
+
+    `_bincount_cuda_template` of aten/src/ATen/native/cuda/SummaryOps.cu, torch 2.6-2.13.
+    """
+    given = {**dict(zip(("self", "weights", "minlength"), args, strict=False)), **kwargs}
+    bins, weights = given.get("minlength", 0), given.get("weights")
+    is_known = dispatcher.is_known(given["self"]) and (
+        weights is None or dispatcher.is_known(weights)
+    )
+    if not given["self"].is_meta or is_known or bins == 0:
+        return _shaped_by_values(dispatcher, facts, args, kwargs)
+    dispatcher.recorder.note(
+        "value_assumed",
+        "the model counts values that depend on data (`bincount`); they were taken to be below "
+        "`minlength`",
+    )
+    dtype = torch.int64
+    if weights is not None:
+        dtype = torch.float32 if weights.dtype == torch.float32 else torch.float64
+    with dispatcher.unseen():
+        out = torch.empty((bins,), dtype=dtype, device=_META)
+    dispatcher.record(facts, args, kwargs, out)
+    return out
+
+
 def _check_errors(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
@@ -195,6 +224,7 @@ def _index(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     tensor, indices = args[0], args[1]
+    dispatcher.refuse(facts, args, kwargs)
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
     reads = facts.name in ("aten::index", "aten::_unsafe_index")
