@@ -63,6 +63,7 @@ class FakeTracer:
     parameters = 7
     optimizer = "AdamW"
     operators = None
+    weights_dtype = None
     random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
