@@ -14,8 +14,14 @@ import torch
 
 from bsfind.devices.base import DoesNotFit
 from bsfind.devices.prediction_limits import setting_warnings, version_warnings
-from bsfind.errors import BsfindError, UsageError
-from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
+from bsfind.errors import BsfindError, TargetError, UsageError
+from bsfind.oom import (
+    BATCH_NORM_REFUSAL,
+    FailureKind,
+    classify,
+    is_batch_norm_refusal,
+    may_depend_on_size,
+)
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
@@ -33,7 +39,7 @@ from bsfind.stability import (
     steps_differ,
 )
 from bsfind.workload.precision import precision_plan
-from bsfind.workload.user_traceback import user_error
+from bsfind.workload.user_traceback import text_of, user_error
 
 if TYPE_CHECKING:
     from bsfind.simulation.fixed_memory import FixedMemory
@@ -86,6 +92,7 @@ class SimulatedDevice:
         self._traced_steps: int | None = None
         self._steps_differ = False
         self._told: list[ReportWarning] = []
+        self._refusal: BsfindError | None = None
 
     def describe(self) -> DeviceInfo:
         """Return the GPU as torch would see it with no other process on it."""
@@ -134,6 +141,7 @@ class SimulatedDevice:
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=self._model_bytes,
+            weights_dtype=tracer.weights_dtype,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -219,6 +227,11 @@ class SimulatedDevice:
         return True
 
     @property
+    def refusal(self) -> BsfindError | None:
+        """What the model's code raised in the last trial (see `base.Device.refusal`)."""
+        return self._refusal
+
+    @property
     def recording(self) -> None:
         """None: there is nothing to extrapolate where every batch size can be replayed."""
         return None
@@ -231,6 +244,7 @@ class SimulatedDevice:
         """
         if self._tracer is None:
             raise RuntimeError("run_trial before load")
+        self._refusal = None
         # What is asked about again is what the answer rests on (the recommended size): it is traced
         # itself then, and does not follow from the traces of other sizes.
         exact = batch_size in self._asked
@@ -266,6 +280,7 @@ class SimulatedDevice:
         return Trial(
             batch_size=batch_size,
             status="ok" if leak is None else "error",
+            error_kind="leak" if leak else None,
             peak_allocated_bytes=replayed.peak_allocated_bytes,
             peak_reserved_bytes=replayed.peak_reserved_bytes,
             resident_bytes=replayed.resident_bytes[-1],
@@ -316,14 +331,32 @@ class SimulatedDevice:
         """Return the trial of a batch size that the step refuses.
 
         Raises:
-            BsfindError: the user's code does not work, or cannot be traced.
+            BsfindError: the user's code does not work at any size, or cannot be traced.
         """
-        too_small = batch_size == 1 and is_batch_norm_refusal(error)
-        too_large = batch_size > 1 and classify(error) is FailureKind.SIZE_LIMIT
-        if not (too_small or too_large):
-            doing = f"tracing batch size {batch_size} in {self._precision}"
-            raise user_error(error, doing=doing) from error
-        return Trial(batch_size=batch_size, status="error", message=" ".join(str(error).split()))
+        if batch_size == 1 and is_batch_norm_refusal(error):
+            return Trial(
+                batch_size=1, status="error", error_kind="batch_norm", message=BATCH_NORM_REFUSAL
+            )
+        if batch_size > 1 and classify(error) is FailureKind.SIZE_LIMIT:
+            message = " ".join(str(error).split())
+            return Trial(
+                batch_size=batch_size, status="error", error_kind="kernel_limit", message=message
+            )
+        raised = error.__cause__
+        if isinstance(error, TargetError) and isinstance(raised, Exception):
+            # What bsfind itself found wrong is so at every size.
+            is_own = type(error) is TargetError and raised is not error
+            if is_own and may_depend_on_size(raised):
+                # A copy: the traceback holds the frames, and they the tensors of the step.
+                self._refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
+                return Trial(
+                    batch_size=batch_size,
+                    status="error",
+                    error_kind="refused",
+                    message=text_of(raised),
+                )
+        doing = f"tracing batch size {batch_size} in {self._precision}"
+        raise user_error(error, doing=doing) from error
 
     def _allocator(self) -> CachingAllocator:
         return CachingAllocator(

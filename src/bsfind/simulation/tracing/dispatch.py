@@ -19,6 +19,7 @@ import torch
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.operators.call import CudaTarget, Rule, rule_for
+from bsfind.simulation.operators.cuda_checks import Check, checks_for, refuse
 from bsfind.simulation.tracing.assumed_reads import AssumedReads
 from bsfind.simulation.tracing.calls import call_of, flat_tensors
 from bsfind.simulation.tracing.host_operators import HostOperators
@@ -70,11 +71,13 @@ class OperatorFacts:
     name: str
     overload: str
     rule: Rule | None
+    checks: tuple[Check, ...]
     handler: Handler | None
     composite: Callable[..., Any] | None
     mutated: tuple[tuple[int, str], ...]
     is_aliasing: bool
     is_repeatable: bool
+    is_pointwise: bool
 
     @property
     def is_silent(self) -> bool:
@@ -257,12 +260,14 @@ class Dispatcher:
             name=name,
             overload=overload,
             rule=rule_for(name, overload),
+            checks=checks_for(name, overload),
             handler=handler,
             composite=self._composite(op, name, overload) if handler is None else None,
             mutated=mutated,
             is_aliasing=bool(returns) and all(alias is not None for alias in returns),
             is_repeatable=torch.Tag.inplace_view not in op.tags  # `transpose_` and its like
             and _is_repeatable(name, overload, mutated, returns),
+            is_pointwise=torch.Tag.pointwise in op.tags,
         )
 
     def _composite(self, op: Any, name: str, overload: str) -> Callable[..., Any] | None:
@@ -296,6 +301,8 @@ class Dispatcher:
         """
         key = key_of(facts.op, args, kwargs) if facts.is_repeatable else None
         known = self._known.get(key) if key is not None else None
+        if (known is None or self.host) and self._target is None:
+            self.refuse(facts, args, kwargs)
         if known is not None:
             with without_fake():
                 out = known.answer(args)
@@ -310,6 +317,13 @@ class Dispatcher:
                     self._known[key] = known
         self.record(facts, args, kwargs, out, known)
         return out
+
+    def refuse(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise what the CUDA kernel raises for the dtypes and devices of its tensors."""
+        if self.host and self._stays_on_host(args, kwargs):
+            return
+        call = call_of(facts.op, args, kwargs, (), self.is_on_gpu)
+        refuse(call, facts.checks, is_pointwise=facts.is_pointwise)
 
     @stands_for_torch
     def compute(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +18,7 @@ from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
 from bsfind.simulation.tracing.building import Builder
@@ -131,6 +133,7 @@ class Tracer:
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
+        self._may_scale = True
         self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
@@ -196,6 +199,7 @@ class Tracer:
                     f"memory; the prediction is the same. The reason: {why}",
                 )
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
@@ -274,6 +278,11 @@ class Tracer:
     def parameters(self) -> int:
         """Number of parameters; shared ones count once."""
         return self._workload_on_gpu.parameter_count()
+
+    @property
+    def weights_dtype(self) -> str | None:
+        """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
+        return self._workload_on_gpu.weights_dtype
 
     @property
     def optimizer(self) -> str | None:
@@ -368,7 +377,8 @@ class Tracer:
         """Return the program of a trial of so many optimizer steps.
 
         The first batch sizes are traced. From the third on, others follow from these, where the
-        structure of the step allows it.
+        structure of the step allows it, and where they are multiples of what those have in common: the
+        user's code may refuse others.
 
         Args:
             batch_size: of the trial.
@@ -385,10 +395,16 @@ class Tracer:
             self._traces.clear()
             self._scaled = None
         entries = self._traces.get(batch_size)
-        if entries is None and self._scaled is not None and not exact:
+        follows = self._scaled is not None and batch_size % math.gcd(*self._traces) == 0
+        if entries is None and self._scaled is not None and follows and not exact:
             entries = self._scaled.at(batch_size)
         if entries is None:
-            entries = self._traced(batch_size, steps)
+            try:
+                entries = self._traced(batch_size, steps)
+            except TargetError:
+                if follows:  # this size was not the only one: no other follows from any more
+                    self._scaled, self._may_scale = None, False
+                raise
             self._remember(batch_size, entries)
         return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
 
@@ -404,7 +420,7 @@ class Tracer:
         self._traces[batch_size] = entries
         # A batch of one is special: it has no stride of its own.
         several = sorted(size for size in self._traces if size > 1)
-        if self._scaled is None and len(several) >= 3:
+        if self._may_scale and self._scaled is None and len(several) >= 3:
             chosen = (several[0], several[len(several) // 2], several[-1])
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
@@ -443,6 +459,7 @@ class Tracer:
         try:
             return self._dispatcher.reads.run(attempt)
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",

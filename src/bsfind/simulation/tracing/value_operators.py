@@ -224,6 +224,7 @@ def _index(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     tensor, indices = args[0], args[1]
+    dispatcher.refuse(facts, args, kwargs)
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
     reads = facts.name in ("aten::index", "aten::_unsafe_index")
