@@ -10,6 +10,7 @@ and are left alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,6 +46,9 @@ _OWN = ("bsfind", "torch.nn")
 
 _LIBRARIES = ("torch", "numpy", "random")
 """A draw that one of these makes for its caller is the caller's."""
+
+_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
 
 _Site = tuple[str, int]
 
@@ -270,7 +274,10 @@ def _site_of(frame: Any) -> _Site | None:
         if any(name == own or name.startswith(f"{own}.") for own in _OWN):
             return None
         if name.partition(".")[0] not in _LIBRARIES:
-            return frame.f_code.co_filename, frame.f_lineno
+            file = frame.f_code.co_filename
+            if file.startswith(_STANDARD_LIBRARY) and _INSTALLED not in file:
+                return None  # names of temporary files and the like
+            return file, frame.f_lineno
         frame = frame.f_back
     return None
 
