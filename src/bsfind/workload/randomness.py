@@ -15,7 +15,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ _OWN = ("bsfind", "torch.nn")
 _LIBRARIES = ("torch", "numpy", "random")
 """A draw that one of these makes for its caller is the caller's."""
 
-_STANDARD_LIBRARY = os.path.dirname(os.__file__) + os.sep
+_STANDARD_LIBRARY = str(Path(random.__file__).parent) + os.sep
 _INSTALLED = f"{os.sep}site-packages{os.sep}"
 
 _Site = tuple[str, int]
@@ -540,7 +540,7 @@ class LargestStep:
             for site, fraction in decided.items()
             if fraction is not None
         }
-        return tuple(f"{PurePath(file).name}:{line}" for file, line in sorted(sites))
+        return tuple(f"{Path(file).name}:{line}" for file, line in sorted(sites))
 
 
 def _size_of(run_step: Callable[[], StepSize]) -> StepSize | None:
