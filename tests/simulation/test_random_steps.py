@@ -32,6 +32,7 @@ def workload(model: str, **model_args: str) -> Workload:
         target=f"{MODELS}/random_steps.py:{model}",
         model_args=tuple((name, repr(value)) for name, value in model_args.items()),
         inputs=(InputSpec(shape=(32, 64)),),
+        loss="mean",
     )
 
 
