@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable
 from random import random as draw
 
@@ -157,11 +158,13 @@ class RandomLength(OneDrawForAll):
 
 
 class Masks(OneDrawForAll):
-    """Random masks that change no structure: dropout, DropPath, noise levels for each sample."""
+    """Random numbers that change no structure: dropout, DropPath, noise levels for each sample."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         level = torch.rand(x.shape[0], device=x.device)
         x = self.first(x) * level.view(-1, 1, 1)
+        with tempfile.NamedTemporaryFile():  # draws a name
+            pass
         for layer in self.layers:
             keep = x.new_empty((x.shape[0], 1, 1)).bernoulli_(0.9)
             x = x + functional.dropout(layer(x) * keep, 0.1)

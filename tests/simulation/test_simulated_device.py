@@ -59,6 +59,7 @@ class FakeTracer:
     """Stands in for `bsfind.simulation.tracing.tracer.Tracer`."""
 
     class_name = "Net"
+    weights_dtype: str | None = None
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"

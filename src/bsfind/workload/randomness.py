@@ -10,11 +10,12 @@ and are left alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,9 @@ _OWN = ("bsfind", "torch.nn")
 
 _LIBRARIES = ("torch", "numpy", "random")
 """A draw that one of these makes for its caller is the caller's."""
+
+_STANDARD_LIBRARY = str(Path(random.__file__).parent) + os.sep
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
 
 _Site = tuple[str, int]
 
@@ -270,7 +274,10 @@ def _site_of(frame: Any) -> _Site | None:
         if any(name == own or name.startswith(f"{own}.") for own in _OWN):
             return None
         if name.partition(".")[0] not in _LIBRARIES:
-            return frame.f_code.co_filename, frame.f_lineno
+            file = frame.f_code.co_filename
+            if file.startswith(_STANDARD_LIBRARY) and _INSTALLED not in file:
+                return None  # names of temporary files and the like
+            return file, frame.f_lineno
         frame = frame.f_back
     return None
 
@@ -533,7 +540,7 @@ class LargestStep:
             for site, fraction in decided.items()
             if fraction is not None
         }
-        return tuple(f"{PurePath(file).name}:{line}" for file, line in sorted(sites))
+        return tuple(f"{Path(file).name}:{line}" for file, line in sorted(sites))
 
 
 def _size_of(run_step: Callable[[], StepSize]) -> StepSize | None:

@@ -51,7 +51,11 @@ def raise_refusal(
         InternalError: the call is sound, and bsfind failed to trace it.
         Exception: what PyTorch raises for this call.
     """
-    raise _meaning(op, args, kwargs, error) from error.__cause__
+    meaning = _meaning(op, args, kwargs, error)
+    try:
+        raise meaning from error.__cause__
+    finally:  # no cycle through this frame may keep tensors alive: checkpoints raise in every step
+        del meaning, error
 
 
 def _meaning(
