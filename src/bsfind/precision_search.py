@@ -408,6 +408,7 @@ class PrecisionSearch:
             timings=timings,
             predicted=_predicted_peaks(predicted),
             message=self._message or self._why_nothing_is_recommended(shown),
+            weights_dtype=self._runner.model.weights_dtype if self._runner.model else None,
         )
 
     def _why_nothing_is_recommended(self, shown: Trial | None) -> str | None:

@@ -279,6 +279,8 @@ class PrecisionResult:
         timings: trials of smaller sizes that ran for their speed alone.
         predicted: what was expected before anything ran; None if nothing was, or nothing runs.
         message: why it is not ok.
+        weights_dtype: of the floating parameters, where they are not all float32 and the precision does
+            not convert them: `bfloat16`, `mixed bfloat16/float32`.
     """
 
     precision: str
@@ -305,6 +307,7 @@ class PrecisionResult:
     timings: tuple[Trial, ...] = ()
     predicted: PredictedPeaks | None = None
     message: str | None = None
+    weights_dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -424,7 +427,7 @@ class Report:
             "command": list(self.command),
             "reproduce": self.reproduce,
             "device": device,
-            "model": asdict(self.model) if self.model else None,
+            "model": _model_json(self.model) if self.model else None,
             "workload": {
                 **self.workload,
                 "assumptions": [asdict(assumption) for assumption in self.assumptions],
@@ -468,6 +471,13 @@ class Report:
                 "warnings": tuple(ReportWarning(**w) for w in data["warnings"]),
             }
         )
+
+
+def _model_json(model: ModelInfo) -> dict[str, Any]:
+    """Return the model without the dtype of its weights, which each result has for its precision."""
+    data = asdict(model)
+    del data["weights_dtype"]
+    return data
 
 
 def _recommendation(data: dict[str, Any]) -> Recommendation:

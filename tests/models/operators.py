@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
 
 
 class Attention(nn.Module):
@@ -40,7 +39,7 @@ class Fused(nn.Module):
         return self.mix(x).unflatten(-1, (3, 2, 6)).permute(2, 0, 3, 1, 4).unbind()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.scaled_dot_product_attention(*self.heads(x)).mean((1, 2))
+        return nn.functional.scaled_dot_product_attention(*self.heads(x)).mean((1, 2))
 
 
 class WrittenOut(Fused):
@@ -48,7 +47,7 @@ class WrittenOut(Fused):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = self.heads(x)
-        weights = F.dropout((query @ key.transpose(-1, -2)).softmax(-1), 0.1)
+        weights = nn.functional.dropout((query @ key.transpose(-1, -2)).softmax(-1), 0.1)
         return (weights @ value).mean((1, 2))
 
 
@@ -62,7 +61,7 @@ class Patches(Fused):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = self.patches(x).flatten(2).transpose(1, 2)
         for _ in range(2):
-            mixed = F.scaled_dot_product_attention(*self.heads(tokens))
+            mixed = nn.functional.scaled_dot_product_attention(*self.heads(tokens))
             tokens = self.middle(mixed.transpose(1, 2).flatten(2))
         return tokens.mean(1)
 

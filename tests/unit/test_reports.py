@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import html
 import io
 import itertools
 import json
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -39,6 +41,7 @@ from bsfind.report import export, wording
 from bsfind.report.check import print_check
 from bsfind.report.csv import to_csv
 from bsfind.report.formats import EXPORT_FORMATS
+from bsfind.report.html import to_html
 from bsfind.report.json import schema, to_json
 from bsfind.report.markdown import to_markdown
 from bsfind.report.sentences import accuracy
@@ -302,6 +305,45 @@ def test_markdown_says_that_a_search_was_stopped() -> None:
     assert "**partial**: the time budget of 1 min is spent" in to_markdown(stopped_early())
 
 
+HOSTILE = "[red]x[/red]|<b>`a` $y$ :x: %0A &amp;"
+
+
+def hostile_report() -> Report:
+    """Return a report whose texts look like markup of every format."""
+    report = example_report()
+    return dataclasses.replace(
+        report,
+        status="partial",
+        message=f"{HOSTILE}\n| - not a row\x1b[2J",
+        workload={**report.workload, "target": HOSTILE},
+        reproduce=f"bsfind run '{HOSTILE}'",
+        warnings=(ReportWarning(code="coarse", message=HOSTILE, hint=HOSTILE),),
+    )
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_terminal_shows_names_and_messages_as_they_are(width: int) -> None:
+    text = printed(hostile_report(), width)
+    assert "".join(HOSTILE.split()) in "".join(text.split())
+    assert "\x1b" not in text
+
+
+def test_markdown_shows_names_and_messages_as_they_are() -> None:
+    text = to_markdown(hostile_report())
+    escaped = r"\[red\]x\[/red\]\|\<b\>\`a\` \$y\$ :x: %0A \&amp;"
+    assert text.count(escaped) == 3
+    assert f"**partial**: {escaped} \\| - not a row" in text
+    assert text.splitlines()[-1] == f"`` bsfind run '{HOSTILE}' ``"
+
+
+def test_html_and_svg_show_names_and_messages_as_they_are() -> None:
+    page = to_html(hostile_report())
+    assert "<b>" not in page
+    assert HOSTILE in html.unescape(page)
+    drawn = "".join(ElementTree.fromstring(to_svg(hostile_report())).itertext())
+    assert HOSTILE in drawn
+
+
 def test_markdown_escapes_what_the_user_named() -> None:
     report = example_report()
     report = dataclasses.replace(
@@ -310,7 +352,7 @@ def test_markdown_escapes_what_the_user_named() -> None:
         warnings=(ReportWarning(code="x", message="a_b*c"),),
     )
     text = to_markdown(report)
-    assert r"my\_pkg\\x:\*Net\|\<b>" in text
+    assert r"my\_pkg\\x:\*Net\|\<b\>" in text
     assert r"- warning: a\_b\*c" in text
 
 

@@ -19,6 +19,7 @@ from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.progress import Progress
 from bsfind.records import Report, Trial
+from bsfind.report import wording
 from bsfind.report.check import print_check
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
@@ -163,11 +164,12 @@ class _Session:
         if chosen is None:
             for result in report.results:
                 if result.message and not self._finder.errors:
-                    self._terminal.note(f"{result.precision}: {result.message}")
+                    self._terminal.note(f"{wording.precision(result)}: {result.message}")
             return
         sys.stdout.write(f"{chosen.batch_size}\n")
-        if len(report.results) > 1:
-            self._terminal.note(f"batch size {chosen.batch_size} is for {chosen.precision}")
+        best = wording.recommended(report)
+        if len(report.results) > 1 and best is not None:
+            self._terminal.note(f"batch size {chosen.batch_size} is for {wording.precision(best)}")
 
     def _print_errors(self) -> None:
         # The same fault in two precisions is one fault: messages end with `, batch size 5 in fp32`.

@@ -155,6 +155,7 @@ class CudaDevice:
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
+            weights_dtype=loaded.weights_dtype,
         )
 
     def memory_left(self) -> MemoryLeft | None:

@@ -42,6 +42,7 @@ from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_traceback import text_of, user_error
 
 if TYPE_CHECKING:
+    from bsfind.simulation.fixed_memory import FixedMemory
     from bsfind.simulation.tracing.cuda_module import SimulatedGpu
     from bsfind.simulation.tracing.program import Program
     from bsfind.simulation.tracing.tracer import Tracer
@@ -85,6 +86,8 @@ class SimulatedDevice:
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None
         self._precision = ""
+        self._fixed: FixedMemory | None = None
+        self._model_bytes = 0
         self._asked: set[int] = set()
         self._traced_steps: int | None = None
         self._steps_differ = False
@@ -116,6 +119,7 @@ class SimulatedDevice:
             self._tracer.close()
             self._tracer = None
         self._limit_bytes = self._memory_limit
+        self._fixed = None
         self._asked.clear()
         self._traced_steps = None
         self._steps_differ = False
@@ -129,12 +133,15 @@ class SimulatedDevice:
         try:
             tracer.model_program().load(allocator)
         except SimulatedOutOfMemoryError as error:
-            raise DoesNotFit(str(error)) from error
+            fixed = self._fixed_memory()
+            raise DoesNotFit(fixed.against(self._capacity_bytes)) from error
+        self._model_bytes = allocator.allocated_bytes
         return ModelInfo(
             class_name=tracer.class_name,
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
-            model_bytes=allocator.allocated_bytes,
+            model_bytes=self._model_bytes,
+            weights_dtype=tracer.weights_dtype,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -173,7 +180,10 @@ class SimulatedDevice:
         known = [
             *version_warnings(torch.__version__),
             *self._allocator_warnings(),
-            *(ReportWarning(code=code, message=message) for code, message in notes.items()),
+            *(
+                ReportWarning(code=code.partition(":")[0], message=message)
+                for code, message in notes.items()
+            ),
             *([draws_warning(places)] if places else []),
             *([STEPS_DIFFER] if self._steps_differ else []),
         ]
@@ -254,9 +264,7 @@ class SimulatedDevice:
                 return replayed.memory[done:]
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
-            leak = leak_of(
-                replayed.memory, run_more, left, differences_count=not self._steps_differ
-            )
+            leak = leak_of(replayed.memory, run_more, left)
         except (BsfindError, SystemExit) as error:
             return self._refused(error, batch_size)
         except SimulatedOutOfMemoryError as error:
@@ -264,7 +272,7 @@ class SimulatedDevice:
                 batch_size=batch_size,
                 status="oom",
                 num_alloc_retries=allocator.num_alloc_retries,
-                message=str(error),
+                message=self._why_out_of_memory(error, batch_size),
             )
         if leak is None and not self._steps_differ and steps_differ(replayed.memory):
             self._steps_differ = True
@@ -284,6 +292,24 @@ class SimulatedDevice:
             steps=max(steps, len(replayed.memory)),
             message=leak_message(leak) if leak else None,
         )
+
+    def _fixed_memory(self) -> FixedMemory:
+        assert self._tracer is not None
+        if self._fixed is None:
+            self._fixed = self._tracer.fixed_memory()
+        return self._fixed
+
+    def _why_out_of_memory(self, error: SimulatedOutOfMemoryError, batch_size: int) -> str:
+        """Return the reason, with what the step takes at any batch size if no other is smaller."""
+        # Gradients and the state of most optimizers are three times the model.
+        is_fixed_too_large = 4 * self._model_bytes > self._capacity_bytes
+        if batch_size > 1 and not is_fixed_too_large:
+            return str(error)
+        return f"{error}; at any batch size: {self._fixed_memory().against(self._capacity_bytes)}"
+
+    @property
+    def _capacity_bytes(self) -> int:
+        return min(self._free_bytes, self._limit_bytes or self._free_bytes)
 
     def _program(self, batch_size: int, steps: int, *, exact: bool) -> Program:
         assert self._traced_steps is not None

@@ -22,10 +22,10 @@ def print_check(report: Report, console: Console) -> None:
             _print(console, text, style="dim")
     if report.status == "failed" and not report.results:
         _print(console, f"failed: {report.message}", style="yellow")
-    width = max((len(result.precision) for result in report.results), default=0)
+    width = max((len(wording.precision(result)) for result in report.results), default=0)
     for result in report.results:
         style = "red" if result.max_batch_size is None else "green"
-        start = f"{result.precision:<{width}}  "
+        start = f"{wording.precision(result):<{width}}  "
         indent = " " * len(start)
         text = sentence(_verdict(result, report), console, first=start, indent=indent)
         console.print(Text.assemble(start, (text[len(start) :], style)), soft_wrap=True)

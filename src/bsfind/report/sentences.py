@@ -36,7 +36,7 @@ def answer(report: Report) -> str | None:
     if recommendation is None or result is None:
         return None
     verb = "Train" if report.workload["mode"] == "train" else "Infer"
-    text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
+    text = f"{verb} with batch size {recommendation.batch_size} in {wording.precision(result)}"
     reasons = []
     if report.status == "partial":
         text += " at least (the search is not complete)"
@@ -92,7 +92,7 @@ def _refused_sizes(report: Report) -> list[str]:
         if text is None or result.status != "ok" or result.refused_sizes is None:
             continue
         if result.refused_sizes.accepted not in accepted:
-            lines.append(f"{text}." if not told else f"{text} ({_subject(result)}).")
+            lines.append(f"{text}." if not told else f"{text} ({wording.full_label(result)}).")
             told.append(result.refused_sizes)
     return lines
 
@@ -250,7 +250,7 @@ def problems(report: Report) -> list[str]:
         if result.message and result.recommended_batch_size is None:
             tried = _tried(result, report) if result.status == "error" else None
             lines.append(
-                f"{_subject(result)}: {result.message}{f'; before that, {tried}' if tried else ''}"
+                f"{wording.full_label(result)}: {result.message}{f'; before that, {tried}' if tried else ''}"
             )
     return lines
 
@@ -271,7 +271,3 @@ def _tried(result: PrecisionResult, report: Report) -> str | None:
         if trial.status in came
     ]
     return ", ".join(outcomes) or None
-
-
-def _subject(result: PrecisionResult) -> str:
-    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"

@@ -65,6 +65,7 @@ class LoadedWorkload:
         choice: of the loss, with `--loss auto`.
         last_batch: the last batch that was made, as text; for error messages.
         notes: what the reader of the result must know, by code.
+        weights_dtype: see `records.PrecisionResult`.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -96,6 +97,7 @@ class LoadedWorkload:
         if workload.channels_last:
             model = _in_channels_last(model)
         self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
+        self.weights_dtype = None if plan.model_dtype else _weights_dtype(self.model)
         self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
         if workload.compile:
@@ -238,6 +240,15 @@ class LoadedWorkload:
         """Let go of the gradients of the last step."""
         for parameter in self.model.parameters():
             parameter.grad = None
+
+
+def _weights_dtype(model: nn.Module) -> str | None:
+    """Return the dtypes of the floating parameters; None if all have float32, or there are none."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if dtypes <= {torch.float32}:
+        return None
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return names[0] if len(names) == 1 else f"mixed {'/'.join(names)}"
 
 
 def _in_channels_last(model: nn.Module) -> nn.Module:

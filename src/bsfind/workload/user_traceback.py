@@ -120,7 +120,8 @@ def _said(error: BaseException) -> str | None:
 
 def _as_on_cuda(text: str) -> str:
     """Return a text of PyTorch's with the types of tensors that it names on a GPU."""
-    return re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
+    text = re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
+    return re.sub(r"\b1D meta (?=\w+ tensor)", "1D cuda:0 ", text)
 
 
 def _where(trace: TracebackType | None) -> str | None:

@@ -27,6 +27,13 @@ class SimulatedGpu(SimpleNamespace):
 
     name: str
     total_memory: int
+    # The same on all GPUs of compute capability 5.0 to 12.1.
+    warp_size = 32
+    max_threads_per_block = 1024
+    regs_per_multiprocessor = 65536
+    shared_memory_per_block = 49152
+    is_integrated = 0
+    is_multi_gpu_board = 0
 
 
 class _Stream:

@@ -169,7 +169,7 @@ class Recorder:
         return peak, total
 
     def note(self, code: str, message: str) -> None:
-        """Keep something for the reader of the result."""
+        """Keep something for the reader of the result, once for each code (`code` or `code:what`)."""
         self.notes.setdefault(code, message)
 
     # --------------------------------------- told by the tracer, for a recorder that attributes
