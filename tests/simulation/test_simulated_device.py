@@ -19,6 +19,7 @@ from bsfind.input_spec import parse_input_shape
 from bsfind.records import ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.stability import StepMemory
 from bsfind.units import GIB, MIB
 
@@ -60,6 +61,7 @@ class FakeTracer:
     class_name = "Net"
     model_bytes = 100 * MIB
     parameters = 7
+    weights_dtype = None
     optimizer = "AdamW"
     operators = None
     random_places: tuple[str, ...] = ()
@@ -75,6 +77,9 @@ class FakeTracer:
 
     def close(self) -> None:
         self.is_open = False
+
+    def fixed_memory(self) -> FixedMemory:
+        return FixedMemory(parameter_bytes=self.model_bytes)
 
     def model_program(self) -> FakeProgram:
         return FakeProgram(self.model_bytes, 0)
