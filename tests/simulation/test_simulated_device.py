@@ -229,7 +229,7 @@ def test_a_model_that_does_not_fit_alone(
     tracer: type[FakeTracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracer, "model_bytes", 2 * GIB)
-    with pytest.raises(DoesNotFit, match=r"tried to allocate 2\.0 GiB"):
+    with pytest.raises(DoesNotFit, match=r"parameters 2\.0 GiB, and the card has 1\.0 GiB"):
         loaded("1GiB", context_memory_bytes=0)
 
 
