@@ -23,8 +23,8 @@ class Groups(nn.Module):
         x = self.body(images).relu()
         n, c, h, w = x.shape
         groups = x.reshape(min(self.group, n), -1, c, h, w)
-        spread = (groups - groups.mean(0)).square().mean((0, 2, 3, 4), keepdim=True)
-        more = spread[:, 0].reshape(-1, 1, 1, 1).repeat(min(self.group, n), 1, h, w)
+        spread = (groups - groups.mean(0)).square().mean(0).mean((1, 2, 3), keepdim=True)
+        more = spread.repeat(min(self.group, n), 1, h, w)
         return self.head(torch.cat([x, more], 1).mean((2, 3)))
 
 
@@ -110,5 +110,6 @@ class FailsIn(nn.Module):
                 raise RuntimeError("not in this precision")
             if self.how == "dies" and len(x) > 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.kept.append(y)
+            if self.how == "leaks":
+                self.kept.append(y)
         return y

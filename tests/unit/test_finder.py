@@ -13,7 +13,15 @@ from example_report import SETTINGS, predicted_report
 
 import bsfind.finder
 import bsfind.predictor
-from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, WorkerError
+from bsfind.cli.session import exit_code
+from bsfind.errors import (
+    BsfindError,
+    InternalError,
+    NoDeviceError,
+    NoGpuError,
+    TimeLimitError,
+    WorkerError,
+)
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.input_spec import parse_input, parse_input_shape
@@ -21,6 +29,7 @@ from bsfind.records import Assumption, DeviceInfo, ModelInfo, Report, ReportWarn
 from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
 from bsfind.settings import DeviceChoice, Settings
+from bsfind.time_budget import TimeBudget
 from bsfind.units import MIB
 from bsfind.worker.client import TrialAnswer
 
@@ -269,3 +278,31 @@ def test_a_worker_that_died_is_replaced(
     assert [warning.code for warning in report.warnings] == ["coarse", "precision_failed"]
     assert [worker.loads for worker in pool.workers] == [["fp32"], ["amp-bf16"]]
     assert [result.status for result in report.results] == ["error", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "answer"),
+    [
+        (InternalError("a bug"), ExitCode.INTERNAL, None),
+        (TimeLimitError("the time budget of 1 s is spent"), ExitCode.STOPPED_EARLY, 5),
+    ],
+)
+def test_only_a_time_limit_leaves_a_recommendation(
+    monkeypatch: pytest.MonkeyPatch, error: BsfindError, code: ExitCode, answer: int | None
+) -> None:
+    run_trial = FakeWorker.run_trial
+
+    def breaks_off(self: FakeWorker, batch_size: int, *args: Any, **more: Any) -> TrialAnswer:
+        if batch_size > 5:
+            monkeypatch.setattr(TimeBudget, "is_spent", isinstance(error, TimeLimitError))
+            raise error
+        return run_trial(self, batch_size, *args, **more)
+
+    monkeypatch.setattr(FakeWorker, "run_trial", breaks_off)
+    limits = dataclasses.replace(SETTINGS.limits, multiple_of=1, time_budget_s=60.0)
+    report, finder = found(settings(NAMED, limits=limits, precisions=("fp32",)))
+    assert exit_code(report, finder.errors) == code
+    (result,) = report.results
+    assert [trial.batch_size for trial in result.trials] == [5]
+    assert result.recommended_batch_size == answer
+    assert (report.recommendation is not None) == (answer is not None)

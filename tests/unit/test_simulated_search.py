@@ -21,6 +21,7 @@ class Replays:
     """Trials of a step that holds `fixed` bytes and `each` more for every sample."""
 
     recordings: ClassVar[dict[int, Any]] = {}
+    model = None
 
     def __init__(self, capacity: int, fixed: int, each: int) -> None:
         self.capacity, self.fixed, self.each = capacity, fixed, each
