@@ -24,7 +24,7 @@ _COMPARED_BY_KERNELS = frozenset(
     {
         *("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "complex"),
         *("binary_cross_entropy_with_logits", "stack", "index_fill", "masked_fill", "mv"),
-        *("_trilinear", "conv_tbc"),
+        *("_trilinear"),
     }
 )
 
