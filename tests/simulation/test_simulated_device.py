@@ -61,7 +61,7 @@ class FakeTracer:
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"
-    kind = "other"
+    operators = None
     random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
@@ -170,7 +170,7 @@ def test_what_old_cards_have_not(gpu: str, has_bf16: bool) -> None:
 def test_a_trial_is_a_replay() -> None:
     made = device()
     model = made.load(WORKLOAD, "fp32")
-    assert (model.parameters, model.optimizer, model.kind) == (7, "AdamW", "other")
+    assert (model.parameters, model.optimizer, model.kind) == (7, "AdamW", None)
     assert model.model_bytes == 100 * MIB
     trial = made.run_trial(8, 3)
     assert (trial.status, trial.batch_size, trial.steps) == ("ok", 8, 3)

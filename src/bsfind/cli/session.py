@@ -163,7 +163,7 @@ class _Session:
         chosen = report.recommendation
         if chosen is None:
             for result in report.results:
-                if result.message and result.status != "error":
+                if result.message and not self._finder.errors:
                     self._terminal.note(f"{wording.precision(result)}: {result.message}")
             return
         sys.stdout.write(f"{chosen.batch_size}\n")
@@ -172,19 +172,22 @@ class _Session:
             self._terminal.note(f"batch size {chosen.batch_size} is for {wording.precision(best)}")
 
     def _print_errors(self) -> None:
-        # The same fault in two precisions is one fault.
+        # The same fault in two precisions is one fault: messages end with `, batch size 5 in fp32`.
         told: set[str] = set()
         for error in self._finder.errors:
-            if error.detail not in told or not error.detail:
-                told.add(error.detail)
+            what = error.message.rpartition(", ")[0] or error.message
+            if what not in told:
+                told.add(what)
                 self._terminal.error(error)
 
 
 def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
     """Return the exit code of a search that was not interrupted.
 
-    A failure of the user's code outweighs an answer in another precision: a script must not take
-    the number for the whole truth.
+    Args:
+        report: of the search.
+        errors: that left it without an answer, or with half of one; not those of single precisions
+            where another one gave an answer.
     """
     if errors:
         return errors[0].exit_code
@@ -192,6 +195,6 @@ def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
         return ExitCode.STOPPED_EARLY
     fits = report.recommendation is not None
     if report.search["batch_size"] is not None:
-        tried = (result for result in report.results if result.status != "unsupported")
-        fits = fits and all(result.max_batch_size is not None for result in tried)
+        answered = (result for result in report.results if result.status in ("ok", "nothing_fits"))
+        fits = fits and all(result.max_batch_size is not None for result in answered)
     return ExitCode.OK if fits else ExitCode.DOES_NOT_FIT

@@ -79,6 +79,8 @@ class InspectingDevice(SimulatedDevice):
             program = tracer.program(batch_size, steps, exact=True, sources=sources)
         except (BsfindError, SystemExit) as error:
             message = self._refused(error, batch_size).message
+            if self.refusal is not None:
+                raise self.refusal from error
             return PrecisionInspection(
                 precision=self._precision,
                 status="refused",

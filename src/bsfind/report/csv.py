@@ -27,7 +27,15 @@ def to_csv(report: Report) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["precision", "remedy", "weights_dtype", *_TRIAL_COLUMNS, "is_maximum", "is_recommended", "simulated"]
+        [
+            "precision",
+            "remedy",
+            "weights_dtype",
+            *_TRIAL_COLUMNS,
+            "is_maximum",
+            "is_recommended",
+            "simulated",
+        ]
     )
     for result in report.results:
         for trial in (*result.trials, *result.timings):

@@ -110,7 +110,9 @@ def annotation(code: int, report: Report, message: str) -> str | None:
 
 def _told(report: Report) -> str:
     """Return why there is no answer: what each precision says."""
-    told = [f"{wording.precision(r)}: {r.message}" for r in report.results if r.message and not r.remedy]
+    told = [
+        f"{wording.precision(r)}: {r.message}" for r in report.results if r.message and not r.remedy
+    ]
     return "\n".join([report.workload["target"], *told])
 
 

@@ -183,7 +183,8 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
         "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
         SPEED_UP: f"{ratio:.1f} x" if ratio else "",
     }
-    largest = "none" if result.status == "nothing_fits" else _count(result.max_batch_size)
+    instead = {"nothing_fits": "none", "error": "failed"}
+    largest = instead.get(result.status) or _count(result.max_batch_size)
     return {
         "precision": label(result),
         "max batch": largest,

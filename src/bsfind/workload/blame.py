@@ -19,9 +19,12 @@ import torch
 
 __all__ = [
     "is_bsfinds_own",
+    "is_from_cpp",
+    "is_raised",
     "is_raised_by_user",
     "is_said_for_torch",
     "is_user_frame",
+    "raising_package",
     "stands_for_torch",
     "user_line",
 ]
@@ -88,8 +91,10 @@ def is_bsfinds_own(error: BaseException) -> bool:
         return "user" not in owners and "torch" not in owners
     if isinstance(error, MemoryError):  # of the host, which the model fills
         return False
+    if owners[:1] == ["handed on"] and isinstance(error, NameError):
+        return True
     handed_on = False
-    called_torch = _is_from_cpp(error)
+    called_torch = is_from_cpp(error)
     for owner in owners:
         if owner == "handed on":
             handed_on = True
@@ -110,18 +115,32 @@ def is_raised_by_user(error: BaseException) -> bool:
     return bool(owners) and owners[0] == "user"
 
 
+def raising_package(error: BaseException) -> str | None:
+    """Return the top-level package whose code raised an exception; None: it was not the user's."""
+    name, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        owner = _owner(frame.f_code)
+        if owner == "user":
+            name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        elif owner not in ("library", "torch"):
+            name = None
+        trace = trace.tb_next
+    return name
+
+
 def is_said_for_torch(error: BaseException) -> bool:
     """Tell whether a function marked with `stands_for_torch` raised an exception by itself."""
     owners = _owners(error.__traceback__)
-    return bool(owners) and owners[0] == "handed on" and _is_raised(error)
+    return bool(owners) and owners[0] == "handed on" and is_raised(error)
 
 
-def _is_from_cpp(error: BaseException) -> bool:
+def is_from_cpp(error: BaseException) -> bool:
     """Tell whether an error came out of torch's C++, which has no frames."""
-    return isinstance(error, RuntimeError) and not _is_raised(error)
+    return isinstance(error, RuntimeError) and not is_raised(error)
 
 
-def _is_raised(error: BaseException) -> bool:
+def is_raised(error: BaseException) -> bool:
     """Tell whether a `raise` raised an exception, rather than a call of a function in C."""
     trace = error.__traceback__
     if trace is None:

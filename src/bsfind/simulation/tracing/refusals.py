@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
+from bsfind.simulation.tracing.calls import flat_tensors
 from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fake
 from bsfind.workload.blame import (
     is_bsfinds_own,
+    is_from_cpp,
     is_raised_by_user,
     is_said_for_torch,
     stands_for_torch,
@@ -48,28 +50,40 @@ def raise_refusal(
         InternalError: the call is sound, and bsfind failed to trace it.
         Exception: what PyTorch raises for this call.
     """
+    raise _meaning(op, args, kwargs, error) from error.__cause__
+
+
+def _meaning(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> Exception:
     if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
-        raise error
-    if is_said_for_torch(error) and not hasattr(error, _REFUSED):
-        raise error
-    own = _refusal_by_cpu(op, args, kwargs)
-    if own is not None:
-        setattr(own, _REFUSED, True)
-        raise own from None
+        return error
+    was_refused = hasattr(error, _REFUSED)
+    if is_said_for_torch(error) and not was_refused:
+        return error
+    refusal = _refusal_by_cpu(op, args, kwargs)
+    if refusal is None and _are_on_two_devices((*args, *kwargs.values())):
+        refusal = RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            "cuda:0 and cpu!"
+        )
+    if refusal is not None:
+        # C++ checks on the GPU as it does here, and with the values that the zeros are not.
+        refusal = error if is_from_cpp(error) else refusal
+        setattr(refusal, _REFUSED, True)
+        return refusal
     said = f"{type(error).__name__}: {error}"
     # An operator that a kernel of bsfind called on the way is at fault, where this one is not.
-    if is_bsfinds_own(error) or hasattr(error, _REFUSED):
+    if is_bsfinds_own(error) or was_refused:
         details = "".join(traceback.format_exception(error))
-        raise InternalError(
-            f"`{_label(op)}` could not be traced: {said}", detail=details
-        ) from error
+        return InternalError(f"`{_label(op)}` could not be traced: {said}", detail=details)
     where = user_line()
-    raise UntraceableError(
+    return UntraceableError(
         f"`{_label(op)}`{f' in {where}' if where else ''} cannot be predicted: "
         f"torch {torch.__version__} does not run it without a GPU",
-        detail=_without_meta(said),
+        detail=said.strip().splitlines()[0],  # the next are the dispatcher's table of backends
         hint="`--device cuda` measures instead, on a machine with a GPU",
-    ) from error
+    )
 
 
 def refusing(op: Any, kernel: Any) -> Any:
@@ -87,11 +101,6 @@ def refusing(op: Any, kernel: Any) -> Any:
 
 def _label(op: Any) -> str:
     return str(op).removeprefix("aten.").removesuffix(".default")
-
-
-def _without_meta(text: str) -> str:
-    """Return the first line of a text: the next are the dispatcher's table of backends."""
-    return text.strip().splitlines()[0]
 
 
 def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exception | None:
@@ -127,6 +136,13 @@ def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         except Exception as refusal:
             return refusal.with_traceback(None)
     return None
+
+
+def _are_on_two_devices(values: Sequence[Any]) -> bool:
+    """Tell whether a call has tensors of the simulated GPU and of the host, numbers aside."""
+    tensors = [tensor for tensor in flat_tensors(list(values)) if tensor is not None]
+    on_gpu = any(tensor.is_meta for tensor in tensors)
+    return on_gpu and any(not tensor.is_meta and tensor.dim() > 0 for tensor in tensors)
 
 
 class _TooLargeError(Exception):

@@ -54,6 +54,7 @@ __all__ = [
     "is_view",
     "known_implementations",
     "missing",
+    "native_module",
     "next_sequence_number",
     "own_implementations",
     "parameters_of",
@@ -160,6 +161,9 @@ def _unfit(names: list[str]) -> UntraceableError:
         "GPU with `--device cuda`",
     )
 
+
+native_module: Any = torch._C
+"""PyTorch's C++, as Python sees it."""
 
 # ---------------------------------------------------------------------- keys of the dispatcher
 
