@@ -347,3 +347,27 @@ def test_a_policy_is_predicted_and_a_branch_is_named() -> None:
     report = document("check", reads, *shape, "--model-arg", "function=branches")
     (warning,) = [w for w in report["warnings"] if w["code"] == "value_assumed"]
     assert "it is taken as True" in warning["message"]
+
+
+LOWER = f"{MODELS}/lower_precision.py"
+T4 = ("--gpu", "t4", "--precision", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("mlp", "mat1 and mat2 must have the same dtype, but got Float and BFloat16"),
+        ("ForgottenScale", "but found at least two devices, cuda:0 and cpu!"),
+    ],
+)
+def test_what_cuda_refuses_is_refused_in_its_words(model: str, message: str) -> None:
+    ran = bsfind("run", f"{LOWER}:{model}", "--input-shape", "64", *T4)
+    assert ran.returncode == 4
+    assert message in ran.stderr
+    assert "meta" not in ran.stderr
+
+
+def test_weights_of_another_dtype_are_named_with_the_precision() -> None:
+    arguments = ("check", f"{LOWER}:mlp", "-b", "8", "--input-shape", "64:bfloat16", *T4)
+    assert document(*arguments)["results"][0]["weights_dtype"] == "bfloat16"
+    assert "fp32, weights bfloat16" in bsfind(*arguments).stdout

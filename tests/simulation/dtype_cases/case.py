@@ -31,8 +31,9 @@ DTYPES = {
     )
 }
 REAL = tuple(name for name, dtype in DTYPES.items() if not dtype.is_complex)
-_BASES = ("float32", "float16")
 _AUTOCAST = ("off", "bfloat16")
+_OTHERS = ("float16", "float64", "int64", "int32", "bool")
+_RARE = {"int32", "bool", "uint8", "complex64"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ _ENTRIES: list[Entry] = []
 def table(
     name: str, call: Callable[..., Any], *operands: Operand, others: Sequence[str] = tuple(DTYPES)
 ) -> None:
-    """Add an operator to the table; `others`: the dtypes that all take, or one of them alone."""
+    """Add an operator to the table; `others`: the dtypes that all of its operands take in turn."""
     _ENTRIES.append(Entry(name, call, operands, tuple(others)))
 
 
@@ -117,7 +118,7 @@ def questions() -> Iterator[Question]:
             if dtypes in seen:
                 continue
             seen.add(dtypes)
-            for autocast in _AUTOCAST:
+            for autocast in _AUTOCAST if not _RARE & set(dtypes) else _AUTOCAST[:1]:
                 name = f"{entry.name}({', '.join(dtypes)}), autocast {autocast}"
                 yield Question(name, entry, dtypes, autocast)
         usual = tuple(operand.own or "float32" for operand in entry.operands)
@@ -128,12 +129,15 @@ def questions() -> Iterator[Question]:
 
 
 def _combinations(entry: Entry) -> Iterator[tuple[str, ...]]:
+    """Yield one dtype for all, and one operand alone of another dtype."""
     for dtype in entry.others:
         yield tuple(operand.own or dtype for operand in entry.operands)
-    for base in _BASES:
+    if len(entry.operands) == 1 and entry.operands[0].own is None:
+        return
+    for base, others in (("float32", _OTHERS), ("float16", ("float32",))):
         usual = [operand.own or base for operand in entry.operands]
-        for position in range(len(usual)) if len(usual) > 1 else ():
-            for other in entry.others:
+        for position in range(len(usual)):
+            for other in others:
                 yield (*usual[:position], other, *usual[position + 1 :])
 
 

@@ -1,9 +1,9 @@
 """Refuses tensors that were left in the host's memory, as CUDA's operators do.
 
 Operators with kernels for CUDA compare the devices of all their tensors first
-(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, in what torchgen generates),
-unless their schema says `device_check: NoCheck`; of these, element-by-element ones take single values from the
-host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
+(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, called by what torchgen
+generates), unless their schema says `device_check: NoCheck`; of these, element-by-element ones take
+single values from the host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
 """
 
 from __future__ import annotations
@@ -18,6 +18,15 @@ from bsfind.simulation.operators.call import Call
 from bsfind.simulation.operators.cuda_checks.check import specs_of
 
 __all__ = ["check_devices"]
+
+# Composites of element-by-element operators and of products, whose parts compare the devices.
+_COMPARED_BY_KERNELS = frozenset(
+    {
+        *("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "complex"),
+        *("binary_cross_entropy_with_logits", "stack", "index_fill", "masked_fill", "mv"),
+        *("_trilinear"),
+    }
+)
 
 _GPU = "cuda:0"
 _HOST = "cpu"
@@ -43,6 +52,7 @@ def check_devices(call: Call, is_pointwise: bool) -> None:
             f"Expected all tensors to be on the same device, but got {name} is on {there}, "
             f"different from other tensors on {here} (when checking argument in method {wrapper})"
         )
+    is_pointwise = is_pointwise or call.operator.partition("::")[2] in _COMPARED_BY_KERNELS
     if is_pointwise and any(not t.on_gpu and t.dim > 0 for _, t in tensors):
         raise RuntimeError(
             "Expected all tensors to be on the same device, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from bsfind.simulation.operators.call import Call, TensorSpec
 from bsfind.simulation.operators.cuda_checks.check import (
@@ -13,11 +14,19 @@ from bsfind.simulation.operators.cuda_checks.check import (
     scalar_name,
     tensor_name,
 )
+from bsfind.workload.blame import stands_for_torch
 
-__all__: list[str] = []
+__all__ = ["check_one_hot"]
 
 _INDICES = (torch.int64, torch.int32)
 _MASKS = (torch.bool, torch.uint8)
+
+
+@stands_for_torch
+def check_one_hot(x: Tensor) -> None:
+    """Refuse what `one_hot` refuses (native/Onehot.cpp)."""
+    if x.dtype != torch.int64:
+        raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
 
 
 def _is_index(indices: TensorSpec, where: str) -> None:

@@ -18,6 +18,8 @@ _KERNELS: tuple[tuple[str, str, str, frozenset[torch.dtype], tuple[str, ...]], .
     ("aten::silu", "silu_cuda", "self", FLOATING | _COMPLEX, ()),
     ("aten::mish", "mish_cuda", "self", FLOATING, ()),
     ("aten::elu", "elu_cuda", "self", FLOATING, ()),
+    ("aten::celu", "elu_cuda", "self", FLOATING, ()),
+    ("aten::_prelu_kernel", "prelu_cuda", "self", FLOATING, ()),
     ("aten::glu", "glu_cuda", "self", FLOATING, ()),
     ("aten::leaky_relu", "leaky_relu_cuda", "self", FLOATING, ()),
     ("aten::softplus", "softplus_cuda", "self", FLOATING, ()),

@@ -50,6 +50,14 @@ def _binary_cross_entropy_with_logits(call: Call) -> None:
     can_be_stored(torch.promote_types(target, x), target)
 
 
+@checks("aten::soft_margin_loss")
+def _soft_margin_loss(call: Call) -> None:
+    """`soft_margin_loss` of native/Loss.cpp writes an exponential to a tensor of the input's dtype."""
+    x = call.tensor("self").dtype
+    if not (x.is_floating_point or x.is_complex):
+        can_be_stored(torch.float32, x)
+
+
 @checks("aten::huber_loss")
 def _huber_loss(call: Call) -> None:
     """`huber_loss` of native/Loss.cpp: the output has the input's dtype."""
