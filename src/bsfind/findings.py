@@ -6,12 +6,14 @@ import dataclasses
 import os
 import platform
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bsfind import __version__
+from bsfind.input_spec import InputSpec
 from bsfind.recommend import recommend
 from bsfind.records import (
+    Assumption,
     DeviceInfo,
     ModelInfo,
     PrecisionResult,
@@ -22,10 +24,11 @@ from bsfind.records import (
     ReportWarning,
 )
 from bsfind.settings import Settings
-from bsfind.simulation.accuracy import measured_accuracy
+from bsfind.simulation.accuracy import measured
 from bsfind.simulation.allocator_settings import AllocatorSettings
+from bsfind.units import format_bytes
 
-__all__ = ["report_of"]
+__all__ = ["assumptions_of", "report_of", "stand_in_warning"]
 
 _ENVIRONMENT_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -44,9 +47,11 @@ def report_of(
     model: ModelInfo | None,
     results: Sequence[PrecisionResult],
     warnings: Sequence[ReportWarning],
+    assumptions: Sequence[Assumption],
     *,
     status: ReportStatus,
     message: str | None,
+    may_recommend: bool = True,
     duration_s: float,
 ) -> Report:
     """Return the report on a search, finished or not.
@@ -58,11 +63,13 @@ def report_of(
         model: as it was loaded; None before it was.
         results: by precision, and by remedy.
         warnings: what the reader must know.
+        assumptions: what the worker has chosen for the steps.
         status: of the search.
         message: what ended it, if it did not end by itself.
+        may_recommend: whether a size can be recommended: not where an error or a signal broke it off.
         duration_s: seconds since the start.
     """
-    recommendation = recommend(results, settings.limits.objective)
+    recommendation = recommend(results, settings.limits.objective) if may_recommend else None
     if recommendation is not None:
         check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
         recommendation = dataclasses.replace(recommendation, check=check)
@@ -91,11 +98,95 @@ def report_of(
         },
         results=tuple(results),
         recommendation=recommendation,
+        assumptions=assumptions_of(
+            settings, device, model.optimizer if model else None, assumptions
+        ),
         warnings=tuple(warnings),
         environment=_environment(device),
         duration_s=duration_s,
         message=message,
     )
+
+
+def assumptions_of(
+    settings: Settings,
+    device: DeviceInfo | None,
+    optimizer: str | None,
+    of_the_steps: Sequence[Assumption],
+) -> tuple[Assumption, ...]:
+    """Return what the user did not say and bsfind chose, as far as it bears on the answer.
+
+    Args:
+        settings: what was asked for.
+        device: that answered; None before one was opened.
+        optimizer: class of the optimizer; None in inference, or before the model was loaded.
+        of_the_steps: what the worker has chosen for the steps.
+    """
+    made = list(of_the_steps)
+    is_told = any(assumption.what == "optimizer" for assumption in made)
+    if optimizer is not None and "optimizer" not in settings.given and not is_told:
+        made.append(
+            Assumption(
+                what="optimizer",
+                value=optimizer,
+                why="no optimizer was named, and most models are trained with this one; "
+                "`--optimizer` names another",
+            )
+        )
+    for number, spec in enumerate(settings.workload.inputs, 1):
+        made.extend(_of_input(spec, number))
+    if settings.device.is_simulated and "gpu" not in settings.given and device is not None:
+        made.append(
+            Assumption(
+                what="GPU",
+                value=device.name,
+                why="no GPU was named, and none is measured; `--gpu` names another",
+            )
+        )
+    return tuple(made)
+
+
+def stand_in_warning(
+    nbytes: int | None, batch_size: int | None, peak_bytes: int | None
+) -> ReportWarning | None:
+    """Return the warning that a mean stands in for a loss that is not known; None if none does.
+
+    Args:
+        nbytes: of the output for each sample; None: the loss is known.
+        batch_size: at which the peak is known; None: nowhere.
+        peak_bytes: allocated there.
+    """
+    if nbytes is None:
+        return None
+    message = "the loss of this output is not known: its mean is trained, which takes less memory"
+    if batch_size is not None and peak_bytes:
+        size = nbytes * batch_size
+        share = size / peak_bytes
+        percent = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
+        message += (
+            f"; at batch size {batch_size:,} the output is {format_bytes(size)} of the peak of "
+            f"{format_bytes(peak_bytes)} ({percent}), and a loss may keep some times as much"
+        )
+    return ReportWarning(
+        code="loss_stand_in",
+        message=message,
+        hint="name the loss: `--loss cross-entropy`, `--loss mse` or `--loss pkg.mod:fn`, called as "
+        "`fn(output)`; or the whole step: `--step pkg.mod:fn`",
+    )
+
+
+def _of_input(spec: InputSpec, number: int) -> Iterator[Assumption]:
+    name = f"input {number}" if spec.name is None else f"input `{spec.name}`"
+    if "dtype" in spec.assumed:
+        why = "no dtype was given; write one behind the shape: `128:int64`"
+        yield Assumption(what=f"dtype of {name}", value=spec.dtype, why=why)
+    if "range" in spec.assumed:
+        yield Assumption(
+            what=f"values of {name}",
+            value=f"{spec.low}..{spec.high}",
+            why="no range was given, and 0 and 1 are valid in every vocabulary; write one behind the "
+            f"dtype: `{spec.dtype}:0..30522`",
+        )
 
 
 def _check(settings: Settings, recommendation: Recommendation) -> Settings:
@@ -122,7 +213,8 @@ def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Predictio
         torch_version=version,
         allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
         model_kind=kind,
-        accuracy=measured_accuracy(kind) if kind else None,
+        accuracy=measured().accuracy(kind, version) if kind else None,
+        no_accuracy_because=measured().why_not(kind, version) if kind else None,
     )
 
 

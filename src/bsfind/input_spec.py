@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import keyword
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["DTYPES", "InputSpec", "parse_input", "parse_input_shape"]
@@ -59,6 +59,7 @@ class InputSpec:
         dtype: a key of `DTYPES`.
         low: integers: smallest value.
         high: integers: first value that does not occur.
+        assumed: of `dtype` and `range`, those that the user did not give.
     """
 
     name: str | None = None
@@ -66,6 +67,7 @@ class InputSpec:
     dtype: str = "float32"
     low: int | None = None
     high: int | None = None
+    assumed: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __str__(self) -> str:
         """Return the text of the command line that makes this input."""
@@ -143,11 +145,16 @@ def _parse_tensor(name: str | None, spec: str, text: str, example: str) -> Input
     if len(more) > 2:
         raise ValueError(f"`{text}` has too many `:`, {example}")
     shape = _parse_shape(shape_text, scalar_allowed=bool(more))
-    dtype = _parse_dtype(more[0]) if more else "float32"
+    if not more:
+        return InputSpec(name=name, shape=shape, assumed=frozenset(("dtype",)))
+    dtype = _parse_dtype(more[0])
     kind = DTYPES[dtype]
+    if len(more) < 2 and kind == "int":
+        low, high = _DEFAULT_RANGE
+        assumed = frozenset(("range",))
+        return InputSpec(name=name, shape=shape, dtype=dtype, low=low, high=high, assumed=assumed)
     if len(more) < 2:
-        low, high = _DEFAULT_RANGE if kind == "int" else (None, None)
-        return InputSpec(name=name, shape=shape, dtype=dtype, low=low, high=high)
+        return InputSpec(name=name, shape=shape, dtype=dtype)
     if kind != "int":
         raise ValueError(f"`{text}` gives a range, which only integer inputs have")
     match = re.fullmatch(r"\s*(-?[0-9]+)\s*\.\.\s*(-?[0-9]+)\s*", more[1])

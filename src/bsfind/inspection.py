@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from bsfind.records import DeviceInfo, ReportWarning
+from bsfind.records import Assumption, DeviceInfo, ReportWarning
 
 __all__ = [
     "CATEGORIES",
@@ -170,6 +170,7 @@ class PrecisionInspection:
         optimizer: its class; None in inference.
         composition: None if there is none to tell.
         message: why there is none, or what did not fit.
+        weights_dtype: of the floating parameters, as in `records.PrecisionResult`.
     """
 
     precision: str
@@ -178,11 +179,13 @@ class PrecisionInspection:
     optimizer: str | None = None
     composition: Composition | None = None
     message: str | None = None
+    weights_dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
             "precision": self.precision,
+            "weights_dtype": self.weights_dtype,
             "status": self.status,
             "message": self.message,
             "parameters": self.parameters,
@@ -208,9 +211,11 @@ class InspectionReport:
         device: the simulated GPU.
         stands_for: name of the GPU of this machine that it stands for; None: it was asked for.
         workload: what is trained.
+        class_name: class of the model; None if it was not loaded.
         batch_size: samples in a (micro-)batch.
         steps: optimizer steps of the trial.
         results: an answer for each precision.
+        assumptions: what the user did not say about the step, and bsfind chose.
         warnings: what the reader must know.
     """
 
@@ -222,9 +227,11 @@ class InspectionReport:
     device: DeviceInfo
     stands_for: str | None
     workload: Mapping[str, Any]
+    class_name: str | None
     batch_size: int
     steps: int
     results: tuple[PrecisionInspection, ...]
+    assumptions: tuple[Assumption, ...] = ()
     warnings: tuple[ReportWarning, ...] = ()
 
     @property
@@ -246,7 +253,11 @@ class InspectionReport:
             "reproduce": self.reproduce,
             "device": device,
             "stands_for": self.stands_for,
-            "workload": dict(self.workload),
+            "workload": {
+                **self.workload,
+                "assumptions": [asdict(assumption) for assumption in self.assumptions],
+            },
+            "class_name": self.class_name,
             "batch_size": self.batch_size,
             "steps": self.steps,
             "results": [result.to_json() for result in self.results],

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from bsfind import __version__
 from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.finder import unsupported
+from bsfind.findings import assumptions_of, stand_in_warning
 from bsfind.inspection import InspectionReport, PrecisionInspection
 from bsfind.predictor import twin_of
 from bsfind.progress import Progress
-from bsfind.records import DeviceInfo, ReportWarning
+from bsfind.records import Assumption, DeviceInfo, ReportWarning
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
@@ -53,6 +54,8 @@ class Inspector:
         self._on_output = on_output
         self._clock = TimeBudget(settings.limits.trial_timeout_s, None)
         self._warnings: list[ReportWarning] = []
+        self._class_name: str | None = None
+        self._assumptions: dict[Assumption, None] = {}
 
     def run(self) -> InspectionReport:
         """Inspect every precision.
@@ -73,9 +76,16 @@ class Inspector:
             device=device,
             stands_for=real.name if real else None,
             workload=settings.workload.to_json(),
+            class_name=self._class_name,
             batch_size=self._batch_size,
             steps=settings.limits.steps,
             results=results,
+            assumptions=assumptions_of(
+                settings,
+                device,
+                next((result.optimizer for result in results if result.optimizer), None),
+                list(self._assumptions),
+            ),
             warnings=tuple(self._warnings),
         )
 
@@ -110,13 +120,20 @@ class Inspector:
         if why_not is not None:
             return PrecisionInspection(precision=precision, status="unsupported", message=why_not)
         self._on_progress(Progress(precision=precision, doing="loading"))
-        worker.load(self._settings.workload, precision, self._clock.for_start())
+        model = worker.load(self._settings.workload, precision, self._clock.for_start())
+        self._class_name = model.class_name
         self._on_progress(
             Progress(precision=precision, doing="inspecting", batch_size=self._batch_size)
         )
-        return worker.inspect(
+        inspected = worker.inspect(
             self._batch_size, self._settings.limits.steps, self._clock.for_trial()
         )
+        self._assumptions.update(dict.fromkeys(worker.assumptions))
+        peak = inspected.composition.allocated_bytes if inspected.composition else None
+        warning = stand_in_warning(worker.stand_in_bytes, self._batch_size, peak)
+        if warning is not None and not any(w.code == warning.code for w in self._warnings):
+            self._warnings.append(warning)
+        return inspected
 
     def _warn(self, warning: ReportWarning) -> None:
         if warning not in self._warnings:

@@ -20,10 +20,14 @@ __all__ = ["Outcome", "command_line", "options_of", "settings_of"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command line came to; `options` is None if the search was not reached."""
+    """What a command line came to; `options` is None if the search was not reached.
+
+    `given` names the options that it gave.
+    """
 
     code: int
     options: dict[str, Any] | None
+    given: frozenset[str]
     stdout: str
     stderr: str
 
@@ -31,9 +35,11 @@ class Outcome:
 def command_line(*argv: str) -> Outcome:
     """Run `bsfind ARGV` up to where its options are parsed."""
     seen: list[dict[str, Any]] = []
+    named: set[str] = set()
 
-    def run_session(options: dict[str, Any]) -> int:
+    def run_session(options: dict[str, Any], given: frozenset[str]) -> int:
         seen.append(dict(options))
+        named.update(given)
         return 0
 
     stdout, stderr = io.StringIO(), io.StringIO()
@@ -51,7 +57,8 @@ def command_line(*argv: str) -> Outcome:
         except SystemExit as leaving:
             code = leaving.code
     assert isinstance(code, int)
-    return Outcome(code, seen[0] if seen else None, stdout.getvalue(), stderr.getvalue())
+    options = seen[0] if seen else None
+    return Outcome(code, options, frozenset(named), stdout.getvalue(), stderr.getvalue())
 
 
 def options_of(*argv: str) -> dict[str, Any]:
@@ -63,4 +70,6 @@ def options_of(*argv: str) -> dict[str, Any]:
 
 def settings_of(argv: Sequence[str]) -> Settings:
     """Return the settings that a command line that is right asks for."""
-    return settings_from(options_of(*argv))
+    outcome = command_line(*argv)
+    assert outcome.options is not None, outcome.stderr
+    return settings_from(outcome.options, outcome.given)

@@ -7,6 +7,7 @@ import dataclasses
 from bsfind.input_spec import InputSpec
 from bsfind.records import (
     Accuracy,
+    Assumption,
     DeviceInfo,
     ErrorBound,
     ExpandableSegments,
@@ -161,7 +162,11 @@ def example_report() -> Report:
         ),
         budget_bytes=CAPACITY - HEADROOM,
         model=ModelInfo(
-            parameters=25_557_032, optimizer="AdamW", model_bytes=98 * MIB, kind="convolutional"
+            class_name="Net",
+            parameters=25_557_032,
+            optimizer="AdamW",
+            model_bytes=98 * MIB,
+            kind="convolutional",
         ),
         workload=SETTINGS.workload.to_json(),
         search={
@@ -179,6 +184,24 @@ def example_report() -> Report:
             reason="the largest batch that leaves the headroom free; "
             "2.5 x the samples per second of fp32",
             check="bsfind check mypkg.models:Net --precision amp-bf16 --batch-size 392",
+        ),
+        assumptions=(
+            Assumption(
+                what="loss",
+                value="cross-entropy on the output (N, 1000)",
+                why="the output is class scores",
+            ),
+            Assumption(
+                what="optimizer",
+                value="AdamW",
+                why="no optimizer was named, and most models are trained with this one; "
+                "`--optimizer` names another",
+            ),
+            Assumption(
+                what="dtype of input 1",
+                value="float32",
+                why="no dtype was given; write one behind the shape: `128:int64`",
+            ),
         ),
         warnings=(
             ReportWarning(

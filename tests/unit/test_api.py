@@ -151,6 +151,16 @@ def test_values_are_read_as_on_the_command_line(
     assert found == settings_of(["run", "a:b", "--input-shape", "3,4", *argv])
 
 
+def test_what_was_passed_is_told_from_what_is_at_its_default() -> None:
+    found = settings_for(bsfind.find, "a:b", (3, 4), optimizer="adamw", gpu=None)
+    assert "optimizer" in found.given
+    assert not {"loss", "gpu"} & found.given
+    (spec,) = found.workload.inputs
+    assert spec.assumed == {"dtype"}
+    example = settings_for(bsfind.find, "a:b", torch.zeros(3, 4)).workload.inputs[0]
+    assert example.assumed == frozenset()
+
+
 def test_check_is_a_check() -> None:
     found = settings_for(bsfind.check, "a:b", (3, 4), batch_size=8)
     assert found == settings_of(["check", "a:b", "--input-shape", "3,4", "-b", "8"])

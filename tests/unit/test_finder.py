@@ -16,15 +16,18 @@ import bsfind.predictor
 from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, WorkerError
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
-from bsfind.records import DeviceInfo, ModelInfo, Report, ReportWarning, Trial
+from bsfind.input_spec import parse_input, parse_input_shape
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, Report, ReportWarning, Trial
 from bsfind.report.json import schema, to_json
+from bsfind.report.sentences import accuracy
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.units import MIB
 from bsfind.worker.client import TrialAnswer
 
 SIMULATED = predicted_report().device
 assert SIMULATED is not None
-MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB, kind="attention")
+MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB)
+LOSS = Assumption(what="loss", value="mean of the output", why="nothing else suits it")
 CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely")
 
 
@@ -36,6 +39,8 @@ class FakeWorker:
         self._refusal = refusal
         self._limit = 0
         self.is_alive = True
+        self.assumptions = (LOSS,)
+        self.stand_in_bytes: int | None = None
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 
@@ -75,7 +80,7 @@ class FakeWorker:
                 activation_bytes=50 * MIB * batch_size,
                 steps=steps,
             )
-        return TrialAnswer(trial=trial, is_clean=True, recording=None)
+        return TrialAnswer(trial=trial, is_clean=True, recording=None, kind="attention")
 
 
 class FakePool:
@@ -163,6 +168,18 @@ def test_what_a_prediction_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.prediction.torch_version == "2.13.0"
     assert report.prediction.allocator == {"expandable_segments": True}
     assert report.prediction.model_kind == "attention"
+    assert report.prediction.accuracy is not None
+    assert report.prediction.no_accuracy_because is None
+
+
+def test_a_bound_is_not_shown_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SIMULATED is not None
+    older = dataclasses.replace(SIMULATED, torch_version="2.9.1+cu128")
+    monkeypatch.setitem(globals(), "SIMULATED", older)
+    report, _ = found(settings(NAMED))
+    assert report.prediction is not None
+    assert report.prediction.accuracy is None
+    assert accuracy(report) == "Error bound: not measured for torch 2.9 (measured for 2.13)."
 
 
 def test_a_caveat_of_both_precisions_is_one() -> None:
@@ -200,6 +217,26 @@ def test_what_stands_in_for_a_gpu_that_is_not_there(pool: type[FakePool]) -> Non
     assert pool.early == 0
 
 
+def test_what_was_assumed(pool: type[FakePool]) -> None:
+    inputs = (parse_input_shape("3,4"), parse_input("ids=7:int64"), parse_input("x=:int64:0..9"))
+    asked = dataclasses.replace(
+        settings(NAMED), workload=dataclasses.replace(SETTINGS.workload, inputs=inputs)
+    )
+
+    def assumed(given: set[str]) -> list[tuple[str, str]]:
+        report, _ = found(dataclasses.replace(asked, given=frozenset(given)))
+        assert report.to_json()["workload"]["assumptions"][0]["what"] == "loss"
+        return [(made.what, made.value) for made in report.assumptions]
+
+    of_inputs = [("dtype of input 1", "float32"), ("values of input `ids`", "0..2")]
+    loss = (LOSS.what, LOSS.value)
+    assert assumed({"gpu", "optimizer"}) == [loss, *of_inputs]
+    assert assumed({"device"}) == [
+        *(loss, ("optimizer", "AdamW"), *of_inputs),
+        ("GPU", "NVIDIA GeForce RTX 4090"),
+    ]
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_nothing_stands_in_for_a_gpu_that_was_named(device: str) -> None:
     _, finder = found(settings(DeviceChoice(device=device)), on_no_gpu=lambda _: NAMED)
@@ -227,6 +264,8 @@ def test_a_worker_that_died_is_replaced(
 
     monkeypatch.setattr(FakeWorker, "run_trial", dies_in_the_first_precision)
     report, finder = found(settings(NAMED))
-    assert [error.message for error in finder.errors] == ["the worker was killed by SIGKILL"]
+    assert finder.errors == []  # the other precision gave the answer
+    assert report.status == "complete"
+    assert [warning.code for warning in report.warnings] == ["coarse", "precision_failed"]
     assert [worker.loads for worker in pool.workers] == [["fp32"], ["amp-bf16"]]
     assert [result.status for result in report.results] == ["error", "ok"]

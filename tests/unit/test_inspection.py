@@ -23,7 +23,7 @@ from bsfind.inspection import (
     Moment,
     PrecisionInspection,
 )
-from bsfind.records import DeviceInfo, ReportWarning
+from bsfind.records import Assumption, DeviceInfo, ReportWarning
 from bsfind.report.composition import print_inspection
 from bsfind.report.json import inspection_schema, to_json
 from bsfind.simulation.composition import Origin
@@ -109,8 +109,16 @@ REPORT = InspectionReport(
     ),
     stands_for=None,
     workload={"target": "zoo:resnet50", "mode": "train"},
+    class_name="ResNet",
     batch_size=64,
     steps=3,
+    assumptions=(
+        Assumption(
+            what="loss",
+            value="cross-entropy on the output (N, 1000)",
+            why="the output is class scores",
+        ),
+    ),
     results=(
         PrecisionInspection(
             precision="fp32",

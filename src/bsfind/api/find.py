@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
+import inspect
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from bsfind.api.inputs import input_specs
 from bsfind.api.naming import Target, callable_name, is_worker, locate
@@ -21,7 +23,7 @@ from bsfind.cli.check import check as check_command
 from bsfind.cli.keywords import read_keywords
 from bsfind.cli.request import settings_from
 from bsfind.cli.run import run as run_command
-from bsfind.errors import BsfindError, UsageError
+from bsfind.errors import BsfindError, TimeLimitError, UsageError
 from bsfind.finder import Finder
 from bsfind.records import ReportWarning, Trial
 
@@ -36,6 +38,33 @@ _FUNCTIONS = ("batch_fn", "loss", "optimizer", "step")
 _PAIRS = ("model_arg", "optimizer_arg")
 
 
+Arguments = ParamSpec("Arguments")
+
+
+def _answered_by(
+    command: Callable[..., Any],
+) -> Callable[[Callable[Arguments, Report]], Callable[Arguments, Report]]:
+    """Let a command answer a function whose arguments are its options.
+
+    What a caller wrote is told from what is at its default, as the command line does.
+    """
+
+    def decorated(function: Callable[Arguments, Report]) -> Callable[Arguments, Report]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def search(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Report:
+            bound = signature.bind(*args, **kwargs)
+            given = frozenset(k for k, v in bound.arguments.items() if v is not None)
+            bound.apply_defaults()
+            return _search(command, bound.arguments, given)
+
+        return search
+
+    return decorated
+
+
+@_answered_by(run_command)
 def find(
     model: Any,
     inputs: Any = None,
@@ -93,7 +122,7 @@ def find(
         batch_fn: makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or
             `(args, kwargs)`.
         mode: `"train"`: training steps; `"infer"`: forward passes alone.
-        loss: `"auto"`, `"cross-entropy"`, `"mse"`, or a function of the output.
+        loss: `"auto"`, `"cross-entropy"`, `"mse"`, `"mean"`, or a function of the output.
         optimizer: a name or class of `torch.optim`, or a function of the parameters.
         optimizer_arg: keyword arguments of the optimizer; Python literals.
         step: the forward pass: `fn(model, *args, **kwargs)`, runs inside autocast, returns the loss.
@@ -104,7 +133,7 @@ def find(
         precision: of fp32, tf32, amp-fp16, amp-bf16, bf16 and amp.
         min_batch_size: smallest useful answer, samples.
         max_batch_size: largest batch size to try, samples; None: what memory allows.
-        multiple_of: the recommended size is rounded down to a multiple of this.
+        multiple_of: every size that is tried is a multiple of this.
         tolerance: gap that may remain between the largest that ran and the smallest that did not,
             as a part of it; 0: exact.
         headroom: memory that the recommended size leaves free: part of the capacity, or bytes.
@@ -124,14 +153,15 @@ def find(
         on_trial: called as `on_trial(precision, trial)` after each trial, in this thread.
 
     Returns:
-        The report. Its `status` is `partial` where a time limit ended the search. A precision in
-        which the model's code failed has the status `error` and a message.
+        The report. Its `status` is `partial` where a time limit ended the search: what is recommended
+        then ran, and more may fit.
 
     Raises:
         UsageError: arguments that do not go together, or a model that no other process can import.
         NoDeviceError: there is no usable GPU, and none was named with `gpu`.
-        TargetError: the model's code failed in every precision; `detail` has the traceback.
-        WorkerError: the process that ran it died.
+        TargetError: the model's code failed in every precision; `detail` has the traceback. Where
+            another precision gave an answer, the failure is a result with the status `error`, and a warning.
+        WorkerError: the process that ran it died, in every precision.
         TimeLimitError: the time was over before anything was known.
 
     Example:
@@ -141,9 +171,10 @@ def find(
         >>> ids, labels = torch.randint(0, 30522, (128,)), "int64:0..2"
         >>> bsfind.find(make_bert, {"input_ids": ids, "labels": f":{labels}"}, precision=["amp"])
     """
-    return _search(run_command, locals())
+    raise NotImplementedError("the command answers")
 
 
+@_answered_by(check_command)
 def check(
     model: Any,
     inputs: Any = None,
@@ -200,7 +231,8 @@ def check(
         on_trial: called as `on_trial(precision, trial)` after each trial.
 
     Returns:
-        The report, with one trial in each precision. `fits` tells whether all of them ran.
+        The report, with one trial in each precision. `fits` tells whether it ran in all that gave an
+        answer.
 
     Raises:
         BsfindError: as `find` does.
@@ -208,10 +240,12 @@ def check(
     Example:
         >>> assert bsfind.check("mypkg.models:Net", (3, 224, 224), batch_size=64, gpu="a10g").fits
     """
-    return _search(check_command, locals())
+    raise NotImplementedError("the command answers")
 
 
-def _search(command: Callable[..., Any], arguments: Mapping[str, Any]) -> Report:
+def _search(
+    command: Callable[..., Any], arguments: Mapping[str, Any], given: frozenset[str]
+) -> Report:
     """Run a command whose options are the arguments of the function that stands for it."""
     try:
         if is_worker():
@@ -220,7 +254,7 @@ def _search(command: Callable[..., Any], arguments: Mapping[str, Any]) -> Report
                 hint='put the call under `if __name__ == "__main__":`',
             )
         with tempfile.TemporaryDirectory(prefix="bsfind-") as folder:
-            return _run(command, arguments, Path(folder))
+            return _run(command, arguments, given, Path(folder))
     except BsfindError as error:
         # What the command line prints below the message, a traceback shows as notes.
         if sys.version_info >= (3, 11):
@@ -230,13 +264,25 @@ def _search(command: Callable[..., Any], arguments: Mapping[str, Any]) -> Report
         raise
 
 
-def _run(command: Callable[..., Any], arguments: Mapping[str, Any], folder: Path) -> Report:
+def _run(
+    command: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    given: frozenset[str],
+    folder: Path,
+) -> Report:
     target = locate(arguments["model"], folder)
-    options = read_keywords(command, _options(arguments, target))
+    specs = input_specs(arguments["inputs"])
+    options = {
+        **read_keywords(command, _options(arguments, target)),
+        "input_shape": [spec for spec in specs if spec.name is None] or None,
+        "input": [spec for spec in specs if spec.name is not None] or None,
+    }
     on_trial: OnTrial = arguments["on_trial"] or (lambda _precision, _trial: None)
-    finder = Finder(settings_from(options), on_trial=on_trial, use_lock=not options["no_lock"])
+    finder = Finder(
+        settings_from(options, given), on_trial=on_trial, use_lock=not options["no_lock"]
+    )
     report = finder.run()
-    if report.status == "failed" or not report.results:
+    if not report.results or not all(isinstance(e, TimeLimitError) for e in finder.errors):
         raise finder.errors[0]
     if target.is_pickled:
         report = dataclasses.replace(report, warnings=(*report.warnings, _NOT_REPRODUCIBLE))
@@ -245,13 +291,10 @@ def _run(command: Callable[..., Any], arguments: Mapping[str, Any], folder: Path
 
 def _options(arguments: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """Return the arguments as options, objects by their names."""
-    specs = input_specs(arguments["inputs"])
     options = {
         **arguments,
         "target": target.path,
         "app_dir": arguments["app_dir"] or target.app_dir,
-        "input_shape": [spec for spec in specs if spec.name is None] or None,
-        "input": [spec for spec in specs if spec.name is not None] or None,
     }
     for option in _FUNCTIONS:
         if options[option] is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,7 +43,8 @@ def _input(value: Any, name: str | None) -> InputSpec:
         text = str(value)
         if name is not None:
             text = f"{name}={text.partition('=')[2] if value.name else text}"
-        return _read(text, named=name is not None or value.name is not None)
+        spec = _read(text, named=name is not None or value.name is not None)
+        return dataclasses.replace(spec, assumed=value.assumed)
     if isinstance(value, str):
         text = value if name is None else f"{name}={value}"
         return _read(text, named="=" in text)

@@ -47,14 +47,14 @@ def check(
 ) -> int:
     """Try one batch size: does it fit?
 
-    Exit 0 if it fits in every precision asked for, 1 if not.
+    Exit 0 if it fits in every precision in which the model runs, 1 if not.
 
     bsfind check mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --gpu a10g
     """
-    from bsfind.cli.provenance import tell_provenance
+    from bsfind.cli.provenance import given_options, tell_provenance
     from bsfind.cli.session import run_session  # `--help` goes without it
 
     tell_provenance(context)
-    return run_session(context.params)
+    return run_session(context.params, given_options(context))

@@ -51,7 +51,7 @@ def inspect(
     bsfind inspect mypkg.models:Net -b 64 --input-shape 3,224,224 --precision amp --gpu a10g
     """
     from bsfind.cli.inspection import run_inspection  # `--help` goes without it
-    from bsfind.cli.provenance import tell_provenance
+    from bsfind.cli.provenance import given_options, tell_provenance
 
     tell_provenance(context)
-    return run_inspection(context.params)
+    return run_inspection(context.params, given_options(context))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
@@ -23,13 +23,17 @@ from bsfind.report.json import to_json
 __all__ = ["run_inspection"]
 
 
-def run_inspection(options: Mapping[str, Any]) -> int:
+def run_inspection(options: Mapping[str, Any], given: Collection[str]) -> int:
     """Inspect what a command line asks for, print the answer, return the exit code.
+
+    Args:
+        options: parsed, by parameter name.
+        given: names of those that the user gave.
 
     Raises:
         BsfindError: there is no answer.
     """
-    settings = settings_from(options)
+    settings = settings_from(options, given)
     verbose: bool = options["verbose"]
     terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=verbose)
     line = ProgressLine(terminal, enabled=not (options["no_progress"] or verbose))

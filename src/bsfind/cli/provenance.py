@@ -12,7 +12,7 @@ from bsfind.cli.configuration import Configuration
 from bsfind.cli.options.configuration import CONFIGURATION
 from bsfind.units import exact_size, plain_number
 
-__all__ = ["provenance", "tell_provenance"]
+__all__ = ["given_options", "provenance", "tell_provenance"]
 
 _SIZES = ("memory_limit", "context_memory")
 _DURATIONS = ("trial_timeout", "time_budget")
@@ -29,6 +29,15 @@ def tell_provenance(context: typer.Context) -> None:
         terminal = Terminal(color=_text("color", context.params["color"]))
         for line in lines:
             terminal.note(line)
+
+
+def given_options(context: typer.Context) -> frozenset[str]:
+    """Return the names of the parameters that the command line, a variable or a file gave."""
+    return frozenset(
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    )
 
 
 def provenance(context: typer.Context) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from bsfind.errors import UsageError
@@ -14,11 +14,12 @@ from bsfind.units import Headroom, format_bytes
 __all__ = ["settings_from"]
 
 
-def settings_from(options: Mapping[str, Any]) -> Settings:
+def settings_from(options: Mapping[str, Any], given: Collection[str] = ()) -> Settings:
     """Return the settings that a command line asks for.
 
     Args:
         options: the parsed options of `run` or `check`, by parameter name.
+        given: those of them that were given, and are not at their default for want of it.
 
     Raises:
         UsageError: options that exclude each other, or limits that leave nothing to search.
@@ -82,6 +83,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         device=_device(options),
         batch_size=options.get("batch_size"),
         compare=compare,
+        given=frozenset(given),
     )
 
 

@@ -68,8 +68,8 @@ def run(
     bsfind run mypkg.models:Net --input-shape 3,224,224 --gpu rtx-4090
     BS=$(bsfind run mypkg.models:Net --input-shape 3,224,224 --precision amp -q)
     """
-    from bsfind.cli.provenance import tell_provenance
+    from bsfind.cli.provenance import given_options, tell_provenance
     from bsfind.cli.session import run_session  # `--help` goes without it
 
     tell_provenance(context)
-    return run_session(context.params)
+    return run_session(context.params, given_options(context))

@@ -17,7 +17,7 @@ from bsfind.inspection import (
     PrecisionInspection,
 )
 from bsfind.report.width import excess, fits
-from bsfind.report.wording import percentage
+from bsfind.report.wording import assumed, model_name, percentage, precision, trained_loss
 from bsfind.units import format_bytes, format_parameters
 
 __all__ = ["print_inspection"]
@@ -77,7 +77,7 @@ def print_inspection(report: InspectionReport, console: Console, *, top: int) ->
         _print(console, text, style="dim")
     for result in report.results:
         console.print()
-        _print(console, f"{result.precision}: {_verdict(result, report)}", _style(result))
+        _print(console, f"{precision(result)}: {_verdict(result, report)}", _style(result))
         if result.composition is None:
             continue
         console.print()
@@ -97,11 +97,14 @@ def _print(console: Console, text: str, style: str = "") -> None:
 
 def _subject(report: InspectionReport) -> str:
     known = next((result for result in report.results if result.parameters is not None), None)
-    parts = [str(report.workload["target"])]
+    parts = [model_name(report.workload, report.class_name)]
     if known is not None and known.parameters is not None:
         parts.append(f"{format_parameters(known.parameters)} parameters")
         if known.optimizer is not None:
             parts.append(known.optimizer)
+    loss = trained_loss(report.workload, report.assumptions)
+    if loss is not None:
+        parts.append(loss)
     parts.append("training" if report.workload["mode"] == "train" else "inference")
     device = report.device
     memory = f"{format_bytes(device.total_bytes)}"
@@ -118,6 +121,9 @@ def _conditions(report: InspectionReport) -> Iterator[str]:
     steps = f"{report.steps} step{'s' if report.steps > 1 else ''}"
     context = format_bytes(report.device.context_bytes)
     yield f"{steps}, traced · torch {version} · context {context} ({report.device.context_source})"
+    text = assumed(report.assumptions)
+    if text is not None:
+        yield text
 
 
 def _verdict(result: PrecisionInspection, report: InspectionReport) -> str:

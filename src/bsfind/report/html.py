@@ -17,18 +17,17 @@ _NUMBER = ' style="text-align: right"'
 def to_html(report: Report) -> str:
     """Return the comparison table and the sentences under it; every text is escaped."""
     parts = [f"<p><strong>bsfind</strong> · {escape(wording.subject(report))}</p>"]
-    conditions = wording.conditions(report)
-    if conditions is not None:
-        parts.append(f"<p>{escape(conditions)}</p>")
+    told = (wording.conditions(report), wording.assumed(report.assumptions))
+    parts.extend(f"<p>{escape(text)}</p>" for text in told if text is not None)
     rows = wording.rows(report)
     if rows:
         parts.append(_table(report, rows))
     if report.status != "complete":
         why = report.message or "a trial took too long"
         parts.append(f"<p><strong>{report.status}</strong>: {escape(why)}</p>")
-    told = answer(report)
-    if told is not None:
-        parts.append(f"<p><strong>{escape(told)}</strong></p>")
+    said = answer(report)
+    if said is not None:
+        parts.append(f"<p><strong>{escape(said)}</strong></p>")
     parts.extend(f"<p>{escape(text)}</p>" for text in sentences(report))
     notes = [*problems(report), *(f"warning: {warning.message}" for warning in report.warnings)]
     if notes:

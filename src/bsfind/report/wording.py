@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bsfind.inspection import PrecisionInspection
 from bsfind.recommend import baseline, speed_up
-from bsfind.records import PrecisionResult, Report
+from bsfind.records import Assumption, PrecisionResult, Report
 from bsfind.units import format_bytes, format_count, format_parameters
 
 __all__ = [
     "SPEED_UP",
+    "assumed",
     "cells",
     "conditions",
     "full_label",
     "label",
+    "model_name",
     "percentage",
+    "precision",
     "recommended",
     "rows",
     "subject",
     "title",
+    "trained_loss",
 ]
 
 SPEED_UP = "speed-up"
@@ -25,13 +34,67 @@ SPEED_UP = "speed-up"
 _NOTHING = "–"
 
 
+_NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "model")
+"""Keyword arguments by which a factory is told which model to make."""
+
+_CONTAINERS = ("Sequential", "ModuleList", "ModuleDict", "DataParallel", "OptimizedModule")
+"""Classes that tell nothing about the model."""
+
+
+def model_name(workload: Mapping[str, Any], class_name: str | None) -> str:
+    """Return what the user knows the model by: `resnet50 (timm:create_model)`, `zoo:resnet50`.
+
+    The target's own name does, where the class is called the same. Where a factory makes the model,
+    the name that it was told, or else the class, stands in front.
+
+    Args:
+        workload: of the report.
+        class_name: of the model; None if it is not known.
+    """
+    target = str(workload["target"])
+    given = workload.get("model_args", {})
+    told = (
+        given[key] for key in _NAMING_ARGUMENTS if re.fullmatch(r"[\w./-]+", given.get(key, ""))
+    )
+    attribute = target.rpartition(":")[2].replace("_", "").lower()
+    name = next(told, None)
+    if name is None and class_name is not None and class_name not in _CONTAINERS:
+        plain = class_name.replace("_", "").lower()
+        name = None if plain in attribute or attribute in plain else class_name
+    return target if name is None else f"{name} ({target})"
+
+
+def trained_loss(workload: Mapping[str, Any], assumptions: Iterable[Assumption]) -> str | None:
+    """Return the loss that is trained, in a few words; None in inference, or where none is known yet.
+
+    Args:
+        workload: of the report.
+        assumptions: of the report: they have the loss that bsfind chose.
+    """
+    if workload["mode"] != "train":
+        return None
+    chosen = next((made.value for made in assumptions if made.what == "loss"), None)
+    if chosen is not None:
+        return chosen
+    if workload.get("step") is not None:
+        return f"step {workload['step']}"
+    asked = str(workload.get("loss", "auto"))
+    if asked == "auto":
+        return None
+    return f"loss {asked}" if ":" in asked else asked
+
+
 def subject(report: Report) -> str:
     """Return what was searched, and where, in one line."""
-    parts = [report.workload["target"]]
+    model = report.model
+    parts = [model_name(report.workload, model.class_name if model else None)]
     if report.model is not None:
         parts.append(f"{format_parameters(report.model.parameters)} parameters")
         if report.model.optimizer is not None:
             parts.append(report.model.optimizer)
+    loss = trained_loss(report.workload, report.assumptions)
+    if loss is not None:
+        parts.append(loss)
     parts.append("training" if report.workload["mode"] == "train" else "inference")
     device = report.device
     if device is not None:
@@ -53,6 +116,19 @@ def conditions(report: Report) -> str | None:
         parts.append(f"torch {report.prediction.torch_version}")
         parts.extend(f"{name} {value}" for name, value in report.prediction.allocator.items())
     return " · ".join(parts) or None
+
+
+_IN_THE_SUBJECT = ("loss", "optimizer", "GPU")
+"""What the first line says the value of."""
+
+
+def assumed(assumptions: Iterable[Assumption]) -> str | None:
+    """Return what was not said and bsfind chose, in one line; None if everything was said."""
+    parts = [
+        made.what if made.what in _IN_THE_SUBJECT else f"{made.what} ({made.value})"
+        for made in assumptions
+    ]
+    return f"assumed: {', '.join(parts)}" if parts else None
 
 
 def recommended(report: Report) -> PrecisionResult | None:
@@ -80,14 +156,21 @@ def rows(report: Report) -> list[PrecisionResult]:
     ]
 
 
+def precision(result: PrecisionResult | PrecisionInspection) -> str:
+    """Return the precision, with the dtype of the weights where it does not say it."""
+    weights = result.weights_dtype
+    return result.precision if weights is None else f"{result.precision}, weights {weights}"
+
+
 def label(result: PrecisionResult) -> str:
     """Return what a row is about: the precision, or `+ checkpointing`."""
-    return result.precision if result.remedy is None else f"+ {result.remedy}"
+    return precision(result) if result.remedy is None else f"+ {result.remedy}"
 
 
 def full_label(result: PrecisionResult) -> str:
     """Return what a result is about where no other row is above it: `amp-bf16 + checkpointing`."""
-    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"
+    name = precision(result)
+    return name if result.remedy is None else f"{name} + {result.remedy}"
 
 
 def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
@@ -100,7 +183,8 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
         "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
         SPEED_UP: f"{ratio:.1f} x" if ratio else "",
     }
-    largest = "none" if result.status == "nothing_fits" else _count(result.max_batch_size)
+    instead = {"nothing_fits": "none", "error": "failed"}
+    largest = instead.get(result.status) or _count(result.max_batch_size)
     return {
         "precision": label(result),
         "max batch": largest,

@@ -12,26 +12,42 @@ Lifetimes matter here: a reference kept one line too long is memory that no trai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
+from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
+from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
-from bsfind.workload.loss import Loss, make_loss
+from bsfind.workload.loss import Loss, LossOfTerms, make_loss
+from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
 
 __all__ = ["LoadedWorkload", "TrainingSteps"]
+
+_SMALL_BATCH = 2
+"""Samples of a forward pass that only says what the model takes and returns; batch norm wants two."""
+
+_MAX_FURTHER_STEPS = 24
+"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class LoadedWorkload:
@@ -42,10 +58,14 @@ class LoadedWorkload:
         plan: the precision.
         device: where.
         model: the model, built; None: it is built from the workload's target.
+        choice: the loss that was chosen for the same model before; None: it is not chosen yet.
 
     Attributes:
         model: the module on the device (before torch.compile).
+        choice: of the loss, with `--loss auto`.
         last_batch: the last batch that was made, as text; for error messages.
+        notes: what the reader of the result must know, by code.
+        weights_dtype: see `records.PrecisionResult`.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -58,19 +78,26 @@ class LoadedWorkload:
         plan: PrecisionPlan,
         device: torch.device,
         model: nn.Module | None = None,
+        choice: LossChoice | None = None,
     ) -> None:
         self.workload = workload
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
+        self.notes: dict[str, str] = {}
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
+        # A function of the user's may ask for `model.module`.
+        model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
+        if was_wrapped:
+            self.notes["data_parallel"] = DATA_PARALLEL_NOTE
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
             model = _in_channels_last(model)
         self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
+        self.weights_dtype = None if plan.model_dtype else _weights_dtype(self.model)
         self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
         if workload.compile:
@@ -84,6 +111,7 @@ class LoadedWorkload:
             channels_last=workload.channels_last,
         )
         self._step_fn = self._resolve_step()
+        self.choice = choice or LossChoice(device, plan.model_dtype)
 
     def _resolve_step(self) -> Callable[..., Any] | None:
         if self.workload.step is None:
@@ -111,13 +139,68 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, _ConvNd) for module in self.model.modules())
+        return any(isinstance(module, _CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
-        batch = self._make_batch(batch_size)
+        batch = self.choice.with_labels(self._make_batch(batch_size))
         self.last_batch = batch.describe()
         return batch
+
+    @property
+    def _chooses_loss(self) -> bool:
+        return (
+            self.workload.mode == "train"
+            and self.workload.loss == "auto"
+            and self._step_fn is None
+            and not self.trains_itself
+        )
+
+    def try_labels(self, batch_size: int) -> bool:
+        """Find out, once, whether the model computes its loss from labels that were not given.
+
+        Forward passes of small batches tell, of which nothing is kept. A model that does not run at
+        these is tried at the batch size that is asked about.
+
+        Returns:
+            Whether any ran.
+
+        Raises:
+            Exception: what the model raises without labels.
+        """
+        specs = self.workload.inputs
+        keywords = [spec.name for spec in specs if spec.name is not None]
+        positional = len(specs) - len(keywords)
+        if not self._chooses_loss or not self.choice.needs_a_try(self.model, positional, keywords):
+            return False
+        for size in dict.fromkeys((min(_SMALL_BATCH, batch_size), batch_size)):
+            batch = self._make_batch(size)
+            self.last_batch = batch.describe()
+            try:
+                self.choice.try_labels(self.model, self._forward, batch)
+            except Exception:
+                if size == batch_size:
+                    raise
+            else:
+                break
+        return True
+
+    @stands_for_torch
+    def _forward(self, batch: Batch) -> Any:
+        with self.plan.autocast(self.device):
+            return self.model(*batch.args, **batch.kwargs)
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """What was chosen for the steps, as far as it is known."""
+        if self.trains_itself:
+            why = "a LightningModule brings its own"
+            return [
+                Assumption(what="loss", value="the module's training_step", why=why),
+                Assumption(what="optimizer", value="the module's configure_optimizers", why=why),
+            ]
+        chosen = self.choice.assumption
+        return [chosen] if chosen is not None else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer: no state of an earlier trial in it."""
@@ -127,8 +210,11 @@ class LoadedWorkload:
 
     def make_loss(self) -> Loss:
         """Return the loss between the model's output and the (synthetic) targets."""
+        if self.workload.loss == "auto":
+            return LossOfTerms(functools.partial(self.choice.terms_of, self.model))
         return make_loss(self.workload.loss)
 
+    @stands_for_torch
     def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """Run the forward pass and the loss, inside autocast if the precision has it.
 
@@ -141,9 +227,10 @@ class LoadedWorkload:
             elif self.trains_itself:
                 value = lightning.training_loss(self._callable, batch)
             else:
-                value = loss(self._callable(*batch.args, **batch.kwargs))
+                value = loss(self._callable(*batch.args, **batch.kwargs), batch)
         return _checked_loss(value)
 
+    @stands_for_torch
     def infer(self, batch: Batch) -> Any:
         """Run the forward pass alone and return the output."""
         with self.plan.autocast(self.device):
@@ -155,6 +242,15 @@ class LoadedWorkload:
             parameter.grad = None
 
 
+def _weights_dtype(model: nn.Module) -> str | None:
+    """Return the dtypes of the floating parameters; None if all have float32, or there are none."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if dtypes <= {torch.float32}:
+        return None
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return names[0] if len(names) == 1 else f"mixed {'/'.join(names)}"
+
+
 def _in_channels_last(model: nn.Module) -> nn.Module:
     """Return the model with the weights of its convolutions in channels_last, 3-D ones included.
 
@@ -162,11 +258,10 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
         wanted = formats.get(tensor.dim())
-        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
-
-    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+        if wanted is not None:
+            tensor.data = tensor.data.contiguous(memory_format=wanted)
     return model
 
 
@@ -195,6 +290,10 @@ class TrainingSteps:
     Attributes:
         completed: optimizer steps that really ran. A GradScaler skips those whose gradients
             overflowed, and with them the optimizer's state: such steps do not count.
+        attempts: the same with those that were skipped.
+        is_warm_up: whether the last step was unlike those to come: it was the first, it was skipped,
+            or some parameter had its first gradient in it (and its first state of the optimizer).
+        gradient_bytes: of the gradients that parameters have after the last step.
     """
 
     def __init__(
@@ -207,6 +306,11 @@ class TrainingSteps:
         self._on_forward_done = on_forward_done
         self._making_inputs = making_inputs
         self.completed = 0
+        self.attempts = 0
+        self.is_warm_up = True
+        self.gradient_bytes = 0
+        self._last_warm_up = 0
+        self._updated: set[int] = set()
         self._training = loaded.workload.mode == "train"
         if self._training:
             self._loss = loaded.make_loss()
@@ -216,9 +320,9 @@ class TrainingSteps:
             self._optimizer.register_step_post_hook(self._note_step)
 
     @property
-    def targets(self) -> torch.Tensor | None:
-        """The targets of the current batch, if the loss has any and has made them."""
-        return self._loss.targets if self._training else None
+    def targets(self) -> Sequence[torch.Tensor]:
+        """The targets of the current batch, as far as the loss has made any."""
+        return self._loss.targets if self._training else ()
 
     def _note_step(self, *_: object) -> None:
         # A class whose `step` calls its parent's may get here twice in a step.
@@ -230,10 +334,43 @@ class TrainingSteps:
         Raises:
             Exception: out of memory, or whatever the user's code raises.
         """
+        before = self.completed
         if self._training:
             self._train(batch_size)
         else:
             self._infer(batch_size)
+        self.attempts += 1
+        has_new = self._training and self._look_at_gradients()
+        self.is_warm_up = self.attempts == 1 or has_new or self.completed == before
+        if self.is_warm_up:
+            self._last_warm_up = self.attempts
+
+    def wants_more(self, steps: int) -> bool:
+        """Tell whether a trial of so many optimizer steps goes on.
+
+        It does for two steps more than were asked for where a parameter had its first gradient late:
+        the step after that is the first with all of the optimizer's state.
+        """
+        if self.attempts >= steps + _MAX_FURTHER_STEPS:
+            return False
+        settled = self.attempts - self._last_warm_up
+        return self.completed < steps or settled < min(2, steps - 1)
+
+    def _look_at_gradients(self) -> bool:
+        """Count the gradients; tell whether a parameter has its first one."""
+        known = len(self._updated)
+        self._updated.update(id(parameter) for parameter in self._optimizer.state)
+        storages: dict[int, int] = {}
+        for parameter in self._loaded.model.parameters():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            self._updated.add(id(parameter))
+            if gradient.layout == torch.strided:
+                storage = gradient.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
+        self.gradient_bytes = sum(storages.values())
+        return len(self._updated) > known
 
     def _train(self, batch_size: int) -> None:
         loaded, loss = self._loaded, self._loss
@@ -241,7 +378,7 @@ class TrainingSteps:
         for micro_batch in range(micro_batches):
             with self._making_inputs():
                 batch = loaded.make_batch(batch_size)
-                loss.make_targets(batch_size)
+                loss.make_targets()
             if micro_batch == 0:
                 self._optimizer.zero_grad(set_to_none=True)
             value = loaded.loss_of(batch, loss)
