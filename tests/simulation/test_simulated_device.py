@@ -19,6 +19,7 @@ from bsfind.input_spec import parse_input_shape
 from bsfind.records import ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.stability import StepMemory
 from bsfind.units import GIB, MIB
 
@@ -62,6 +63,7 @@ class FakeTracer:
     parameters = 7
     optimizer = "AdamW"
     operators = None
+    weights_dtype = None
     random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
@@ -78,6 +80,9 @@ class FakeTracer:
 
     def model_program(self) -> FakeProgram:
         return FakeProgram(self.model_bytes, 0)
+
+    def fixed_memory(self) -> FixedMemory:
+        return FixedMemory(parameter_bytes=self.model_bytes)
 
     def program(self, batch_size: int, steps: int, *, exact: bool) -> FakeProgram:
         self.asked.append((batch_size, exact))
@@ -224,7 +229,7 @@ def test_a_model_that_does_not_fit_alone(
     tracer: type[FakeTracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracer, "model_bytes", 2 * GIB)
-    with pytest.raises(DoesNotFit, match=r"tried to allocate 2\.0 GiB"):
+    with pytest.raises(DoesNotFit, match=r"parameters 2\.0 GiB, and the card has 1\.0 GiB for it"):
         loaded("1GiB", context_memory_bytes=0)
 
 

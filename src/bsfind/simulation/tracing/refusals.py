@@ -60,6 +60,8 @@ def _meaning(
 ) -> Exception:
     if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
         return error
+    if type(error).__module__ == "torch.utils.checkpoint":
+        return error  # it ends a recomputation, or says that one differs: no operator failed
     was_refused = hasattr(error, _REFUSED)
     if is_said_for_torch(error) and not was_refused:
         return error
