@@ -20,6 +20,7 @@ from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fa
 from bsfind.workload.blame import (
     is_bsfinds_own,
     is_from_cpp,
+    is_message_of_torch,
     is_raised_by_user,
     is_said_for_torch,
     running_code,
@@ -60,8 +61,8 @@ def _meaning(
 ) -> Exception:
     if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
         return error
-    if type(error).__module__ == "torch.utils.checkpoint":
-        return error  # it ends a recomputation, or says that one differs: no operator failed
+    if is_message_of_torch(error):
+        return error
     was_refused = hasattr(error, _REFUSED)
     if is_said_for_torch(error) and not was_refused:
         return error
