@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-_LAYERS = (nn.RNNBase, nn.MultiheadAttention)
-
 
 @contextlib.contextmanager
 def watching_batch_dimension(
-    model: nn.Module, batch_size: int, note: Callable[[str], None]
+    model: nn.Module, batch_size: int, note: Callable[[str], object]
 ) -> Iterator[None]:
     """Watch the forward passes of a model that run inside.
 
@@ -30,28 +28,27 @@ def watching_batch_dimension(
         note: called, once, with a sentence that names the first layer whose input has the batch in the
             dimension of the sequence.
     """
-    noted = False
+    # In inference, hooks would keep `nn.TransformerEncoder` off its fast path.
+    kinds = (nn.RNNBase, nn.MultiheadAttention) if model.training else (nn.RNNBase,)
     names = {
-        layer: name
+        layer: name or type(layer).__name__
         for name, layer in model.named_modules()
-        if isinstance(layer, _LAYERS) and not layer.batch_first
+        if isinstance(layer, kinds) and not layer.batch_first
     }
 
     def look(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal noted
         given = args[0] if args else kwargs.get("input", kwargs.get("query"))
-        if noted or not isinstance(given, torch.Tensor) or given.dim() != 3:
+        if layer not in names or not isinstance(given, torch.Tensor) or given.dim() != 3:
             return
         length, samples = given.shape[:2]
         if length == batch_size != samples:
-            noted = True
             note(
-                f"`{names[layer] or type(layer).__name__}` (`{type(layer).__name__}`, `batch_first=False`) reads "
-                f"its input as (sequence, batch, features) and gets {list(given.shape)}: the batch of "
-                f"{batch_size} stands in the dimension of the sequence"
+                f"`{names[layer]}` ({type(layer).__name__} with `batch_first=False`) reads its input as "
+                f"(sequence, batch, features) and gets {list(given.shape)}: the batch of {batch_size} "
+                "stands in the dimension of the sequence, and the answer is that of such a model"
             )
+            names.clear()
 
-    # Without hooks where nothing is to be watched: they keep `nn.TransformerEncoder` off its fast path.
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in names]
     try:
         yield

@@ -2,8 +2,8 @@
 
 Operators with kernels for CUDA compare the devices of all their tensors first
 (`check_and_update_common_device` of ATen/core/op_registration/adaption.h, in what torchgen generates),
-unless their schema says `device_check: NoCheck`; of these, element-by-element ones take single values from the
-host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
+unless their schema says `device_check: NoCheck`; of these, element-by-element ones take single values
+from the host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
 """
 
 from __future__ import annotations
