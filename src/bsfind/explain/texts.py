@@ -222,9 +222,7 @@ _ADVICE_AFTER = re.compile(
 )
 """What makes advice, a warning or a setting of such a sentence."""
 
-_CUDA = re.compile(
-    r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf|\bGPU (ran )?out of", re.IGNORECASE
-)
+_CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf|\bGPU (ran )?out of", re.IGNORECASE)
 _FRAMEWORKS = re.compile(
     r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pygpu|mindspore"
     r"|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): |\bxla\b|\bjax"

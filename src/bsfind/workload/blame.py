@@ -8,6 +8,7 @@ a GPU: those are marked with `stands_for_torch`.
 from __future__ import annotations
 
 import dis
+import linecache
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -26,6 +27,7 @@ __all__ = [
     "is_said_for_torch",
     "is_user_frame",
     "raising_package",
+    "running_code",
     "stands_for_torch",
     "user_line",
 ]
@@ -170,9 +172,28 @@ def is_user_frame(code: CodeType) -> bool:
 
 def user_line() -> str | None:
     """Return `file:line` of the innermost of the user's frames that run now; None: there is none."""
+    frame = _running_frame(is_user_frame)
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else None
+
+
+def running_code() -> str | None:
+    """Return the line of the user's or a library's code that calls torch now; None: there is none.
+
+    As `rpn.py:255 of torchvision: keep = keep[:limit]`; without a library in the user's own files.
+    """
+    frame = _running_frame(lambda code: _owner(code) == "user")
+    if frame is None:
+        return None
+    name, line = frame.f_code.co_filename, frame.f_lineno
+    place = f"{Path(name).name}:{line}"
+    if not is_user_frame(frame.f_code):
+        place += f" of {str(frame.f_globals.get('__name__', '')).partition('.')[0]}"
+    source = linecache.getline(name, line).strip()
+    return f"{place}: {source}" if source else place
+
+
+def _running_frame(is_wanted: Callable[[CodeType], bool]) -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if is_user_frame(frame.f_code):
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    while frame is not None and not is_wanted(frame.f_code):
         frame = frame.f_back
-    return None
+    return frame

@@ -25,6 +25,7 @@ from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.batch_dimension import watching_batch_dimension
 from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
@@ -236,6 +237,13 @@ class LoadedWorkload:
         with self.plan.autocast(self.device):
             return self._callable(*batch.args, **batch.kwargs)
 
+    def watching_batch_dimension(self, batch_size: int) -> AbstractContextManager[None]:
+        """Return a context in which layers that take the batch for the sequence are noted."""
+        if self.workload.compile:
+            return contextlib.nullcontext()
+        note = functools.partial(self.notes.setdefault, "batch_dimension")
+        return watching_batch_dimension(self.model, batch_size, note)
+
     def clear_gradients(self) -> None:
         """Let go of the gradients of the last step."""
         for parameter in self.model.parameters():
@@ -335,10 +343,13 @@ class TrainingSteps:
             Exception: out of memory, or whatever the user's code raises.
         """
         before = self.completed
-        if self._training:
-            self._train(batch_size)
-        else:
-            self._infer(batch_size)
+        with contextlib.ExitStack() as watch:
+            if self.attempts == 0:
+                watch.enter_context(self._loaded.watching_batch_dimension(batch_size))
+            if self._training:
+                self._train(batch_size)
+            else:
+                self._infer(batch_size)
         self.attempts += 1
         has_new = self._training and self._look_at_gradients()
         self.is_warm_up = self.attempts == 1 or has_new or self.completed == before

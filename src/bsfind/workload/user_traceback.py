@@ -109,8 +109,42 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
-    hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""
+    hint = (
+        f"the inputs were {inputs}{_about_inputs(error)}" if inputs and _about_inputs(error) else ""
+    )
     return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+_ARGUMENTS = re.compile(r"forward\(\)|positional argument|keyword argument", re.IGNORECASE)
+_TOO_MANY_DIMENSIONS = re.compile(
+    r"[Ee]xpected (?:\d-?D \(unbatched\) or )?(?P<expected>\d)-?D .*input of size: \[(?P<size>[\d, ]+)\]"
+    r"|(?:input|tensor).* must (?:have|be) (?P<wanted>\d)[- ]?[dD].*got (?P<got>\d)"
+)
+_SHAPES = re.compile(
+    r"\b(shapes?|sizes?|dim|dims|dimensions?|dimensional|channels?|stride|view|reshape|broadcast\w*"
+    r"|index \S+ is out of bounds|out of range|\d-?D|unpack|rank)\b",
+    re.IGNORECASE,
+)
+_DTYPES = re.compile(
+    r"\b(dtypes?|scalar ?type|expected .*(type|Tensor)|not implemented for|same type"
+    r"|(Float|Double|Half|BFloat16|Long|Int|Bool|Byte|Char|ComplexFloat)(Tensor)?)\b"
+)
+
+
+def _about_inputs(error: BaseException) -> str:
+    """Return what an error suggests about the inputs, to follow their description; "" for nothing."""
+    text = str(error)
+    if isinstance(error, TypeError) and _ARGUMENTS.search(text):
+        return ": `--input NAME=SHAPE` gives an argument of `forward` by its name"
+    front = "bsfind puts the batch dimension in front of each shape"
+    if found := _TOO_MANY_DIMENSIONS.search(text):
+        size = found["size"]
+        given = size.count(",") + 1 if size else int(found["got"])
+        if given == int(found["expected"] or found["wanted"]) + 1:
+            return f", one dimension too many: shapes have no batch dimension, {front}"
+    if _SHAPES.search(text):
+        return f": do these shapes fit the model? ({front})"
+    return ": do these dtypes fit the model?" if _DTYPES.search(text) else ""
 
 
 def _said(error: BaseException) -> str | None:

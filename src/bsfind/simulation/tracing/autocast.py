@@ -135,6 +135,7 @@ class AutocastCuda:
         return [self.cast(value, dtype) for value in reversed(args)][::-1], cast_kwargs
 
     def _lower(self, op: Any) -> Callable[..., Any]:
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 cast, cast_kwargs = self._cast_all(args, kwargs, torch.get_autocast_dtype("cuda"))
@@ -143,6 +144,7 @@ class AutocastCuda:
         return kernel
 
     def _fp32(self, op: Any) -> Callable[..., Any]:
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 cast, cast_kwargs = self._cast_all(args, kwargs, torch.float32)
@@ -154,6 +156,7 @@ class AutocastCuda:
         arguments = schema_of(op).arguments
         position = next(i for i, argument in enumerate(arguments) if argument.name == "dtype")
 
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 given = args[position] if len(args) > position else kwargs.get("dtype")
@@ -175,6 +178,7 @@ class AutocastCuda:
             for name in (position, argument.name)
         }
 
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 given = (*enumerate(args), *kwargs.items())
@@ -189,6 +193,7 @@ class AutocastCuda:
         with_dtype = torch.ops.aten.norm.ScalarOpt_dtype
         with_dim_dtype = torch.ops.aten.norm.ScalarOpt_dim_dtype
 
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 if not _is_eligible(args[0]):

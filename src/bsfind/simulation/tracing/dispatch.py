@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 
-from bsfind.errors import UntraceableError
 from bsfind.simulation.operators.call import CudaTarget, Rule, rule_for
 from bsfind.simulation.operators.cuda_checks import Check, checks_for, refuse
 from bsfind.simulation.tracing.assumed_reads import AssumedReads
@@ -27,7 +26,7 @@ from bsfind.simulation.tracing.host_storages import HostStorages
 from bsfind.simulation.tracing.kept import KEPT
 from bsfind.simulation.tracing.known_calls import KnownCall, key_of
 from bsfind.simulation.tracing.recorder import Recorder
-from bsfind.simulation.tracing.refusals import raise_refusal
+from bsfind.simulation.tracing.refusals import no_kernel, raise_refusal, untraceable
 from bsfind.simulation.tracing.torch_private import (
     COMPOSITE_IMPLICIT,
     FAKE,
@@ -41,7 +40,7 @@ from bsfind.simulation.tracing.torch_private import (
 from bsfind.simulation.tracing.values import Values
 from bsfind.workload.blame import stands_for_torch
 
-__all__ = ["Dispatcher", "Handler", "OperatorFacts", "untraceable"]
+__all__ = ["Dispatcher", "Handler", "OperatorFacts"]
 
 _VIEWS = (
     *("detach", "view", "t", "transpose.int", "permute", "expand", "slice.Tensor", "select.int"),
@@ -338,7 +337,7 @@ class Dispatcher:
         except NotImplementedError as error:
             if facts.is_silent:
                 return None
-            raise untraceable(facts.label, str(error)) from error
+            raise untraceable(facts.label, no_kernel(error)) from error
 
     def record(
         self,
@@ -408,13 +407,3 @@ def _is_repeatable(
     if not mutated:
         return all(alias is None for alias in returns)
     return name.endswith("_") and mutated == ((0, mutated[0][1]),) and len(returns) <= 1
-
-
-def untraceable(operator: str, why: str) -> UntraceableError:
-    """Return the error for an operator that cannot be run without data."""
-    return UntraceableError(
-        f"`{operator}` cannot be traced without a GPU",
-        detail=why,
-        hint="`--device cuda` measures instead, on a machine with a GPU; "
-        "`--step` or `--batch-fn` can leave out what needs values",
-    )

@@ -7,6 +7,7 @@ refuses as well, in the same words.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -22,11 +23,12 @@ from bsfind.workload.blame import (
     is_message_of_torch,
     is_raised_by_user,
     is_said_for_torch,
+    running_code,
     stands_for_torch,
     user_line,
 )
 
-__all__ = ["raise_refusal", "refusing"]
+__all__ = ["no_kernel", "raise_refusal", "refusing", "untraceable"]
 
 _MAX_BYTES = 1 << 28
 """Of the tensors of a call that is tried on the CPU."""
@@ -84,13 +86,39 @@ def _meaning(
     if is_bsfinds_own(error) or was_refused:
         details = "".join(traceback.format_exception(error))
         return InternalError(f"`{_label(op)}` could not be traced: {said}", detail=details)
-    where = user_line()
+    return untraceable(_label(op), no_kernel(error))
+
+
+def untraceable(operator: str, why: str) -> UntraceableError:
+    """Return the error for an operator that cannot be traced where the user's code calls it now.
+
+    Args:
+        operator: its name.
+        why: it cannot be traced, to follow a colon.
+    """
+    where, code = user_line(), running_code()
     return UntraceableError(
-        f"`{_label(op)}`{f' in {where}' if where else ''} cannot be predicted: "
-        f"torch {torch.__version__} does not run it without a GPU",
-        detail=said.strip().splitlines()[0],  # the next are the dispatcher's table of backends
-        hint="`--device cuda` measures instead, on a machine with a GPU",
+        f"`{operator}`{f' in {where}' if where else ''} cannot be predicted: {why}",
+        detail=code or "",
+        hint="`--device cuda` measures instead, on a machine with a GPU; "
+        "`--step` or `--batch-fn` can leave out what needs values",
     )
+
+
+_BACKEND = re.compile(r"Could not run '([\w:.]+)' with arguments from the '(\w+)' backend")
+
+
+def no_kernel(error: Exception) -> str:
+    """Return in one sentence why torch has no kernel: its own text is a table of all backends."""
+    said = f"{type(error).__name__}: {error}"
+    found = _BACKEND.search(said)
+    if isinstance(error, NotImplementedError) and found is not None:
+        sparse = " for sparse tensors" if "Sparse" in found[2] else ""
+        return (
+            f"torch {torch.__version__} has no kernel of `{found[1]}`{sparse} that needs no values"
+        )
+    first = said.strip().splitlines()[0]
+    return f"torch {torch.__version__} does not run it without a GPU ({first})"
 
 
 def refusing(op: Any, kernel: Any) -> Any:

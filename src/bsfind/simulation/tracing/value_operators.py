@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bsfind.simulation.tracing.dispatch import OperatorFacts, untraceable
+from bsfind.simulation.tracing.dispatch import OperatorFacts
+from bsfind.simulation.tracing.refusals import untraceable
 
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, Handler
@@ -217,7 +218,7 @@ def _made_on_gpu(dispatcher: Dispatcher, values: torch.Tensor) -> torch.Tensor:
 
 
 def _unknown_shape(facts: OperatorFacts) -> Exception:
-    return untraceable(facts.label, "The shape of its result depends on values that are not known.")
+    return untraceable(facts.label, "the shape of its result depends on values")
 
 
 def _index(
