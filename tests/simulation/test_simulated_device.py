@@ -84,9 +84,6 @@ class FakeTracer:
     def model_program(self) -> FakeProgram:
         return FakeProgram(self.model_bytes, 0)
 
-    def fixed_memory(self) -> FixedMemory:
-        return FixedMemory(parameter_bytes=self.model_bytes)
-
     def program(self, batch_size: int, steps: int, *, exact: bool) -> FakeProgram:
         self.asked.append((batch_size, exact))
         if self.fault is not None:
