@@ -6,11 +6,15 @@ were not written for, and the largest batch sizes for a card of 24 GB. Writes
 benchmarks/results/simulation_accuracy_GPU.json after every row; accuracy_report.py makes the pages
 and the package's own figures of it. PyTorch's answers are kept (see tests/simulation/oracle.py), so
 that a change of the simulator is measured again without them.
+
+`--classify` compares nothing: it traces each model once, and writes into the results that are there
+what kind it is by its operators.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import time
@@ -22,6 +26,7 @@ from benchmarks import accuracy_summary, max_batch, wide_corpus
 from tests.simulation.corpus import cases as core_cases
 from tests.simulation.corpus.case import Case, Run
 from tests.simulation.forks import in_fork
+from tests.simulation.operator_comparison import TARGETS
 from tests.simulation.oracle import Oracle
 from tests.simulation.simulated import simulate
 
@@ -40,10 +45,14 @@ def main() -> None:
     parser.add_argument(
         "--search-every", type=int, default=1, metavar="N", help="those of each Nth model only"
     )
+    parser.add_argument("--classify", action="store_true", help="only write the kinds anew")
     parser.add_argument("--no-write", action="store_true", help="only print")
     arguments = parser.parse_args()
     corpus = core_cases() if arguments.core else wide_corpus.CASES
     chosen = [case for case in corpus if not arguments.models or case.name in arguments.models]
+    if arguments.classify:
+        _classify(arguments.gpu)
+        return
     rows: list[dict[str, Any]] = []
     searches: list[dict[str, Any]] = []
 
@@ -135,11 +144,46 @@ def _sizes(events: list[int]) -> int:
     return hash(tuple(normalised(events)))
 
 
-def _write(gpu: str, rows: list[dict[str, Any]], searches: list[dict[str, Any]]) -> None:
-    path = ROOT / "benchmarks" / "results" / f"simulation_accuracy_{gpu}.json"
+def _classify(gpu: str) -> None:
+    """Write the kind of each model into the results, by the operators of one traced step."""
+    path = _results_file(gpu)
+    document = json.loads(path.read_text())
+    models = {row["model"] for row in document["rows"]}
+    kinds = {}
+    for case in wide_corpus.CASES:
+        if case.name not in models:
+            continue
+        answer = in_fork(lambda case=case: _traced_kind(case))
+        if answer.get("status") == "error":
+            raise SystemExit(f"{case.name}: {answer['message']}")
+        kinds[case.name] = answer["kind"]
+        print(f"{case.name:48} {answer}", flush=True)
+    for row in (*document["rows"], *document["searches"]):
+        row["kind"] = kinds[row["model"]]
+    _write(gpu, document["rows"], document["searches"], date=document["date"])
+
+
+def _traced_kind(case: Case) -> dict[str, Any]:
+    from bsfind.simulation.tracing.tracer import Tracer
+
+    with Tracer(case.workload, case.precisions[0], TARGETS["h100"]) as tracer:
+        tracer.program(case.batch_sizes[0], steps=1)
+        operators = tracer.operators
+    assert operators is not None
+    return {"kind": operators.kind, **dataclasses.asdict(operators)}
+
+
+def _results_file(gpu: str) -> Path:
+    return ROOT / "benchmarks" / "results" / f"simulation_accuracy_{gpu}.json"
+
+
+def _write(
+    gpu: str, rows: list[dict[str, Any]], searches: list[dict[str, Any]], date: str | None = None
+) -> None:
+    path = _results_file(gpu)
     path.parent.mkdir(exist_ok=True)
     document = {
-        "date": datetime.date.today().isoformat(),
+        "date": date or datetime.date.today().isoformat(),
         "summary": accuracy_summary.summary(rows, searches),
         "rows": rows,
         "searches": searches,

@@ -24,7 +24,7 @@ from bsfind.records import (
     ReportWarning,
 )
 from bsfind.settings import Settings
-from bsfind.simulation.accuracy import measured_accuracy
+from bsfind.simulation.accuracy import measured
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.units import format_bytes
 
@@ -51,6 +51,7 @@ def report_of(
     *,
     status: ReportStatus,
     message: str | None,
+    may_recommend: bool = True,
     duration_s: float,
 ) -> Report:
     """Return the report on a search, finished or not.
@@ -65,9 +66,10 @@ def report_of(
         assumptions: what the worker has chosen for the steps.
         status: of the search.
         message: what ended it, if it did not end by itself.
+        may_recommend: whether a size can be recommended: not where an error or a signal broke it off.
         duration_s: seconds since the start.
     """
-    recommendation = recommend(results, settings.limits.objective)
+    recommendation = recommend(results, settings.limits.objective) if may_recommend else None
     if recommendation is not None:
         check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
         recommendation = dataclasses.replace(recommendation, check=check)
@@ -211,7 +213,8 @@ def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Predictio
         torch_version=version,
         allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
         model_kind=kind,
-        accuracy=measured_accuracy(kind) if kind else None,
+        accuracy=measured().accuracy(kind, version) if kind else None,
+        no_accuracy_because=measured().why_not(kind, version) if kind else None,
     )
 
 

@@ -5,12 +5,25 @@ Pure: figures of the steps go in, a verdict comes out, whichever device the step
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from bsfind.records import Leak
+from bsfind.records import Assumption, Leak, ReportWarning
 from bsfind.units import format_bytes
 
-__all__ = ["is_growing", "leak_after", "leak_message", "steady_retries", "steps_of_a_verdict"]
+__all__ = [
+    "STEPS_DIFFER",
+    "StepMemory",
+    "draws_assumption",
+    "draws_warning",
+    "is_growing",
+    "leak_after",
+    "leak_message",
+    "leak_of",
+    "steady_retries",
+    "steps_differ",
+    "steps_of_a_verdict",
+]
 
 _WARM_UP_STEPS = 2
 """The first step makes the optimizer's state, the second is the first that has it from its start."""
@@ -20,6 +33,67 @@ _FEWEST_STEPS_OF_A_VERDICT = 8
 
 _HORIZON_STEPS = 100_000
 """Growth that would take longer than this to fill the rest of the device is not called a leak."""
+
+_VERDICTS = 3
+"""How often further steps are run where even these have parameters with a first gradient."""
+
+_DIFFERENT = 0.01
+"""Peaks that differ by less than this part are those of one step: workspaces come and go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Memory of one step.
+
+    Attributes:
+        held_bytes: what tensors hold after it, without gradients of parameters: those that a step does
+            not use have none after it.
+        peak_bytes: the most that was held during it.
+        is_warm_up: whether it is unlike those to come, as the first one is. So is one in which some
+            parameter has its first gradient, and the optimizer makes its state.
+    """
+
+    held_bytes: int
+    peak_bytes: int
+    is_warm_up: bool
+
+
+def _settled(steps: Sequence[StepMemory]) -> Sequence[StepMemory]:
+    """Return the steps from the last that warms up, that one included."""
+    warm_up = max((i for i, step in enumerate(steps) if step.is_warm_up), default=0)
+    return steps[warm_up:]
+
+
+def steps_differ(steps: Sequence[StepMemory]) -> bool:
+    """Tell whether steps of a trial need different amounts of memory, those that warm up aside."""
+    peaks = [step.peak_bytes for step in _settled(steps)[1:]]
+    return len(peaks) >= 2 and max(peaks) - min(peaks) > _DIFFERENT * max(peaks)
+
+
+def leak_of(
+    steps: Sequence[StepMemory], run_more: Callable[[int], Sequence[StepMemory]], left_bytes: int
+) -> Leak | None:
+    """Return the leak that the steps of a trial show, after more of them where they are not alike.
+
+    Args:
+        steps: that ran.
+        run_more: runs so many further steps and returns their memory.
+        left_bytes: what the device has left.
+    """
+    for _ in range(_VERDICTS):
+        settled = _settled(steps)
+        sizes = [step.held_bytes for step in settled]
+        grows = is_growing(sizes)
+        are_few = len(settled) <= _FEWEST_STEPS_OF_A_VERDICT
+        if not grows and not (are_few and steps_differ(settled)):
+            return None
+        more = run_more(steps_of_a_verdict(len(sizes)))
+        if not any(step.is_warm_up for step in more):
+            return (
+                leak_after(sizes, [step.held_bytes for step in more], left_bytes) if grows else None
+            )
+        steps = [*steps, *more]
+    return None
 
 
 def is_growing(sizes: Sequence[int]) -> bool:
@@ -55,6 +129,38 @@ def leak_after(sizes: Sequence[int], more: Sequence[int], left_bytes: int) -> Le
     if lasts > _HORIZON_STEPS:
         return None
     return Leak(bytes_per_step=growth, lasts_steps=lasts + len(sizes) + len(more))
+
+
+STEPS_DIFFER = ReportWarning(
+    code="steps_differ",
+    message="steps of a trial need different amounts of memory: the largest step that ran counts, and a "
+    "long run may meet a larger one",
+    hint="`--steps` runs more of them in each trial",
+)
+
+
+def draws_warning(places: Sequence[str]) -> ReportWarning:
+    """Return the warning that random numbers decide how large a step is.
+
+    Args:
+        places: in the code that draw them: `model.py:12`.
+    """
+    return ReportWarning(
+        code="random_steps",
+        message=f"random numbers that are drawn at {', '.join(places)} decide how much memory a step "
+        "needs: all figures are those of the largest step",
+        hint="steps with other random numbers need less memory and less time",
+    )
+
+
+def draws_assumption(places: Sequence[str]) -> Assumption:
+    """Return the same as something that bsfind chose."""
+    return Assumption(
+        what="random numbers",
+        value="those of the largest step",
+        why=f"what a step runs depends on what {', '.join(places)} draws, and a long run meets the "
+        "largest step sooner or later",
+    )
 
 
 def leak_message(leak: Leak) -> str:

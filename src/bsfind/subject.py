@@ -84,12 +84,14 @@ class ModelInfo:
         parameters: number of parameters, shared ones once.
         optimizer: the optimizer's class, or None in inference.
         model_bytes: allocated on the device after loading.
-        kind: what most of its work is, as far as its modules tell; predictions differ by it in how
-            exact they are.
+        kind: what most of the operators of its traced step are, of those that predictions differ by
+            in how exact they are; None: not traced.
+        weights_dtype: see `PrecisionResult`.
     """
 
     class_name: str | None = None
     parameters: int
     optimizer: str | None
     model_bytes: int
-    kind: ModelKind = "other"
+    kind: ModelKind | None = None
+    weights_dtype: str | None = None

@@ -69,7 +69,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
         Tracer(run.case.workload, run.precision, target_of(result)) as tracer,
     ):
         program = tracer.program(run.batch_size, steps=run.steps)
-        kind = getattr(tracer, "kind", None)
+        operators = tracer.operators
     allocator = CachingAllocator(DeviceMemory(result["free_bytes"]))
     allocated = reserved = None
     with contextlib.suppress(SimulatedOutOfMemoryError):
@@ -81,7 +81,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
         operators=program.operators,
         peak_allocated=allocated,
         peak_reserved=reserved,
-        kind=kind,
+        kind=operators.kind if operators is not None else None,
     )
 
 

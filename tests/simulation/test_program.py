@@ -13,6 +13,7 @@ from bsfind.simulation.allocator import (
 from bsfind.simulation.operators.call import Call, CudaTarget, Steps, TensorSpec
 from bsfind.simulation.tracing.program import Program, program_of
 from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE
+from bsfind.stability import StepMemory
 
 MIB = 1 << 20
 GPU = CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13))
@@ -78,14 +79,18 @@ def test_what_a_replay_counts() -> None:
         (ALLOCATE, 2, 8 * MIB, "aten::mm"),
         (RELEASE, 1),
         (RELEASE, 2),
-        (MARK, "step_end"),
+        (ALLOCATE, 3, 2 * MIB, "aten::mm"),  # a gradient
+        (MARK, "step_end", 2 * MIB, True),
+        (RELEASE, 3),
     ]
     program = program_of(load, step, GPU)
     allocator = CachingAllocator(DeviceMemory(1 << 30))
     replayed = program.replay(allocator, program.load(allocator))
     assert replayed.peak_allocated_bytes == 22 * MIB
-    assert replayed.resident_bytes == (10 * MIB,)
-    assert replayed.requested_bytes == (10 * MIB,)
+    assert replayed.resident_bytes == (12 * MIB,)
+    assert replayed.memory == (
+        StepMemory(held_bytes=10 * MIB, peak_bytes=22 * MIB, is_warm_up=True),
+    )
     assert replayed.activation_bytes == 4 * MIB
     assert replayed.retries == (0,)
     assert replayed.peaks_by_step == (22 * MIB,)

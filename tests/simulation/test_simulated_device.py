@@ -19,6 +19,7 @@ from bsfind.input_spec import parse_input_shape
 from bsfind.records import ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator
+from bsfind.stability import StepMemory
 from bsfind.units import GIB, MIB
 
 WORKLOAD = Workload(target="pkg.mod:Net", inputs=(parse_input_shape("3"),))
@@ -41,7 +42,13 @@ class FakeProgram:
             peak_reserved_bytes=allocator.peak_reserved_bytes,
             resident_bytes=(self._model_bytes,),
             activation_bytes=self._batch_size * 10 * MIB,
-            requested_bytes=(self._model_bytes,),
+            memory=(
+                StepMemory(
+                    held_bytes=self._model_bytes,
+                    peak_bytes=allocator.peak_allocated_bytes,
+                    is_warm_up=True,
+                ),
+            ),
             retries=(allocator.num_alloc_retries,),
             peaks_by_step=(allocator.peak_allocated_bytes,),
         )
@@ -50,10 +57,12 @@ class FakeProgram:
 class FakeTracer:
     """Stands in for `bsfind.simulation.tracing.tracer.Tracer`."""
 
+    class_name = "Net"
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"
-    kind = "other"
+    operators = None
+    random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
 
@@ -161,7 +170,7 @@ def test_what_old_cards_have_not(gpu: str, has_bf16: bool) -> None:
 def test_a_trial_is_a_replay() -> None:
     made = device()
     model = made.load(WORKLOAD, "fp32")
-    assert (model.parameters, model.optimizer, model.kind) == (7, "AdamW", "other")
+    assert (model.parameters, model.optimizer, model.kind) == (7, "AdamW", None)
     assert model.model_bytes == 100 * MIB
     trial = made.run_trial(8, 3)
     assert (trial.status, trial.batch_size, trial.steps) == ("ok", 8, 3)

@@ -92,6 +92,17 @@ def test_sizes(text: str, size: int | None) -> None:
     assert read_size(text) == size
 
 
+def test_two_messages_in_a_line_are_not_mixed() -> None:
+    short = "CUDA out of memory. Tried to allocate 3.00 GiB. GPU 1 has a total capacity of 8.00 GiB; see: "
+    figures = explain_text(short + message(gpu=5)).figures
+    assert (figures.gpu_index, figures.tried_bytes, figures.total_bytes) == (5, GIB, 24 * GIB)
+
+
+def test_an_allocators_own_message_outweighs_what_was_killed_after_it() -> None:
+    log = f"{message()}\nslurmstepd: error: Detected 1 oom_kill event in StepId=7.0."
+    assert explain_text(log).kind is Kind.CUDA_OOM
+
+
 def test_what_is_reserved_follows_from_what_is_not_allocated() -> None:
     figures = read_figures(message())
     assert figures.reserved_bytes == int(22.5 * GIB)
@@ -134,9 +145,37 @@ def test_other_processes_stay_others() -> None:
     assert account.others_bytes >= 20 * GIB
 
 
+def test_cached_of_old_versions_is_on_top_of_what_is_allocated() -> None:
+    """c10/cuda/CUDACachingAllocator.cpp, torch 1.0-1.3: `amount_cached - amount_allocated`."""
+    figures = read_figures(
+        "CUDA out of memory. Tried to allocate 80.00 MiB (GPU 0; 6.00 GiB total capacity; 4.50 GiB already "
+        "allocated; 10.00 MiB free; 86.00 MiB cached)"
+    )
+    assert figures.reserved_bytes == int(4.5 * GIB) + 86 * MIB
+    account = make_account(figures)
+    assert account.cached_bytes == 86 * MIB
+    assert account.unattributed_bytes == int(1.5 * GIB) - 96 * MIB
+    assert sum(account.parts.values()) == account.total_bytes
+
+
+def test_reserved_holds_allocated() -> None:
+    text = "(GPU 0; 8.00 GiB total capacity; 5.00 GiB already allocated; 1.00 GiB free; {} reserved in total"
+    assert read_figures(text.format("1.50 GiB")).reserved_bytes is None  # a digit was lost
+    rounded = read_figures(text.format("5119.00 MiB"))
+    assert rounded.reserved_bytes == rounded.allocated_bytes
+
+
+def test_figures_of_different_moments_are_no_account() -> None:
+    account = make_account(read_figures(message(free="5.00 GiB", processes="")))
+    assert account.parts == {}
+    assert account.overflow_bytes == int(3.5 * GIB)
+
+
 def test_more_than_the_card_has() -> None:
     account = make_account(read_figures(message(allocated="30.00 GiB", processes="")))
-    assert account.overflow_bytes == int(6.5 * GIB)
+    assert account.overflow_bytes == int(6.75 * GIB)
+    assert account.parts == {}
+    assert not account.drawable
 
 
 # --------------------------------------------------------------------------------------- cause
@@ -199,6 +238,100 @@ def test_the_reason_holds_the_arithmetic() -> None:
     reason = explain_text(message(allocated="12.00 GiB", unallocated="10.50 GiB")).cause.reason
     assert "10.5 GiB are reserved" in reason
     assert "1.0 GiB were asked for" in reason
+
+
+def test_a_limit_is_compared_with_the_precision_of_the_printed_figures() -> None:
+    text = message(
+        tried="2.00 MiB",
+        total="80.00 GiB",
+        free="70.00 GiB",
+        allocated="2040.00 MiB",
+        unallocated="100.00 MiB",
+        processes="2.10 GiB allowed; ",
+    )
+    # 2142 MiB are asked for in all, and 2.10 GiB stand for 2145 to 2156 MiB.
+    assert cause_of(text) is not CauseKind.MEMORY_LIMIT
+    reached = explain_text(text.replace("100.00 MiB", "106.00 MiB"))  # 2148 MiB
+    assert reached.cause.kind is CauseKind.MEMORY_LIMIT
+    assert "within the rounding" in reached.cause.reason
+
+
+def test_a_limit_that_an_allocation_would_have_exceeded() -> None:
+    text = (
+        "torch.OutOfMemoryError: CUDA out of memory. Allocation was preemptively rejected because it would "
+        "exceed per_process_memory_fraction limit. Requested size: 2147483648 bytes"
+    )
+    explanation = explain_text(text)
+    assert explanation.cause.kind is CauseKind.MEMORY_LIMIT
+    assert explanation.figures.tried_bytes == 2 * GIB
+
+
+def test_a_size_that_no_machine_has() -> None:
+    explanation = explain_text("CUDA out of memory. Tried to allocate more than 1EB memory.")
+    assert explanation.cause.kind is CauseKind.OVERFLOWED_SHAPE
+    assert "shape" in explanation.advice[0].text
+
+
+def test_a_buffer_larger_than_metal_allows() -> None:
+    explanation = explain_text("RuntimeError: Invalid buffer size: 24.00 GiB")
+    assert explanation.cause.kind is CauseKind.BATCH_TOO_LARGE
+    assert "24.0 GiB is larger than Metal allows" in explanation.cause.reason
+    assert not any("WATERMARK" in command for command in commands(explanation))
+
+
+def test_mps_other_allocations_are_this_process() -> None:
+    text = (
+        "MPS backend out of memory (MPS allocated: 6.00 GiB, other allocations: 11.50 GiB, max allowed: "
+        "18.00 GiB). Tried to allocate 1.00 GiB on private pool."
+    )
+    explanation = explain_text(text)
+    account = explanation.errors[0].account
+    assert (account.outside_bytes, account.others_bytes) == (int(11.5 * GIB), None)
+    assert account.free_bytes == GIB // 2
+    assert explanation.cause.kind is CauseKind.MEMORY_LIMIT
+    assert "this process's own" in explanation.cause.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RuntimeError: DataLoader worker (pid 42) is killed by signal: Killed.",
+        "Process finished with exit code 137 (interrupted by signal 9: SIGKILL)",
+    ],
+)
+def test_a_signal_is_no_proof(text: str) -> None:
+    explanation = explain_text(text)
+    assert explanation.kind is Kind.HOST_OOM_KILL
+    assert not explanation.errors[0].proven
+    assert "Most likely" in explanation.cause.reason
+    assert commands(explanation)[0].startswith("dmesg")
+
+
+def test_ray_kills_before_the_kernel_does() -> None:
+    explanation = explain_text("Task was killed due to the node running low on memory.")
+    assert "by Ray's memory monitor" in explanation.cause.reason
+    assert commands(explanation)[0].startswith("ray logs")
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("RuntimeError: CUDA error: out of memory on device cuda:3", 3),
+        ("out of memory when allocating on device:GPU:2 by allocator GPU_2_bfc", 2),
+        ("CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=1 ; hostname=node7", 1),
+        ("gpu017: RuntimeError: CUDA error: out of memory", None),
+        ("gpu-3 srun --gres=gpu:4: CUDA error: out of memory", None),
+        ("CUDA error: out of memory on a GPU 24 GiB large", None),
+    ],
+)
+def test_names_of_hosts_and_counts_are_no_gpu(text: str, index: int | None) -> None:
+    assert explain_text(text).figures.gpu_index == index
+
+
+def test_no_gpu_has_a_part_in_what_the_host_did() -> None:
+    explanation = explain_text("GPU 3: Out of memory: Killed process 42 (python)")
+    assert explanation.kind is Kind.HOST_OOM_KILL
+    assert explanation.figures.gpu_index is None
 
 
 # -------------------------------------------------------------------------------------- advice
@@ -382,3 +515,4 @@ def test_no_part_of_an_account_is_negative(
     )
     account = make_account(figures)
     assert all(not value or value > 0 for value in vars(account).values() if value != ())
+    assert sum(account.parts.values()) <= total

@@ -72,6 +72,34 @@ def test_no_number_is_cut(width: int) -> None:
         assert len(line) <= width or line.startswith("   "), line
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize(
+    "text",
+    [
+        # torch 1.0-1.3; Windows; parts that round up; figures of different moments
+        "CUDA out of memory. Tried to allocate 9.00 GiB (GPU 0; 4.00 GiB total capacity; 2.87 GiB already "
+        "allocated; 25.10 MiB free; 31.20 MiB cached)",
+        RANK.format(
+            rank=0, tried="1.00 GiB", free="0 bytes", allocated="40.00 GiB", cached="1.00 GiB"
+        ),
+        RANK.format(
+            rank=0, tried="1.00 GiB", free="1.06 GiB", allocated="17.81 GiB", cached="3.71 GiB"
+        ),
+        RANK.format(
+            rank=0, tried="1.00 GiB", free="9.00 GiB", allocated="17.81 GiB", cached="3.71 GiB"
+        ),
+        "MPS backend out of memory (MPS allocated: 16.00 GB, other allocations: 3.31 GB, max allowed: 18.13 "
+        "GB). Tried to allocate 256 bytes on shared pool.",
+    ],
+)
+def test_no_breakdown_above_the_card(text: str, width: int) -> None:
+    shown = screen(text, width)
+    parts = re.findall(r"^[█▓▒╳╱·] .*?(\d+)%$", shown, re.MULTILINE)
+    assert sum(map(int, parts)) <= 100
+    if not parts:
+        assert "no breakdown" in shown.replace("\n", " ")
+
+
 def test_what_is_no_error_of_memory() -> None:
     text = screen(ASSERT, 80)
     assert text.startswith("No out-of-memory error\n")
@@ -134,6 +162,14 @@ def test_an_unreadable_file(tmp_path: Path) -> None:
         assert outcome.stdout == ""
         assert f"cannot read `{path}`" in outcome.stderr
         assert "hint:" in outcome.stderr
+
+
+def test_output_that_was_closed(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(ONE, encoding="utf-8")
+    command = f'"{sys.executable}" -m bsfind explain "{log}" >&-'
+    run = subprocess.run(["sh", "-c", command], check=False, capture_output=True, timeout=120)
+    assert (run.returncode, run.stderr) == (ExitCode.OK, b"")
 
 
 def test_a_terminal_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,14 @@ from bsfind.finder import Finder
 from bsfind.input_spec import parse_input, parse_input_shape
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, Report, ReportWarning, Trial
 from bsfind.report.json import schema, to_json
+from bsfind.report.sentences import accuracy
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.units import MIB
 from bsfind.worker.client import TrialAnswer
 
 SIMULATED = predicted_report().device
 assert SIMULATED is not None
-MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB, kind="attention")
+MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB)
 LOSS = Assumption(what="loss", value="mean of the output", why="nothing else suits it")
 CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely")
 
@@ -80,7 +81,7 @@ class FakeWorker:
                 activation_bytes=50 * MIB * batch_size,
                 steps=steps,
             )
-        return TrialAnswer(trial=trial, is_clean=True, recording=None)
+        return TrialAnswer(trial=trial, is_clean=True, recording=None, kind="attention")
 
 
 class FakePool:
@@ -168,6 +169,18 @@ def test_what_a_prediction_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.prediction.torch_version == "2.13.0"
     assert report.prediction.allocator == {"expandable_segments": True}
     assert report.prediction.model_kind == "attention"
+    assert report.prediction.accuracy is not None
+    assert report.prediction.no_accuracy_because is None
+
+
+def test_a_bound_is_not_shown_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SIMULATED is not None
+    older = dataclasses.replace(SIMULATED, torch_version="2.9.1+cu128")
+    monkeypatch.setitem(globals(), "SIMULATED", older)
+    report, _ = found(settings(NAMED))
+    assert report.prediction is not None
+    assert report.prediction.accuracy is None
+    assert accuracy(report) == "Error bound: not measured for torch 2.9 (measured for 2.13)."
 
 
 def test_a_caveat_of_both_precisions_is_one() -> None:
@@ -268,6 +281,8 @@ def test_a_worker_that_died_is_replaced(
 
     monkeypatch.setattr(FakeWorker, "run_trial", dies_in_the_first_precision)
     report, finder = found(settings(NAMED))
-    assert [error.message for error in finder.errors] == ["the worker was killed by SIGKILL"]
+    assert finder.errors == []  # the other precision gave the answer
+    assert report.status == "complete"
+    assert [warning.code for warning in report.warnings] == ["coarse", "precision_failed"]
     assert [worker.loads for worker in pool.workers] == [["fp32"], ["amp-bf16"]]
     assert [result.status for result in report.results] == ["error", "ok"]

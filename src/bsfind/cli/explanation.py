@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
@@ -45,7 +46,8 @@ _CAUSES = {
     CauseKind.OTHER_PROCESS: "another process",
     CauseKind.LEAK: "memory grows from step to step",
     CauseKind.EVAL_WITHOUT_NO_GRAD: "evaluation without no_grad",
-    CauseKind.MEMORY_LIMIT: "a limit that was set",
+    CauseKind.MEMORY_LIMIT: "a limit on this process's memory",
+    CauseKind.OVERFLOWED_SHAPE: "a shape that overflowed",
     CauseKind.HOST_MEMORY: "the host's memory",
     CauseKind.NOT_MEMORY: "not memory",
     CauseKind.UNKNOWN: "not known",
@@ -107,6 +109,9 @@ def show(explanation: Explanation, console: Console) -> None:
     if account.drawable:
         console.print()
         _draw(account, console)
+    if account.total_bytes is not None and account.overflow_bytes:
+        console.print()
+        _sentence(console, _no_breakdown(account, account.total_bytes))
     console.print()
     label = "Likely cause" if error.cause.likely else "Possible cause"
     if error.cause.kind is CauseKind.UNKNOWN:
@@ -128,6 +133,8 @@ def _sentence(
 
 def _title(error: Error) -> str:
     parts = [_TITLES[error.kind]]
+    if error.kind is Kind.HOST_OOM_KILL and not error.proven:
+        parts = ["Killed, most likely for lack of host memory"]
     if error.source.rank is not None:
         parts.append(f"rank {error.source.rank}")
     elif error.source.name is not None:
@@ -154,21 +161,43 @@ def _draw(account: Account, console: Console) -> None:
     console.print(_bar([(size, mark, style) for size, _, mark, style in parts], total, width))
     rows = [*parts, (account.tried_bytes, "asked for", " ", "bold")]
     longest = max(len(label) for _, label, _, _ in rows)
-    for size, label, mark, style in rows:
+    percents = [
+        *_percents([size for size, *_ in parts], total),
+        _percent(account.tried_bytes, total),
+    ]
+    for (size, label, mark, style), percent in zip(rows, percents, strict=True):
         if size is None:
             continue
-        percent = "<1%" if 0 < size < total * 0.005 else f"{size / total:.0%}"
         console.print(
             Text.assemble(
                 (mark, style), f" {label:<{longest}}  {format_bytes(size):>11}  {percent:>5}"
             ),
             soft_wrap=True,
         )
-    if account.overflow_bytes:
-        _sentence(
-            console,
-            f"{format_bytes(account.overflow_bytes)} more than the card has: in the host's memory.",
-        )
+
+
+def _percents(parts: list[int], total: int) -> list[str]:
+    """Return the shares of parts in percent, rounded so that they never add up to more than 100."""
+    shares, before = [], 0
+    for size, end in zip(parts, accumulate(parts), strict=True):
+        percent = round(end / total * 100) - before
+        before += percent
+        shares.append("<1%" if size and not percent else f"{percent}%")
+    return shares
+
+
+def _percent(size: int | None, total: int) -> str:
+    if size is not None and size > total:
+        return ">100%"
+    return _percents([size or 0], total)[0]
+
+
+def _no_breakdown(account: Account, total: int) -> str:
+    return (
+        f"The figures add up to {format_bytes(total + account.overflow_bytes)}, more than "
+        f"{format_bytes(total)}: part of it is in the host's memory (Windows, integrated GPUs, MPS), or they "
+        "are of different moments. They give no breakdown."
+    )
 
 
 def _bar(parts: list[tuple[int, str, str]], total: int, width: int) -> Text:

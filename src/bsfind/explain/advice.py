@@ -55,9 +55,14 @@ _WATCH = Advice(
 )
 _WHO = Advice("see who uses the card, and end what is not needed", "bsfind gpus")
 _KILLER = Advice("see what the kernel killed", "dmesg | grep -i -E 'oom|killed process'")
+_RAY = Advice("see what Ray killed, and what held the memory", "ray logs raylet.out")
 _LOADER = Advice(
     "less host memory: fewer DataLoader workers, no data set held as a Python list in each of them",
     "DataLoader(dataset, num_workers=2)",
+)
+_SHAPES = Advice(
+    "print the shapes before the line that failed: one has a dimension that is negative, not initialised "
+    "or too large for 64 bits"
 )
 _HALF = Advice("load the model in half precision", "model = model.to(torch.bfloat16)")
 
@@ -76,8 +81,11 @@ def advise(
     """
     find = _find(kind, figures)
     segments = _expandable_segments(kind, text)
+    if cause.kind is CauseKind.OVERFLOWED_SHAPE:
+        return (_SHAPES,)
     if kind is Kind.HOST_OOM_KILL:
-        return (_KILLER, _LOADER, Advice("ask for more memory for the job or the container"))
+        killer = _RAY if "Ray's" in cause.reason else _KILLER
+        return (killer, _LOADER, Advice("ask for more memory for the job or the container"))
     if kind is Kind.CPU_OOM:
         return (
             Advice("read the data in parts instead of at once", "numpy.load(file, mmap_mode='r')"),
@@ -87,8 +95,11 @@ def advise(
     if kind is Kind.OTHER_FRAMEWORK_OOM:
         return (_WHO, Advice("a smaller batch, context or model; see the framework's own settings"))
     if kind is Kind.MPS_OOM:
+        smaller = Advice("a smaller batch, or shorter sequences")
+        if figures.allowed_bytes is None:
+            return (smaller,)
         return (
-            Advice("a smaller batch, or shorter sequences"),
+            smaller,
             Advice("close other programs: the GPU shares the host's memory"),
             Advice(
                 "allow more than the limit (the system may become slow)",
@@ -136,7 +147,7 @@ def _expandable_segments(kind: Kind, text: str) -> tuple[Advice, ...]:
         variable = "PYTORCH_CUDA_ALLOC_CONF"
     else:
         variable = "PYTORCH_ALLOC_CONF"
-    if "total capacity;" in text or "GiB cached)" in text:  # torch 2.0 and before
+    if "total capacity;" in text or "iB cached)" in text:  # torch 2.0 and before
         return (
             Advice(
                 "let the allocator split less (expandable segments came with torch 2.1)",

@@ -28,6 +28,7 @@ class CauseKind(str, Enum):
     LEAK = "leak"
     EVAL_WITHOUT_NO_GRAD = "eval_without_no_grad"
     MEMORY_LIMIT = "memory_limit"
+    OVERFLOWED_SHAPE = "overflowed_shape"
     HOST_MEMORY = "host_memory"
     NOT_MEMORY = "not_memory"
     UNKNOWN = "unknown"
@@ -57,6 +58,15 @@ _NO_GRAD = re.compile(r"in decorate_context|no_grad|inference_mode")
 _TRAINING = re.compile(
     r"\.backward\(|in backward\b|_engine_run_backward|in training_step|in train\w*$", re.M
 )
+_OVERFLOWED = re.compile(
+    r"more than 1 ?EB\b|(?:allocat\w+|of size|bytes of) \d{16,20}\b", re.IGNORECASE
+)
+_RAY = re.compile(r"node running low on memory|\(raylet\)|\(tasks / actors\)", re.IGNORECASE)
+_PREEMPTIVE = re.compile(r"would exceed per_process_memory_fraction limit")
+_COMPARED = (
+    *("tried_bytes", "allowed_bytes", "allocated_bytes", "reserved_bytes"),
+    "reserved_unallocated_bytes",
+)
 _MANY_STEPS = 20
 
 
@@ -65,6 +75,8 @@ def find_cause(
     figures: Figures,
     account: Account,
     *,
+    message: str = "",
+    proven: bool = True,
     context: str = "",
     step: int | None = None,
 ) -> Cause:
@@ -74,14 +86,19 @@ def find_cause(
         kind: what ran out.
         figures: the sizes in its text.
         account: what they add up to.
+        message: the text itself.
+        proven: False for a text that stands for lack of memory only most likely.
         context: the traceback around it, as far as the log holds one.
         step: the last step that the log names before it.
     """
     if kind in (Kind.CPU_OOM, Kind.HOST_OOM_KILL):
-        return _host(kind, figures)
+        return _host(kind, figures, message, proven=proven)
     return (
-        _too_large_for_the_card(figures)
-        or _limit(figures)
+        _overflowed(message)
+        or _metal_buffer(kind, figures, message)
+        or _mps_limit(figures, account)
+        or _too_large_for_the_card(figures)
+        or _limit(figures, message)
         or _other_process(figures, account)
         or _fragmentation(figures, account)
         or _free_after_all(figures)
@@ -90,14 +107,64 @@ def find_cause(
     )
 
 
-def _host(kind: Kind, figures: Figures) -> Cause:
+def _overflowed(message: str) -> Cause | None:
+    if _OVERFLOWED.search(message) is None:
+        return None
+    return Cause(
+        CauseKind.OVERFLOWED_SHAPE,
+        True,
+        "The size that was asked for is larger than the memory of any machine: a shape overflowed, is "
+        "negative, or was read from memory that holds no number. It does not depend on the batch size.",
+    )
+
+
+def _metal_buffer(kind: Kind, figures: Figures, message: str) -> Cause | None:
+    if kind is not Kind.MPS_OOM or "invalid buffer size" not in message.lower():
+        return None
+    return Cause(
+        CauseKind.BATCH_TOO_LARGE,
+        True,
+        f"One buffer of {format_bytes(figures.tried_bytes)} is larger than Metal allows "
+        "(MTLDevice.maxBufferLength), however much memory is free: the input is too large (batch, sequence "
+        "length, resolution).",
+    )
+
+
+def _mps_limit(figures: Figures, account: Account) -> Cause | None:
+    """Return the cause where what fills MPS's limit is not in PyTorch's allocator."""
+    outside, allowed, tried = account.outside_bytes, figures.allowed_bytes, figures.tried_bytes
+    allocated = figures.allocated_bytes
+    if figures.other_allocations_bytes is None or None in (outside, allowed, tried, allocated):
+        return None
+    if (outside or 0) <= (allocated or 0):
+        return None
+    return Cause(
+        CauseKind.MEMORY_LIMIT,
+        False,
+        f"MPS allows this process {format_bytes(allowed)}. PyTorch's allocator holds "
+        f"{format_bytes(allocated)}; {format_bytes(outside)} are this process's own too, but outside that "
+        f"allocator (Metal, MPSGraph). {format_bytes(tried)} were asked for.",
+    )
+
+
+def _host(kind: Kind, figures: Figures, message: str, *, proven: bool) -> Cause:
+    if not proven:
+        return Cause(
+            CauseKind.HOST_MEMORY,
+            True,
+            "A process was killed by SIGKILL. Most likely this was the kernel's out-of-memory killer: the "
+            "host's memory (RAM, or the limit of the job or the container) ran out. A scheduler, a "
+            "launcher that ends its workers, or a user can send that signal too; the kernel's log tells. "
+            "The GPU's memory has no part in this.",
+        )
     if kind is Kind.HOST_OOM_KILL:
         held = figures.this_process_bytes
+        by = " by Ray's memory monitor" if _RAY.search(message) else ""
         size = f" It held {format_bytes(held)} then." if held is not None else ""
         return Cause(
             CauseKind.HOST_MEMORY,
             True,
-            f"The host's memory (RAM, or the job's limit on it) ran out, and a process was killed.{size} "
+            f"The host's memory (RAM, or the job's limit on it) ran out, and a process was killed{by}.{size} "
             "The GPU's memory has no part in this.",
         )
     tried = f"{format_bytes(figures.tried_bytes)} of " if figures.tried_bytes is not None else ""
@@ -121,20 +188,37 @@ def _too_large_for_the_card(figures: Figures) -> Cause | None:
     )
 
 
-def _limit(figures: Figures) -> Cause | None:
+def _limit(figures: Figures, message: str) -> Cause | None:
     tried, allowed, total = figures.tried_bytes, figures.allowed_bytes, figures.total_bytes
-    if allowed is None or tried is None or figures.free_bytes is None or figures.free_bytes < tried:
+    preemptive = _PREEMPTIVE.search(message) is not None
+    if preemptive and allowed is None:
+        asked = f": {format_bytes(tried)} were asked for" if tried is not None else ""
+        return Cause(
+            CauseKind.MEMORY_LIMIT,
+            True,
+            "The process may use only a fraction of the card (set_per_process_memory_fraction), and the "
+            f"allocation would have exceeded it{asked}.",
+        )
+    if allowed is None or tried is None:
         return None
-    reserved = figures.reserved_bytes
-    if reserved is not None and reserved + tried <= allowed:
+    free, reserved = figures.free_bytes, figures.reserved_bytes
+    # The figures were rounded to be printed: the limit may be reached although their sum is below it.
+    if reserved is not None and reserved + tried <= allowed - figures.rounding(*_COMPARED):
+        return None
+    if (free is None and reserved is None) or (free is not None and free < tried):
         return None
     of = f" of {format_bytes(total)}" if total is not None else ""
+    held, rest = "", ""
+    if reserved is not None:
+        held = f"{format_bytes(reserved)} were reserved and "
+        if reserved + tried <= allowed:
+            rest = ", which is the limit within the rounding of these figures"
+    rest += f". {format_bytes(free)} of the card were free." if free is not None else "."
     return Cause(
         CauseKind.MEMORY_LIMIT,
         True,
         f"The process may use {format_bytes(allowed)}{of} (set_per_process_memory_fraction, or a "
-        f"framework's setting): {format_bytes(figures.free_bytes)} of the card were free, "
-        f"{format_bytes(tried)} were asked for.",
+        f"framework's setting): {held}{format_bytes(tried)} were asked for{rest}",
     )
 
 
@@ -244,9 +328,11 @@ def _from_traceback(context: str, step: int | None) -> Cause | None:
 def _full(kind: Kind, figures: Figures, account: Account) -> Cause:
     total, tried, allocated = account.total_bytes, figures.tried_bytes, figures.allocated_bytes
     if total and allocated is not None and allocated >= total // 2:
-        share = min(1.0, allocated / total)
         asked = f", and {format_bytes(tried)} more were asked for" if tried is not None else ""
-        start = f"Tensors fill {format_bytes(allocated)} of {format_bytes(total)} ({share:.0%}){asked}: "
+        of = f"fill {format_bytes(allocated)} of {format_bytes(total)} ({allocated / total:.0%})"
+        if allocated > total:
+            of = f"hold {format_bytes(allocated)}, more than the card's {format_bytes(total)}"
+        start = f"Tensors {of}{asked}: "
         if tried is not None and tried >= total // 100:
             return Cause(
                 CauseKind.BATCH_TOO_LARGE,

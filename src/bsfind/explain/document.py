@@ -44,6 +44,7 @@ def _error(error: Error) -> dict[str, Any]:
 
 def _figures(figures: Figures) -> dict[str, Any]:
     known = asdict(figures)
+    del known["precision"]
     known["processes"] = [asdict(process) for process in figures.processes]
     return known
 

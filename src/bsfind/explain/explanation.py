@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import BinaryIO
 
 from bsfind.explain.account import Account, make_account
@@ -13,7 +14,7 @@ from bsfind.explain.cause import Cause, CauseKind, find_cause
 from bsfind.explain.figures import Figures, read_figures
 from bsfind.explain.log import Piece, Progress, Source, pieces
 from bsfind.explain.lookalikes import LOOKALIKES, Lookalike, find_lookalike
-from bsfind.explain.texts import HEAD, Kind, Match, Strength, is_fault, match_text, match_traceback
+from bsfind.explain.texts import HEAD, Kind, Match, Strength, is_fault, match_text
 from bsfind.explain.wrapping import join, readings, without_prefix, words_known
 
 __all__ = ["Error", "Explanation", "explain", "explain_text"]
@@ -22,13 +23,14 @@ _MOST_ERRORS = 64
 _MOST_PIECES = 2000
 """Of different texts: after that, only what begins like an allocator's message is read."""
 _LONGEST_MESSAGE = 4000
+_HOST_KINDS = (Kind.CPU_OOM, Kind.HOST_OOM_KILL)
 _BEFORE = 2
 """Lines before the first that matters, in which a wrapped message may begin."""
 _LIKELY = 2
 """Readings of which one is right, unless lines were lost or mixed."""
 _TELLING = re.compile(
-    r"outofm|outofr|oom|kill|(fail\w*|unable|cannot|can't|notenough|tried|trying)(to)?(alloc|mem|find)"
-    r"|alloc\w*failed|_status_|assert|illegal|exhausted|memoryerror|bad_alloc",
+    r"out_?of_?[mrd]|oom|kill|(fail\w*|unable|cannot|can't|notenough|tried|trying)(to)?(alloc|mem|find)"
+    r"|alloc\w*failed|_status_|assert|illegal|exhausted|memoryerror|bad_alloc|memorynot|availablememory|notpossible",
     re.IGNORECASE,
 )
 """What a message of interest holds, however it was cut, all spaces taken out."""
@@ -48,6 +50,7 @@ class Error:
         cause: the likely cause.
         advice: what to do, in order.
         matched: the source of the text that was recognised.
+        proven: False for a text that stands for lack of memory only most likely.
         occurrences: how often the log repeats it.
     """
 
@@ -60,6 +63,7 @@ class Error:
     cause: Cause
     advice: tuple[Advice, ...]
     matched: str
+    proven: bool = True
     occurrences: int = 1
 
 
@@ -157,7 +161,8 @@ def explain(stream: BinaryIO) -> Explanation:
 def _readings(piece: Piece) -> list[str]:
     """Return the ways to read a piece; one is enough where no message that matters was wrapped."""
     before = piece.context[-_BEFORE:]
-    squeezed = "".join("".join((*before, *piece.lines)).split())
+    bare = without_prefix(piece.lines, before)
+    squeezed = "".join("".join((*before, *piece.lines, *bare)).split())
     if _TELLING.search(squeezed) is None:
         return [join(piece.lines)]
     return list(readings(piece.lines, before))
@@ -179,21 +184,21 @@ def _read(piece: Piece) -> _Found | None:
             break
         match = None
     if match is None:
-        context = " ".join(piece.context)
-        match = next(filter(None, (match_traceback(f"{context} {text}") for text in texts)), None)
-    if match is None:
         return None
     figures, message = max(
         ((_figures(text), text) for text in texts),
         key=lambda read: (read[0].known, words_known(read[1])),
     )
+    if match.kind in _HOST_KINDS:  # a GPU that is named near it has no part in it
+        figures = replace(figures, gpu_index=None)
     return _Found(match, piece, message[:_LONGEST_MESSAGE], figures)
 
 
 def _figures(text: str) -> Figures:
-    # The figures are those of the message: what stands before it may name other sizes.
-    head = HEAD.search(text)
-    figures = read_figures(text[head.start() :] if head is not None else text)
+    # The figures are those of one message: what stands before it, or the next one, may name other sizes.
+    starts = [head.start() for head in HEAD.finditer(text)]
+    messages = [text[start:end] for start, end in pairwise((*starts, len(text)))]
+    figures = max(map(read_figures, messages), key=lambda read: read.known, default=Figures())
     return figures if figures.known else read_figures(text)
 
 
@@ -219,13 +224,20 @@ def _decide(found: list[_Found], *, fault: bool) -> list[_Found]:
 
 def _error(one: _Found) -> Error:
     figures = one.figures
-    if one.match.kind in (Kind.CPU_OOM, Kind.HOST_OOM_KILL):
+    if one.match.kind in _HOST_KINDS:
         account = Account(tried_bytes=figures.tried_bytes)
     else:
         account = make_account(figures)
+    proven = one.match.strength > Strength.HINT
     context = "\n".join((*one.piece.context, *one.piece.lines))
     cause = find_cause(
-        one.match.kind, figures, account, context=_frames(context), step=one.piece.step
+        one.match.kind,
+        figures,
+        account,
+        message=one.message,
+        proven=proven,
+        context=_frames(context),
+        step=one.piece.step,
     )
     return Error(
         kind=one.match.kind,
@@ -237,6 +249,7 @@ def _error(one: _Found) -> Error:
         cause=cause,
         advice=advise(one.match.kind, cause, figures, account, one.message),
         matched=one.match.source,
+        proven=proven,
         occurrences=one.count,
     )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 __all__ = ["Figures", "Process", "read_figures", "read_size"]
 
@@ -18,7 +19,7 @@ _SIZE = rf"(?P<size>{_NUMBER}\s*{_UNIT})"
 _EXACT = r"(?:\s*\((?P<exact>\d+)\s*(?:bytes|B)\))?"
 _BARE = r"(?P<size>\d[\d,]*)(?![\d.,]*\s?[KMGT])"
 
-_FACTORS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
+_FACTORS: Mapping[str, int] = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 _READ = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
 _UNBELIEVABLE = 1 << 50
 """Above a PiB: what the driver of Windows answers for "unknown" (17179869184.00 GiB)."""
@@ -39,11 +40,14 @@ _TRIED = (
     rf"buffer of size:?\s*{_SIZE}",
     rf"buffer of size:?\s*{_BARE}",
     rf"(?:cudaMalloc|alloc\w*) of size {_BARE}",
+    rf"attempting to reserve {_SIZE}",
+    rf"requested memory:?\s*{_BARE}",
     rf"requires more (?:system |GPU )?memory \({_SIZE}\)",
     rf"failed to allocate memory \({_SIZE}\)",
     rf"allocation of {_SIZE}",
     rf"malloc\w*\({_BARE}\) failed",
     rf"unable to mmap {_SIZE}",
+    rf"allocate buffer: {_BARE}",
 )
 _TOTAL = (
     rf"total capaci?ty of {_SIZE}",
@@ -59,6 +63,7 @@ _FREE = (
     rf"than is available \({_SIZE}\)",
     rf"available memory of {_BARE}",
     rf"free memory:?\s*{_SIZE}",
+    rf"free memory:?\s*{_BARE}",
 )
 _ALLOCATED = (
     rf"of the allocated memory,? {_SIZE}",
@@ -69,8 +74,9 @@ _ALLOCATED = (
     rf"allocated so far: {_SIZE}",
     rf"\bInUse:\s*{_BARE}",
 )
-_RESERVED = (rf"{_SIZE} reserved in\b", rf"{_SIZE} cached\b")
-_UNALLOCATED = (rf"{_SIZE} is reserved by PyTorch\b",)
+_RESERVED = (rf"{_SIZE} reserved in\b",)
+# `cached`: amount_cached - amount_allocated, c10/cuda/CUDACachingAllocator.cpp (torch 1.0-1.3)
+_UNALLOCATED = (rf"{_SIZE} is reserved by PyTorch\b", rf"{_SIZE} cached\b")
 _PRIVATE = (rf"{_SIZE} allocated in private pools",)
 _ALLOWED = (
     rf"{_SIZE} allowed\b",
@@ -100,8 +106,11 @@ _FIELDS = {
 }
 _PROCESS = re.compile(rf"\bProcess (\d+) has {_SIZE} memory in use", re.IGNORECASE)
 _GPU = re.compile(r"\b[GN]PU (\d{1,4})(?=;| has a total)", re.IGNORECASE)
+# Not the names of hosts (gpu017, gpu-3), counts (--gres=gpu:4) or sizes (GPU 24 GiB).
 _DEVICE = re.compile(
-    r"\b(?:GPU|NPU|MUSA|device|CUDA|cuda:|GPU_|gpu:)[ :_]{0,2}(\d{1,4})\b(?!\.\d)", re.IGNORECASE
+    r"(?<!gres[=/])\b(?:(?:GPU|NPU|MUSA|device)(?:[:_= ]|: | #)|cuda:)"
+    r"(\d{1,4})(?![\da-z-]|\.\d|\s?[KMGT]i?B|\s?%)",
+    re.IGNORECASE,
 )
 _SHAPE = re.compile(r"tensor with shape\s*\[([\d, ]+)\] and type (\w+)")
 _ITEM_SIZES = {"float": 4, "half": 2, "bfloat16": 2, "double": 8, "int32": 4, "int64": 8}
@@ -132,6 +141,7 @@ class Figures:
         other_allocations_bytes: MPS: memory of the device outside PyTorch's allocator.
         this_process_bytes: everything the process holds on the card, the context included.
         processes: the others that were named; in a container, the process itself may be among them.
+        precision: half a unit of the last digit that was printed, of each size.
     """
 
     gpu_index: int | None = None
@@ -146,6 +156,11 @@ class Figures:
     other_allocations_bytes: int | None = None
     this_process_bytes: int | None = None
     processes: tuple[Process, ...] = ()
+    precision: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+    def rounding(self, *names: str) -> int:
+        """Return by how many bytes a sum of these sizes, or of all, may be wrong as each was rounded."""
+        return sum(half for name, half in self.precision.items() if not names or name in names)
 
     @property
     def known(self) -> int:
@@ -170,14 +185,26 @@ def read_size(text: str) -> int | None:
     return int(size) if size <= _UNBELIEVABLE else None
 
 
-def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> int | None:
+def _half_a_unit(text: str) -> int:
+    """Return half a unit of the last printed digit in bytes, rounded up: 5 MiB and a bit for `1.05 GiB`."""
+    match = _READ.match(text.strip())
+    if match is None or (match[2] or "b").lower().startswith("b"):
+        return 0
+    digits = min(30, len(match[1].partition(".")[2]))
+    factor: int = 1 << (10 * _FACTORS[match[2][:1].lower()])
+    unit: int = 10**digits
+    return -(-factor // (2 * unit))
+
+
+def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> tuple[int, int] | None:
+    """Return the first size that one of the patterns finds, and its precision."""
     for pattern in patterns:
         match = pattern.search(text)
         if match is not None:
-            exact = match.groupdict().get("exact")
-            size = read_size(exact or match["size"])
+            printed = match.groupdict().get("exact") or match["size"]
+            size = read_size(printed)
             if size is not None:
-                return size
+                return size, _half_a_unit(printed)
     return None
 
 
@@ -193,21 +220,41 @@ def _tensor_bytes(text: str) -> int | None:
 
 def read_figures(text: str) -> Figures:
     """Read the sizes of one message, whose lines have been joined."""
-    found = {name: _first(patterns, text) for name, patterns in _FIELDS.items()}
+    read = {name: _first(patterns, text) for name, patterns in _FIELDS.items()}
+    found = {name: size[0] if size is not None else None for name, size in read.items()}
+    precision = {name: size[1] for name, size in read.items() if size is not None}
     if found["tried_bytes"] is None:
         found["tried_bytes"] = _tensor_bytes(text)
-    allocated, reserved = found["allocated_bytes"], found["reserved_bytes"]
-    unallocated = found["reserved_unallocated_bytes"]
-    if reserved is None and allocated is not None and unallocated is not None:
-        found["reserved_bytes"] = allocated + unallocated
-    elif unallocated is None and allocated is not None and reserved is not None:
-        found["reserved_unallocated_bytes"] = max(0, reserved - allocated)
+    _relate(found, sum(precision.values()))
     processes = []
     for match in _PROCESS.finditer(text):
         size = read_size(match["size"])
         if size is not None:
             processes.append(Process(pid=int(match[1][:18]), used_bytes=size))
+            precision[f"process {match[1]}"] = _half_a_unit(match["size"])
     gpu = _GPU.search(text) or _DEVICE.search(text)
     return Figures(
-        gpu_index=int(gpu[1]) if gpu else None, processes=tuple(dict.fromkeys(processes)), **found
+        gpu_index=int(gpu[1]) if gpu else None,
+        processes=tuple(dict.fromkeys(processes)),
+        precision=precision,
+        **found,
     )
+
+
+def _relate(found: dict[str, int | None], rounding: int) -> None:
+    """Add what is reserved to what is allocated, or tell them apart: a text gives one of the two.
+
+    What is reserved holds what is allocated. A text in which it does not has lost a digit.
+    """
+    allocated, reserved = found["allocated_bytes"], found["reserved_bytes"]
+    unallocated = found["reserved_unallocated_bytes"]
+    if allocated is None:
+        return
+    if reserved is not None and unallocated is None:
+        if reserved < allocated - rounding:
+            found["reserved_bytes"] = None
+        else:
+            found["reserved_bytes"] = max(reserved, allocated)
+            found["reserved_unallocated_bytes"] = max(reserved, allocated) - allocated
+    elif reserved is None and unallocated is not None:
+        found["reserved_bytes"] = allocated + unallocated

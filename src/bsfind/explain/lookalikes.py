@@ -43,7 +43,7 @@ LOOKALIKES = (
         _BLOCKING,
     ),
     Lookalike(
-        r"unspecified launch failure|fallen off the bus|Xid \d+",
+        r"unspecified launch failure|uncorrectable ECC error|fallen off the bus|Xid \d+",
         "A kernel crashed or the GPU itself failed.",
         "look for Xid errors of the driver",
         "dmesg | grep -i xid",
@@ -62,7 +62,14 @@ LOOKALIKES = (
         "bsfind env",
     ),
     Lookalike(
-        r"bus error|insufficient shared memory|No space left on device",
+        r"too many open files|received 0 items of ancdata|unable to open shared memory object",
+        "The process has too many open files: DataLoader workers keep one per tensor that they share.",
+        "raise the limit, or share tensors by file name: "
+        "torch.multiprocessing.set_sharing_strategy('file_system')",
+        "ulimit -n 65536",
+    ),
+    Lookalike(
+        r"bus error|insufficient shared memory|No space left on device|disk quota exceeded",
         "Shared memory (/dev/shm) or a disk is full: the host's, not the GPU's.",
         "give the container more shared memory (Docker's shm-size), or use fewer DataLoader workers",
         "df -h /dev/shm",
@@ -74,7 +81,7 @@ LOOKALIKES = (
         "use a smaller block size or fewer stages in the kernel",
     ),
     Lookalike(
-        r"DataLoader worker .{0,30}is killed by signal",
+        r"DataLoader worker .{0,30}(is killed by signal|exited unexpectedly)",
         "A DataLoader worker was killed. That alone does not say by whom: the host's out-of-memory "
         "killer, or a launcher that ended the job.",
         "see whether the kernel killed it",

@@ -1,28 +1,20 @@
 """Which texts are out-of-memory errors, and of what kind: a table, each line with its source.
 
 It starts from the table of `bsfind.oom`, which decides about exceptions, and adds what only a log
-shows: other frameworks, the host's killer, and texts that stand for lack of memory if nothing
-better explains them.
+shows: the host's killer, other frameworks, any other sentence that says that an allocation failed,
+and texts that stand for lack of memory if nothing better explains them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from bsfind.oom import DEVICE_FAULT, OOM_TEXTS
 
-__all__ = [
-    "HEAD",
-    "KEYS",
-    "Kind",
-    "Match",
-    "Strength",
-    "is_fault",
-    "match_text",
-    "match_traceback",
-]
+__all__ = ["HEAD", "KEYS", "Kind", "Match", "Strength", "is_fault", "match_text"]
 
 
 class Kind(str, Enum):
@@ -66,111 +58,59 @@ class _Text:
     pattern: str
     kind: Kind
     source: str
-    strength: Strength = Strength.PROOF
+
+
+_Table = tuple[tuple[re.Pattern[str], _Text], ...]
+
+
+def _table(*texts: _Text) -> _Table:
+    return tuple((re.compile(text.pattern, re.IGNORECASE | re.MULTILINE), text) for text in texts)
 
 
 _OTHER = Kind.OTHER_FRAMEWORK_OOM
 _HOST = Kind.HOST_OOM_KILL
-_HINT = Strength.HINT
 
-_BEFORE_SHARED = (
-    # The host: its killer names itself.
-    _Text(r"out of memory: kill(ed)? process|oom-kill:constraint", _HOST, "Linux, mm/oom_kill.c"),
+_KILLED = _table(
     _Text(
-        r"invoked oom-killer|memory cgroup out of memory|oom_reaper", _HOST, "Linux, mm/oom_kill.c"
-    ),
-    _Text(
-        r"oom[-_ ]?kill event|cgroup out-of-memory handler|exceeded (job|step) memory limit"
-        r"|task \d+: out of memory|\b(?-i:OUT_OF_ME)(MORY|\+)",
+        r"out of memory: kill(ed)? process|oom-kill:constraint|invoked oom-killer"
+        r"|memory cgroup out of memory|oom_reaper|systemd-oomd.{0,40}killed|result 'oom-kill'"
+        r"|killed by the (\w+ )?oom|sending SIG(TERM|KILL) to process \d|at or below SIGTERM limits",
         _HOST,
-        "Slurm: slurmstepd, srun, sacct",
+        "Linux (mm/oom_kill.c), systemd, systemd-oomd, earlyoom",
     ),
     _Text(
-        r"\bOOMKilled\b(?!\"?[:=] ?false)",
+        r"oom[-_ ]?kill event|cgroup out-of-memory handler|exceeded (job |step )?memory limit"
+        r"|task \d+: out of memory|\b(?-i:OUT_OF_ME)(MORY\b(?!_)|\+)|TERM_MEMLIMIT"
+        r"|job killed: \S*mem \S+ exceeded limit|gone over memory limit",
         _HOST,
-        "Kubernetes, Docker: reason of a container that ended",
+        "Slurm (slurmstepd, srun, sacct), LSF, PBS, HTCondor",
     ),
-    _Text(r"TERM_MEMLIMIT|job killed: \S*mem \S+ exceeded limit", _HOST, "LSF, PBS"),
     _Text(
-        r"killed due to the node running low on memory|workers? \(tasks / actors\) killed due to memory",
+        r"ray\.exceptions\.OutOfMemory|\bOOM ?Killed\b(?!\"?[:=] ?false)"
+        r"|\b[1-9]\d* workers \(tasks / actors\) ?killed|(?<!\))(?<!\) )\bkilled (by \w+ )?"
+        r"(due to|for) (the |exceeding )?(\w+ ){0,4}memory|to avoid running out of memory"
+        r"|exceeded \d+% memory budget|(used|using) all available RAM"
+        r"|tried to allocate more memory than is available",
         _HOST,
-        "Ray: memory monitor",
-    ),
-    # Other frameworks that use the same words as PyTorch.
-    _Text(
-        r"lua/5\.\d.{0,300}out of memory|(luarocks|cutorch|cunn).{0,300}out of memory",
-        _OTHER,
-        "Torch 7",
-    ),
-    _Text(
-        r"\b(?!CUDA|HIP|XPU|MPS)[A-Z]{3,5} out of memory\. Tried to allocate",
-        _OTHER,
-        "PyTorch on other accelerators: torch_npu, torch_musa, torch_mlu …",
-    ),
-    _Text(
-        r"(ggml|llama)\w*[:.].{0,300}(out of memory|failed to allocate|unable to allocate"
-        r"|insufficient memory)"
-        r"|(out of memory|failed to allocate|unable to allocate).{0,300}(ggml|llama_)\w*[:.(]"
-        r"|(unable|failed) to allocate (CUDA|ROCm|Metal|Vulkan|SYCL|CPU)\w* (compute )?buffers?"
-        r"|kIOGPUCommandBufferCallbackErrorOutOfMemory|ErrorOutOf(Device|Host)Memory",
-        _OTHER,
-        "llama.cpp: ggml-cuda.cu, ggml-metal.m, ggml-vulkan.cpp",
-    ),
-    _Text(r"requires more (system |GPU )?memory \(.{1,30}\) than is available", _OTHER, "Ollama"),
-    _Text(r"OOM when allocating tensor|ran out of memory trying to allocate", _OTHER, "TensorFlow"),
-    _Text(
-        r"failed to allocate \S+ \(\d+ bytes\) from device|failed to alloc \d+ bytes on host",
-        _OTHER,
-        "XLA: cuda_driver.cc (TensorFlow, JAX)",
-    ),
-    _Text(
-        r"RESOURCE_EXHAUSTED.{0,120}(out of memory|allocat|hbm|ran out)"
-        r"|ResourceExhaustedError.{0,200}(memory|OOM|allocat)|ran out of memory in memory space",
-        _OTHER,
-        "XLA, TensorFlow",
-    ),
-    _Text(r"out of memory error on (GPU|XPU|NPU) \d+", _OTHER, "PaddlePaddle: cuda_allocator.cc"),
-    _Text(
-        r"cupy\S*OutOfMemoryError|out of memory allocating [\d,]+ bytes", _OTHER, "CuPy: memory.pyx"
-    ),
-    _Text(
-        r"failed to allocate memory for requested buffer of size|BFCArena::\w+.{0,300}(requested bytes|alloc)"
-        r"|onnxruntime.{0,400}out of memory|CUDA failure 2: out of memory",
-        _OTHER,
-        "ONNX Runtime: bfc_arena.cc, cuda_call.cc",
-    ),
-    _Text(
-        r"requested amount of GPU memory|tensorrt.{0,200}out ?of ?memory|\[TRT\].{0,200}out ?of ?memory",
-        _OTHER,
-        "TensorRT",
-    ),
-    _Text(r"mxnet.{0,300}out of memory|cudaMalloc retry failed", _OTHER, "MXNet"),
-    _Text(
-        r"(numba|pycuda|chainer)\S*.{0,200}(out of memory|OUT_OF_MEMORY)", _OTHER, "Numba, PyCUDA"
-    ),
-    _Text(r"std::bad_alloc: (out_of_memory|CUDA error)|rmm.{0,100}out_of_memory", _OTHER, "RAPIDS"),
-    _Text(r"xgboost.{0,300}memory allocation error", _OTHER, "XGBoost"),
-    _Text(r"\[(metal::)?malloc(_or_wait)?\] (unable|attempting|failed) to allocate", _OTHER, "MLX"),
-    _Text(r"java\.lang\.OutOfMemoryError", _OTHER, "Java"),
-    _Text(
-        r"no available memory for the cache blocks|larger than the available KV cache memory"
-        r"|is less than desired GPU memory utilization|not enough memory\. please try to increase",
-        _OTHER,
-        "vLLM, SGLang: their own check of what is left for the cache",
+        "Kubernetes, Docker, Ray's memory monitor, YARN, Dask, notebooks",
     ),
 )
 
-_AFTER_SHARED = (
+# Texts of one meaning wherever they stand; PyTorch's own are in `bsfind.oom`.
+_NAMED = _table(
     _Text(
-        r"MPS.{0,40}out of memory|invalid buffer size:? [\d.]+ [KMGT]i?B", Kind.MPS_OOM, "aten/mps"
+        r"invalid buffer size:? [\d.]+ [KMGT]i?B|MPS allocated: \S+ \S+, other allocations",
+        Kind.MPS_OOM,
+        "aten/mps",
     ),
     _Text(
-        r"tried to allocate [\d.]+ (bytes|[KMG]iB)\.? ?\(?GPU \d",
+        r"preemptively rejected because it would exceed"
+        r"|tried to allocate [\d.]+ (bytes|[KMG]iB)\.? ?\(?GPU \d",
         Kind.CUDA_OOM,
-        "c10/cuda/CUDACachingAllocator.cpp, quoted without its beginning",
+        "c10/cuda/CUDACachingAllocator.cpp",
     ),
     _Text(
-        r"cuda runtime error \(2\) ?: out of memory|THCudaCheck FAIL.{0,200}error=2 ?: out of memory",
+        r"\(2\) ?: out of memory|THCudaCheck FAIL.{0,200}error=2 ?: out of memory",
         Kind.CUDA_OOM,
         "THC/THCGeneral.cpp (torch 0.1-1.5)",
     ),
@@ -180,90 +120,147 @@ _AFTER_SHARED = (
         Kind.CUDA_OOM,
         "NCCL; CUDA extensions (bitsandbytes: ops.cu)",
     ),
-    _Text(r"\bCUDA out of memory[\"'`*!)}\]]", Kind.CUDA_OOM, "the beginning of it, quoted"),
-    _Text(r"preemptively rejected because it would exceed", Kind.CUDA_OOM, "torch 2.13"),
     _Text(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory", Kind.HIP_OOM, "HIP runtime"),
     _Text(
-        r"UR_RESULT_ERROR_OUT_OF_(DEVICE|HOST)_MEMORY|OUT_OF_DEVICE_MEMORY|PI_ERROR_OUT_OF_(RESOURCES|HOST_MEMORY)"
-        r"|XPU.{0,20}out of memory",
+        r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY",
         Kind.XPU_OOM,
         "Level Zero, SYCL",
     ),
+    _Text(r"(cublas|cusolver).{0,40}resource allocation failed", Kind.CUBLAS_ALLOC, "cublas_api.h"),
     _Text(
-        r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array",
-        Kind.CPU_OOM,
-        "NumPy",
+        r"cudnn.{0,40}resource allocation failed|resource allocation failed.{0,20}cudnn",
+        Kind.CUDNN_ALLOC,
+        "cudnn.h",
     ),
-    _Text(r"(?<![\w.])MemoryError\b|std::bad_alloc", Kind.CPU_OOM, "CPython, C++"),
     _Text(
-        r"\[Errno 12\]|(OSError|fork|mmap|RuntimeError).{0,200}cannot allocate memory"
-        r"|cannot allocate memory \(12\)|failed to allocate memory \(errno|unable to mmap \d+ bytes",
+        r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array"
+        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc|memory allocation of \d+ bytes failed",
         Kind.CPU_OOM,
-        "ENOMEM",
+        "NumPy, CPython, C++, Rust",
     ),
-    # Weaker: what these say depends on what else the log says.
-    _Text(r"CUDNN_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)", Kind.CUDNN_ALLOC, "cudnn.h", _HINT),
+    _Text(
+        r"\[Errno 12\]|\[WinError (8|14|1455)\]"
+        r"|posix_memalign\b.{0,80}(12 (vs|!=)|failed)"
+        r"|failed to allocate memory \(errno|unable to mmap \d+ bytes"
+        r"|you tried to allocate \d[\d.]* ?[bKMGT]",
+        Kind.CPU_OOM,
+        "ENOMEM; Windows' commit limit; c10/core/impl/alloc_cpu.cpp, quoted without its beginning",
+    ),
+    _Text(
+        r"no available memory for the cache blocks|available KV cache memory \(|can be stored in KV cache"
+        r"|less than desired GPU memory utilization|not enough memory\. please try to increase",
+        _OTHER,
+        "vLLM, SGLang: their own check of what is left for the cache",
+    ),
+    _Text(
+        r"(^|[-:|\]] ?[\"']?)\s*(\w*error: ?)?out of memory\W{0,3}\s*$",
+        Kind.CUDA_OOM,
+        "cudaGetErrorString(cudaErrorMemoryAllocation), alone",
+    ),
+)
+
+_HINTS = _table(
+    _Text(r"CUDNN_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)", Kind.CUDNN_ALLOC, "cudnn.h"),
     _Text(
         r"CUBLAS_STATUS_NOT_INITIALIZED|CUSOLVER_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)"
         r"|CUBLAS_STATUS_INTERNAL_ERROR.{0,40}cublasCreate|CUFFT_INTERNAL_ERROR",
         Kind.CUBLAS_ALLOC,
         "cublas_api.h: handles that were not made",
-        _HINT,
     ),
     _Text(
-        r"exit ?code ?: ?-9\b|signal 9 \(SIGKILL\)|died with <Signals\.SIGKILL|non-zero exit status -9\b"
-        r"|exit(ed with)? (code|status):? 137\b|returned (exit code )?137\b"
+        r"\b(exit\w*|code|status|returned)\"?\W{1,5}(137|-9)\b|\bcode=killed\b"
+        r"|(?<!received )\bsignal 9\b|<Signals\.SIGKILL|SIGKILL\(-9\)|signal SIGKILL"
         r"|(?<!killed by)(?<!killed by\s)signal: killed\b"
-        r"|SIGKILL\S*.{0,60}out of memory|unexpectedly exit with exit code -9",
+        r"|signal 9 \(SIGKILL\) received|DataLoader worker \(pid\D{0,8}\d+\)? is killed by signal: Killed",
         _HOST,
         "SIGKILL, which the kernel's out-of-memory killer sends",
-        _HINT,
     ),
     _Text(
-        r"(^|: line \d+: ?)\s*(\d+ )?Killed\b\s*(\(core dumped\))?(\s{2,}.*)?$",
+        r"(^|: line \d+: ?|[\]|.])\s*(\d+ )?Killed\b\s*(\(core dumped\))?(\s{2,}.*)?$",
         _HOST,
         "shell",
-        _HINT,
     ),
 )
 
-_IN_TRACEBACK = _Text(
-    r"Traceback \(most recent call last\).{0,6000}DataLoader worker \(pid\D{0,8}\d+\)? is killed by "
-    r"signal: Killed",
-    _HOST,
-    "torch/utils/data/_utils/signal_handling.py: a worker got SIGKILL while the loop waited for it",
-    _HINT,
+_MEMORY = r"(?:(?:GPU|device|host|system|video|free|available|HBM) )?memory\b"
+_FAILURE = re.compile(
+    "|".join(
+        (
+            rf"\bout[ _-]of[ _-]{_MEMORY}",
+            r"(?<![a-z])OutOf(?:Device|Host)?Memory(?![a-z])",
+            r"\w*OutOf(?:Device|Host)?Memory(?:Error|Exception)\b",
+            r"Error_?OutOf(?:Device|Host)?Memory\b",
+            r"(?-i:_OUT_OF_(?:\w+_)?MEMORY\b)",
+            r"\bOOM when\b",
+            rf"\b(?:not enough|insufficient|no available) {_MEMORY}",
+            r"memory (?:is insufficient|not available)",
+            rf"requires? more {_MEMORY}",
+            r"available memory\b.{0,20}\b(?:smaller|only)\b",
+            r"\b(?:fail\w*|unable|cannot|can't|could ?n[o']t)(?: to)? alloc(?:ate)?\b.{0,60}?"
+            r"(?:memory|buffer|bytes|tensor|array|\d ?[KMGT]i?B?\b)",
+            r"\b(?:memory|buffer)[ _]alloc\w*[ _](?:failed|failure|error)",
+            r"\b(?:memory|device|tensor|buffer|host)\w* allocation\b.{0,30} failed",
+            r"\w*malloc\w*(?:\(\d+\))?[^).;]{0,25} failed",
+            r"to (?:allocate|reserve) .{0,60}(?:not possible|greater than|exceed)",
+        )
+    ),
+    re.IGNORECASE,
+)
+"""A sentence of any program that says that an allocation failed."""
+
+_ADVICE_BEFORE = re.compile(
+    r"(\b(if|may|might|would|avoid\w*|prevent\w*|reduc\w+|hints?|consider|except|catch\w*|handl(e|es|er|ing)"
+    r"|enabl\w+|ibv_\w+|in case|risk|started)\b|skip\w*)(?!.*[.;!?] )",
+    re.IGNORECASE | re.DOTALL,
+)
+_ADVICE_AFTER = re.compile(
+    r"(errors\b|[_.](log|py|txt)\b|\W{0,3}(\(\w+\))?\W{0,3}(killer|handler|protection|guard|retry)"
+    r"|[\"']?\s?[:=]\s?(false|none|0)\b|.{0,200}\bnot a failure)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""What makes advice, a warning or a setting of such a sentence."""
+
+_CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf", re.IGNORECASE)
+_FRAMEWORKS = re.compile(
+    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pygpu|mindspore"
+    r"|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): |\bxla\b|\bjax"
+    r"|RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|\bNPU\b|\bMUSA\b|\bMLU\b|\bmlx\b|\[(metal::)?malloc"
+    r"|ggml|llama_|\bllama\b|ollama|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]|rtSafe|nvinfer"
+    r"|cupy|numba|pycuda|thrust::|\brmm\b|bad_alloc: \w|xgboost|\bjava\.lang",
+    re.IGNORECASE,
+)
+"""Frameworks whose errors have the words of CUDA's or PyTorch's, told by a name near them."""
+
+_NEAR = 300
+"""Characters around an error in which a framework is named."""
+
+_LIBRARY_KINDS = (
+    (r"HIPBLAS|ROCBLAS", Kind.CUBLAS_ALLOC),
+    (r"\bHIP|MIOpen|ROCm", Kind.HIP_OOM),
+    (r"\bXPU|Level.?Zero|SYCL", Kind.XPU_OOM),
+    (r"\bMPS", Kind.MPS_OOM),
+    (r"CUBLAS|CUSOLVER|CUSPARSE|CUFFT", Kind.CUBLAS_ALLOC),
+    (r"CUDNN|unable to find (an engine|a valid)|for workspace", Kind.CUDNN_ALLOC),
+    (
+        r"DefaultCPUAllocator|CPUAllocator|alloc_cpu|pinned|OpenCV|\bfork|mmap|cannot allocate memory(?! on)",
+        Kind.CPU_OOM,
+    ),
 )
 
 
-def _shared_kind(found: str) -> Kind:
-    for pattern, kind in (
-        (r"HIP(BLAS)?\b|ROCBLAS", Kind.HIP_OOM),
-        (r"XPU", Kind.XPU_OOM),
-        (r"MPS", Kind.MPS_OOM),
-        (r"CUBLAS|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS|ROCBLAS", Kind.CUBLAS_ALLOC),
-        (r"CUDNN|unable to find an engine|workspace", Kind.CUDNN_ALLOC),
-        (r"DefaultCPUAllocator", Kind.CPU_OOM),
-    ):
-        if re.match(pattern, found, re.IGNORECASE) or (
-            kind is not Kind.HIP_OOM and re.search(pattern, found, re.IGNORECASE)
-        ):
-            return Kind.CUBLAS_ALLOC if "BLAS" in found else kind
-    return Kind.CUDA_OOM
+def _kind_of(text: str, otherwise: Kind) -> Kind:
+    """Return whose memory a text names."""
+    return next(
+        (kind for pattern, kind in _LIBRARY_KINDS if re.search(pattern, text, re.IGNORECASE)),
+        otherwise,
+    )
 
 
-_LIBRARIES = (Kind.CUDNN_ALLOC, Kind.CUBLAS_ALLOC)
 _SHARED = tuple(
     (re.compile(text.pattern, re.IGNORECASE | re.MULTILINE), text.source)
     for text in OOM_TEXTS
     if text.conclusive
 )
-_OWN = {
-    order: tuple((re.compile(text.pattern, re.IGNORECASE | re.MULTILINE), text) for text in texts)
-    for order, texts in (("before", _BEFORE_SHARED), ("after", _AFTER_SHARED))
-}
-
-_TRACEBACK = re.compile(_IN_TRACEBACK.pattern, re.IGNORECASE)
 
 HEAD = re.compile(
     r"(\b(CUDA|HIP|XPU|NPU|MUSA|MLU) out of memory\.|MPS backend out of memory"
@@ -272,51 +269,74 @@ HEAD = re.compile(
 )
 """Where a message begins: two of them in a row are two errors."""
 
+_OWN_HEAD = re.compile(
+    r"\b(?:(CUDA|HIP|XPU) out of memory\. {0,2}Tried|(MPS) backend out of memory)", re.IGNORECASE
+)
+"""Messages of PyTorch's allocators, which no framework's name near them makes another's."""
+
+_CUT_HEAD = re.compile(
+    r"has a total capaci?ty of [\d.]+ \w+( of which|\.)|total capaci?ty; [\d.]+ \w+ already allocated"
+    r"|[\d.]+ \w+ already allocated;|is allocated by PyTorch|is reserved by PyTorch but unallocated"
+    r"|[\d.]+ \w+ reserved in total by PyTorch",
+    re.IGNORECASE,
+)
+"""The rest of such a message, where the log has lost its beginning."""
+
 KEYS = (
-    *("memory", "alloc", "oom", "kill", "_status_", "resource", "code -9", "tried to"),
     *(
-        "exitcode",
-        "code 137",
-        "code: 137",
-        "status 137",
-        "status: 137",
-        "returned 137",
-        "errno 12",
-        "unable to",
-        "memlimit",
-        "nvml",
-        "cufft",
+        "memory",
+        "alloc",
+        "oom",
+        "kill",
+        "_status_",
+        "_status\\_",
+        "resource",
         "buffer",
-        "assert",
+        "exhausted",
     ),
-    *(
-        "illegal",
-        "misaligned",
-        "launch failure",
-        "watchdog",
-        "out of",
-        "no kernel image",
-        "space left",
-    ),
-    *("bus error", "segmentation", "cuda error", "hip error", "mismatch", "must match", "shapes"),
-    *(
-        "not divisible",
-        "no such device",
-        "ordinal",
-        "driver",
-        "valueerror",
-        "indexerror",
-        "typeerror",
-    ),
+    *("code=killed", "exitcode", "errno", "unable", "winerror", "signal", "out_of", "cufft"),
+    *("memlimit", "nvml", "assert", "illegal", "misaligned", "watchdog", "mismatch", "ordinal"),
+    *("driver", "segmentation", "shapes", "valueerror", "indexerror", "typeerror", "ancdata"),
+    *("quota",),
+    *("exit code", "exit status", "return code", "code 137", "code: 137", "status 137"),
+    *("status: 137", "returned 137", "returned exit", "code -9", "status -9"),
+    *("tried to", "kv cache", "launch failure", "out of", "no kernel image", "space left"),
+    *("bus error", "cuda error", "hip error", "must match", "not divisible", "no such device"),
+    *("exited unexpectedly", "all available ram"),
 )
 """Lower-case parts of lines that may matter: all others are passed over quickly."""
 
 
-def _own(order: str, text: str) -> Match | None:
-    for pattern, entry in _OWN[order]:
+def _find(texts: _Table, text: str) -> tuple[_Text, re.Match[str]] | None:
+    for pattern, entry in texts:
         found = pattern.search(text)
         if found is not None:
-            return Match(entry.kind, entry.strength, entry.source, found.start())
+            return entry, found
+    return None
+
+
+def _failures(text: str) -> Iterator[re.Match[str]]:
+    """Yield where a text says that an allocation failed, advice and settings apart."""
+    for found in _FAILURE.finditer(text):
+        before = text[max(0, found.start() - 100) : found.start()]
+        if _ADVICE_BEFORE.search(before) or _ADVICE_AFTER.match(text, found.end()):
+            continue
+        yield found
+
+
+def _gpu(joined: str, lines: str) -> tuple[Kind, str, int] | None:
+    """Find an error that names what ran out, or any other sentence about a failed allocation."""
+    for pattern, source in _SHARED:
+        match = pattern.search(joined) or pattern.search(lines)
+        if match is not None:
+            return _kind_of(match[0], Kind.CUDA_OOM), source, match.start()
+    named = _find(_NAMED, joined) or _find(_NAMED, lines)
+    if named is not None:
+        return named[0].kind, named[0].source, named[1].start()
+    for found in _failures(joined):
+        around = joined[max(0, found.start() - 80) : found.end() + 40]
+        kind = Kind.CUDA_OOM if _CUDA.search(around) else _OTHER
+        return _kind_of(around, kind), "a failed allocation", found.start()
     return None
 
 
@@ -327,24 +347,31 @@ def match_text(joined: str, lines: str) -> Match | None:
         joined: its lines joined to one, for messages that were wrapped.
         lines: the same with its line breaks, for texts that must end a line.
     """
-    found = _own("before", joined)
+    own = _OWN_HEAD.search(joined) is not None
+    killed = _find(_KILLED, joined) if not own else None
+    if killed is not None:
+        return Match(_HOST, Strength.PROOF, killed[0].source, killed[1].start())
+    found = _gpu(joined, lines)
     if found is not None:
-        return found
-    for pattern, source in _SHARED:
-        match = pattern.search(joined) or pattern.search(lines)
-        if match is not None:
-            kind = _shared_kind(match[0])
-            strength = Strength.LIBRARY if kind in _LIBRARIES else Strength.PROOF
-            return Match(kind, strength, source, match.start())
-    return _own("after", joined) or _own("after", lines)
-
-
-def match_traceback(text: str) -> Match | None:
-    """Tell whether a traceback ends in an error that means lack of memory only there."""
-    found = _TRACEBACK.search(text) if "DataLoader" in text else None
-    if found is None:
-        return None
-    return Match(_IN_TRACEBACK.kind, _IN_TRACEBACK.strength, _IN_TRACEBACK.source, found.start())
+        kind, source, start = found
+        near = joined[max(0, start - _NEAR) : start + _NEAR]
+        if kind in (Kind.CUDNN_ALLOC, Kind.CUBLAS_ALLOC):
+            return Match(kind, Strength.LIBRARY, source, start)
+        if not own:
+            framework = _FRAMEWORKS.search(near) if kind is not Kind.XPU_OOM else None
+            if framework is not None:
+                return Match(_OTHER, Strength.PROOF, f"a framework: {framework[0]}", start)
+        return Match(kind, Strength.PROOF, source, start)
+    cut = _CUT_HEAD.search(joined)
+    if cut is not None:
+        kind = _kind_of(joined, Kind.CUDA_OOM)
+        return Match(
+            kind, Strength.PROOF, "an allocator's message without its beginning", cut.start()
+        )
+    hint = _find(_HINTS, joined) or _find(_HINTS, lines)
+    if hint is not None:
+        return Match(hint[0].kind, Strength.HINT, hint[0].source, hint[1].start())
+    return None
 
 
 def is_fault(text: str) -> bool:

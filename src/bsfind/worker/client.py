@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from bsfind.errors import InternalError, TimeLimitError, WorkerError
+from bsfind.errors import BsfindError, InternalError, TimeLimitError, WorkerError
 from bsfind.inspection import PrecisionInspection
 from bsfind.memory_watch import MemoryLeft, MemoryWatch
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.units import format_duration
@@ -55,11 +55,15 @@ class TrialAnswer:
         trial: the trial.
         is_clean: whether the process is fit for another one.
         recording: what it asked of the allocator, if it ran and that could be recorded.
+        refusal: what the model's code raised, if it refused the size; as the error that reports it.
+        kind: what the operators of its step say of the model; None if they are not known.
     """
 
     trial: Trial
     is_clean: bool
     recording: Recording | None
+    refusal: BsfindError | None = None
+    kind: ModelKind | None = None
 
 
 class Worker:
@@ -98,7 +102,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={**os.environ, **variables} if variables else None,
+            # Sets of strings have the same order in every process, unless the user wants another.
+            env={"PYTHONHASHSEED": "0", **os.environ, **(variables or {})},
         )
         self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._threads = [
@@ -197,18 +202,20 @@ class Worker:
         """Try a batch size; its recording is part of the answer if it is wanted.
 
         Raises:
-            TargetError: the user's code failed.
+            TargetError: the user's code failed, and would at every batch size.
             TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
         if answer["memory"] is not None:
             self._watch.left(MemoryLeft.from_json(answer["memory"]))
-        recording = answer["recording"]
+        recording, refusal = answer["recording"], answer["refusal"]
         return TrialAnswer(
             trial=Trial.from_json(answer["trial"]),
             is_clean=answer["clean"],
             recording=Recording.from_json(recording) if recording else None,
+            refusal=decode_error(refusal) if refusal else None,
+            kind=answer["kind"],
         )
 
     def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:

@@ -130,12 +130,15 @@ class _Server:
             )
             recording = device.recording
             memory = device.memory_left()
+            refusal = device.refusal
             return {
                 "is": "trial",
                 "trial": trial.to_json(),
                 "clean": device.is_clean,
+                "kind": device.model_kind,
                 "memory": memory.to_json() if memory else None,
                 "recording": recording.to_json() if recording else None,
+                "refusal": encode_error(refusal) if refusal else None,
             }
         if request["do"] == "inspect":
             return self._inspect(device, request)

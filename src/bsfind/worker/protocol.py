@@ -8,7 +8,8 @@
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
     {"do": "trial", "batch_size", "steps",       {"is": "trial", "trial": Trial, "clean": bool,
      "record": bool}                              "recording": Recording or null,
-                                                  "memory": MemoryLeft or null}
+                                                  "memory": MemoryLeft or null,
+                                                  "refusal": a "failed" answer or null}
     {"do": "inspect", "batch_size", "steps"}     {"is": "inspected", "inspection":
                                                   PrecisionInspection}
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}

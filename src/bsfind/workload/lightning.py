@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bsfind.errors import TargetError
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.inputs import Batch
 
 __all__ = ["configured_optimizer", "is_lightning_module", "training_loss"]
@@ -25,6 +26,7 @@ def is_lightning_module(model: nn.Module) -> bool:
     )
 
 
+@stands_for_torch
 def training_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Return the loss of `training_step(batch, 0)`.
 
@@ -54,6 +56,7 @@ def _loader_batch(batch: Batch) -> Any:
     return batch.args[0] if len(batch.args) == 1 else batch.args
 
 
+@stands_for_torch
 def configured_optimizer(model: Any) -> torch.optim.Optimizer:
     """Return the first optimizer of `configure_optimizers()`, in any of its documented forms.
 

@@ -9,6 +9,7 @@ import torch
 
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.criteria import Criterion, Targets, Term, class_dimension
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import Path, float_leaves, named, tensor_at
@@ -49,6 +50,7 @@ class FunctionLoss(Loss):
     def __init__(self, function: Callable[[Any], torch.Tensor]) -> None:
         self._function = function
 
+    @stands_for_torch
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
         """Return what the function returns."""
         return self._function(output)

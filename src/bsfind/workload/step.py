@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
+from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, LossOfTerms, make_loss
 from bsfind.workload.loss_choice import LossChoice
@@ -38,6 +39,15 @@ __all__ = ["LoadedWorkload", "TrainingSteps"]
 
 _SMALL_BATCH = 2
 """Samples of a forward pass that only says what the model takes and returns; batch norm wants two."""
+
+_MAX_FURTHER_STEPS = 24
+"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+
+
+_CONVOLUTIONS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+)
 
 
 class LoadedWorkload:
@@ -54,6 +64,8 @@ class LoadedWorkload:
         model: the module on the device (before torch.compile).
         choice: of the loss, with `--loss auto`.
         last_batch: the last batch that was made, as text; for error messages.
+        notes: what the reader of the result must know, by code.
+        weights_dtype: see `records.PrecisionResult`.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -72,14 +84,20 @@ class LoadedWorkload:
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
+        self.notes: dict[str, str] = {}
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
+        # A function of the user's may ask for `model.module`.
+        model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
+        if was_wrapped:
+            self.notes["data_parallel"] = DATA_PARALLEL_NOTE
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
             model = _in_channels_last(model)
         self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
+        self.weights_dtype = None if plan.model_dtype else _weights_dtype(self.model)
         self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
         if workload.compile:
@@ -121,7 +139,7 @@ class LoadedWorkload:
     @property
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
-        return any(isinstance(module, _ConvNd) for module in self.model.modules())
+        return any(isinstance(module, _CONVOLUTIONS) for module in self.model.modules())
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
@@ -167,6 +185,7 @@ class LoadedWorkload:
                 break
         return True
 
+    @stands_for_torch
     def _forward(self, batch: Batch) -> Any:
         with self.plan.autocast(self.device):
             return self.model(*batch.args, **batch.kwargs)
@@ -195,6 +214,7 @@ class LoadedWorkload:
             return LossOfTerms(functools.partial(self.choice.terms_of, self.model))
         return make_loss(self.workload.loss)
 
+    @stands_for_torch
     def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """Run the forward pass and the loss, inside autocast if the precision has it.
 
@@ -210,6 +230,7 @@ class LoadedWorkload:
                 value = loss(self._callable(*batch.args, **batch.kwargs), batch)
         return _checked_loss(value)
 
+    @stands_for_torch
     def infer(self, batch: Batch) -> Any:
         """Run the forward pass alone and return the output."""
         with self.plan.autocast(self.device):
@@ -221,6 +242,15 @@ class LoadedWorkload:
             parameter.grad = None
 
 
+def _weights_dtype(model: nn.Module) -> str | None:
+    """Return the dtypes of the floating parameters; None if all have float32, or there are none."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if dtypes <= {torch.float32}:
+        return None
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return names[0] if len(names) == 1 else f"mixed {'/'.join(names)}"
+
+
 def _in_channels_last(model: nn.Module) -> nn.Module:
     """Return the model with the weights of its convolutions in channels_last, 3-D ones included.
 
@@ -228,11 +258,10 @@ def _in_channels_last(model: nn.Module) -> nn.Module:
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
 
-    def converted(tensor: torch.Tensor) -> torch.Tensor:
+    for tensor in (*model.parameters(), *model.buffers()):
         wanted = formats.get(tensor.dim())
-        return tensor if wanted is None else tensor.contiguous(memory_format=wanted)
-
-    model._apply(converted)  # type: ignore[no-untyped-call]  # as `Module.to` does
+        if wanted is not None:
+            tensor.data = tensor.data.contiguous(memory_format=wanted)
     return model
 
 
@@ -261,6 +290,10 @@ class TrainingSteps:
     Attributes:
         completed: optimizer steps that really ran. A GradScaler skips those whose gradients
             overflowed, and with them the optimizer's state: such steps do not count.
+        attempts: the same with those that were skipped.
+        is_warm_up: whether the last step was unlike those to come: it was the first, it was skipped,
+            or some parameter had its first gradient in it (and its first state of the optimizer).
+        gradient_bytes: of the gradients that parameters have after the last step.
     """
 
     def __init__(
@@ -273,6 +306,11 @@ class TrainingSteps:
         self._on_forward_done = on_forward_done
         self._making_inputs = making_inputs
         self.completed = 0
+        self.attempts = 0
+        self.is_warm_up = True
+        self.gradient_bytes = 0
+        self._last_warm_up = 0
+        self._updated: set[int] = set()
         self._training = loaded.workload.mode == "train"
         if self._training:
             self._loss = loaded.make_loss()
@@ -296,10 +334,43 @@ class TrainingSteps:
         Raises:
             Exception: out of memory, or whatever the user's code raises.
         """
+        before = self.completed
         if self._training:
             self._train(batch_size)
         else:
             self._infer(batch_size)
+        self.attempts += 1
+        has_new = self._training and self._look_at_gradients()
+        self.is_warm_up = self.attempts == 1 or has_new or self.completed == before
+        if self.is_warm_up:
+            self._last_warm_up = self.attempts
+
+    def wants_more(self, steps: int) -> bool:
+        """Tell whether a trial of so many optimizer steps goes on.
+
+        It does for two steps more than were asked for where a parameter had its first gradient late:
+        the step after that is the first with all of the optimizer's state.
+        """
+        if self.attempts >= steps + _MAX_FURTHER_STEPS:
+            return False
+        settled = self.attempts - self._last_warm_up
+        return self.completed < steps or settled < min(2, steps - 1)
+
+    def _look_at_gradients(self) -> bool:
+        """Count the gradients; tell whether a parameter has its first one."""
+        known = len(self._updated)
+        self._updated.update(id(parameter) for parameter in self._optimizer.state)
+        storages: dict[int, int] = {}
+        for parameter in self._loaded.model.parameters():
+            gradient = parameter.grad
+            if gradient is None:
+                continue
+            self._updated.add(id(parameter))
+            if gradient.layout == torch.strided:
+                storage = gradient.untyped_storage()
+                storages[storage._cdata] = storage.nbytes()
+        self.gradient_bytes = sum(storages.values())
+        return len(self._updated) > known
 
     def _train(self, batch_size: int) -> None:
         loaded, loss = self._loaded, self._loss

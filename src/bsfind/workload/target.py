@@ -10,6 +10,7 @@ from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, parse_value, resolve
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["build_model", "keyword_arguments"]
 
@@ -23,6 +24,7 @@ def keyword_arguments(pairs: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     return {name: parse_value(text) for name, text in pairs}
 
 
+@stands_for_torch
 def build_model(target: str, model_args: Mapping[str, Any]) -> nn.Module:
     """Return the model that `target` names: a class, a factory, or an instance.
 

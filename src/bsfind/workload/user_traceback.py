@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 from pathlib import Path
 from types import TracebackType
 
-from bsfind.device_faults import device_fault
-from bsfind.errors import BsfindError, TargetError
+import torch
 
-__all__ = ["user_error", "user_traceback"]
+from bsfind.device_faults import device_fault
+from bsfind.errors import BsfindError, InternalError, TargetError, UntraceableError
+from bsfind.workload.blame import is_bsfinds_own, raising_package
+
+__all__ = ["text_of", "user_error", "user_traceback"]
 
 _OURS = str(Path(__file__).resolve().parents[1])
 # Frames through which every call of a module or of the import system passes.
 _PLUMBING = ("torch/nn/modules/module.py", "<frozen importlib", "importlib/__init__.py")
+# What PyTorch's CPU build says where code goes past `torch.cuda`, which a prediction stands in for.
+_CUDA_ONLY = re.compile(
+    r"module 'torch\._C' has no attribute '(\w+)'|cannot import name '(\w+)' from 'torch\._C'"
+    r"|Torch not compiled with CUDA enabled|not linked with support for cuda"
+)
+# Packages whose kernels PyTorch knows nothing of, and what they raise where there is no GPU.
+_CUDA_LIBRARIES = frozenset(
+    (
+        *("apex", "bitsandbytes", "causal_conv1d", "deepspeed", "flash_attn", "mamba_ssm"),
+        *("natten", "spconv", "transformer_engine", "triton", "xformers"),
+    )
+)
+_NO_GPU_ERRORS = (AssertionError, AttributeError, ImportError, OSError, RuntimeError)
+_HAS_CUDA = torch.version.cuda is not None
 _MAX_LINES = 60
 _MAX_MESSAGE = 160
 
@@ -40,13 +58,22 @@ def user_traceback(error: BaseException) -> str:
     if len(lines) > _MAX_LINES:
         cut = len(lines) - _MAX_LINES
         lines = [*lines[: _MAX_LINES // 3], f"  … {cut} lines …", *lines[-_MAX_LINES * 2 // 3 :]]
-    return "\n".join(lines)
+    return _as_on_cuda("\n".join(lines))
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception as one short line: `ValueError: too many samples`, `AssertionError in net.py:7`."""
+    if said := _said(error):
+        return said
+    where = _where(error.__traceback__)
+    return f"{type(error).__name__} in {where}" if where else type(error).__name__
 
 
 def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
     """Return the error that reports a failure of the user's code.
 
-    bsfind's own errors pass through unchanged; faults of the GPU are told from those of the code.
+    bsfind's own errors pass through unchanged; its bugs are `InternalError`; faults of the GPU are
+    told from those of the code.
 
     Args:
         error: what was raised.
@@ -55,17 +82,46 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     """
     if isinstance(error, BsfindError):
         return error
+    if is_bsfinds_own(error):
+        details = "".join(traceback.format_exception(error))
+        return InternalError(f"{type(error).__name__}: {error}, {doing}", detail=details)
     fault = device_fault(error, doing=doing, traceback=user_traceback(error))
     if fault is not None:
         return fault
     where = _where(error.__traceback__)
-    said = str(error).strip().splitlines()
-    what = f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
+    if not _HAS_CUDA and (needed := _CUDA_ONLY.search(str(error))):
+        name = next((f"`torch._C.{name}`" for name in needed.groups() if name), "CUDA itself")
+        return UntraceableError(
+            f"the code{f' in {where}' if where else ''} needs {name}, which this build of PyTorch "
+            f"does not have, {doing}",
+            detail=user_traceback(error),
+            hint="such code cannot be predicted: `--device cuda` measures, on a machine with a GPU",
+        )
+    what = _said(error) or type(error).__name__
+    package = raising_package(error)
+    if not _HAS_CUDA and package in _CUDA_LIBRARIES and isinstance(error, _NO_GPU_ERRORS):
+        return UntraceableError(
+            f"`{package}` runs CUDA code of its own here, which cannot be predicted: {what}, {doing}",
+            detail=user_traceback(error),
+            hint="`--device cuda` measures, on a machine with a GPU; an optimizer of PyTorch's own "
+            "(`--optimizer adamw`) gives an estimate",
+        )
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
     hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""
     return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+def _said(error: BaseException) -> str | None:
+    lines = _as_on_cuda(str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}" if lines else None
+
+
+def _as_on_cuda(text: str) -> str:
+    """Return a text of PyTorch's with the types of tensors that it names on a GPU."""
+    text = re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
+    return re.sub(r"\b1D meta (?=\w+ tensor)", "1D cuda:0 ", text)
 
 
 def _where(trace: TracebackType | None) -> str | None:

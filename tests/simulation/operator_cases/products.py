@@ -121,6 +121,16 @@ def matmul() -> Iterator[Case]:
 
 
 @group
+def grouped_products() -> Iterator[Case]:
+    # The fake GPU's offsets are zeros, so that only groups of one size have products there.
+    for dtype in FLOATS:
+        for rows, inner, columns in ((8, 16, 32), (256, 768, 1024), (64, 24, 40)):
+            left, right = new(4, rows, inner, dtype=dtype), new(4, inner, columns, dtype=dtype)
+            yield partial(torch._grouped_mm, left, right)
+            yield partial(torch._grouped_mm, left, new(4, columns, inner, dtype=dtype).mT)
+
+
+@group
 def linalg() -> Iterator[Case]:
     for dtype in (FLOAT, DOUBLE):
         for batch in ((), (3,), (2, 5)):

@@ -191,7 +191,7 @@ def normalization() -> Iterator[Case]:
 def embedding() -> Iterator[Case]:
     for dtype in FLOATS:
         for count in (5, 512, 768, 769, 3072, 3073, 4096, 5000, 16384, 100001):
-            for words, width in ((50257, 768), (100, 512), (2, 1024), (30522, 33)):
+            for words, width in ((50257, 768), (100, 512), (2, 1024), (30522, 33), (100, 2080)):
                 for options in ({}, {"padding_idx": 0}, {"scale_grad_by_freq": True}):
                     if options.get("scale_grad_by_freq") and count > 20000:
                         continue  # the size of two scans is read off, and rounded
@@ -208,7 +208,7 @@ def embedding() -> Iterator[Case]:
                 grad_layout="transposed",
             )
             for mode in ("sum", "mean", "max"):
-                for words, width in ((1000, 64), (50000, 128)):
+                for words, width in ((1000, 64), (50000, 128), (50, 64)):
                     yield partial(
                         backward,
                         lambda w, i=ints(count), m=mode: F.embedding_bag(

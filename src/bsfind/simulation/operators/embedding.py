@@ -1,6 +1,7 @@
 """Embeddings: their gradients are summed after the indices have been sorted.
 
-aten/src/ATen/native/cuda/Embedding.cu, EmbeddingBag.cu and EmbeddingBackwardKernel.cu, torch 2.13.
+aten/src/ATen/native/cuda/Embedding.cu, EmbeddingBag.cu and EmbeddingBackwardKernel.cu, torch 2.11-2.13,
+with whose allocations it was compared; older versions are taken to be like 2.11 but for the atomics.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from bsfind.simulation.operators.layouts import contiguous, is_line
 
 _FEW_INDICES = 3072
 _ROWS_PER_THREAD = 10
+_WARP = 32
+_MAX_THREADS = 1024
+_BLOCKS_PER_SM = 4
 
 
 @allocates("aten::embedding")
@@ -32,7 +36,9 @@ def embedding_dense_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
         steps.outputs()
     else:
         width = gradient.shape[-1]
-        _sorted_backward(steps, indices, width, gradient, call["num_weights"], by_frequency, gpu)
+        words = call["num_weights"]
+        few = _are_few_words(indices.numel, words, width, gpu)
+        _sorted_backward(steps, indices, width, gradient, words, by_frequency, gpu, by_atomics=few)
     steps.free(*handles)
 
 
@@ -90,6 +96,8 @@ def _sorted_backward(
     words: int,
     by_frequency: bool,
     gpu: CudaTarget,
+    *,
+    by_atomics: bool = False,
 ) -> None:
     """`embedding_backward_cuda_kernel` on sorted indices."""
     count, size = indices.numel, indices.element_size
@@ -97,7 +105,7 @@ def _sorted_backward(
         return
     held = [steps.scratch(count * size) for _ in range(2)]  # sorted indices, where they were
     places = steps.scratch(count * size)
-    bits = max(int(words).bit_length(), 1)
+    bits = max(int(words).bit_length(), 1) if gpu.torch_version >= (2, 13) else 8 * size
     temporary = steps.scratch(cub.radix_sort(count, size, size, bits, gpu))
     steps.free(temporary, places)
     if by_frequency:
@@ -115,12 +123,24 @@ def _sorted_backward(
     held.append(steps.scratch(8))
     parts = count // _ROWS_PER_THREAD + segments
     held.append(steps.scratch(parts * size))
-    if segments < 4 * gpu.sm_count and parts > 4 * segments:
-        # Few words that are repeated often: since torch 2.13 blocks add to the result by atomics,
-        # in float32.
+    if by_atomics:
         held.append(steps.scratch(parts * size))
         if gradient.element_size < 4:
             held.append(steps.scratch(words * width * 4))
     else:
         held.append(steps.scratch(parts * width * max(4, gradient.element_size)))
     steps.free(*reversed(held))
+
+
+def _are_few_words(count: int, words: int, width: int, gpu: CudaTarget) -> bool:
+    """Tell whether blocks add to the result by atomics, in float32 (`use_fused_kernel`).
+
+    Since torch 2.11, where few words are repeated often and nothing must be deterministic. Not for bags.
+    """
+    if gpu.torch_version < (2, 11) or gpu.deterministic:
+        return False
+    segments = min(count, words)
+    threads = -(-width // _WARP) * _WARP
+    blocks = -(-segments * threads // min(threads, _MAX_THREADS))
+    parts = count // _ROWS_PER_THREAD + segments
+    return blocks < _BLOCKS_PER_SM * gpu.sm_count and parts > 4 * blocks

@@ -114,7 +114,15 @@ def _is_mask(item: TensorSpec | None) -> bool:
 
 
 def _bounds(steps: Steps, item: TensorSpec, gpu: CudaTarget) -> None:
-    """`index.max() < size` and `index.min() >= -size` (`wrapIndexOnce`)."""
+    """`index.max() < size` and `index.min() >= -size` (`wrapIndexOnce`), in one pass since torch 2.13."""
+    if gpu.torch_version < (2, 13):
+        for _ in range(2):
+            extreme = steps.scratch(8)
+            line, copy = contiguous(steps, item)
+            reduce_steps(steps, line, axes(line, None), gpu, 8, out_bytes=8)
+            steps.free(copy)
+            steps.free(steps.scratch(1), extreme)
+        return
     extremes = steps.scratch(8), steps.scratch(8)
     line, copy = contiguous(steps, item)
     reduce_steps(steps, line, axes(line, None), gpu, 16, out_bytes=8)

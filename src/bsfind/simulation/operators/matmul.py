@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import re
 
+import torch
+
 from bsfind.simulation.operators.call import Call, CudaTarget, Steps, TensorSpec, allocates
 from bsfind.simulation.operators.layouts import contiguous, is_non_overlapping_and_dense
 
@@ -25,9 +27,9 @@ def cublas_workspace(gpu: CudaTarget, steps: Steps, *, lt: bool = False) -> None
     Args:
         gpu: where.
         steps: of the kernel.
-        lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.13.
+        lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.12.
     """
-    if lt and gpu.torch_version < (2, 13):
+    if lt and gpu.torch_version < (2, 12):
         steps.workspace("cublaslt", _MIB)
     else:
         steps.workspace("cublas", cublas_workspace_bytes(gpu))
@@ -152,6 +154,25 @@ def addbmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
 
 def _matrix(batch: TensorSpec) -> TensorSpec:
     return TensorSpec(batch.shape[1:], batch.stride[1:], batch.dtype)
+
+
+@allocates("aten::_grouped_mm")
+def grouped_mm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Matrix products of groups (`_grouped_mm_cuda` of cuda/GroupedBlas.cpp, torch 2.10-2.13).
+
+    CUTLASS has a kernel for bfloat16 on Hopper and data centre Blackwell, which takes a list of
+    pointers, strides and sizes for each group, and 512 bytes for each multiprocessor
+    (cuda/GroupMM.cu). Others are one product of cuBLAS after another (`_grouped_mm_fallback`).
+    """
+    steps.outputs()
+    left, right = call.tensor("self"), call.tensor("mat2")
+    if left.dtype == torch.bfloat16 and gpu.capability[0] in (9, 10):
+        offs = call.maybe_tensor("offs")
+        groups = offs.shape[0] if offs is not None else left.shape[0]
+        steps.scratch(60 * groups)
+        steps.scratch(512 * gpu.sm_count)
+    elif 0 not in (left.numel, right.numel):
+        cublas_workspace(gpu, steps)
 
 
 @allocates("aten::mv", "aten::addmv", "aten::addmv_")

@@ -68,12 +68,15 @@ def layer_norm_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
 
 @allocates("aten::native_group_norm")
 def group_norm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
-    """Statistics in float32, then a scale and a shift for each channel (group_norm_kernel.cu)."""
+    """Statistics in float32, then a scale and a shift for each channel (group_norm_kernel.cu).
+
+    Up to torch 2.12 the statistics of halves are kept as halves.
+    """
     steps.outputs()
     spec = call.tensor("input")
     size = max(spec.element_size, 4)
     batch, channels, groups = call["N"], call["C"], call["group"]
-    if spec.element_size < 4:
+    if spec.element_size < 4 and gpu.torch_version >= (2, 13):
         for _ in range(2):
             steps.scratch(batch * groups * size)
     affine = call.maybe_tensor("weight") is not None or call.maybe_tensor("bias") is not None

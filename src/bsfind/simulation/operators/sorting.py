@@ -182,8 +182,14 @@ def isin(call: Call, gpu: CudaTarget, steps: Steps) -> None:
 
 @allocates("aten::bincount")
 def bincount(call: Call, gpu: CudaTarget, steps: Steps) -> None:
-    """The smallest and largest number first (SummaryOps.cu)."""
+    """The smallest and largest number first, in one pass since torch 2.13 (SummaryOps.cu)."""
     spec = call.tensor("self")
+    if gpu.torch_version < (2, 13):
+        for _ in range(2):
+            extreme = steps.scratch(spec.element_size)
+            reduce_steps(steps, spec, axes(spec, None), gpu, spec.element_size)
+            steps.free(extreme)
+        return
     handles = [steps.scratch(spec.element_size) for _ in range(2)]
     reduce_steps(steps, spec, axes(spec, None), gpu, 2 * spec.element_size)
     steps.outputs()

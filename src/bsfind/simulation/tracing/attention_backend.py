@@ -17,6 +17,14 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.torch_private import (
+    is_cudnn_attention_enabled,
+    is_efficient_attention_enabled,
+    is_flash_attention_enabled,
+    is_math_attention_enabled,
+    sdp_priorities,
+)
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["HALVES", "AttentionBackend", "AttentionQuestion", "choose_attention"]
 
@@ -74,6 +82,7 @@ class AttentionQuestion:
         return dtypes.pop() if len(dtypes) == 1 else None
 
 
+@stands_for_torch
 def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionBackend:
     """Return the first backend in order of priority that can run (`select_sdp_backend`).
 
@@ -84,7 +93,7 @@ def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionB
         AttentionBackend.CUDNN: lambda: _can_use_cudnn(question, gpu),
         AttentionBackend.FLASH: lambda: _can_use_flash(question, gpu),
         AttentionBackend.EFFICIENT: lambda: _can_use_efficient(question, gpu),
-        AttentionBackend.MATH: torch._C._get_math_sdp_enabled,
+        AttentionBackend.MATH: is_math_attention_enabled,
     }
     for backend in _priorities(gpu):
         if backend in allowed and allowed[backend]():
@@ -93,7 +102,7 @@ def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionB
 
 
 def _priorities(gpu: CudaTarget) -> tuple[int, ...]:
-    order = tuple(torch._C._get_sdp_priority_order())
+    order = tuple(sdp_priorities())
     if order == _DEFAULT_ORDER and _prefers_cudnn(gpu):
         return (3, 1, 2, 0)
     return order
@@ -116,7 +125,7 @@ def _prefers_cudnn(gpu: CudaTarget) -> bool:
 
 def _can_use_cudnn(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     query, key, value = question.all
-    if not torch._C._get_cudnn_sdp_enabled() or not _are_4d(question):
+    if not is_cudnn_attention_enabled() or not _are_4d(question):
         return False
     deterministic = torch.are_deterministic_algorithms_enabled()
     if deterministic and not torch.is_deterministic_algorithms_warn_only_enabled():
@@ -149,7 +158,7 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: CudaTarget) -> bool:
 
 def _can_use_flash(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     query, key, value = question.all
-    if not torch._C._get_flash_sdp_enabled() or not _are_4d(question):
+    if not is_flash_attention_enabled() or not _are_4d(question):
         return False
     if question.mask is not None or not (8, 0) <= gpu.capability <= (12, 1):
         return False
@@ -173,7 +182,7 @@ def _can_use_flash(question: AttentionQuestion, gpu: CudaTarget) -> bool:
 
 def _can_use_efficient(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     query, key, value = question.all
-    if not torch._C._get_mem_efficient_sdp_enabled() or not _are_4d(question):
+    if not is_efficient_attention_enabled() or not _are_4d(question):
         return False
     if not (5, 0) <= gpu.capability <= (12, 1):
         return False

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.attention import validate_attention
 from bsfind.simulation.tracing.attention_backend import (
     HALVES,
     AttentionBackend,
     AttentionQuestion,
     choose_attention,
+)
+from bsfind.simulation.tracing.torch_private import (
+    is_reduced_math_attention_allowed,
 )
 
 __all__ = ["kernels", "meta_kernels"]
@@ -71,7 +75,7 @@ def _math_attention(
     of the scores.
     """
     dtype = query.dtype
-    if dtype in HALVES and not torch._C._get_math_sdp_allow_fp16_bf16_reduction():
+    if dtype in HALVES and not is_reduced_math_attention_allowed():
         query, key, value = (tensor.to(torch.float32) for tensor in (query, key, value))
     in_float = [value, key, query]  # local variables of C++, which live to the end
     factor = math.sqrt(abs(scale) if scale is not None else query.shape[-1] ** -0.5)
@@ -182,6 +186,7 @@ def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        validate_attention(query, key, value, attn_mask)
         question = AttentionQuestion(
             query=query,
             key=key,

@@ -26,6 +26,13 @@ from bsfind.simulation.tracing.calls import flat_tensors
 from bsfind.simulation.tracing.module_stack import ModuleStack
 from bsfind.simulation.tracing.program import Program, Source
 from bsfind.simulation.tracing.recorder import Recorder
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+    address_of,
+    buffers_of,
+    current_backward,
+    parameters_of,
+)
 
 __all__ = ["AttributingRecorder"]
 
@@ -107,17 +114,15 @@ class AttributingRecorder(Recorder):
         super().called(rule, call, outputs, operator)
         self._calls[len(self.entries) - 1] = birth
 
-    def rewind(self, count: int) -> bool:
+    def rewind(self, count: int) -> None:
         """Start again (see `Recorder.rewind`)."""
-        if not super().rewind(count):
-            return False
+        super().rewind(count)
         for known in (self._births, self._roles):
             for block in [block for block in known if block >= count]:
                 del known[block]
         self._calls.clear()
         self._is_recomputing = False
         self._origin = "setup" if count else "load"
-        return True
 
     def mark(self, name: str) -> None:
         """Record a point of the step."""
@@ -133,7 +138,7 @@ class AttributingRecorder(Recorder):
 
     def _birth(self) -> _Birth:
         """Return where the program is."""
-        if self._origin == "backward" and torch._C._current_graph_task_id() != -1:
+        if self._origin == "backward" and current_backward() != -1:
             if self._modules.is_inside or torch.is_grad_enabled():
                 self._is_recomputing = True
                 return _Birth("recompute", self._modules.current or self._modules.of_node())
@@ -207,7 +212,7 @@ class AttributingRecorder(Recorder):
         if model is None:
             return
         for path, module in model.named_modules():
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
+            for tensor in (*parameters_of(module).values(), *buffers_of(module).values()):
                 if tensor is not None:
                     self._is(tensor, "parameters", path)
                     if tensor.is_leaf and tensor.grad is not None:
@@ -215,11 +220,11 @@ class AttributingRecorder(Recorder):
 
     def _is(self, tensor: torch.Tensor, category: Category, module: str | None) -> None:
         """Take note of what a tensor is; what it was found to be first counts."""
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             for part in flat_tensors(tensor):
                 if part is None or not part.is_meta:
                     continue
-                known = self._storages.get(part.untyped_storage()._cdata)
+                known = self._storages.get(address_of(part.untyped_storage()))
                 if known is not None:
                     self._roles.setdefault(known[0], _Role(category, module))
 

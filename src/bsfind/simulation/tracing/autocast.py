@@ -10,19 +10,29 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bsfind.simulation.tracing import autocast_lists
-from bsfind.simulation.tracing.overriding import override
+from bsfind.simulation.tracing.overriding import operator_named, override
+from bsfind.simulation.tracing.torch_private import (
+    AUTOCAST_CUDA,
+    AUTOCAST_CUDA_KEYS,
+    ExcludedKeys,
+    TorchFunctionOff,
+    WeakTensor,
+    address_of,
+    include_key,
+    is_view,
+    schema_of,
+    unload,
+)
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["AutocastCuda", "operator_lists"]
-
-_KEY = torch._C.DispatchKey.AutocastCUDA
-_KEYS = torch._C.DispatchKeySet(_KEY)
 
 _LISTS = ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE")
 
@@ -78,17 +88,17 @@ class AutocastCuda:
             warnings.simplefilter("ignore")  # torch warns of each kernel that it replaces
             for key, make in zip(_LISTS, makers, strict=True):
                 for name in lists[key]:
-                    op = _overload(name)
+                    op = operator_named(name)
                     if op is not None:
                         override(library, name, make(op), "AutocastCUDA")
             for name in ("norm.Scalar", "norm.ScalarOpt_dim"):
                 override(library, name, self._norm(name), "AutocastCUDA")
-        torch._C._dispatch_tls_set_dispatch_key_included(_KEY, True)
+        include_key(AUTOCAST_CUDA, True)
         try:
             yield
         finally:
-            torch._C._dispatch_tls_set_dispatch_key_included(_KEY, False)
-            library._destroy()  # type: ignore[no-untyped-call]
+            include_key(AUTOCAST_CUDA, False)
+            unload(library)
             self.clear_cache()
 
     def cast(self, value: Any, dtype: torch.dtype) -> Any:
@@ -101,17 +111,17 @@ class AutocastCuda:
             value.dtype == torch.float32
             and value.requires_grad
             and value.is_leaf
-            and not value._is_view()
+            and not is_view(value)
             and dtype == torch.get_autocast_dtype("cuda")
             and torch.is_autocast_cache_enabled()
             and (self._casts_for_inference or not torch.is_inference_mode_enabled())
         ):
-            known = self._cache.get(value._cdata)
+            known = self._cache.get(address_of(value))
             if known is None:
                 with torch.set_grad_enabled(self._differentiable_casts or torch.is_grad_enabled()):
-                    reference = torch._C._WeakTensorRef(value)  # type: ignore[attr-defined]
+                    reference = WeakTensor(value)
                     known = (reference, value.to(dtype))
-                self._cache[value._cdata] = known
+                self._cache[address_of(value)] = known
                 self._on_cast(value, known[1])
             return known[1]
         return value.to(dtype)
@@ -126,7 +136,7 @@ class AutocastCuda:
 
     def _lower(self, op: Any) -> Callable[..., Any]:
         def kernel(*args: Any, **kwargs: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 cast, cast_kwargs = self._cast_all(args, kwargs, torch.get_autocast_dtype("cuda"))
                 return op(*cast, **cast_kwargs)
 
@@ -134,18 +144,18 @@ class AutocastCuda:
 
     def _fp32(self, op: Any) -> Callable[..., Any]:
         def kernel(*args: Any, **kwargs: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 cast, cast_kwargs = self._cast_all(args, kwargs, torch.float32)
                 return op(*cast, **cast_kwargs)
 
         return kernel
 
     def _set_dtype(self, op: Any) -> Callable[..., Any]:
-        arguments = op._schema.arguments
+        arguments = schema_of(op).arguments
         position = next(i for i, argument in enumerate(arguments) if argument.name == "dtype")
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 given = args[position] if len(args) > position else kwargs.get("dtype")
                 if given is None and _is_eligible(args[0]):
                     if len(args) > position:
@@ -157,23 +167,30 @@ class AutocastCuda:
         return kernel
 
     def _promote(self, op: Any) -> Callable[..., Any]:
+        # `promote_type` does not look at optional tensors, though they are cast with the others.
+        counted = {
+            name
+            for position, argument in enumerate(op._schema.arguments)
+            if str(argument.type) in ("Tensor", "List[Tensor]")
+            for name in (position, argument.name)
+        }
+
         def kernel(*args: Any, **kwargs: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
-                dtype = torch.get_autocast_dtype("cuda")
-                if any(t.dtype == torch.float32 for t in _eligible((*args, *kwargs.values()))):
-                    dtype = torch.float32
+            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
+                given = (*enumerate(args), *kwargs.items())
+                dtype = _promoted(value for name, value in given if name in counted)
                 cast, cast_kwargs = self._cast_all(args, kwargs, dtype)
                 return op(*cast, **cast_kwargs)
 
         return kernel
 
     def _norm(self, name: str) -> Callable[..., Any]:
-        op = _overload(name)
+        op = operator_named(name)
         with_dtype = torch.ops.aten.norm.ScalarOpt_dtype
         with_dim_dtype = torch.ops.aten.norm.ScalarOpt_dim_dtype
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
-            with torch._C._ExcludeDispatchKeyGuard(_KEYS):
+            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 if not _is_eligible(args[0]):
                     return op(*args, **kwargs)
                 if name == "norm.Scalar":
@@ -214,7 +231,7 @@ def _is_eligible(value: Any) -> bool:
 
 def is_meta(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor is simulated, whatever its `device` claims to the user's code."""
-    with torch._C.DisableTorchFunction():
+    with TorchFunctionOff():
         return tensor.is_meta
 
 
@@ -226,9 +243,17 @@ def _eligible(values: Any) -> Iterator[torch.Tensor]:
             yield value
 
 
-def _overload(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    try:
-        return getattr(getattr(torch.ops.aten, packet), overload or "default")
-    except AttributeError:
-        return None
+@stands_for_torch
+def _promoted(values: Iterable[Any]) -> torch.dtype:
+    """Return the widest dtype of autocast's two (`prioritize` of autocast_mode.h).
+
+    Raises:
+        RuntimeError: a tensor has neither of them, and comes before any of float32.
+    """
+    lower = torch.get_autocast_dtype("cuda")
+    for tensor in _eligible(values):
+        if tensor.dtype == torch.float32:
+            return torch.float32
+        if tensor.dtype != lower:
+            raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+    return lower

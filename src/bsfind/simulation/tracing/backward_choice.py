@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.torch_private import (
+    BelowAutograd,
+)
 
 __all__ = ["kernels"]
 
@@ -83,7 +86,7 @@ class _Index(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, count: int, *indices: Tensor | None) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             out: Tensor = aten.index.Tensor(x, list(indices))
         ctx.save_for_backward(*indices)
         ctx.shape = x.shape
@@ -103,7 +106,7 @@ def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         out = _Index.apply(x, len(indices), *indices)  # type: ignore[no-untyped-call]
     else:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             out = aten.index.Tensor(x, list(indices))
     return out
 
@@ -123,7 +126,7 @@ class _BinaryCrossEntropyWithLogits(torch.autograd.Function):
         pos_weight: Tensor | None,
         reduction: int,
     ) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             out: Tensor = aten.binary_cross_entropy_with_logits.default(
                 x, target, weight, pos_weight, reduction
             )

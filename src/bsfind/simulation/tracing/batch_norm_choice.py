@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.torch_private import (
+    suggested_format,
+)
 
 __all__ = ["kernels", "meta_kernels", "runs_on_cudnn"]
 
@@ -45,9 +48,9 @@ def runs_on_cudnn(
 
 def _suggested_format(x: Tensor) -> torch.memory_format:
     """`suggest_memory_format` of c10/core/TensorImpl.h."""
-    if x.dim() == 4 and torch._prims_common.suggest_memory_format(x) == torch.channels_last:
+    if x.dim() == 4 and suggested_format(x) == torch.channels_last:
         return torch.channels_last
-    if x.dim() == 5 and torch._prims_common.suggest_memory_format(x) == torch.channels_last_3d:
+    if x.dim() == 5 and suggested_format(x) == torch.channels_last_3d:
         return torch.channels_last_3d
     return torch.contiguous_format
 

@@ -5,29 +5,35 @@ A meta tensor plays a CUDA tensor: both count as on the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import Call, TensorSpec
+from bsfind.simulation.tracing.torch_private import (
+    indices_of,
+    schema_of,
+    values_of,
+)
 
 __all__ = ["call_of", "flat_tensors", "spec_of"]
 
 # Of an overload: the operator's name, the overload's, and (name, default) of each argument.
 _Signature = tuple[str, str, tuple[tuple[str, Any], ...]]
 
-_SIGNATURES: dict[torch._ops.OpOverload, _Signature] = {}
+_SIGNATURES: dict[Any, _Signature] = {}
 
 _GPU_DEVICES = frozenset({"meta", "cuda"})
 
 
 def call_of(
-    func: torch._ops.OpOverload,
+    func: Any,
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     outputs: Sequence[Tensor | None],
+    is_on_gpu: Callable[[Tensor], bool] | None = None,
 ) -> Call:
     """Describe a call without its tensors' values.
 
@@ -36,6 +42,7 @@ def call_of(
         args: its positional arguments.
         kwargs: its keyword arguments.
         outputs: the flattened tensors of its result (see `flat_tensors`).
+        is_on_gpu: tells where a tensor is; None: one of the meta device is on the GPU.
 
     Returns:
         The call, with the schema's defaults for arguments that were not given.
@@ -46,10 +53,10 @@ def call_of(
     operator, overload, parameters = signature
     arguments = dict(parameters)
     for (name, _), value in zip(parameters, args, strict=False):
-        arguments[name] = _without_values(value)
+        arguments[name] = _without_values(value, is_on_gpu)
     if kwargs:
         for name, value in kwargs.items():
-            arguments[name] = _without_values(value)
+            arguments[name] = _without_values(value, is_on_gpu)
     return Call(
         operator=operator,
         overload=overload,
@@ -58,11 +65,10 @@ def call_of(
     )
 
 
-def spec_of(tensor: Tensor) -> TensorSpec:
+def spec_of(tensor: Tensor, is_on_gpu: Callable[[Tensor], bool] | None = None) -> TensorSpec:
     """Describe a tensor."""
-    return TensorSpec(
-        tuple(tensor.shape), _strides(tensor), tensor.dtype, tensor.device.type in _GPU_DEVICES
-    )
+    on_gpu = is_on_gpu(tensor) if is_on_gpu else tensor.device.type in _GPU_DEVICES
+    return TensorSpec(tuple(tensor.shape), _strides(tensor), tensor.dtype, on_gpu)
 
 
 def flat_tensors(result: Any) -> list[Tensor | None]:
@@ -78,16 +84,16 @@ def flat_tensors(result: Any) -> list[Tensor | None]:
 def _tensors_in(results: Sequence[Any]) -> Iterator[Tensor | None]:
     for result in results:
         if isinstance(result, Tensor) and result.layout is torch.sparse_coo:
-            yield result._indices()
-            yield result._values()
+            yield indices_of(result)
+            yield values_of(result)
         elif result is None or isinstance(result, Tensor):
             yield result
         elif isinstance(result, (tuple, list)):
             yield from _tensors_in(result)
 
 
-def _signature_of(func: torch._ops.OpOverload) -> _Signature:
-    schema = func._schema
+def _signature_of(func: Any) -> _Signature:
+    schema = schema_of(func)
     parameters = tuple(
         (argument.name, argument.default_value if argument.has_default_value() else None)
         for argument in schema.arguments
@@ -95,11 +101,11 @@ def _signature_of(func: torch._ops.OpOverload) -> _Signature:
     return schema.name, schema.overload_name or "default", parameters
 
 
-def _without_values(value: Any) -> Any:
+def _without_values(value: Any, is_on_gpu: Callable[[Tensor], bool] | None) -> Any:
     if isinstance(value, Tensor):
-        return spec_of(value)
+        return spec_of(value, is_on_gpu)
     if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-        return tuple(_without_values(item) for item in value)
+        return tuple(_without_values(item, is_on_gpu) for item in value)
     return value
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.operators.call import Call, CudaTarget, Steps, allocates, rule_for
+from bsfind.simulation.tracing.torch_private import (
+    BelowAutograd,
+)
 
 __all__ = ["kernels", "meta_kernels"]
 
@@ -174,7 +177,7 @@ class _FusedRmsNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None
     ) -> tuple[Tensor, Tensor]:
         own = torch.ops.bsfind
-        with torch._C._AutoDispatchBelowAutograd():
+        with BelowAutograd():
             out, rstd = own._fused_rms_norm.default(x, shape, weight, eps)
         ctx.save_for_backward(x, rstd, weight)
         ctx.set_materialize_grads(False)

@@ -15,10 +15,16 @@ from bsfind.simulation.tracing import (
     backward_choice,
     batch_norm_choice,
     composite_choice,
+    grouped_products,
     recurrent,
     recurrent_outputs,
 )
-from bsfind.simulation.tracing.overriding import override
+from bsfind.simulation.tracing.overriding import operator_named, override
+from bsfind.simulation.tracing.refusals import refusing
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+    unload,
+)
 
 __all__ = ["CudaComposites"]
 
@@ -47,6 +53,7 @@ class CudaComposites:
             **attention_choice.meta_kernels(gpu),
             **batch_norm_choice.meta_kernels(gpu),
             **composite_choice.meta_kernels(gpu),
+            **grouped_products.meta_kernels(),
             **recurrent_outputs.meta_kernels(gpu),
         }
 
@@ -68,11 +75,14 @@ class CudaComposites:
         flatten = layers.flatten_parameters
 
         def flatten_parameters(module: torch.nn.RNNBase) -> None:
-            with torch._C.DisableTorchFunction():
+            with TorchFunctionOff():
                 recurrent.flatten_parameters(module, is_on_gpu)
 
         kernels = [
-            *((name, kernel, "AutogradMeta") for name, kernel in self.kernels.items()),
+            *(
+                (name, refusing(operator_named(name), kernel), "AutogradMeta")
+                for name, kernel in self.kernels.items()
+            ),
             *((name, kernel, "Meta") for name, kernel in self._meta_kernels.items()),
             ("_cudnn_rnn", recurrent.autocast_kernel, "AutocastCUDA"),
         ]
@@ -85,4 +95,4 @@ class CudaComposites:
             yield
         finally:
             layers.flatten_parameters = flatten
-            library._destroy()  # type: ignore[no-untyped-call]
+            unload(library)

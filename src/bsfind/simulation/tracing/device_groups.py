@@ -13,6 +13,12 @@ from typing import Any
 
 import torch
 
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+    groups_of_tensors,
+    replace_groups_of_tensors,
+)
+
 __all__ = ["cuda_groups"]
 
 _CPU = torch.device("cpu")
@@ -26,21 +32,20 @@ def cuda_groups(is_on_gpu: Callable[[torch.Tensor], bool]) -> Iterator[None]:
     Args:
         is_on_gpu: tells a tensor on the simulated GPU from one of the host.
     """
-    own = torch._C._group_tensors_by_device_and_dtype
 
     def grouped(*args: Any, **kwargs: Any) -> Any:
         groups = {}
-        for (device, dtype), group in own(*args, **kwargs).items():
+        for (device, dtype), group in groups_of_tensors(*args, **kwargs).items():
             # A group is that of the devices of its first list.
             first = next((tensor for tensor in group[0][0] if tensor is not None), None)
             if device.type == "meta" and first is not None:
-                with torch._C.DisableTorchFunction():
+                with TorchFunctionOff():
                     device = _CUDA if is_on_gpu(first) else _CPU
             groups[device, dtype] = group
         return groups
 
-    torch._C._group_tensors_by_device_and_dtype = grouped
+    replace_groups_of_tensors(grouped)
     try:
         yield
     finally:
-        torch._C._group_tensors_by_device_and_dtype = own
+        replace_groups_of_tensors(groups_of_tensors)

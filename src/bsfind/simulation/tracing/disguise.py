@@ -13,10 +13,21 @@ from typing import Any
 import torch
 import torch.autograd.graph
 import torch.utils.checkpoint
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from bsfind.simulation.tracing.building import without_memory
 from bsfind.simulation.tracing.dispatch import Dispatcher
+from bsfind.simulation.tracing.host_storages import is_large
 from bsfind.simulation.tracing.tensor_types import TENSOR_TYPES, TensorType
+from bsfind.simulation.tracing.torch_private import (
+    TorchFunctionOff,
+    backward_engine,
+    checkpoint_checks,
+    parse_to,
+    replace_backward_engine,
+)
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["GpuDisguise"]
 
@@ -60,16 +71,18 @@ class GpuDisguise(TorchFunctionMode):
             tensor.cpu: self._cpu,
             tensor.type: self._type,
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
-            tensor.numpy: lambda args, kwargs: self._read(args[0]).numpy(**kwargs),
+            tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
             tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
+            tensor.__format__: self._format,
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
-            torch._C._nn._parse_to: self._parse_to,
+            parse_to: self._parse_to,
             torch.tensor: lambda args, kwargs: self._made_on_host(torch.tensor, args, kwargs),
             torch.as_tensor: lambda args, kwargs: self._made_on_host(torch.as_tensor, args, kwargs),
             torch.asarray: lambda args, kwargs: self._made_on_host(torch.asarray, args, kwargs),
         }
 
+    @stands_for_torch
     def __torch_function__(
         self,
         func: Any,
@@ -84,6 +97,9 @@ class GpuDisguise(TorchFunctionMode):
             return handler(args, kwargs)
         if kwargs and _is_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _META}
+        elif kwargs and kwargs.get("device") in ("meta", _META):
+            with self._dispatcher.moving("host"):  # the user's own meta tensors take no memory
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -93,70 +109,104 @@ class GpuDisguise(TorchFunctionMode):
         A mode is off while it handles a call, and a backward pass is one call. What runs in it can
         be the user's: `torch.autograd.Function`, hooks, recomputed activations.
         """
-        run_backward = torch.autograd.graph._engine_run_backward
 
+        @stands_for_torch
         def disguised(*args: Any, **kwargs: Any) -> Any:
             with self:
-                return run_backward(*args, **kwargs)
+                return backward_engine(*args, **kwargs)
 
-        owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
-        for owner in owners:
-            owner._engine_run_backward = disguised
+        replace_backward_engine(disguised)
         try:
             with _comparable_checkpoints():
                 yield
         finally:
-            for owner in owners:
-                owner._engine_run_backward = run_backward
+            replace_backward_engine(backward_engine)
 
     def _on_gpu(self, tensor: torch.Tensor) -> bool:
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             return self._dispatcher.is_on_gpu(tensor)
 
     def _device(self, tensor: torch.Tensor) -> torch.device:
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if not tensor.is_meta:
                 return tensor.device
         return _CUDA if self._on_gpu(tensor) else _CPU
 
     def _read(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor in the host's memory, with the values that are known."""
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             return tensor.to("cpu") if tensor.is_meta else tensor
 
+    @stands_for_torch
     def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
+    @staticmethod
+    def _format(args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
+        """Write a tensor of one value as its number, which torch does not do for meta tensors."""
+        tensor, form = args
+        return format(tensor.item() if tensor.dim() == 0 else str(tensor), form)
+
     # ------------------------------------------------------------------------------ moving
 
+    @stands_for_torch
     def _to(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `Tensor.to` in any of its forms (`parse_to_conversion` of torch's argument parser)."""
         tensor, *rest = args
-        if rest and _is_cuda(rest[0]):
-            del rest[0]
-        elif rest and isinstance(rest[0], torch.Tensor) and self._on_gpu(rest[0]):
-            rest[0] = rest[0].dtype
-        elif not _is_cuda(kwargs.get("device")):
-            return self._to_elsewhere(args, kwargs)
-        names = ("dtype", "non_blocking", "copy")
-        options = {**dict(zip(names, rest, strict=False)), **kwargs}
-        return self._moved(
-            tensor,
-            dtype=options.get("dtype"),
-            copy=bool(options.get("copy")),
-            memory_format=options.get("memory_format"),
-        )
+        options = self._options_of_to(rest, kwargs)
+        if options is None:  # torch has the words for it
+            with TorchFunctionOff():
+                return _handed_on(tensor.to, tuple(rest), kwargs)
+        device, dtype = options.get("device"), options.get("dtype")
+        copy = bool(options.get("copy"))
+        memory_format = options.get("memory_format")
+        if _is_cuda(device):
+            return self._moved(tensor, dtype=dtype, copy=copy, memory_format=memory_format)
+        return self._to_elsewhere(tensor, device, dtype, copy=copy, memory_format=memory_format)
 
-    def _to_elsewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `Tensor.to` where the target is not the GPU."""
-        tensor = args[0]
-        host = self._dispatcher.host
-        with torch._C.DisableTorchFunction():
-            stays = tensor.is_meta and host.has(tensor)
-            if stays and any(_names_host(value) for value in (*args[1:], kwargs.get("device"))):
-                rest = [value for value in args[1:] if not _names_host(value)]
-                others = {n: v for n, v in kwargs.items() if not (n == "device" and _names_host(v))}
-                return tensor.to(*rest, **others) if rest or others else tensor
-            return tensor.to(*args[1:], **kwargs)
+    def _options_of_to(self, rest: list[Any], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the arguments of `Tensor.to` by name; None if they are not valid."""
+        like = rest[0] if rest else kwargs.get("other", kwargs.get("tensor"))
+        names = ["device", "dtype", "non_blocking", "copy"]
+        if isinstance(like, torch.dtype):
+            del names[0]
+        elif isinstance(like, torch.Tensor):
+            with TorchFunctionOff():
+                dtype = like.dtype
+            target = {"device": self._device(like), "dtype": dtype}
+            others = {name: v for name, v in kwargs.items() if name not in ("other", "tensor")}
+            return self._options_of_to([*target.values(), *rest[1:]], others)
+        options = dict(zip(names, rest, strict=False))
+        if len(rest) > len(names) or any(name in options for name in kwargs):
+            return None
+        options |= kwargs
+        return options if options.keys() <= {*names, "device", "memory_format"} else None
+
+    @stands_for_torch
+    def _to_elsewhere(
+        self,
+        tensor: torch.Tensor,
+        device: Any,
+        dtype: torch.dtype | None,
+        *,
+        copy: bool = False,
+        memory_format: torch.memory_format | None = None,
+    ) -> torch.Tensor:
+        """Return a tensor in another dtype, or on another device than the GPU."""
+        options: dict[str, Any] = {"copy": copy}
+        if memory_format is not None:
+            options["memory_format"] = memory_format
+        dispatcher = self._dispatcher
+        with TorchFunctionOff():
+            wanted = dtype or tensor.dtype
+            if not tensor.is_meta or not _names_host(device):
+                return tensor.to(tensor.device if device is None else device, wanted, **options)
+            if dispatcher.host.has(tensor):
+                return tensor.to(wanted, **options)
+            if not isinstance(tensor, torch.nn.Parameter) and not is_large(tensor):
+                return tensor.to(device, wanted, **options)
+            with dispatcher.moving("host"):
+                return tensor.to(wanted, **{**options, "copy": True})
 
     def _moved(
         self,
@@ -169,26 +219,41 @@ class GpuDisguise(TorchFunctionMode):
         """Return a tensor on the GPU, as `Tensor.to` does."""
         wanted = dtype or tensor.dtype
         kept = torch.preserve_format if memory_format is None else memory_format
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
+            if (
+                isinstance(tensor, torch.nn.Parameter)
+                and not tensor.is_meta
+                and not is_lazy(tensor)
+            ):
+                # `Module.to` replaces a parameter's data where the types of both tensors agree,
+                # and the parameter itself where not: tied ones would be parted.
+                without_memory(self._dispatcher, tensor)
             if not tensor.is_meta:
                 return tensor.to(_META, wanted, copy=copy, memory_format=kept)
             if not self._dispatcher.host.has(tensor):
                 return tensor.to(wanted, copy=copy, memory_format=kept)
-            with self._dispatcher.moving_to_gpu():
+            with self._dispatcher.moving("gpu"):
                 return tensor.to(wanted, copy=True, memory_format=kept)
 
     @staticmethod
+    @stands_for_torch
     def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
-        with torch._C.DisableTorchFunction():
-            return torch._C._nn._parse_to(*args, **kwargs)
+        # A number names a GPU, which torch would look for.
+        if args and _is_cuda(args[0]):
+            args = (_CUDA, *args[1:])
+        elif _is_cuda(kwargs.get("device")):
+            kwargs = {**kwargs, "device": _CUDA}
+        with TorchFunctionOff():
+            return parse_to(*args, **kwargs)
 
     def _cuda(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._moved(args[0], memory_format=kwargs.get("memory_format"))
 
     def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._to_elsewhere((args[0], "cpu"), kwargs)
+        return self._to_elsewhere(args[0], _CPU, None, memory_format=kwargs.get("memory_format"))
 
+    @stands_for_torch
     def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor = args[0]
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
@@ -199,28 +264,37 @@ class GpuDisguise(TorchFunctionMode):
             wanted = TENSOR_TYPES[wanted.removeprefix("torch.cuda.")]
         if isinstance(wanted, TensorType):
             return self._moved(tensor, dtype=wanted.dtype)
-        return tensor.type(wanted)
+        if isinstance(wanted, torch.dtype):
+            return self._to_elsewhere(tensor, None, wanted)
+        name = wanted if isinstance(wanted, str) else f"{wanted.__module__}.{wanted.__name__}"
+        kind = TENSOR_TYPES.get(name.removeprefix("torch."))
+        if kind is None:
+            return tensor.type(wanted)
+        return self._to_elsewhere(tensor, _CPU, kind.dtype)
 
+    @stands_for_torch
     def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tensor, data = args
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if tensor.is_meta and not data.is_meta and self._dispatcher.host.has(tensor):
                 data = self._dispatcher.as_host_meta(data)
             tensor.data = data
 
+    @stands_for_torch
     def _set_item(self, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
         """Assign to a part of a tensor: a number comes from the host, as for CUDA.
 
         `THPVariable_setitem` of torch/csrc/autograd/python_variable_indexing.cpp, torch 2.6-2.13.
         """
         tensor, index, value = args
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             if isinstance(value, (bool, int, float, complex)) and tensor.is_meta:
                 value = torch.tensor(value, dtype=tensor.dtype)
         tensor[index] = value
 
     # ------------------------------------------------------------------------------ making
 
+    @stands_for_torch
     def _made_on_host(
         self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
@@ -236,6 +310,7 @@ class GpuDisguise(TorchFunctionMode):
         moved = self._moved(made)
         return moved.requires_grad_() if requires_grad else moved
 
+    @stands_for_torch
     def _new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the old `Tensor.new`, which does not know sparse tensors of the meta device."""
         like, *rest = args
@@ -243,18 +318,25 @@ class GpuDisguise(TorchFunctionMode):
             return torch.sparse_coo_tensor(*rest, check_invariants=False)
         return like.new(*rest, **kwargs)
 
+    @stands_for_torch
     def _new_tensor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensor, data = args[0], args[1]
         device = kwargs.pop("device", None) or self._device(tensor)
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             kwargs.setdefault("dtype", tensor.dtype)
         return self._made_on_host(torch.tensor, (data,), {**kwargs, "device": device})
 
 
+@stands_for_torch
+def _handed_on(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a function of torch as the user's code did."""
+    return function(*args, **kwargs)
+
+
 def _names_host(value: Any) -> bool:
-    return (isinstance(value, str) and value == "cpu") or (
-        isinstance(value, torch.device) and value.type == "cpu"
-    )
+    if isinstance(value, torch.device):
+        return value.type == "cpu"
+    return isinstance(value, str) and value.partition(":")[0] == "cpu"
 
 
 @contextlib.contextmanager
@@ -264,17 +346,16 @@ def _comparable_checkpoints() -> Iterator[None]:
     It compares their devices, and asks in hooks, where the disguise may be up or down
     (`_default_meta_extractor` in torch/utils/checkpoint.py, torch 2.6-2.13).
     """
-    checks = getattr(torch.utils.checkpoint, "_allowed_determinism_checks_to_fns", {})
-    own = checks.get("default")
+    own = checkpoint_checks.get("default")
 
     def described(tensor: torch.Tensor) -> Any:
-        with torch._C.DisableTorchFunction():
+        with TorchFunctionOff():
             return own(tensor)  # type: ignore[misc]
 
     if own is not None:
-        checks["default"] = described
+        checkpoint_checks["default"] = described
     try:
         yield
     finally:
         if own is not None:
-            checks["default"] = own
+            checkpoint_checks["default"] = own

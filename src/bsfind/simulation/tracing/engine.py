@@ -19,6 +19,15 @@ import torch
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, OperatorFacts
 
+from bsfind.simulation.tracing.torch_private import (
+    current_backward,
+    current_node,
+    is_dense,
+    sequence_number,
+    storage_uses,
+    tensor_uses,
+)
+
 __all__ = ["GradientSums"]
 
 
@@ -43,12 +52,16 @@ class GradientSums:
     ) -> Any:
         """Run `aten::add.Tensor`; the engine's sums in place."""
         # With `create_graph` the sum has a graph of its own, and is a new tensor.
-        is_sum = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+        is_sum = current_backward() != -1 and not torch.is_grad_enabled()
         counts_uses = self.sole_owner is not None or self._seen is not None
         if counts_uses and is_sum and len(args) == 2 and not kwargs:
             total, part = args
             if isinstance(part, torch.Tensor) and self._is_engines_sum(dispatcher, total, part):
-                counts = (total._use_count(), _storage_uses(total), sys.getrefcount(total))
+                counts = (
+                    tensor_uses(total),
+                    storage_uses(total.untyped_storage()),
+                    sys.getrefcount(total),
+                )
                 if self._seen is not None:
                     self._seen.append(counts)
                 elif counts == self.sole_owner and _is_dense(total):
@@ -62,13 +75,13 @@ class GradientSums:
         # its gradients go to the same place, as those of `x * x` do.
         if not total.is_meta or total.shape != part.shape or total.dtype != part.dtype:
             return False
-        node = torch._C._current_autograd_node()
+        node = current_node()
         if node is None:
             return False
         born = dispatcher.recorder.birth_node(total.untyped_storage())
         if born is None:
             return False
-        if born != node._sequence_nr():
+        if born != sequence_number(node):
             return True
         edges = [edge for edge in node.next_functions if edge[0] is not None]
         return len(set(edges)) < len(edges)
@@ -112,11 +125,5 @@ class GradientSums:
         return alone, self._seen
 
 
-def _storage_uses(tensor: torch.Tensor) -> int:
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
-
-
 def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or bool(
-        torch._prims_common.is_non_overlapping_and_dense_or_false(tensor)
-    )
+    return tensor.is_contiguous() or bool(is_dense(tensor))

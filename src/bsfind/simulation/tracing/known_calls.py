@@ -14,6 +14,9 @@ from typing import Any
 import torch
 
 from bsfind.simulation.operators.call import Call
+from bsfind.simulation.tracing.torch_private import (
+    address_of,
+)
 
 __all__ = ["KnownCall", "key_of"]
 
@@ -98,8 +101,8 @@ class KnownCall:
         """
         if any(tensor.layout is not torch.strided for tensor in _metas((out,))):
             return None
-        given = {tensor.untyped_storage()._cdata for tensor in _metas(args)}
-        if any(tensor.untyped_storage()._cdata in given for tensor in _metas((out,))):
+        given = {address_of(tensor.untyped_storage()) for tensor in _metas(args)}
+        if any(address_of(tensor.untyped_storage()) in given for tensor in _metas((out,))):
             return None
         if isinstance(out, torch.Tensor):
             output = _described(out)

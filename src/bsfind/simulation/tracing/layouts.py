@@ -12,6 +12,11 @@ from bsfind.simulation.tracing.calls import spec_of
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, Handler, OperatorFacts
 
+from bsfind.simulation.tracing.torch_private import (
+    current_backward,
+    current_node,
+)
+
 __all__ = ["layout_handlers"]
 
 
@@ -57,10 +62,10 @@ def _is_double_backward() -> bool:
     There, CUDA's are made of contiguous weights, and `is_cuda` is asked, not the disguise
     (`_convolution_double_backward` of aten/src/ATen/native/Convolution.cpp, torch 2.6-2.13).
     """
-    if torch._C._current_graph_task_id() == -1:
+    if current_backward() == -1:
         return False
-    node = torch._C._current_autograd_node()
-    return node.name() == "ConvolutionBackwardBackward0"
+    node = current_node()
+    return bool(node.name() == "ConvolutionBackwardBackward0")
 
 
 def _format(input: torch.Tensor, weight: torch.Tensor) -> torch.memory_format:

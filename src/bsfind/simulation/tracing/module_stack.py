@@ -8,11 +8,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import nn
 from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
+)
+
+from bsfind.simulation.tracing.torch_private import (
+    checkpoint_frames,
+    current_node,
+    next_sequence_number,
+    parameters_of,
+    sequence_number,
 )
 
 __all__ = ["ModuleStack"]
@@ -44,7 +51,7 @@ class ModuleStack:
         for path, module in model.named_modules():
             self.classes[path] = type(module).__name__
             self._paths[id(module)] = path
-            for parameter in module._parameters.values():
+            for parameter in parameters_of(module).values():
                 if parameter is not None:
                     self._owners.setdefault(id(parameter), path)
 
@@ -64,12 +71,12 @@ class ModuleStack:
 
     def of_node(self) -> str | None:
         """Return the module whose forward pass made the autograd node that runs now."""
-        node = torch._C._current_autograd_node()
+        node = current_node()
         if node is None:
             return None
         # Nodes that accumulate gradients have the largest number there is: they have no module.
-        number = node._sequence_nr()
-        if number >= torch.autograd._get_sequence_nr():  # type: ignore[attr-defined]
+        number = sequence_number(node)
+        if number >= next_sequence_number():
             return None
         index = bisect_right(self._first_nodes, number) - 1
         return self._modules[index] if index >= 0 else None
@@ -96,7 +103,7 @@ class ModuleStack:
         self._changed()
 
     def _changed(self) -> None:
-        self._first_nodes.append(torch.autograd._get_sequence_nr())  # type: ignore[attr-defined]
+        self._first_nodes.append(next_sequence_number())
         self._modules.append(self.current)
 
     def _resuming(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +131,7 @@ def _recomputing_within(
     Non-reentrant checkpointing keeps the function in a frame (`_CheckpointFrame` of
     torch/utils/checkpoint.py, torch 2.6-2.13); the reentrant one is an autograd node of that module.
     """
-    frames: Any = getattr(torch.utils.checkpoint, "_CheckpointFrame", None)
+    frames = checkpoint_frames
     if frames is None:
         yield
         return

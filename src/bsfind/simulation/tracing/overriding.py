@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["override"]
+from bsfind.simulation.tracing.torch_private import known_implementations, own_implementations
 
-_KNOWS_OVERRIDING = "allow_override" in inspect.signature(torch.library.Library.impl).parameters
+__all__ = ["operator_named", "override"]
 
 
 def override(
@@ -24,15 +23,24 @@ def override(
         kernel: called like the operator.
         key: name of the dispatch key.
     """
-    if _KNOWS_OVERRIDING:
+    if known_implementations is None:
         library.impl(name, kernel, key, allow_override=True)  # type: ignore[no-untyped-call]
         return
     # `Library.impl` refuses where Python registered a kernel before, which it looks up in a set
     # (torch/library.py, 2.6-2.7); the dispatcher itself stacks kernels, and goes back to the last.
-    known: set[str] = torch.library._impls
     registered = f"{library.ns}/{name}/{key}"
-    was_known = registered in known
-    known.discard(registered)
+    was_known = registered in known_implementations
+    known_implementations.discard(registered)
     library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
     if was_known:
-        library._op_impls.discard(registered)  # the first kernel stays when the library goes
+        # The first kernel stays when the library goes.
+        own_implementations(library).discard(registered)
+
+
+def operator_named(name: str) -> Any:
+    """Return the operator of `name` or `name.overload`; None: this torch does not have it."""
+    packet, _, overload = name.partition(".")
+    try:
+        return getattr(getattr(torch.ops.aten, packet), overload or "default")
+    except AttributeError:
+        return None

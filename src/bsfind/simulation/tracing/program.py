@@ -15,8 +15,21 @@ from bsfind.simulation.allocator import Block, CachingAllocator
 from bsfind.simulation.operators.call import Call, CudaTarget, Rule, Steps
 from bsfind.simulation.replay import replay
 from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
+from bsfind.stability import StepMemory
 
-__all__ = ["Program", "Replayed", "Source", "program_of"]
+__all__ = ["Program", "Replayed", "Source", "StepEnd", "program_of"]
+
+
+class StepEnd(NamedTuple):
+    """What `TrainingSteps` says of a step.
+
+    Attributes:
+        gradient_bytes: of the gradients that parameters have after it.
+        is_warm_up: whether it is unlike those to come.
+    """
+
+    gradient_bytes: int
+    is_warm_up: bool
 
 
 class Source(NamedTuple):
@@ -41,7 +54,7 @@ class Replayed:
         peak_allocated_bytes: over the trial, the model included.
         peak_reserved_bytes: over the trial.
         resident_bytes: allocated after each step.
-        requested_bytes: the same as asked for, which rounding to blocks does not blur.
+        memory: what the verdict on leaks needs of each step.
         activation_bytes: the most that a forward pass left behind for the backward pass.
         retries: how often the allocator had flushed its cache to go on, after each step.
         peaks_by_step: peak allocated of each step.
@@ -50,7 +63,7 @@ class Replayed:
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     resident_bytes: tuple[int, ...]
-    requested_bytes: tuple[int, ...]
+    memory: tuple[StepMemory, ...]
     activation_bytes: int
     retries: tuple[int, ...]
     peaks_by_step: tuple[int, ...]
@@ -67,6 +80,7 @@ class Program:
         marks: (number of trial events before it, name) of points of the step.
         optional: positions in `trial_events` of scratch memory that a kernel can do without, with
             the smaller sizes that it tries then.
+        step_ends: of each step.
     """
 
     load_events: list[int] = field(default_factory=list)
@@ -74,6 +88,7 @@ class Program:
     operators: list[str] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
     optional: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    step_ends: list[StepEnd] = field(default_factory=list)
 
     def load(self, allocator: CachingAllocator) -> list[Block | None]:
         """Allocate the model; returns the blocks, for `replay`.
@@ -100,7 +115,7 @@ class Program:
         allocator.reset_peaks()
         retries_before = allocator.num_alloc_retries
         resident: list[int] = []
-        requested: list[int] = []
+        memory: list[StepMemory] = []
         peaks: list[int] = []
         allocated = reserved = 0
         retries: list[int] = []
@@ -123,7 +138,14 @@ class Program:
                 activation = max(activation, held - before)
             elif name == "step_end":
                 resident.append(allocator.allocated_bytes)
-                requested.append(held)
+                end_of_step = self.step_ends[len(memory)]
+                memory.append(
+                    StepMemory(
+                        held_bytes=held - end_of_step.gradient_bytes,
+                        peak_bytes=allocator.peak_allocated_bytes,
+                        is_warm_up=end_of_step.is_warm_up,
+                    )
+                )
                 peaks.append(allocator.peak_allocated_bytes)
                 retries.append(allocator.num_alloc_retries - retries_before)
         replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
@@ -131,7 +153,7 @@ class Program:
             peak_allocated_bytes=max(allocated, allocator.peak_allocated_bytes),
             peak_reserved_bytes=max(reserved, allocator.peak_reserved_bytes),
             resident_bytes=tuple(resident),
-            requested_bytes=tuple(requested),
+            memory=tuple(memory),
             activation_bytes=activation,
             retries=tuple(retries),
             peaks_by_step=tuple(peaks),
@@ -203,6 +225,8 @@ class _Writer:
             elif kind == MARK:
                 if is_trial:
                     program.marks.append((len(events), entry[1]))
+                    if len(entry) > 2:
+                        program.step_ends.append(StepEnd(*entry[2:]))
             elif kind == CALL:
                 self._write_call(index, entry, events, program, is_trial=is_trial)
 

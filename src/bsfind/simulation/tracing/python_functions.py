@@ -20,6 +20,12 @@ import torch
 import torch.functional
 import torch.nn.functional
 
+from bsfind.simulation.tracing.torch_private import (
+    disabled_torch_function,
+    has_torch_function,
+    torch_function_modes,
+)
+
 __all__ = ["undelegated_functions"]
 
 _MODULES: tuple[ModuleType, ...] = (torch.functional, torch.nn.functional)
@@ -31,12 +37,12 @@ def _overrides(kind: Any) -> bool:
     if kind in (torch.Tensor, torch.nn.Parameter):
         return False
     own = getattr(kind, "__torch_function__", None)
-    return own is not None and own is not torch._C._disabled_torch_function_impl
+    return own is not None and own is not disabled_torch_function
 
 
 def _is_overridden(arguments: Sequence[Any]) -> bool:
-    if torch._C._len_torch_function_stack() > 1:  # a mode of the user's, which wants to be asked
-        return torch._C._has_torch_function(arguments)
+    if torch_function_modes() > 1:  # a mode of the user's, which wants to be asked
+        return bool(has_torch_function(arguments))
     kinds: list[Any] = [type(argument) for argument in arguments]
     return any(map(_overrides, kinds))
 

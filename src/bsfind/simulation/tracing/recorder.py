@@ -12,6 +12,12 @@ import torch
 from torch import nn
 
 from bsfind.simulation.operators.call import Call, Rule
+from bsfind.simulation.tracing.torch_private import (
+    address_of,
+    current_backward,
+    current_node,
+    sequence_number,
+)
 
 __all__ = ["ALLOCATE", "CALL", "MARK", "RELEASE", "Entry", "Recorder"]
 
@@ -23,7 +29,8 @@ CALL = 2
 """`(CALL, rule, call, outputs, thread, operator)`: allocations in the order of a rule; each output is
 (block, nbytes), or None where it is no new storage"""
 MARK = 3
-"""`(MARK, name)`: a point of the step, such as the end of a forward pass"""
+"""`(MARK, name)`: a point of the step, such as the end of a forward pass; `(MARK, "step_end",
+gradient_bytes, is_warm_up)`, as `TrainingSteps` says of the step"""
 
 Entry = tuple[Any, ...]
 
@@ -48,16 +55,16 @@ class Recorder:
         self._on_death: list[Callable[[int], None]] = []
 
     def when_a_storage_dies(self, callback: Callable[[int], None]) -> None:
-        """Call `callback(storage._cdata)` at each death."""
+        """Call `callback(address_of(storage))` at each death."""
         self._on_death.append(callback)
 
     def knows(self, storage: Any) -> bool:
         """Tell whether a storage lies on the simulated GPU."""
-        return storage._cdata in self._storages
+        return address_of(storage) in self._storages
 
     def adopt(self, storage: Any) -> int | None:
         """Take a storage in, if it is new; returns its block, None if it was known already."""
-        key = storage._cdata
+        key = address_of(storage)
         known = self._storages.get(key)
         nbytes = storage.nbytes()
         if known is not None:
@@ -78,10 +85,10 @@ class Recorder:
                 callback(key)
 
         storages[key] = (block, weakref.ref(storage, died), nbytes)
-        if torch._C._current_graph_task_id() != -1:
-            node = torch._C._current_autograd_node()
+        if current_backward() != -1:
+            node = current_node()
             if node is not None:
-                self._birth_node[block] = node._sequence_nr()
+                self._birth_node[block] = sequence_number(node)
         return block
 
     def born(self, tensor: torch.Tensor, operator: str) -> None:
@@ -104,18 +111,26 @@ class Recorder:
                 blocks.append((block, output.untyped_storage().nbytes()))
         self.entries.append((CALL, rule, call, tuple(blocks), self.thread, operator))
 
-    def rewind(self, count: int) -> bool:
+    def born_since(self, count: int) -> list[tuple[int, Any]]:
+        """Return (block, storage) of all storages alive that were born as block `count` or later."""
+        alive = [
+            (block, reference())
+            for block, reference, _ in self._storages.values()
+            if block >= count
+        ]
+        return [(block, storage) for block, storage in alive if storage is not None]
+
+    def rewind(self, count: int) -> None:
         """Start a new list of entries, with blocks numbered from `count` on.
 
-        Returns:
-            Whether all storages born later are dead; if not, nothing happens.
+        Storages that were born later and are alive are forgotten.
         """
-        if any(block >= count for block, _, _ in self._storages.values()):
-            return False
+        later = [key for key, (block, _, _) in self._storages.items() if block >= count]
+        for key in later:
+            del self._storages[key]
         self._count = count
         self._birth_node.clear()
         self.entries = []
-        return True
 
     @property
     def count(self) -> int:
@@ -126,8 +141,35 @@ class Recorder:
         """Record a point of the step."""
         self.entries.append((MARK, name))
 
+    def step_is_over(self, gradient_bytes: int, *, is_warm_up: bool) -> None:
+        """Record the end of a step (see `TrainingSteps`)."""
+        self.entries.append((MARK, "step_end", gradient_bytes, is_warm_up))
+
+    def size_since(self, first: int) -> tuple[int, int]:
+        """Return by how many bytes storages grew at most, and how many were allocated in all.
+
+        Args:
+            first: the entry from which to count. Storages are counted, not the scratch of kernels.
+        """
+        sizes: dict[int, int] = {}
+        held = peak = total = 0
+        for entry in self.entries[first:]:
+            if entry[0] == ALLOCATE:
+                born = [(entry[1], entry[2])]
+            elif entry[0] == CALL:
+                born = [output for output in entry[3] if output is not None]
+            else:
+                if entry[0] == RELEASE:
+                    held -= sizes.pop(entry[1], 0)
+                continue
+            sizes.update(born)
+            nbytes = sum(size for _, size in born)
+            held, total = held + nbytes, total + nbytes
+            peak = max(peak, held)
+        return peak, total
+
     def note(self, code: str, message: str) -> None:
-        """Keep something for the reader of the result."""
+        """Keep something for the reader of the result, once for each code (`code` or `code:what`)."""
         self.notes.setdefault(code, message)
 
     # --------------------------------------- told by the tracer, for a recorder that attributes
@@ -156,9 +198,9 @@ class Recorder:
         On CUDA a backward pass runs in a thread of its own (torch/csrc/autograd/engine.cpp, torch
         2.6-2.13), which has its own cuBLAS handle and workspace.
         """
-        return "main" if torch._C._current_graph_task_id() == -1 else "autograd"
+        return "main" if current_backward() == -1 else "autograd"
 
     def birth_node(self, storage: Any) -> int | None:
         """Return the autograd node during which a storage was born; None outside backward."""
-        known = self._storages.get(storage._cdata)
+        known = self._storages.get(address_of(storage))
         return None if known is None else self._birth_node.get(known[0])

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.recurrent import check_devices_of_layer
 from bsfind.simulation.operators.recurrent import (
     MODES,
     RecurrentShape,
 )
 from bsfind.simulation.tracing.recurrent_outputs import parameters_in
+from bsfind.simulation.tracing.torch_private import (
+    AUTOCAST_CUDA_KEYS,
+    ExcludedKeys,
+    address_of,
+    flat_weights,
+    flat_weights_names,
+)
 
 __all__ = ["RecurrentLayers", "autocast_kernel", "flatten_parameters"]
 
@@ -45,7 +53,7 @@ def _flat_buffer(params: Sequence[Tensor], shape: RecurrentShape) -> Tensor | No
         expected = offsets if has_biases else (*offsets[:2], *offsets[4:])
         group = params[index * per_layer : (index + 1) * per_layer]
         for param, offset in zip(group, expected, strict=True):
-            is_same = param.untyped_storage()._cdata == storage._cdata
+            is_same = address_of(param.untyped_storage()) == address_of(storage)
             if not is_same or param.storage_offset() != offset:
                 return None
     return torch.empty(0, dtype=first.dtype, device=first.device).set_(storage, 0, (count,), (1,))
@@ -126,6 +134,7 @@ class RecurrentLayers:
             bidirectional: bool,
             batch_first: bool,
         ) -> Any:
+            check_devices_of_layer(x, hx if mode == "lstm" else [hx], params)
             rest = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
             if not runs_on_cudnn(x, mode, self._gpu):
                 return operator.decompose(x, hx, params, *rest)
@@ -147,6 +156,7 @@ class RecurrentLayers:
             train: bool,
             bidirectional: bool,
         ) -> Any:
+            check_devices_of_layer(data, hx if mode == "lstm" else [hx], params)
             rest = (has_biases, num_layers, dropout, train, bidirectional)
             if not runs_on_cudnn(data, mode, self._gpu):
                 return operator.decompose(data, batch_sizes, hx, params, *rest)
@@ -205,8 +215,8 @@ def autocast_kernel(*args: Any) -> Any:
     """
     x, weight, stride, buffer, hx, cx, mode, hidden_size, proj_size, layers, *rest = args
     half = torch.float16
-    with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-        if (weight[0] if buffer is None else buffer).dtype == torch.float32:
+    with ExcludedKeys(AUTOCAST_CUDA_KEYS):
+        if (weight[0] if buffer is None else buffer).dtype in (torch.float32, torch.bfloat16):
             shape = RecurrentShape(
                 mode=MODES[mode],
                 input_size=x.shape[-1],
@@ -230,9 +240,6 @@ def autocast_kernel(*args: Any) -> Any:
         )
 
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
-
-
 def _to_half(tensor: Tensor) -> Tensor:
     is_eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.to(torch.float16) if is_eligible else tensor
@@ -250,15 +257,17 @@ def flatten_parameters(
         module: RNN, LSTM or GRU.
         is_on_gpu: whether a parameter lies on the simulated GPU.
     """
-    weights: Sequence[Any] = module._flat_weights
-    if len(weights) != len(module._flat_weights_names) or not torch.backends.cudnn.enabled:
+    weights: Sequence[Any] = flat_weights(module)
+    if len(weights) != len(flat_weights_names(module)) or not torch.backends.cudnn.enabled:
         return
     for weight in weights:
         if not isinstance(weight, Tensor) or not is_on_gpu(weight):
             return
         if weight.dtype != weights[0].dtype or weight.dtype not in _CUDNN_DTYPES[:3]:
             return
-    if len({(w.untyped_storage()._cdata, w.storage_offset()) for w in weights}) != len(weights):
+    if len({(address_of(w.untyped_storage()), w.storage_offset()) for w in weights}) != len(
+        weights
+    ):
         return
     shape = RecurrentShape(
         mode={"RNN_RELU": "rnn_relu", "RNN_TANH": "rnn_tanh"}.get(module.mode, module.mode.lower()),

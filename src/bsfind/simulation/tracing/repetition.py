@@ -17,36 +17,38 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         steps: how many the new program has in all.
 
     Returns:
-        None if the last two steps differ, so that nothing can be said of those to come, or if there
-        are too few: the first step is unlike all others.
+        None if steps differ, so that nothing can be said of those to come, or if there are too few:
+        those that warm up are unlike all others (see `TrainingSteps`), two after these are needed.
     """
     ends = [0, *(position for position, name in program.marks if name == "step_end")]
     traced = len(ends) - 1
     if steps <= traced:
         return program if steps == traced else None
-    if traced < 3:
+    warm_up = max(place for place, step in enumerate(program.step_ends) if step.is_warm_up)
+    if traced - warm_up < 3:
         return None
     events = program.trial_events
     sizes = [event for event in (*program.load_events, *events) if event >= 0]
-    steps_before, step_before, begin, end = ends[-4:]
-    first = [
-        _allocations(program.load_events) + _allocations(events[:place])
-        for place in (steps_before, step_before, begin)
+    loaded = _allocations(program.load_events)
+    first = [loaded + _allocations(events[:end]) for end in ends]
+    courses = [
+        _course(events[ends[step] : ends[step + 1]], first[step - 1], first[step], sizes)
+        for step in range(warm_up + 1, traced)
     ]
-    again = events[begin:end]
-    if _course(events[step_before:begin], first[0], first[1], sizes) != _course(
-        again, first[1], first[2], sizes
-    ):
+    if any(course != courses[-1] for course in courses):
         return None
+    begin, end = ends[-2:]
+    again = events[begin:end]
     count = _allocations(again)
-    loaded = len(program.load_events)
+    loaded_events = len(program.load_events)
     operators = program.operators
     longer = Program(
         load_events=program.load_events,
         trial_events=events[:end],
-        operators=operators[: loaded + end],
+        operators=operators[: loaded_events + end],
         marks=[mark for mark in program.marks if mark[0] < end or mark == (end, "step_end")],
         optional=dict(program.optional),
+        step_ends=[*program.step_ends, *[program.step_ends[-1]] * (steps - traced)],
     )
     marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
     marks = marks[marks.index((0, "step_end")) + 1 :]
@@ -54,7 +56,7 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         again = _moved(again, count)
         start = len(longer.trial_events)
         longer.trial_events.extend(again)
-        longer.operators.extend(operators[loaded + begin : loaded + end])
+        longer.operators.extend(operators[loaded_events + begin : loaded_events + end])
         longer.marks.extend((start + place, name) for place, name in marks)
         for place, smaller in program.optional.items():
             if begin <= place < end:

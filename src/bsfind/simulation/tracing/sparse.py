@@ -13,6 +13,12 @@ import torch
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, Handler, OperatorFacts
 
+from bsfind.simulation.tracing.torch_private import (
+    address_of,
+    indices_of,
+    values_of,
+)
+
 __all__ = ["sparse_handlers"]
 
 
@@ -32,7 +38,7 @@ def _add_in_place(
     total, part = args[:2]
     is_sparse = isinstance(part, torch.Tensor) and part.layout is torch.sparse_coo
     if is_sparse and total.layout is torch.strided and total.is_meta:
-        dispatcher.values.forget_storage(total.untyped_storage()._cdata)
+        dispatcher.values.forget_storage(address_of(total.untyped_storage()))
         return total
     return dispatcher.run(facts, args, kwargs)
 
@@ -44,7 +50,7 @@ def _coalesce(
     (sparse,) = args
     if not sparse.is_meta:
         return dispatcher.compute(facts, args, kwargs)
-    indices, values = sparse._indices(), sparse._values()
+    indices, values = indices_of(sparse), values_of(sparse)
     known = dispatcher.values.of(indices)
     distinct = None if known is None else torch.unique(known, dim=1)
     count = indices.shape[1] if distinct is None else distinct.shape[1]
@@ -54,7 +60,7 @@ def _coalesce(
         out = _sparse(new_indices, new_values, sparse)
     dispatcher.record(facts, (indices,), kwargs, out)  # the rule reads how many there were
     if distinct is not None:
-        dispatcher.values.set(out._indices(), distinct)
+        dispatcher.values.set(indices_of(out), distinct)
     return out
 
 
@@ -65,7 +71,7 @@ def _sparse_mask(
     dense, mask = args
     if not mask.is_meta or dense.layout is not torch.strided:
         return dispatcher.run(facts, args, kwargs)
-    values, indices = mask._values(), mask._indices()
+    values, indices = values_of(mask), indices_of(mask)
     values = torch.empty_like(values, dtype=dense.dtype, memory_format=torch.contiguous_format)
     indices = indices.clone()
     with dispatcher.unseen():

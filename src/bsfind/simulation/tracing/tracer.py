@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
-from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import Assumption, ModelKind
+from bsfind.records import Assumption
 from bsfind.settings import Workload
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
-from bsfind.simulation.tracing.building import parameters_on_meta
+from bsfind.simulation.tracing.building import Builder
 from bsfind.simulation.tracing.compiler import postpone_compiler
 from bsfind.simulation.tracing.composites import CudaComposites
 from bsfind.simulation.tracing.cuda_module import SimulatedGpu, simulated_cuda_module
@@ -26,6 +29,7 @@ from bsfind.simulation.tracing.device_groups import cuda_groups
 from bsfind.simulation.tracing.disguise import GpuDisguise
 from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
+from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
@@ -34,10 +38,14 @@ from bsfind.simulation.tracing.recorder import Entry, Recorder
 from bsfind.simulation.tracing.scaling import ScaledTrace, fit
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
+from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
+from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
+from bsfind.stability import draws_assumption
+from bsfind.units import format_bytes
 from bsfind.workload.loss_choice import LossChoice
-from bsfind.workload.model_kind import kind_of
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
 from bsfind.workload.user_traceback import user_error
@@ -45,7 +53,6 @@ from bsfind.workload.user_traceback import user_error
 __all__ = ["Tracer"]
 
 _DEVICE = torch.device("cuda", 0)
-_MAX_SKIPPED_STEPS = 24
 
 
 class Tracer:
@@ -83,9 +90,15 @@ class Tracer:
         self._plan = precision_plan(precision)
         self._gpu = gpu
         self._properties = properties or SimulatedGpu(
-            name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
+            name="GPU",
+            total_memory=1 << 40,
+            major=gpu.capability[0],
+            minor=gpu.capability[1],
+            multi_processor_count=gpu.sm_count,
+            max_threads_per_multi_processor=gpu.max_threads_per_sm,
         )
         postpone_compiler()
+        check_torch()
         load_rules()
         self._sums = GradientSums()
         self._recorder = recorder or Recorder()
@@ -108,6 +121,7 @@ class Tracer:
             },
             self._composites.kernels,
         )
+        self._builder = Builder(self._dispatcher)
         self._open = contextlib.ExitStack()
         self._load_entries: list[Entry] = []
         self._entries: list[Entry] = []
@@ -115,9 +129,12 @@ class Tracer:
         self._loaded: LoadedWorkload | None = None
         self._choice: LossChoice | None = None
         self._optimizer: str | None = None
+        self._largest = LargestStep()
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
+        self._may_scale = True
+        self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -142,6 +159,7 @@ class Tracer:
         """Give torch back its own operators."""
         self._loaded = None
         self._open.close()
+        self._start_over()
         gc.unfreeze()
 
     @contextlib.contextmanager
@@ -169,10 +187,19 @@ class Tracer:
     def _load(self) -> None:
         """Build the model and move it to the simulated GPU."""
         try:
-            if not self._builds_without_memory():
+            why = self._failure_without_memory()
+            if why is not None:
                 self._start_over()
-                self._loaded = self._built()
+                with self._builder.in_memory(why), reproducible_building():
+                    self._loaded = self._built()
+                self._recorder.note(
+                    "built_in_host_memory",
+                    "the model could not be built without memory for its weights, so it was built a "
+                    f"second time, in {format_bytes(self._builder.weight_bytes)} of the host's "
+                    f"memory; the prediction is the same. The reason: {why}",
+                )
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
@@ -190,39 +217,57 @@ class Tracer:
         except (Exception, SystemExit) as error:
             raise user_error(error, doing="building the optimizer") from error
 
-    def _builds_without_memory(self) -> bool:
-        """Build the model with weights that have no memory; False: its constructor needs them."""
-        self._start_over()
-        try:
-            with parameters_on_meta(self._dispatcher):
+    def _failure_without_memory(self) -> str | None:
+        """Build the model with weights that have no memory; returns why that failed, if it did."""
+
+        def build() -> None:
+            self._start_over()
+            with self._builder.without_memory(), reproducible_building():
                 self._loaded = self._built()
+
+        try:
+            self._dispatcher.reads.run(build)
+        except UntraceableError as error:
+            return str(error)
         except TargetError:
             raise
-        except Exception:  # not kept: its frames hold the model
-            return False
-        return True
+        except Exception as error:  # not kept: its frames hold the model
+            return user_error(error, doing="building the model").message
+        return None
 
     def _built(self) -> LoadedWorkload:
         workload = self._workload
         model = build_model(workload.target, keyword_arguments(workload.model_args))
-        # A module that was built when it was imported may have lost its weights to another tracer.
-        for parameter in model.parameters():
-            self._dispatcher.keep_on_host(parameter)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
+        self._builder.take_memory(model)
         loaded = LoadedWorkload(workload, self._plan, _DEVICE, model, self._choice)
         self._choice = loaded.choice
         return loaded
 
     def _start_over(self) -> None:
-        """Forget the model, and all that it had on the GPU."""
+        """Forget the model, and all that it had on the GPU but what the user's code keeps."""
         self._loaded = None
-        if self._recorder.rewind(0):
+        if self._dispatcher.rewind(0):
             return
         gc.unfreeze()
         gc.collect()
-        if not self._recorder.rewind(0):
-            raise InternalError("tensors of a model that was dropped are still alive")
+        if clear_function_caches():
+            gc.collect()
+        self._dispatcher.rewind(0, keeping=True)
+
+    def _forget_trial(self) -> bool:
+        """Forget the last trial; False: it left something in the model."""
+        if self._loaded is None:
+            return False
+        if self._dispatcher.rewind(self._first_block):
+            return True
+        gc.unfreeze()
+        cleared = clear_function_caches()
+        if cleared:
+            gc.collect()
+        gc.freeze()
+        return cleared and self._dispatcher.rewind(self._first_block)
 
     @property
     def class_name(self) -> str:
@@ -235,14 +280,59 @@ class Tracer:
         return self._workload_on_gpu.parameter_count()
 
     @property
+    def weights_dtype(self) -> str | None:
+        """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
+        return self._workload_on_gpu.weights_dtype
+
+    @property
     def optimizer(self) -> str | None:
         """Class of the optimizer; None in inference."""
         return self._optimizer
 
+    def fixed_memory(self) -> FixedMemory:
+        """Return what the step takes at any batch size. No trial may be going on."""
+        model = self._workload_on_gpu.model
+        parameters = list(model.parameters())
+        nbytes = sum(tensor.nbytes for tensor in (*parameters, *model.buffers()))
+        if self._workload.mode != "train":
+            return FixedMemory(parameter_bytes=nbytes)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        try:
+            return FixedMemory(
+                parameter_bytes=nbytes,
+                gradient_bytes=sum(parameter.nbytes for parameter in trained),
+                optimizer_bytes=self._optimizer_bytes(trained),
+                optimizer=self._optimizer,
+            )
+        finally:
+            self._workload_on_gpu.clear_gradients()
+            gc.collect()
+            self._dispatcher.rewind(self._first_block)
+
+    def _optimizer_bytes(self, trained: Sequence[torch.nn.Parameter]) -> int | None:
+        """Return the size of the optimizer's state after a step; None: it takes no such step."""
+        try:
+            optimizer = self._workload_on_gpu.make_optimizer()
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+        except Exception:  # it needs a closure, or gradients of its own
+            return None
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(
+            value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_cuda
+        )
+
+    @property
+    def operators(self) -> StepOperators | None:
+        """What the step that was traced last consists of; None before the first."""
+        return self._operators
+
     @property
     def assumptions(self) -> list[Assumption]:
         """What was chosen for the steps, as far as it is known."""
-        return self._workload_on_gpu.assumptions
+        chosen, places = self._workload_on_gpu.assumptions, self.random_places
+        return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
     def stand_in_bytes(self) -> int | None:
@@ -250,14 +340,15 @@ class Tracer:
         return self._workload_on_gpu.choice.stand_in_bytes
 
     @property
-    def kind(self) -> ModelKind:
-        """What kind of model it is, as accuracy is measured by kind."""
-        return kind_of(self._workload_on_gpu.model)
+    def notes(self) -> dict[str, str]:
+        """What the reader of the result must know, by `code` or `code:what`."""
+        of_the_model = self._loaded.notes if self._loaded is not None else {}
+        return {**of_the_model, **self._recorder.notes}
 
     @property
-    def notes(self) -> dict[str, str]:
-        """What the reader of the result must know, by code."""
-        return dict(self._recorder.notes)
+    def random_places(self) -> tuple[str, ...]:
+        """Where in the user's code random numbers are drawn that decide how large a step is."""
+        return self._largest.places
 
     @property
     def _workload_on_gpu(self) -> LoadedWorkload:
@@ -286,7 +377,8 @@ class Tracer:
         """Return the program of a trial of so many optimizer steps.
 
         The first batch sizes are traced. From the third on, others follow from these, where the
-        structure of the step allows it.
+        structure of the step allows it, and where they are multiples of what those have in common: the
+        user's code may refuse others.
 
         Args:
             batch_size: of the trial.
@@ -303,66 +395,106 @@ class Tracer:
             self._traces.clear()
             self._scaled = None
         entries = self._traces.get(batch_size)
-        if entries is None and self._scaled is not None and not exact:
+        follows = self._scaled is not None and batch_size % math.gcd(*self._traces) == 0
+        if entries is None and self._scaled is not None and follows and not exact:
             entries = self._scaled.at(batch_size)
         if entries is None:
-            entries = self._traced(batch_size, steps)
+            try:
+                entries = self._traced(batch_size, steps)
+            except TargetError:
+                if follows:  # this size was not the only one: no other follows from any more
+                    self._scaled, self._may_scale = None, False
+                raise
             self._remember(batch_size, entries)
-        return program_of(self._load_entries, entries, self._gpu, sources)
+        return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
+
+    def _gpu_as_set(self) -> CudaTarget:
+        """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
+        return dataclasses.replace(
+            self._gpu,
+            tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traces[batch_size] = entries
         # A batch of one is special: it has no stride of its own.
         several = sorted(size for size in self._traces if size > 1)
-        if self._scaled is None and len(several) >= 3:
+        if self._may_scale and self._scaled is None and len(several) >= 3:
             chosen = (several[0], several[len(several) // 2], several[-1])
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
-        self._be_fresh()
-        has_run = self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size))
-        if has_run:
-            self._be_fresh()
-        self._running(batch_size, lambda: self._run(batch_size, steps))
+        self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size))
+        notes = dict(self._recorder.notes)
+        while not self._running(batch_size, lambda: self._run(batch_size, steps)):
+            self._recorder.notes = notes  # what other draws would have needed to know
+        self._operators = operators_of(self._entries)
         return self._entries
 
     def _be_fresh(self) -> None:
         """Load the model again if it keeps anything of what ran before: the next would lack it."""
-        if self._loaded is None or not self._recorder.rewind(self._first_block):
+        if not self._forget_trial():
             self._load()
-            self._recorder.rewind(self._first_block)
+            self._dispatcher.rewind(self._first_block)
 
-    def _running(self, batch_size: int, run: Callable[[], Any]) -> Any:
-        """Let something run that calls the model, and clear up behind it."""
-        loaded = self._workload_on_gpu
+    def _running(self, batch_size: int, run: Callable[[], bool]) -> bool:
+        """Run something that calls the model, each time from its fresh state, and clear up after it.
+
+        Where the user's code raises upon a value that is not known, it runs again with another.
+        """
+
+        def attempt() -> bool:
+            self._be_fresh()
+            loaded = self._workload_on_gpu
+            try:
+                return run()
+            finally:
+                self._entries = list(self._recorder.entries)
+                loaded.clear_gradients()
+                self._autocast.clear_cache()
+                self._composites.forget()
+                gc.collect()
+
         try:
-            return run()
+            return self._dispatcher.reads.run(attempt)
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
-                inputs=loaded.last_batch,
+                inputs=self._loaded.last_batch if self._loaded is not None else None,
             ) from error
-        finally:
-            self._entries = list(self._recorder.entries)
-            loaded.clear_gradients()
-            self._autocast.clear_cache()
-            self._composites.forget()
-            gc.collect()
 
-    def _run(self, batch_size: int, steps: int) -> None:
-        recorder, loaded = self._recorder, self._workload_on_gpu
+    def _run(self, batch_size: int, steps: int) -> bool:
+        """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
+        recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
             recorder.mark("forward_end")
 
+        def size_of_step() -> StepSize:
+            loaded.clear_gradients()
+            first = len(recorder.entries)
+            runner.run(batch_size)
+            return recorder.size_since(first)
+
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        attempts = 0
-        with warnings.catch_warnings():
+        with largest.searched(batch_size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.completed < steps and attempts < steps + _MAX_SKIPPED_STEPS:
+            while runner.wants_more(steps):
                 recorder.mark("forward_begin")
                 runner.run(batch_size)
-                recorder.mark("step_end")
-                attempts += 1
+                recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
+                if largest.is_undecided:
+                    largest.decide(size_of_step)
+                    return False
+        return True
+
+
+def _allows_tf32_convolutions() -> bool:
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

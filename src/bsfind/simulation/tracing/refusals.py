@@ -1,0 +1,149 @@
+"""An operator that fails while a step is traced: is it the user's call, torch's meta kernel, or bsfind?
+
+torch's meta kernels check arguments by themselves, and some refuse what CUDA takes. Whether a call
+is at fault is asked of the CPU, with zeros of the same shapes and dtypes: what it refuses, CUDA
+refuses as well, in the same words.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+
+from bsfind.errors import BsfindError, InternalError, UntraceableError
+from bsfind.simulation.tracing.calls import flat_tensors
+from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fake
+from bsfind.workload.blame import (
+    is_bsfinds_own,
+    is_from_cpp,
+    is_raised_by_user,
+    is_said_for_torch,
+    stands_for_torch,
+    user_line,
+)
+
+__all__ = ["raise_refusal", "refusing"]
+
+_MAX_BYTES = 1 << 28
+"""Of the tensors of a call that is tried on the CPU."""
+
+_REFUSED = "_bsfind_refused"
+
+
+@stands_for_torch
+def raise_refusal(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> NoReturn:
+    """Raise what the failure of an operator means for the user.
+
+    Args:
+        op: the operator.
+        args: as it was called.
+        kwargs: as it was called.
+        error: what was raised while it was traced.
+
+    Raises:
+        UntraceableError: the call is sound, and torch cannot run it without a GPU.
+        InternalError: the call is sound, and bsfind failed to trace it.
+        Exception: what PyTorch raises for this call.
+    """
+    raise _meaning(op, args, kwargs, error) from error.__cause__
+
+
+def _meaning(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> Exception:
+    if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
+        return error
+    was_refused = hasattr(error, _REFUSED)
+    if is_said_for_torch(error) and not was_refused:
+        return error
+    refusal = _refusal_by_cpu(op, args, kwargs)
+    if refusal is None and _are_on_two_devices((*args, *kwargs.values())):
+        refusal = RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            "cuda:0 and cpu!"
+        )
+    if refusal is not None:
+        # C++ checks on the GPU as it does here, and with the values that the zeros are not.
+        refusal = error if is_from_cpp(error) else refusal
+        setattr(refusal, _REFUSED, True)
+        return refusal
+    said = f"{type(error).__name__}: {error}"
+    # An operator that a kernel of bsfind called on the way is at fault, where this one is not.
+    if is_bsfinds_own(error) or was_refused:
+        details = "".join(traceback.format_exception(error))
+        return InternalError(f"`{_label(op)}` could not be traced: {said}", detail=details)
+    where = user_line()
+    return UntraceableError(
+        f"`{_label(op)}`{f' in {where}' if where else ''} cannot be predicted: "
+        f"torch {torch.__version__} does not run it without a GPU",
+        detail=said.strip().splitlines()[0],  # the next are the dispatcher's table of backends
+        hint="`--device cuda` measures instead, on a machine with a GPU",
+    )
+
+
+def refusing(op: Any, kernel: Any) -> Any:
+    """Return a kernel whose failures are told apart by `raise_refusal`."""
+
+    @stands_for_torch
+    def told_apart(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return kernel(*args, **kwargs)
+        except Exception as error:
+            raise_refusal(op, args, kwargs, error)
+
+    return told_apart
+
+
+def _label(op: Any) -> str:
+    return str(op).removeprefix("aten.").removesuffix(".default")
+
+
+def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exception | None:
+    """Return what PyTorch raises for a call on the CPU; None: nothing, or it cannot be tried."""
+    total = 0
+
+    def on_host(value: Any) -> Any:
+        nonlocal total
+        if isinstance(value, torch.Tensor):
+            total += value.numel() * value.element_size()
+            if total > _MAX_BYTES or value.layout is not torch.strided:
+                raise _TooLargeError
+            extent = 1 + sum(
+                (size - 1) * step for size, step in zip(value.shape, value.stride(), strict=True)
+            )
+            zeros = torch.zeros(extent if value.numel() else 0, dtype=value.dtype)
+            return zeros.as_strided(value.size(), value.stride())
+        if isinstance(value, torch.device):
+            return torch.device("cpu")
+        if isinstance(value, (list, tuple)):
+            return [on_host(item) for item in value]
+        return value
+
+    with TorchFunctionOff(), without_fake(), torch.no_grad():
+        try:
+            host_args = [on_host(value) for value in args]
+            host_kwargs = {name: on_host(value) for name, value in kwargs.items()}
+            op(*host_args, **host_kwargs)
+        except NotImplementedError:  # no kernel for this dtype, which says nothing about CUDA
+            return None
+        except _TooLargeError:
+            return None
+        except Exception as refusal:
+            return refusal.with_traceback(None)
+    return None
+
+
+def _are_on_two_devices(values: Sequence[Any]) -> bool:
+    """Tell whether a call has tensors of the simulated GPU and of the host, numbers aside."""
+    tensors = [tensor for tensor in flat_tensors(list(values)) if tensor is not None]
+    on_gpu = any(tensor.is_meta for tensor in tensors)
+    return on_gpu and any(not tensor.is_meta and tensor.dim() > 0 for tensor in tensors)
+
+
+class _TooLargeError(Exception):
+    """The call is not tried: it would take the host's memory and time."""
