@@ -16,9 +16,10 @@ from bsfind.devices.base import DoesNotFit
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.errors import TargetError, UsageError
 from bsfind.input_spec import parse_input_shape
-from bsfind.records import ReportWarning
+from bsfind.records import Assumption, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.stability import StepMemory
 from bsfind.units import GIB, MIB
 
@@ -58,6 +59,9 @@ class FakeTracer:
     """Stands in for `bsfind.simulation.tracing.tracer.Tracer`."""
 
     class_name = "Net"
+    weights_dtype: str | None = None
+    assumptions: tuple[Assumption, ...] = ()
+    stand_in_bytes: int | None = None
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"
@@ -78,6 +82,9 @@ class FakeTracer:
 
     def model_program(self) -> FakeProgram:
         return FakeProgram(self.model_bytes, 0)
+
+    def fixed_memory(self) -> FixedMemory:
+        return FixedMemory(parameter_bytes=self.model_bytes)
 
     def program(self, batch_size: int, steps: int, *, exact: bool) -> FakeProgram:
         self.asked.append((batch_size, exact))
