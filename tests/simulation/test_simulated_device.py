@@ -66,6 +66,7 @@ class FakeTracer:
     parameters = 7
     optimizer = "AdamW"
     operators = None
+    weights_dtype = None
     random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
@@ -231,7 +232,7 @@ def test_a_model_that_does_not_fit_alone(
     tracer: type[FakeTracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracer, "model_bytes", 2 * GIB)
-    with pytest.raises(DoesNotFit, match=r"tried to allocate 2\.0 GiB"):
+    with pytest.raises(DoesNotFit, match=r"parameters 2\.0 GiB, and the card has 1\.0 GiB for it"):
         loaded("1GiB", context_memory_bytes=0)
 
 

@@ -24,6 +24,8 @@ _READ = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
 _UNBELIEVABLE = 1 << 50
 """Above a PiB: what the driver of Windows answers for "unknown" (17179869184.00 GiB)."""
 
+_FREE_OF_TOTAL = r"free memory on device [^()]{0,20}\("  # vLLM: `(67.24/79.25 GiB)`
+
 _TRIED = (
     rf"tried to allocate (?:more than )?{_SIZE}",
     rf"requested size:?\s*{_SIZE}",
@@ -34,9 +36,9 @@ _TRIED = (
     rf"(?:unable|cannot|can't|could not|failed) to allocate {_SIZE}{_EXACT}",
     rf"(?:cannot|can't|could not) allocate {_SIZE}{_EXACT}",
     rf"(?:trying|attempting|attempted) to allocate {_SIZE}",
-    rf"out of memory allocating {_SIZE}",
+    rf"out of memory (?:allocating|to allocate) {_SIZE}",
     rf"allocating {_SIZE} on device",
-    rf"failed to alloc(?:ate)? {_SIZE}{_EXACT}",
+    rf"failed to (?:\w+ ){{0,2}}[cm]?alloc(?:ate)? {_SIZE}{_EXACT}",
     rf"buffer of size:?\s*{_SIZE}",
     rf"buffer of size:?\s*{_BARE}",
     rf"(?:cudaMalloc|alloc\w*) of size {_BARE}",
@@ -54,12 +56,14 @@ _TOTAL = (
     rf"{_SIZE} total capaci?ty",
     rf"device limit\s*: {_SIZE}",
     rf"total (?:device |GPU )?memory:?\s*{_SIZE}",
+    rf"{_FREE_OF_TOTAL}{_NUMBER}/{_SIZE}",
 )
 _FREE = (
     rf"of which {_SIZE} is free",
     rf"free \(according to CUDA\): {_SIZE}",
     rf"{_SIZE} (?:is )?free\b(?! \(according)",
-    rf"available memory is only {_SIZE}",
+    rf"available memory is (?:only )?{_SIZE}",
+    rf"{_FREE_OF_TOTAL}(?P<size>{_NUMBER})/{_NUMBER}\s?(?P<unit>{_UNIT})",
     rf"than is available \({_SIZE}\)",
     rf"available memory of {_BARE}",
     rf"free memory:?\s*{_SIZE}",
@@ -201,7 +205,8 @@ def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> tuple[int, int] 
     for pattern in patterns:
         match = pattern.search(text)
         if match is not None:
-            printed = match.groupdict().get("exact") or match["size"]
+            groups = match.groupdict()
+            printed = groups.get("exact") or match["size"] + groups.get("unit", "")
             size = read_size(printed)
             if size is not None:
                 return size, _half_a_unit(printed)

@@ -104,6 +104,12 @@ _NAMED = _table(
         "aten/mps",
     ),
     _Text(
+        r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY"
+        r"|platform can NOT allocate memory block",
+        Kind.XPU_OOM,
+        "Level Zero, SYCL, intel_extension_for_pytorch",
+    ),
+    _Text(
         r"preemptively rejected because it would exceed"
         r"|tried to allocate [\d.]+ (bytes|[KMG]iB)\.? ?\(?GPU \d",
         Kind.CUDA_OOM,
@@ -116,16 +122,11 @@ _NAMED = _table(
     ),
     _Text(
         r"cuda failure '?(2 )?'?out of memory|cudaMalloc\w* failed: out of memory"
-        r"|cu(da)?Mem\w+ .{0,60}out of memory|error out of memory at line \d+ in file",
+        r"|cu(da)?Mem\w+ .{0,60}out of memory|error:? out of memory at line \d+ in file",
         Kind.CUDA_OOM,
         "NCCL; CUDA extensions (bitsandbytes: ops.cu)",
     ),
     _Text(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory", Kind.HIP_OOM, "HIP runtime"),
-    _Text(
-        r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY",
-        Kind.XPU_OOM,
-        "Level Zero, SYCL",
-    ),
     _Text(r"(cublas|cusolver).{0,40}resource allocation failed", Kind.CUBLAS_ALLOC, "cublas_api.h"),
     _Text(
         r"cudnn.{0,40}resource allocation failed|resource allocation failed.{0,20}cudnn",
@@ -139,7 +140,7 @@ _NAMED = _table(
         "NumPy, CPython, C++, Rust",
     ),
     _Text(
-        r"\[Errno 12\]|\[WinError (8|14|1455)\]"
+        r"\[Errno 12\]|\berrno=12\b|\[WinError (8|14|1455)\]"
         r"|posix_memalign\b.{0,80}(12 (vs|!=)|failed)"
         r"|failed to allocate memory \(errno|unable to mmap \d+ bytes"
         r"|you tried to allocate \d[\d.]* ?[bKMGT]",
@@ -176,7 +177,7 @@ _HINTS = _table(
         "SIGKILL, which the kernel's out-of-memory killer sends",
     ),
     _Text(
-        r"(^|: line \d+: ?|[\]|.])\s*(\d+ )?Killed\b\s*(\(core dumped\))?(\s{2,}.*)?$",
+        r"(^|: line \d+: ?|[\]|.])[\s*]*(\d+ )?(Killed|Getötet|已杀死)\b[\s*]*(\(core dumped\))?(\s{2,}.*)?$",
         _HOST,
         "shell",
     ),
@@ -202,6 +203,7 @@ _FAILURE = re.compile(
             r"\b(?:memory|device|tensor|buffer|host)\w* allocation\b.{0,30} failed",
             r"\w*malloc\w*(?:\(\d+\))?[^).;]{0,25} failed",
             r"to (?:allocate|reserve) .{0,60}(?:not possible|greater than|exceed)",
+            r"\ballocating <= available failed",
         )
     ),
     re.IGNORECASE,
@@ -215,12 +217,14 @@ _ADVICE_BEFORE = re.compile(
 )
 _ADVICE_AFTER = re.compile(
     r"(errors\b|[_.](log|py|txt)\b|\W{0,3}(\(\w+\))?\W{0,3}(killer|handler|protection|guard|retry)"
-    r"|[\"']?\s?[:=]\s?(false|none|0)\b|.{0,200}\bnot a failure)",
+    r"|[\"']?\s?[:=]\s?(false|none|0)\b|.{0,80}: invalid argument|.{0,200}\bnot a failure)",
     re.IGNORECASE | re.DOTALL,
 )
 """What makes advice, a warning or a setting of such a sentence."""
 
-_CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf", re.IGNORECASE)
+_CUDA = re.compile(
+    r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf|\bGPU (ran )?out of", re.IGNORECASE
+)
 _FRAMEWORKS = re.compile(
     r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pygpu|mindspore"
     r"|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): |\bxla\b|\bjax"
@@ -302,7 +306,7 @@ KEYS = (
     *("status: 137", "returned 137", "returned exit", "code -9", "status -9"),
     *("tried to", "kv cache", "launch failure", "out of", "no kernel image", "space left"),
     *("bus error", "cuda error", "hip error", "must match", "not divisible", "no such device"),
-    *("exited unexpectedly", "all available ram"),
+    *("exited unexpectedly", "all available ram", "getötet", "已杀死"),
 )
 """Lower-case parts of lines that may matter: all others are passed over quickly."""
 

@@ -20,6 +20,7 @@ import torch
 __all__ = [
     "is_bsfinds_own",
     "is_from_cpp",
+    "is_message_of_torch",
     "is_raised",
     "is_raised_by_user",
     "is_said_for_torch",
@@ -91,6 +92,8 @@ def is_bsfinds_own(error: BaseException) -> bool:
         return "user" not in owners and "torch" not in owners
     if isinstance(error, MemoryError):  # of the host, which the model fills
         return False
+    if is_message_of_torch(error):
+        return False
     if owners[:1] == ["handed on"] and isinstance(error, NameError):
         return True
     handed_on = False
@@ -113,6 +116,15 @@ def is_raised_by_user(error: BaseException) -> bool:
     """Tell whether a frame of the user's code, or of a library's, raised an exception."""
     owners = _owners(error.__traceback__)
     return bool(owners) and owners[0] == "user"
+
+
+def is_message_of_torch(error: BaseException) -> bool:
+    """Tell whether an exception is of a class that torch's Python code has for its own purposes.
+
+    Activation checkpointing ends a recomputation by one, from hooks that run under any operator.
+    """
+    of_torch = type(error).__module__.startswith("torch.")
+    return of_torch and _owners(error.__traceback__)[:1] == ["torch"]
 
 
 def raising_package(error: BaseException) -> str | None:

@@ -170,7 +170,7 @@ class AutocastCuda:
         # `promote_type` does not look at optional tensors, though they are cast with the others.
         counted = {
             name
-            for position, argument in enumerate(op._schema.arguments)
+            for position, argument in enumerate(schema_of(op).arguments)
             if str(argument.type) in ("Tensor", "List[Tensor]")
             for name in (position, argument.name)
         }

@@ -19,6 +19,7 @@ from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fa
 from bsfind.workload.blame import (
     is_bsfinds_own,
     is_from_cpp,
+    is_message_of_torch,
     is_raised_by_user,
     is_said_for_torch,
     stands_for_torch,
@@ -57,6 +58,8 @@ def _meaning(
     op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
 ) -> Exception:
     if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
+        return error
+    if is_message_of_torch(error):
         return error
     was_refused = hasattr(error, _REFUSED)
     if is_said_for_torch(error) and not was_refused:

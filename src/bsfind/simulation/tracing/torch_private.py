@@ -224,7 +224,8 @@ own_implementations = operator.attrgetter("_op_impls")
 
 _OPERATORS = (
     *("_cudnn_init_dropout_state", "_cudnn_rnn", "_ctc_loss", "_gather_sparse_backward"),
-    *("_index_put_impl_", "_log_softmax", "_safe_softmax", "_softmax", "_to_copy"),
+    *("_index_put_impl_", "_local_scalar_dense", "_log_softmax", "_safe_softmax", "_softmax"),
+    "_to_copy",
     *("_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention"),
     *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"),
     *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell"),

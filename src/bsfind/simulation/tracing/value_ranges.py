@@ -275,7 +275,8 @@ def _arithmetic(combine: Callable[[float, float], float]) -> _Rule:
         if len(args) < 2 or kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode"):
             return None
         a, b = _of(ranges, args[0]), _of(ranges, args[1])
-        if args[0].dtype == torch.bool and combine is _times:
+        tensor = args[0] if isinstance(args[0], torch.Tensor) else args[1]
+        if tensor.dtype == torch.bool and combine is _times:
             return _both(ranges, args, kwargs)
         try:
             ends = [combine(x, y) for x in a[:2] for y in b[:2]]
@@ -287,7 +288,7 @@ def _arithmetic(combine: Callable[[float, float], float]) -> _Rule:
             return None
         if combine is _over and b.low <= 0 <= b.high:
             return None
-        limits = range_of_dtype(args[0].dtype)
+        limits = range_of_dtype(tensor.dtype)
         if is_finite and (min(ends) < limits.low or max(ends) > limits.high):
             return None
         return Range(min(ends), max(ends))
@@ -440,7 +441,9 @@ _RULES: dict[str, _Rule] = {
     "where": _mixed(1, 2),
     "masked_fill": _mixed(0, 2),
     "scatter": _mixed(0, 3),
-    "index_put": _mixed(0, 2),
+    "index_put": lambda ranges, args, kwargs: (
+        None if len(args) > 3 and args[3] else _mixed(0, 2)(ranges, args, kwargs)
+    ),
     "tril": _mixed(0, also=0),
     "triu": _mixed(0, also=0),
     "constant_pad_nd": lambda ranges, args, _: _union(
