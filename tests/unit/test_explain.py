@@ -521,6 +521,8 @@ def test_reports_of_memory_in_use_hide_no_error_between_them() -> None:
         ("epoch 3: 50%\n\n**Killed**", Kind.HOST_OOM_KILL, {}),
         ("epoch 3: 50%\n已杀死", Kind.HOST_OOM_KILL, {}),
         ("GPU out of memory", Kind.CUDA_OOM, {}),
+        ("CUDA memory allocation of 4096 bytes failed", Kind.CUDA_OOM, {"tried_bytes": 4096}),
+        ("Killed process 12 (python3) total-vm:490kB, anon-rss:300kB", Kind.HOST_OOM_KILL, {}),
         ("failed to allocate 1900,00 MiB of pinned memory: invalid argument", Kind.NOT_OOM, {}),
     ],
 )

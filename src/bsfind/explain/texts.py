@@ -72,7 +72,8 @@ _HOST = Kind.HOST_OOM_KILL
 
 _KILLED = _table(
     _Text(
-        r"out of memory: kill(ed)? process|oom-kill:constraint|invoked oom-killer"
+        r"out of memory: kill(ed)? process|killed process \d+ \([^)]{1,40}\).{1,20}total-vm"
+        r"|oom-kill:constraint|invoked oom-killer"
         r"|memory cgroup out of memory|oom_reaper|systemd-oomd.{0,40}killed|result 'oom-kill'"
         r"|killed by the (\w+ )?oom|sending SIG(TERM|KILL) to process \d|at or below SIGTERM limits",
         _HOST,
@@ -136,7 +137,8 @@ _NAMED = _table(
     ),
     _Text(
         r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array"
-        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc|memory allocation of \d+ bytes failed",
+        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc"
+        r"|(?<!CUDA )memory allocation of \d+ bytes failed",
         Kind.CPU_OOM,
         "NumPy, CPython, C++, Rust",
     ),
@@ -227,7 +229,8 @@ _ADVICE_AFTER = re.compile(
 _CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf|\bGPU (ran )?out of", re.IGNORECASE)
 _FRAMEWORKS = re.compile(
     r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pooled_storage"
-    r"|pygpu|mindspore|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): |\bxla\b|\bjax"
+    r"|pygpu|mindspore|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): "
+    r"|\bxla\b|\bjax"
     r"|RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|\bNPU\b|\bMUSA\b|\bMLU\b|\bmlx\b|\[(metal::)?malloc"
     r"|ggml|llama_|\bllama\b|ollama|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]|rtSafe|nvinfer"
     r"|cupy|numba|pycuda|thrust::|\brmm\b|bad_alloc: \w|xgboost|\bjava\.lang",
@@ -291,16 +294,21 @@ VAGUE_KEYS = ("memory", "alloc", "buffer")
 
 KEYS = (
     *VAGUE_KEYS,
-    *("oom", "kill", "_status_", "_status\\_", "resource", "exhausted"),
-    *("exit", "errno", "unable", "winerror", "signal", "out_of", "cufft"),
-    *("memlimit", "nvml", "assert", "illegal", "misaligned", "watchdog", "mismatch", "ordinal"),
-    *("driver", "segmentation", "shapes", "valueerror", "indexerror", "typeerror", "ancdata"),
-    *("quota",),
-    *("return code", "code 137", "code: 137", "status 137"),
-    *("status: 137", "returned 137", "code -9", "status -9"),
-    *("tried to", "kv cache", "launch failure", "out of", "no kernel image", "space left"),
-    *("bus error", "cuda error", "hip error", "must match", "not divisible", "no such device"),
-    *("all available ram", "getötet", "已杀死"),
+    *("oom", "kill", "_status", "resource", "exit", "errno", "unable", "winerror", "signal"),
+    *("out_of", "cufft", "memlimit", "assert", "illegal", "misaligned", "watchdog", "mismatch"),
+    *("ordinal", "driver", "segmentation", "shapes", "ancdata", "quota", "return code"),
+    *("code 137", "code: 137", "status 137", "status: 137", "returned 137", "code -9"),
+    *("status -9", "tried to", "kv cache", "launch failure", "out of", "no kernel image"),
+    *(
+        "space left",
+        "bus error",
+        "must match",
+        "all available ram",
+        "getötet",
+        "已杀死",
+        "ecc error",
+        "xid",
+    ),
 )
 """Lower-case parts of lines that may matter: all others are passed over quickly."""
 
