@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy_summary import KINDS, bounds
+from benchmarks.accuracy_summary import BOUNDED_KINDS, KINDS, UNCOMPARED_KIND, bounds
 from benchmarks.convolution_shapes import HELD_OUT_MODELS
 from tests.simulation.known_differences import DIFFERENCES
 
@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "src" / "bsfind" / "simulation" / "accuracy.json"
 PAGE = ROOT / "docs" / "accuracy.md"
+PUBLISHED = RESULTS / "published_table_rtx3090.json"
 
 
 def main() -> None:
@@ -36,6 +37,10 @@ def main() -> None:
 
 
 def _compared(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in _ran(documents) if row["kind"] != UNCOMPARED_KIND]
+
+
+def _ran(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for document in documents for row in document["rows"] if row["status"] == "ok"]
 
 
@@ -43,19 +48,19 @@ def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return the document of `bsfind.simulation.accuracy`."""
     rows = _compared(documents)
     gpus = " and ".join(dict.fromkeys(row["gpu"] for row in rows))
-    torches = ", ".join(dict.fromkeys(row["torch"] for row in rows))
+    (torch,) = {row["torch"] for row in rows}
     date = max(document["date"] for document in documents)
-    against = f"torch {torches} on a fake {gpus}, cuDNN's own plans, {date}"
-    result = {}
-    for kind in KINDS:
+    against = f"torch {torch} on a fake {gpus}, cuDNN's own plans, {date}"
+    kinds = {}
+    for kind in BOUNDED_KINDS:
         some = [row for row in rows if row["kind"] == kind]
         if some:
             found = bounds(some)
-            result[kind] = {"runs": len(some), "against": against} | {
+            kinds[kind] = {"runs": len(some)} | {
                 name: {part: found[name][part] for part in ("median", "p95")}
                 for name in ("allocated", "reserved")
             }
-    return result
+    return {"torch": ".".join(torch.split(".")[:2]), "against": against, "kinds": kinds}
 
 
 def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -89,6 +94,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield _line("**all**", every)
     if kept_out := [row for row in rows if _is_kept_out(row)]:
         yield _line("of these: layers kept out (see below)", bounds(kept_out))
+    yield from _kinds(documents)
     yield from (
         "",
         "Which kernels cuDNN chooses for a convolution is no formula: bsfind's answer is fitted to "
@@ -97,6 +103,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
         "",
     )
     yield from _searches(documents)
+    yield from _published()
     yield from _inexact(rows)
     yield from _not_compared(documents)
     if DIFFERENCES:
@@ -110,6 +117,40 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"- `{key}`: allocated {known.allocated:.2%}, reserved {known.reserved:.2%}: {known.why}"
             for key, known in DIFFERENCES.items()
         )
+
+
+def _kinds(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield what the kinds of models are, and which have no bound."""
+    uncompared = [row for row in _ran(documents) if row["kind"] == UNCOMPARED_KIND]
+    others = {row["model"] for row in _compared(documents) if row["kind"] == "other"}
+    yield from (
+        "",
+        "A model's kind is that of the operators of its traced step: *convolutional* if its forward pass "
+        "has at least as many convolutions as calls of attention (fused, or a softmax between two batched "
+        "products), *attention* if it has fewer, *other* if it has neither. A report shows the figures of "
+        "its kind as its error bound, for the version of torch that they were measured on. There is no "
+        f"bound for *other* ({len(others)} models written by hand are too few for one), and none for models "
+        "with recurrent layers: the sizes of their workspaces are a formula that was not compared with "
+        f"cuDNN. The fake GPU has the same formula: {len(uncompared)} runs of "
+        f"{len({row['model'] for row in uncompared})} such models are not counted here.",
+    )
+
+
+def _published() -> Iterator[str]:
+    """Yield what a public table of a real GPU says."""
+    if not PUBLISHED.is_file():
+        return
+    found = json.loads(PUBLISHED.read_text())
+    yield from (
+        "## A real RTX 3090",
+        "",
+        "timm's authors published the largest batch sizes of a ladder that their models trained with on an "
+        f"RTX 3090: for {found['between']} of {found['models']} models the predicted maximum lies between "
+        "the size that ran and the next, which did not (`make published-table`). The same table was used to "
+        "choose one constant of these predictions: what CUDA 11.3, which loads all kernels, takes outside "
+        "the allocator (1.56 GiB) is the figure that agrees best with it.",
+        "",
+    )
 
 
 def _line(name: str, found: dict[str, Any]) -> str:

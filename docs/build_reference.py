@@ -43,7 +43,7 @@ _EXIT_CODES = {
     ExitCode.DOES_NOT_FIT: "the answer is no",
     ExitCode.USAGE: "usage or configuration error",
     ExitCode.NO_DEVICE: "no usable GPU, and none named with `--gpu`",
-    ExitCode.TARGET_FAILED: "the model's code failed",
+    ExitCode.TARGET_FAILED: "the model's code failed, and no precision gave an answer",
     ExitCode.STOPPED_EARLY: "stopped early by a limit",
     ExitCode.INTERNAL: "a bug in bsfind",
     ExitCode.HUNG_UP: "the terminal went away",

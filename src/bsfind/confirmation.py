@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from bsfind.accepted_sizes import AcceptedSizes
 from bsfind.errors import TimeLimitError
 from bsfind.global_batch import split
-from bsfind.recommend import round_down, step_down
+from bsfind.recommend import step_down
 from bsfind.records import GlobalBatch, ReportWarning, Trial
 from bsfind.settings import SearchLimits
 from bsfind.trial_runner import TrialRunner
@@ -44,6 +45,7 @@ class Confirmation:
     Args:
         precision: for the warnings.
         limits: of the search.
+        sizes: which the model accepts.
         budget_bytes: what the process may use.
         is_everything: whether that is all there is: no headroom is kept.
         comfort: which parts of a size are tried where the allocator does not settle.
@@ -63,6 +65,7 @@ class Confirmation:
         self,
         precision: str,
         limits: SearchLimits,
+        sizes: AcceptedSizes,
         budget_bytes: int,
         runner: TrialRunner,
         on_attempt: Callable[[int], None],
@@ -72,6 +75,7 @@ class Confirmation:
     ) -> None:
         self._precision = precision
         self._limits = limits
+        self._sizes = sizes
         self._budget = budget_bytes
         self._is_everything = is_everything
         self._comfort = comfort
@@ -95,8 +99,11 @@ class Confirmation:
                 self._accept(trial)
                 self._seek_comfort(trial)
                 break
+            if trial.is_refused:
+                largest = trial.batch_size - 1  # not for want of memory: the next size may do
+                continue
             failed.append(trial)
-            largest = step_down(trial.batch_size, 1, attempt + _HEAD_START * self._is_late(trial))
+            largest = step_down(trial.batch_size, attempt + _HEAD_START * self._is_late(trial))
         self.has_failed = self.trial is None and bool(failed)
         self.has_failed_late = self.has_failed and any(map(self._is_late, failed))
         self._warn_failed(failed)
@@ -105,7 +112,7 @@ class Confirmation:
     def _attempt(self, largest: int) -> Trial | None:
         """Run the largest useful size up to `largest`; None if there is none."""
         self._last_parts = parts = self._parts(largest)
-        candidate = parts.micro_batch_size if parts else self._rounded(largest)
+        candidate = parts.micro_batch_size if parts else self._sizes.at_most(largest)
         if candidate < max(self._limits.min_batch_size, 1):
             return None
         self._on_attempt(candidate)
@@ -134,9 +141,6 @@ class Confirmation:
         if best.steady_alloc_retries:
             self._warn_restless(best)
 
-    def _rounded(self, batch_size: int) -> int:
-        return round_down(batch_size, self._limits.multiple_of)
-
     def _is_late(self, trial: Trial) -> bool:
         """Tell whether a failure came later than the trials of the search could see it."""
         return trial.steps >= self._limits.steps
@@ -144,12 +148,14 @@ class Confirmation:
     def run(self, batch_size: int, steps: int, *, accumulates: bool = False) -> Trial:
         """Run a size within the budget; what does not run is an answer too."""
         try:
-            return self._runner.run_within(
+            trial = self._runner.run_within(
                 batch_size,
                 self._budget,
                 steps=steps,
                 grad_accum=_ACCUMULATED if accumulates else None,
             )
+            self._sizes.record(trial)
+            return trial
         except ModelDoesNotFit as answer:
             return Trial(batch_size=batch_size, status="oom", message=str(answer))
         except TimeLimitError as error:
@@ -164,7 +170,7 @@ class Confirmation:
             limits.global_batch,
             largest,
             world_size=limits.world_size,
-            multiple_of=limits.multiple_of,
+            sizes=self._sizes,
         )
 
     def accumulates_from(self, largest: int) -> bool:
@@ -181,11 +187,14 @@ class Confirmation:
             return
         instead = f"{self.trial.batch_size} is" if self.trial else "nothing is"
         what = {"oom": "ran out of memory", "timeout": "took too long"}.get(told.status, "failed")
+        where = "in a fresh process"
+        if self._sizes.has_run(told.batch_size):
+            where = "ran in the search, but in a fresh process it"
         self.warnings.append(
             ReportWarning(
                 code="confirmation_failed",
-                message=f"{self._precision}: batch size {told.batch_size} ran in the search, but in a "
-                f"fresh process it {what} after {told.steps} steps; {instead} recommended",
+                message=f"{self._precision}: batch size {told.batch_size} {where} {what} after "
+                f"{told.steps} steps; {instead} recommended",
             )
         )
 

@@ -17,9 +17,9 @@ class ExitCode(IntEnum):
     NO_DEVICE = 3
     """There is no usable GPU."""
     TARGET_FAILED = 4
-    """The user's model, loss, optimizer or input function failed, and not for lack of memory."""
+    """The user's code failed, not for lack of memory, and no precision gave an answer."""
     STOPPED_EARLY = 5
-    """A limit (time budget, trial timeout) ended the search; what is known is in the report."""
+    """A limit (time budget, trial timeout) ended the search; what ran by then may be recommended."""
     INTERNAL = 70
     """A bug in bsfind."""
     HUNG_UP = 129

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bsfind.device_faults import gone
-from bsfind.errors import BsfindError, NoGpuError, TimeLimitError
-from bsfind.findings import report_of
+from bsfind.errors import BsfindError, NoGpuError, TargetError, TimeLimitError, WorkerError
+from bsfind.findings import report_of, stand_in_warning
 from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
 from bsfind.precision_search import PrecisionSearch
@@ -46,6 +46,9 @@ class _Kinds(NamedTuple):
     search: type[PrecisionSearch]
 
 
+_OF_A_PRECISION = (TargetError, WorkerError)
+"""Errors that end the search in one precision, and leave the others alone."""
+
 _REAL = _Kinds(TrialRunner, PrecisionSearch)
 _SIMULATED = _Kinds(SimulatedTrialRunner, SimulatedSearch)
 
@@ -65,7 +68,8 @@ class Finder:
         use_lock: wait for the GPU until no other bsfind measures on it.
 
     Attributes:
-        errors: what ended a search, in order: the user's code, a worker that died, a limit.
+        errors: what ended the search before it had an answer: a failure that broke all of it off, a limit;
+            the failures of single precisions only where no precision gave an answer.
         stopped_by: what ended it from outside, for the report: `interrupted`, say.
     """
 
@@ -122,7 +126,30 @@ class Finder:
                 self._is_finished = True
             except BsfindError as error:
                 self.errors.append(gone(error) if self._device else error)
+        self._settle_failures()
         return self.report
+
+    def _settle_failures(self) -> None:
+        """Failures of single precisions are warnings where another one gave an answer, else errors."""
+        failed = {
+            precision: search.error
+            for precision, search in self._searches.items()
+            if isinstance(search.error, _OF_A_PRECISION)
+        }
+        if not self._is_answered(self._results):
+            broken_off = [error for error in self.errors if not isinstance(error, TimeLimitError)]
+            self.errors[len(broken_off) : len(broken_off)] = failed.values()
+            return
+        for precision, error in failed.items():
+            self._warn(
+                ReportWarning(
+                    code="precision_failed",
+                    message=f"{precision} failed: {error.message}",
+                    hint=f"`--precision {precision}` alone shows the traceback"
+                    if error.detail
+                    else error.hint or None,
+                )
+            )
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
@@ -170,10 +197,8 @@ class Finder:
                 predicted,
             )
             self._search(search, runner)
-            if search.error is not None:
-                self.errors.append(search.error)
             opened = runner.left_over
-            if self.errors and self._model is None:
+            if search.error is not None and self._model is None:
                 break  # the model could not be built: it will not be in another precision either
         return opened
 
@@ -292,6 +317,8 @@ class Finder:
             warnings.extend(self._current.warnings)
         if (taken := self._watch.warning) is not None:
             warnings.append(taken)
+        if (stand_in := self._stand_in_warning(results)) is not None:
+            warnings.append(stand_in)
         return report_of(
             settings,
             self._command,
@@ -303,17 +330,45 @@ class Finder:
             list(dict.fromkeys(made for runner in self._runners for made in runner.assumptions)),
             status=self._status(results),
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
+            may_recommend=self.stopped_by is None
+            and all(isinstance(error, TimeLimitError) for error in self.errors),
             duration_s=self._clock.elapsed_s,
+        )
+
+    def _is_answered(self, results: Sequence[PrecisionResult]) -> bool:
+        """Tell whether a precision gave an answer, if only a size that ran before time was over."""
+        return any(
+            result.remedy is None
+            and (
+                result.status in ("ok", "nothing_fits")
+                or (result.status == "unfinished" and result.max_batch_size is not None)
+            )
+            for result in results
+        )
+
+    def _stand_in_warning(self, results: Sequence[PrecisionResult]) -> ReportWarning | None:
+        """Return the warning about a loss that is not known, with what is known of the peak."""
+        nbytes = next((r.stand_in_bytes for r in self._runners if r.stand_in_bytes), None)
+        trials = [trial for r in results for trial in r.trials if trial.status == "ok"]
+        best = recommend(results, self._settings.limits.objective)
+        if best is not None:
+            trials = [
+                t
+                for r in results
+                if (r.precision, r.remedy) == (best.precision, None)
+                for t in r.trials
+                if t.batch_size == best.batch_size
+            ]
+        trial = trials[-1] if trials else None
+        return stand_in_warning(
+            nbytes,
+            trial.batch_size if trial else None,
+            trial.peak_allocated_bytes if trial else None,
         )
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
         fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]
-        answered = any(
-            result.status in ("ok", "nothing_fits")
-            or (result.status == "unfinished" and result.max_batch_size is not None)
-            for result in results
-        )
-        if fatal and not answered:
+        if fatal and not self._is_answered(results):
             return "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"

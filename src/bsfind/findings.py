@@ -26,8 +26,9 @@ from bsfind.records import (
 from bsfind.settings import Settings
 from bsfind.simulation.accuracy import measured
 from bsfind.simulation.allocator_settings import AllocatorSettings
+from bsfind.units import format_bytes
 
-__all__ = ["assumptions_of", "report_of"]
+__all__ = ["assumptions_of", "report_of", "stand_in_warning"]
 
 _ENVIRONMENT_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -50,6 +51,7 @@ def report_of(
     *,
     status: ReportStatus,
     message: str | None,
+    may_recommend: bool = True,
     duration_s: float,
 ) -> Report:
     """Return the report on a search, finished or not.
@@ -64,9 +66,10 @@ def report_of(
         assumptions: what the worker has chosen for the steps.
         status: of the search.
         message: what ended it, if it did not end by itself.
+        may_recommend: whether a size can be recommended: not where an error or a signal broke it off.
         duration_s: seconds since the start.
     """
-    recommendation = recommend(results, settings.limits.objective)
+    recommendation = recommend(results, settings.limits.objective) if may_recommend else None
     if recommendation is not None:
         check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
         recommendation = dataclasses.replace(recommendation, check=check)
@@ -141,6 +144,35 @@ def assumptions_of(
             )
         )
     return tuple(made)
+
+
+def stand_in_warning(
+    nbytes: int | None, batch_size: int | None, peak_bytes: int | None
+) -> ReportWarning | None:
+    """Return the warning that a mean stands in for a loss that is not known; None if none does.
+
+    Args:
+        nbytes: of the output for each sample; None: the loss is known.
+        batch_size: at which the peak is known; None: nowhere.
+        peak_bytes: allocated there.
+    """
+    if nbytes is None:
+        return None
+    message = "the loss of this output is not known: its mean is trained, which takes less memory"
+    if batch_size is not None and peak_bytes:
+        size = nbytes * batch_size
+        share = size / peak_bytes
+        percent = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
+        message += (
+            f"; at batch size {batch_size:,} the output is {format_bytes(size)} of the peak of "
+            f"{format_bytes(peak_bytes)} ({percent}), and a loss may keep some times as much"
+        )
+    return ReportWarning(
+        code="loss_stand_in",
+        message=message,
+        hint="name the loss: `--loss cross-entropy`, `--loss mse` or `--loss pkg.mod:fn`, called as "
+        "`fn(output)`; or the whole step: `--step pkg.mod:fn`",
+    )
 
 
 def _of_input(spec: InputSpec, number: int) -> Iterator[Assumption]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from bsfind.accepted_sizes import AcceptedSizes
 from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
-from bsfind.recommend import round_down, step_down
+from bsfind.recommend import step_down
 from bsfind.records import ExpandableSegments, Trial
 from bsfind.remedies import with_expandable_segments
 from bsfind.settings import SearchLimits
@@ -26,6 +27,7 @@ def try_expandable_segments(
     recordings: Sequence[Recording],
     beside: Trial,
     limits: SearchLimits,
+    sizes: AcceptedSizes,
     budget_bytes: int,
     torch_version: str,
 ) -> ExpandableSegments | None:
@@ -36,6 +38,7 @@ def try_expandable_segments(
         recordings: what trials asked of the allocator, to tell where to look.
         beside: the trial of the recommended size without them.
         limits: of the search.
+        sizes: which the model accepts.
         budget_bytes: what a process may use.
         torch_version: whose settings they are.
 
@@ -48,7 +51,7 @@ def try_expandable_segments(
     if guess is None:
         idle = (beside.peak_reserved_bytes or 0) - (beside.peak_allocated_bytes or 0)
         guess = beside.batch_size + beside.batch_size * idle // max(1, budget_bytes)
-    candidate = round_down(min(guess, limits.max_batch_size), limits.multiple_of)
+    candidate = sizes.at_most(min(guess, limits.max_batch_size))
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         if candidate <= beside.batch_size:
             return None
@@ -67,5 +70,5 @@ def try_expandable_segments(
                 peak_allocated_bytes=trial.peak_allocated_bytes,
                 peak_reserved_bytes=trial.peak_reserved_bytes,
             )
-        candidate = step_down(candidate, limits.multiple_of, attempt + 2)
+        candidate = sizes.at_most(step_down(candidate, attempt + 2))
     return None

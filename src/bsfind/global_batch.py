@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bsfind.accepted_sizes import EVERY_SIZE, Form
 from bsfind.records import GlobalBatch
 
 __all__ = ["split"]
@@ -12,7 +13,7 @@ samples: a prime number of samples is met exactly only one sample at a time."""
 
 
 def split(
-    asked: int, largest: int, *, world_size: int = 1, multiple_of: int = 1
+    asked: int, largest: int, *, world_size: int = 1, sizes: Form = EVERY_SIZE
 ) -> GlobalBatch | None:
     """Return the three factors that reach a global batch.
 
@@ -23,23 +24,20 @@ def split(
         asked: samples for each optimizer step, over all GPUs.
         largest: the largest micro-batch that fits.
         world_size: GPUs.
-        multiple_of: the micro-batch is a multiple of this.
+        sizes: which a micro-batch may have.
 
     Returns:
-        None if no micro-batch is both small enough and a multiple.
+        None if no micro-batch of these is small enough.
     """
-    most = min(largest, -(-asked // world_size))
-    most -= most % multiple_of
+    most = sizes.at_most(min(largest, -(-asked // world_size)))
     if most < 1:
         return None
     fewest = -(-asked // (most * world_size))
-    candidates = []
+    candidates: list[tuple[int, int]] = []
     for steps in range(max(1, fewest - 1), 2 * fewest + 1):
-        share = asked / (world_size * steps * multiple_of)
-        for units in {int(share), int(share) + 1}:
-            micro = min(units * multiple_of, most)
-            if micro >= 1:
-                candidates.append((micro, steps))
+        share = asked // (world_size * steps)
+        near = {sizes.at_most(share), min(sizes.above(share), most)}
+        candidates.extend((micro, steps) for micro in near if 1 <= micro <= most)
     worthy = [(m, s) for m, s in candidates if m >= _WORTH * most]
     micro, steps = min(
         worthy or candidates,

@@ -170,6 +170,7 @@ class PrecisionInspection:
         optimizer: its class; None in inference.
         composition: None if there is none to tell.
         message: why there is none, or what did not fit.
+        weights_dtype: of the floating parameters, as in `records.PrecisionResult`.
     """
 
     precision: str
@@ -178,11 +179,13 @@ class PrecisionInspection:
     optimizer: str | None = None
     composition: Composition | None = None
     message: str | None = None
+    weights_dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
             "precision": self.precision,
+            "weights_dtype": self.weights_dtype,
             "status": self.status,
             "message": self.message,
             "parameters": self.parameters,

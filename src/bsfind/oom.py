@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 __all__ = [
+    "BATCH_NORM_REFUSAL",
     "DEVICE_FAULT",
     "OOM_TEXTS",
     "SIZE_LIMIT_TEXTS",
@@ -19,6 +20,7 @@ __all__ = [
     "OomText",
     "classify",
     "is_batch_norm_refusal",
+    "may_depend_on_size",
 ]
 
 
@@ -125,6 +127,7 @@ DEVICE_FAULT = re.compile(
 )
 """Faults of a kernel, which libraries echo as failures of their own (cudaGetErrorString, CUDA 13)."""
 
+BATCH_NORM_REFUSAL = "batch norm refuses a batch of one in training"
 _BATCH_NORM = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
 
 
@@ -175,6 +178,18 @@ def classify(error: BaseException, *, memory_exhausted: bool = False) -> Failure
     ):
         return FailureKind.SIZE_LIMIT
     return FailureKind.OTHER
+
+
+_MISTAKES = (TypeError, NameError, AttributeError, ImportError, NotImplementedError, SyntaxError)
+
+
+def may_depend_on_size(error: BaseException) -> bool:
+    """Tell whether the code that raised may run at another batch size.
+
+    A reshape, a group count, an assertion may; a missing argument or name, or an operator that has no
+    kernel, does not.
+    """
+    return isinstance(error, Exception) and not isinstance(error, _MISTAKES)
 
 
 def is_batch_norm_refusal(error: BaseException) -> bool:

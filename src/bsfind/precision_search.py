@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
+from bsfind.accepted_sizes import AcceptedSizes, Multiples
 from bsfind.confirmation import COMFORT_OF_PROCESSES, Confirmation
 from bsfind.errors import BsfindError, NoDeviceError, TargetError, TimeLimitError, WorkerError
 from bsfind.fragmentation import try_expandable_segments
@@ -77,6 +78,7 @@ class PrecisionSearch:
         self._budget = settings.limits.headroom.leaves(self._capacity)
         self._ask_prediction = predicted
         self._predicted: PrecisionResult | None = None
+        self._sizes = AcceptedSizes(1 if self._batch_size else self._limits.multiple_of)
         self._search = self._make_search()
         self._allocator = AllocatorSettings.from_environment(
             {**os.environ, **variables_of(settings.remedy, os.environ)},
@@ -85,6 +87,7 @@ class PrecisionSearch:
         self._confirmation = Confirmation(
             precision,
             settings.limits,
+            self._sizes,
             self._budget,
             runner,
             lambda batch_size: self._report_progress("confirming", batch_size),
@@ -92,11 +95,12 @@ class PrecisionSearch:
             comfort=self._comfort,
         )
         self._remedy = settings.remedy
-        self._timing = Timing(settings.limits, self._time)
+        self._timing = Timing(settings.limits, self._sizes, self._time)
         self._expandable_segments: ExpandableSegments | None = None
         self._status: ResultStatus = "unfinished"
         self._message: str | None = None
         self.error: BsfindError | None = None
+        self._is_out_of_time = False
         self._warnings: list[ReportWarning] = []
 
     def run(self) -> PrecisionResult:
@@ -112,8 +116,11 @@ class PrecisionSearch:
             self._report_progress("loading")
             self._runner.load()
             self._predicted = self._ask_prediction(self.precision)
+            if self._predicted is not None:
+                self._sizes.assume(self._predicted.refused_sizes)
             self._search = self._make_search()
             self._find_maximum()
+            self._look_for_refusals()
             if self._search.best is not None and self._batch_size is None:
                 self._find_recommendation()
             self._look_for_leaks()
@@ -123,11 +130,16 @@ class PrecisionSearch:
             self._message = f"the model alone does not fit: {answer}"
         except (TargetError, WorkerError) as error:
             self._status, self._message, self.error = "error", error.message, error
-        except NoDeviceError as error:
-            if self.is_asked_for:
-                raise
-            # A setting that this torch or driver cannot open the device with.
+        except TimeLimitError:
+            self._is_out_of_time = True
+            raise
+        except BsfindError as error:
             self._status, self._message, self.error = "error", error.message, error
+            if isinstance(error, NoDeviceError) and not self.is_asked_for:
+                return (
+                    self.result
+                )  # a setting that this torch or driver cannot open the device with
+            raise
         return self.result
 
     def _make_search(self) -> Search:
@@ -137,6 +149,7 @@ class PrecisionSearch:
             tolerance=self._tolerance(),
             guess=self._guess_maximum,
             expected=self._predicted.max_batch_size if self._predicted else None,
+            sizes=self._sizes,
         )
 
     def _tolerance(self) -> float:
@@ -241,9 +254,28 @@ class PrecisionSearch:
             list(self._runner.recordings.values()),
             confirmed,
             limits,
+            self._sizes,
             self._budget,
             self._device.torch_version or "",
         )
+
+    def _look_for_refusals(self) -> None:
+        """Raise what the model's code said first if it refused sizes and none ran."""
+        refused = [t.batch_size for t in self._search.trials if t.error_kind == "refused"]
+        if self._search.best is not None or not refused:
+            return
+        first = self._runner.refusals[refused[0]]
+        others = {
+            "fail too": refused[1:],
+            "run out of memory": [t.batch_size for t in self._search.trials if t.status == "oom"],
+        }
+        tried = "; ".join(
+            f"{', '.join(map(str, sizes))} {what}" for what, sizes in others.items() if sizes
+        )
+        if not tried:
+            raise first
+        detail = f"{first.detail}\n\nOther batch sizes were tried: {tried}."
+        raise type(first)(first.message, detail=detail, hint=first.hint)
 
     def _look_for_leaks(self) -> None:
         """Raise TargetError if memory grew from step to step: no batch size would last."""
@@ -270,9 +302,8 @@ class PrecisionSearch:
             self._message = "no batch size ran in the time that was given"
         else:
             self._status = "nothing_fits"
-            last = self._search.trials[-1]
-            self._message = f"batch size {last.batch_size} does not run: {last.message}"
-        limited = [t for t in self._search.trials if t.status == "error" and t.batch_size > 1]
+            self._message = self._why_nothing_runs()
+        limited = [t for t in self._search.trials if t.error_kind == "kernel_limit"]
         if limited:
             self._warnings.append(
                 ReportWarning(
@@ -281,6 +312,17 @@ class PrecisionSearch:
                     f"another reason than memory: {limited[-1].message}",
                 )
             )
+
+    def _why_nothing_runs(self) -> str:
+        """Return why no batch size ran: the smallest that failed, and that batch norm refuses one sample."""
+        refusal = next((t for t in self._search.trials if t.error_kind == "batch_norm"), None)
+        failed = [t for t in self._search.trials if t is not refusal]
+        if not failed:
+            assert refusal is not None
+            return f"{refusal.message}; 2 is the smallest to try"
+        smallest = min(failed, key=lambda trial: trial.batch_size)
+        text = f"batch size {smallest.batch_size} does not run: {smallest.message}"
+        return text if refusal is None else f"{text}; {refusal.message}"
 
     def _report_progress(self, doing: str, batch_size: int | None = None) -> None:
         trials = self._search.trials
@@ -311,11 +353,18 @@ class PrecisionSearch:
     def result(self) -> PrecisionResult:
         """What is known so far."""
         search, recommended, leaking = self._search, self._confirmation.trial, self._leaking
-        shown = recommended
-        may_guess = leaking is None and not self._confirmation.has_failed
-        if shown is None and may_guess and self._status in ("ok", "unfinished"):
-            multiple = 1 if self._batch_size else self._limits.multiple_of
+        predicted = self._predicted
+        # A size from a search that an error broke off is no recommendation; one that ran in time is.
+        may_recommend = self._status == "ok" or self._is_out_of_time
+        shown = recommended if may_recommend else None
+        if (
+            shown is None
+            and may_recommend
+            and leaking is None
+            and not self._confirmation.has_failed
+        ):
             budget = self._capacity if self._batch_size else self._budget
+            multiple = Multiples(1 if self._batch_size else self._limits.multiple_of)
             shown = best_that_leaves(search.trials, budget, multiple)
         trials, timings = tuple(search.trials), tuple(self._timing.trials)
         if recommended is not None and all(
@@ -354,10 +403,12 @@ class PrecisionSearch:
             expandable_segments=self._expandable_segments,
             global_batch=self._confirmation.global_batch,
             leak=leaking.leak if leaking else None,
+            refused_sizes=self._sizes.found() or (predicted.refused_sizes if predicted else None),
             trials=trials,
             timings=timings,
-            predicted=_predicted_peaks(self._predicted),
+            predicted=_predicted_peaks(predicted),
             message=self._message or self._why_nothing_is_recommended(shown),
+            weights_dtype=self._runner.model.weights_dtype if self._runner.model else None,
         )
 
     def _why_nothing_is_recommended(self, shown: Trial | None) -> str | None:
@@ -365,8 +416,7 @@ class PrecisionSearch:
             return None
         best = self._search.best
         assert best is not None
-        multiple = self._limits.multiple_of
-        needed = f"{max(multiple, self._limits.min_batch_size)}"
+        needed = self._sizes.above(self._limits.min_batch_size - 1)
         if self._confirmation.has_failed_late:
             return (
                 f"batch size {best.batch_size} runs, but none that was tried runs on for "

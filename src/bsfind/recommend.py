@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bsfind.accepted_sizes import Form
 from bsfind.records import PrecisionResult, Recommendation, Trial
 
 __all__ = [
@@ -14,7 +15,6 @@ __all__ = [
     "is_fragmented",
     "next_throughput_probe",
     "recommend",
-    "round_down",
     "saturation",
     "speed_up",
     "step_down",
@@ -33,33 +33,25 @@ _FRAGMENTED = 0.08
 """The part of the reserved memory that may lie idle before another setting is worth a try."""
 
 
-def round_down(batch_size: int, multiple_of: int) -> int:
-    """Return the largest multiple that is not above `batch_size`; 0 if there is none."""
-    return batch_size - batch_size % multiple_of
-
-
-def step_down(batch_size: int, multiple_of: int, attempt: int) -> int:
+def step_down(batch_size: int, attempt: int) -> int:
     """Return what to try after a recommended size failed to run for the `attempt`-th time (1, 2, …).
 
     The distance doubles with every attempt: half a percent, one, two … up to a third; 0 when nothing
     is left.
     """
     share = min(_LARGEST_STEP_DOWN, _STEP_DOWN * 2 ** (attempt - 1))
-    distance = max(1, int(batch_size * share))
-    return round_down(max(0, batch_size - distance), multiple_of)
+    return max(0, batch_size - max(1, int(batch_size * share)))
 
 
-def best_that_leaves(
-    trials: Sequence[Trial], budget_bytes: int, multiple_of: int = 1
-) -> Trial | None:
-    """Return the trial of the largest batch size whose peak reserved is within the budget."""
+def best_that_leaves(trials: Sequence[Trial], budget_bytes: int, sizes: Form) -> Trial | None:
+    """Return the trial of the largest of some sizes whose peak reserved is within the budget."""
     within = [
         trial
         for trial in trials
         if trial.status == "ok"
         and trial.peak_reserved_bytes is not None
         and trial.peak_reserved_bytes <= budget_bytes
-        and trial.batch_size % multiple_of == 0
+        and trial.batch_size in sizes
     ]
     return max(within, key=lambda trial: trial.batch_size, default=None)
 
@@ -80,7 +72,7 @@ def saturation(trials: Sequence[Trial]) -> Trial | None:
 
 
 def next_throughput_probe(
-    trials: Sequence[Trial], largest: int, *, smallest: int, multiple_of: int, finely: bool = False
+    trials: Sequence[Trial], largest: int, *, smallest: int, sizes: Form, finely: bool = False
 ) -> int | None:
     """Return the next batch size to time; None when it is known where throughput saturates.
 
@@ -91,23 +83,23 @@ def next_throughput_probe(
         trials: that ran, whatever for.
         largest: from where to look downwards.
         smallest: down to where.
-        multiple_of: what every size is a multiple of.
+        sizes: which may be tried.
         finely: whether to bisect in the end.
     """
     enough = saturation(trials)
     if enough is None:
         return None
-    floor = max(smallest, multiple_of)
+    floor = sizes.above(smallest - 1)
     fast = min(enough.batch_size, largest)
     tried = {trial.batch_size for trial in trials}
-    half = max(round_down(fast // 2, multiple_of), floor)
+    half = max(sizes.at_most(fast // 2), floor)
     slower = [size for size in tried if half <= size < fast]
     if not slower:
         return half if half < fast else None
     if not finely:
         return None
     slow = max(slower)
-    middle = round_down((slow + fast) // 2, multiple_of)
+    middle = sizes.at_most((slow + fast) // 2)
     is_between = slow < middle < fast and fast - slow > max(1, fast // 8)
     return middle if is_between else None
 

@@ -28,6 +28,7 @@ __all__ = [
     "PredictedPeaks",
     "Prediction",
     "Recommendation",
+    "RefusedSizes",
     "Report",
     "ReportWarning",
     "Trial",
@@ -36,6 +37,7 @@ __all__ = [
 SCHEMA_VERSION = "1.0"
 
 TrialStatus = Literal["ok", "oom", "error", "timeout"]
+ErrorKind = Literal["kernel_limit", "refused", "batch_norm", "leak"]
 ResultStatus = Literal["ok", "nothing_fits", "error", "unsupported", "unfinished"]
 ReportStatus = Literal["complete", "partial", "failed"]
 
@@ -59,8 +61,7 @@ class Trial:
 
     Attributes:
         batch_size: samples in a (micro-)batch.
-        status: `ok`, `oom` (out of memory), `error` (a limit of a kernel other than memory, or the
-            user's code failed), `timeout`.
+        status: `ok`, `oom` (out of memory), `error` (see `error_kind`), `timeout`.
         peak_allocated_bytes: `torch.cuda.max_memory_allocated()` over the trial; None unless ok.
         peak_reserved_bytes: `torch.cuda.max_memory_reserved()` over the trial; None unless ok.
         resident_bytes: allocated between two steps: parameters, buffers, optimizer state.
@@ -69,7 +70,10 @@ class Trial:
         steady_alloc_retries: how often of these in the second half of the steps, when the allocator
             had time to settle: so it would go on.
         peaks_by_step: peak allocated of each step, in their order.
-        leak: memory grew with every step; the status is `error` then.
+        error_kind: what the status `error` means: `kernel_limit` (too large for a kernel, for another
+            reason than memory), `refused` (the model's code raised, which other sizes may not make it do),
+            `batch_norm` (it refuses a batch of one in training), `leak`; None with any other status.
+        leak: memory grew with every step.
         steps: optimizer steps that ran.
         step_time_s: mean time of a step after the first (warm-up), synchronised.
         samples_per_s: samples per second of these steps.
@@ -85,11 +89,17 @@ class Trial:
     num_alloc_retries: int = 0
     steady_alloc_retries: int = 0
     peaks_by_step: tuple[int, ...] = ()
+    error_kind: ErrorKind | None = None
     leak: Leak | None = None
     steps: int = 0
     step_time_s: float | None = None
     samples_per_s: float | None = None
     message: str | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the model does not accept this size, whatever the memory."""
+        return self.error_kind in ("refused", "batch_norm")
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -106,6 +116,30 @@ class Trial:
                 "leak": Leak(**leak) if leak else None,
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedSizes:
+    """Batch sizes at which the model's own code raised, though others run.
+
+    Attributes:
+        batch_sizes: that were tried and refused, in ascending order.
+        error: what the code said at the first of them.
+        multiple_of: what every size that was tried afterwards is a multiple of; None if no such number
+            was found.
+        accepted: which sizes run, as far as was found out: `multiples of 4`, `powers of two`; None if no
+            form was found.
+    """
+
+    batch_sizes: tuple[int, ...]
+    error: str
+    multiple_of: int | None
+    accepted: str | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> RefusedSizes:
+        """Return the sizes that `dataclasses.asdict` wrote."""
+        return cls(**{**data, "batch_sizes": tuple(data["batch_sizes"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,10 +274,13 @@ class PrecisionResult:
         expandable_segments: what that setting of the allocator buys; None if it was not tried.
         global_batch: how `--global-batch` is reached with the recommended size.
         leak: why there is no recommended size: memory grows with every step.
+        refused_sizes: batch sizes at which the model's own code raised; None if there were none.
         trials: of the search, in the order in which they ran, and the confirmed one.
         timings: trials of smaller sizes that ran for their speed alone.
         predicted: what was expected before anything ran; None if nothing was, or nothing runs.
         message: why it is not ok.
+        weights_dtype: of the floating parameters, where they are not all float32 and the precision does
+            not convert them: `bfloat16`, `mixed bfloat16/float32`.
     """
 
     precision: str
@@ -265,10 +302,12 @@ class PrecisionResult:
     expandable_segments: ExpandableSegments | None = None
     global_batch: GlobalBatch | None = None
     leak: Leak | None = None
+    refused_sizes: RefusedSizes | None = None
     trials: tuple[Trial, ...] = ()
     timings: tuple[Trial, ...] = ()
     predicted: PredictedPeaks | None = None
     message: str | None = None
+    weights_dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -277,7 +316,7 @@ class PrecisionResult:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PrecisionResult:
         """Return the result that `to_json` wrote."""
-        confirmation = data["confirmation"]
+        confirmation, refused = data["confirmation"], data.get("refused_sizes")
         parts: dict[str, type] = {
             "predicted": PredictedPeaks,
             "expandable_segments": ExpandableSegments,
@@ -289,6 +328,7 @@ class PrecisionResult:
                 **data,
                 **{name: part(**data[name]) for name, part in parts.items() if data[name]},
                 "confirmation": Trial.from_json(confirmation) if confirmation else None,
+                "refused_sizes": RefusedSizes.from_json(refused) if refused else None,
                 "trials": tuple(Trial.from_json(trial) for trial in data["trials"]),
                 "timings": tuple(Trial.from_json(trial) for trial in data["timings"]),
             }
@@ -387,7 +427,7 @@ class Report:
             "command": list(self.command),
             "reproduce": self.reproduce,
             "device": device,
-            "model": asdict(self.model) if self.model else None,
+            "model": _model_json(self.model) if self.model else None,
             "workload": {
                 **self.workload,
                 "assumptions": [asdict(assumption) for assumption in self.assumptions],
@@ -431,6 +471,13 @@ class Report:
                 "warnings": tuple(ReportWarning(**w) for w in data["warnings"]),
             }
         )
+
+
+def _model_json(model: ModelInfo) -> dict[str, Any]:
+    """Return the model without the dtype of its weights, which each result has for its precision."""
+    data = asdict(model)
+    del data["weights_dtype"]
+    return data
 
 
 def _recommendation(data: dict[str, Any]) -> Recommendation:

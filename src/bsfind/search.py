@@ -5,15 +5,20 @@ it. A guess is tried from just below, then from just above, each within the tole
 ends the search after two trials. A wrong one costs a few: the probes then move away from it in
 doubling steps, and halve the bracket whenever they fail to shrink it.
 
+Every probe is rounded to a size that the model accepts (see `AcceptedSizes`). A size that the model's own
+code refuses says nothing about memory: the search asks which sizes run, and goes on among those.
+
 Pure: no torch, no clock, no I/O.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from typing import Protocol
 
+from bsfind.accepted_sizes import AcceptedSizes, Inquiry
 from bsfind.records import Trial
 
 __all__ = ["FIRST_BATCH_SIZE", "Guess", "LineThroughPeaks", "Search"]
@@ -48,13 +53,15 @@ class Search:
         smallest: smallest batch size to ask for.
         largest: largest batch size to ask for.
         tolerance: stop when the gap between the largest that ran and the smallest that did not is
-            at most this part of the former, or 1.
+            at most this part of the former, or 1; 0 is exact.
         guess: where to look, once a trial has run.
         first: the first batch size to ask for (moved into the limits).
         expected: what the answer is expected to be: the search begins there.
+        sizes: which batch sizes the model accepts, as far as is known; learns from every trial.
 
-    Whatever the trials say, it never asks twice, never asks outside its limits, ends after
-    O(log largest) trials, and its result is a batch size whose trial was `ok`.
+    Whatever the trials say, it never asks twice, never asks outside its limits or for a size that
+    `sizes` rules out, ends after O(log largest) trials, and its result is a batch size whose trial was
+    `ok`.
     """
 
     def __init__(
@@ -66,20 +73,25 @@ class Search:
         guess: Guess,
         first: int = FIRST_BATCH_SIZE,
         expected: int | None = None,
+        sizes: AcceptedSizes | None = None,
     ) -> None:
         if not 1 <= smallest <= largest:
             raise ValueError(f"no batch size between {smallest} and {largest}")
-        self._smallest = smallest
-        self._largest = largest
+        self.sizes = sizes or AcceptedSizes()
+        self._smallest = self.sizes.above(smallest - 1)
+        self._largest = self.sizes.at_most(largest)
         self._tolerance = tolerance
         self._guess = guess
         self._expected = expected
         if expected is not None:
             first = self._just_below(expected)
-        self._first = min(max(first, smallest), largest)
-        self._trials: list[Trial] = []
+        self._first = self._among(first, self._smallest - 1, self._largest)
+        self._trials: dict[int, Trial] = {}
         self._best: Trial | None = None
         self._failed: int | None = None
+        # Which sizes does the model accept? What is asked of it, and the size that is asked for now.
+        self._inquiry: Inquiry | None = None
+        self._asked: int | None = None
         # Probes above a guess, while nothing has failed: from the third on, each doubles its step.
         self._raised = 0 if expected is None else 1
         # The bracket's width when it was last halved, and the guided probes since.
@@ -89,7 +101,7 @@ class Search:
     @property
     def trials(self) -> tuple[Trial, ...]:
         """The trials so far, in the order in which they ran."""
-        return tuple(self._trials)
+        return tuple(self._trials.values())
 
     @property
     def best(self) -> Trial | None:
@@ -98,45 +110,96 @@ class Search:
 
     @property
     def smallest_failed(self) -> int | None:
-        """The smallest batch size above the best one that did not run."""
-        return self._failed
+        """The smallest batch size above the best one that did not run and ends the search there.
+
+        One that the model refused counts only if it has the form of those that it accepts: then nothing
+        but its size can be the reason.
+        """
+        best = self._best.batch_size if self._best else 0
+        refused = (t.batch_size for t in self._trials.values() if t.error_kind == "refused")
+        too_large = [n for n in refused if n > best and n in self.sizes.form and self._best]
+        return min((*too_large, *(() if self._failed is None else (self._failed,))), default=None)
 
     @property
     def is_proven(self) -> bool:
         """Whether nothing within the tolerance is left to try: the best is the largest."""
-        if any(trial.status == "timeout" for trial in self._trials):
+        if any(trial.status == "timeout" for trial in self._trials.values()):
             return False
+        failed = self.smallest_failed
         if self._best is None:
-            return self._failed is not None and self._failed <= self._smallest
-        return self._best.batch_size >= self._largest or (
-            self._failed is not None
-            and self._failed - self._best.batch_size <= self._gap(self._best.batch_size)
-        )
+            return failed is not None and self.sizes.at_most(failed - 1) < self._smallest
+        best = self._best.batch_size
+        if failed is not None and failed - best <= self._gap(best):
+            return True
+        return self.sizes.above(best) >= min(failed or self._largest + 1, self._largest + 1)
+
+    def be_exact(self) -> None:
+        """Leave nothing to the tolerance from now on: halve the bracket to its end."""
+        self._tolerance = 0.0
+        self._expected, self._guess = None, lambda _: None
 
     def record(self, trial: Trial) -> None:
-        """Take in the trial of the batch size that was asked for."""
-        self._trials.append(trial)
-        if trial.status == "ok":
-            if self._best is None or trial.batch_size > self._best.batch_size:
-                self._best = trial
-        elif self._failed is None or trial.batch_size < self._failed:
-            self._failed = trial.batch_size
-        if self._best and self._failed and self._failed < self._best.batch_size:
-            self._failed = None  # it ran above: what failed below says nothing about the maximum
+        """Take in the trial of the batch size that was asked for, or what a second one says of it."""
+        self._trials[trial.batch_size] = trial
+        self.sizes.record(trial)
+        ran = [t for t in self._trials.values() if t.status == "ok"]
+        self._best = max(ran, key=lambda t: t.batch_size, default=None)
+        best = self._best.batch_size if self._best else 0
+        # What failed below the best says nothing about the maximum.
+        failed = (t for t in self._trials.values() if t.status != "ok" and not t.is_refused)
+        self._failed = min((t.batch_size for t in failed if t.batch_size > best), default=None)
+        self._inquire(trial)
+
+    def _inquire(self, trial: Trial) -> None:
+        """Begin to ask which sizes the model accepts, or go on asking."""
+        self._asked = None
+        if self._inquiry is None:
+            if trial.error_kind != "refused" or trial.batch_size not in self.sizes.form:
+                return
+            self._inquiry = self.sizes.inquiry(trial, self._smallest, self._may_ask)
+            if self._inquiry is None:
+                return
+            self._asked = next(self._inquiry, None)
+        else:
+            with contextlib.suppress(StopIteration):
+                self._asked = self._inquiry.send(trial)
+        if self._asked is None:
+            self._inquiry = None
+
+    def _may_ask(self, batch_size: int) -> bool:
+        above = self._failed or self._largest + 1
+        within = self._smallest <= batch_size <= self._largest
+        return within and batch_size < above and batch_size not in self._trials
 
     def next(self) -> int | None:
         """Return the next batch size to try; None when the search is over."""
         if not self._trials:
-            return self._first
-        if self.is_proven or self._trials[-1].status == "timeout":
+            return self._first if self._smallest <= self._largest else None
+        if any(trial.status == "timeout" for trial in self._trials.values()):
             return None
-        if self._best is None:
-            assert self._failed is not None
-            return max(self._below_failures(self._failed), self._smallest)
-        return self._inside_limits(self._probe(self._best.batch_size))
+        if self._asked is not None:
+            return self._asked
+        if self.is_proven:
+            return None
+        if self._best is not None:
+            return self._inside_limits(self._probe(self._best.batch_size))
+        return self._below_failures()
 
-    def _below_failures(self, failed: int) -> int:
-        """Return a batch size below those that have all failed."""
+    def _below_failures(self) -> int | None:
+        """Return a batch size below those that have all failed; None if none is left."""
+        if self._failed is None:
+            # Refusals alone: of one sample, by batch norm, which leaves all others.
+            size = self.sizes.above(self._smallest - 1)
+            return size if self._may_ask(size) and not self._has_only_refusals else None
+        below = self._step_below(self._failed)
+        size = max(self.sizes.at_most(below), self.sizes.above(self._smallest - 1))
+        return size if self._may_ask(size) else None
+
+    @property
+    def _has_only_refusals(self) -> bool:
+        return all(trial.error_kind == "refused" for trial in self._trials.values())
+
+    def _step_below(self, failed: int) -> int:
         if self._expected is None or len(self._trials) > 1 + len(_STEPS_BELOW_EXPECTED):
             return failed // 2
         if len(self._trials) == 1:
@@ -147,39 +210,45 @@ class Search:
         """Return how wide the bracket may be at its end, around a batch size."""
         return max(1, int(self._tolerance * batch_size))
 
+    def _among(self, batch_size: int, below: int, most: int) -> int:
+        """Return the accepted size nearest to `batch_size` of those above `below` and up to `most`."""
+        size = self.sizes.at_most(min(batch_size, most))
+        return size if size > below else self.sizes.above(below)
+
     def _inside_limits(self, batch_size: int) -> int:
         assert self._best is not None
-        above = self._largest if self._failed is None else self._failed - 1
-        return max(self._best.batch_size + 1, min(batch_size, above))
+        failed = self.smallest_failed
+        most = self._largest if failed is None else failed - 1
+        return self._among(batch_size, self._best.batch_size, most)
 
     def _probe(self, best: int) -> int:
-        guess = self._look_near(best)
-        if self._failed is None:
+        guess, failed = self._look_near(best), self.smallest_failed
+        if failed is None:
             return self._probe_above(best, guess)
-        width = self._failed - best
+        width = failed - best
         if width <= self._halved_width // 2:
             self._halved_width, self._guided = width, 0
         if guess is None or self._guided == _GUIDED_PROBES or self._num_ran == 1:
             self._halved_width, self._guided = width, 0
-            return self._halfway(best, self._failed)
+            return self._halfway(best, failed)
         self._guided += 1
-        if guess >= self._failed:
+        if guess >= failed:
             # It says that what failed fits: the truth is most likely just below, or nowhere near.
             self._guided = _GUIDED_PROBES
-            return max(self._failed - self._gap(self._failed), best + width // 2)
+            return max(failed - self._gap(failed), best + width // 2)
         below = self._just_below(guess)
         return below if best < below else best + self._gap(best)
 
     def _look_near(self, best: int) -> int | None:
         """Return the guess: what was expected, as long as no trial contradicts it."""
-        expected = self._expected
-        if expected is not None and best <= expected and (self._failed or expected + 1) > expected:
+        expected, failed = self._expected, self.smallest_failed
+        if expected is not None and best <= expected and (failed or expected + 1) > expected:
             return expected
-        return self._guess(self._trials)
+        return self._guess(self.trials)
 
     @property
     def _num_ran(self) -> int:
-        return sum(trial.status == "ok" for trial in self._trials)
+        return sum(trial.status == "ok" for trial in self._trials.values())
 
     def _halfway(self, best: int, failed: int) -> int:
         """Return the middle of the bracket: of its logarithm where it spans magnitudes."""
@@ -192,7 +261,9 @@ class Search:
         if guess is None:
             return best + self._step_without_guess(best)
         if len(self._trials) == 1 and self._expected is None:
-            return _prime_near(int(_SHARE_AFTER_ONE_TRIAL * guess), above=best)
+            unit = self.sizes.unit
+            share = int(_SHARE_AFTER_ONE_TRIAL * guess)
+            return unit * _prime_near(share // unit, above=best // unit)
         # From just below the guess to just above it, and then ever further.
         step = self._gap(best) << max(0, self._raised - 2) if self._raised else 1
         self._raised += 1

@@ -40,7 +40,7 @@ class Workload:
         inputs: synthetic inputs; empty if `batch_fn` makes them.
         batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)`.
         mode: train, or infer (forward only, no gradients).
-        loss: `auto`, `cross-entropy`, `mse` or `pkg.mod:fn`, called as `fn(output)`.
+        loss: `auto`, `cross-entropy`, `mse`, `mean` or `pkg.mod:fn`, called as `fn(output)`.
         optimizer: `adamw`, any name of torch.optim, or `pkg.mod:fn`, called with the parameters.
         optimizer_args: keyword arguments of the optimizer, as (name, text) pairs.
         step: `pkg.mod:fn`, called as `fn(model, *args, **kwargs)` inside autocast; the loss.
@@ -104,7 +104,7 @@ class SearchLimits:
     Attributes:
         min_batch_size: smallest size that is worth an answer.
         max_batch_size: largest size to try.
-        multiple_of: the recommended size is rounded down to a multiple of this.
+        multiple_of: every size that is tried is a multiple of this.
         tolerance: stop when the gap between the largest that ran and the smallest that did not is
             at most this part of the former, or 1; 0 is exact.
         headroom: memory that the recommended size leaves free.
@@ -147,6 +147,11 @@ class SearchLimits:
             raise ValueError(
                 f"no multiple of {self.multiple_of} (`--multiple-of`) is at most "
                 f"`--max-batch-size {self.max_batch_size}`"
+            )
+        if self.max_batch_size - self.max_batch_size % self.multiple_of < self.min_batch_size:
+            raise ValueError(
+                f"no multiple of {self.multiple_of} (`--multiple-of`) lies between `--min-batch-size "
+                f"{self.min_batch_size}` and `--max-batch-size {self.max_batch_size}`"
             )
         if self.global_batch is not None and self.global_batch < self.world_size:
             raise ValueError(

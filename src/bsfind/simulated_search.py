@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from bsfind.confirmation import COMFORT_OF_REPLAYS
 from bsfind.precision_search import PrecisionSearch
-from bsfind.records import ReportWarning
+from bsfind.records import ReportWarning, Trial
 from bsfind.search import LineThroughPeaks, Search
 
 __all__ = ["SimulatedSearch"]
@@ -32,21 +30,21 @@ class SimulatedSearch(PrecisionSearch):
         return max(_COARSE, self._limits.tolerance)
 
     def _find_maximum(self) -> None:
-        super()._find_maximum()
-        for batch_size in self._between(self._search):
-            trial = self._try(batch_size)
-            self._search.record(trial)
-            self._on_trial(trial)
+        """Find the maximum, to within the tolerance and then exactly, and have it traced itself.
 
-    def _between(self, search: Search) -> Iterator[int]:
-        """Yield the middle between the largest that fits and the smallest that does not, and so on."""
-        while search.best is not None and search.smallest_failed is not None:
-            fits, fails = search.best.batch_size, search.smallest_failed
-            if fails - fits <= 1 or search.trials[-1].status == "timeout":
+        Most trials follow from the traces of others, which do not tell whether the model accepts their
+        size. A size that is asked for again is traced: where it is refused, the search goes on.
+        """
+        super()._find_maximum()
+        self._search.be_exact()
+        traced: Trial | None = None
+        while not any(t.leak or t.status == "timeout" for t in self._search.trials):
+            super()._find_maximum()
+            best = self._search.best
+            if best is None or best is traced or self._batch_size is not None:
                 return
-            middle = (fits + fails) // 2
-            self._report_progress("trying", middle)
-            yield middle
+            traced = self._try(best.batch_size)
+            self._search.record(traced)
 
     def _find_recommendation(self) -> None:
         if self._limits.objective == "fastest":
@@ -82,10 +80,12 @@ class SimulatedSearch(PrecisionSearch):
             tolerance=self._tolerance(),
             guess=guess,
             first=guess(self._search.trials) or largest,
+            sizes=self._sizes,
         )
-        while (batch_size := search.next()) is not None:
-            self._report_progress("trying", batch_size)
-            search.record(self._confirmation.run(batch_size, steps, accumulates=accumulates))
-        for batch_size in self._between(search):
-            search.record(self._confirmation.run(batch_size, steps, accumulates=accumulates))
+        for is_exact in (False, True):
+            if is_exact:
+                search.be_exact()
+            while (batch_size := search.next()) is not None:
+                self._report_progress("trying", batch_size)
+                search.record(self._confirmation.run(batch_size, steps, accumulates=accumulates))
         return smallest if search.best is None else search.best.batch_size

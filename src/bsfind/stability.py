@@ -71,11 +71,7 @@ def steps_differ(steps: Sequence[StepMemory]) -> bool:
 
 
 def leak_of(
-    steps: Sequence[StepMemory],
-    run_more: Callable[[int], Sequence[StepMemory]],
-    left_bytes: int,
-    *,
-    differences_count: bool = True,
+    steps: Sequence[StepMemory], run_more: Callable[[int], Sequence[StepMemory]], left_bytes: int
 ) -> Leak | None:
     """Return the leak that the steps of a trial show, after more of them where they are not alike.
 
@@ -83,13 +79,13 @@ def leak_of(
         steps: that ran.
         run_more: runs so many further steps and returns their memory.
         left_bytes: what the device has left.
-        differences_count: whether more steps are run where steps differ, too; False: if memory grows.
     """
     for _ in range(_VERDICTS):
         settled = _settled(steps)
         sizes = [step.held_bytes for step in settled]
         grows = is_growing(sizes)
-        if not grows and not (differences_count and steps_differ(settled)):
+        are_few = len(settled) <= _FEWEST_STEPS_OF_A_VERDICT
+        if not grows and not (are_few and steps_differ(settled)):
             return None
         more = run_more(steps_of_a_verdict(len(sizes)))
         if not any(step.is_warm_up for step in more):

@@ -86,6 +86,7 @@ class ModelInfo:
         model_bytes: allocated on the device after loading.
         kind: what most of the operators of its traced step are, of those that predictions differ by
             in how exact they are; None: not traced.
+        weights_dtype: see `PrecisionResult`.
     """
 
     class_name: str | None = None
@@ -93,3 +94,4 @@ class ModelInfo:
     optimizer: str | None
     model_bytes: int
     kind: ModelKind | None = None
+    weights_dtype: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from bsfind.accepted_sizes import AcceptedSizes
 from bsfind.recommend import next_throughput_probe, saturation
 from bsfind.records import Trial
 from bsfind.settings import SearchLimits
@@ -19,14 +20,18 @@ class Timing:
 
     Args:
         limits: of the search.
+        sizes: which the model accepts.
         run: runs a trial of so many samples for so many steps, and tells who wants to know.
 
     Attributes:
         trials: that were run, in their order.
     """
 
-    def __init__(self, limits: SearchLimits, run: Callable[[int, int], Trial]) -> None:
+    def __init__(
+        self, limits: SearchLimits, sizes: AcceptedSizes, run: Callable[[int, int], Trial]
+    ) -> None:
         self._limits = limits
+        self._sizes = sizes
         self._steps = max(limits.steps, _STEPS)
         self._run = run
         self.trials: list[Trial] = []
@@ -39,13 +44,12 @@ class Timing:
             known: trials of the search.
             finely: find the smallest size that is as fast to an eighth, not to a factor of two.
         """
-        smallest, multiple = self._limits.min_batch_size, self._limits.multiple_of
         while True:
             probe = next_throughput_probe(
                 [*known, *self.trials],
                 largest,
-                smallest=smallest,
-                multiple_of=multiple,
+                smallest=self._limits.min_batch_size,
+                sizes=self._sizes,
                 finely=finely,
             )
             if probe is None or self._time(probe).status != "ok":
@@ -60,12 +64,13 @@ class Timing:
             trial
             for trial in (*known, *self.trials)
             if self._limits.min_batch_size <= trial.batch_size <= largest
-            and trial.batch_size % self._limits.multiple_of == 0
+            and trial.batch_size in self._sizes
         ]
         fastest = saturation(fits)
         return largest if fastest is None else fastest.batch_size
 
     def _time(self, batch_size: int) -> Trial:
         trial = self._run(batch_size, self._steps)
+        self._sizes.record(trial)
         self.trials.append(trial)
         return trial

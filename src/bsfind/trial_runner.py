@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bsfind.errors import BsfindError
 from bsfind.records import Assumption, ModelInfo, Trial
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
@@ -40,7 +41,9 @@ class TrialRunner:
         model: the model as the latest worker loaded it, and what its trials tell of its kind; None
             before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
+        stand_in_bytes: what a sample's output takes where no loss of it is known.
         recordings: what the trials that ran asked of the allocator, by batch size.
+        refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
     All methods raise what `Worker` raises.
     """
@@ -64,16 +67,19 @@ class TrialRunner:
         self._variables = variables
         self._loaded: _Loaded | None = None
         self._has_confirmed = False
+        self._has_run = False  # a trial in the model that is loaded
         self.model: ModelInfo | None = None
         self.assumptions: tuple[Assumption, ...] = ()
+        self.stand_in_bytes: int | None = None
         self.recordings: dict[int, Recording] = {}
+        self.refusals: dict[int, BsfindError] = {}
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
         return self._load(self._workload, limit_bytes=None)
 
     def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
-        self._loaded = None
+        self._loaded, self._has_run = None, False
         worker = self._worker()
         kind = self.model.kind if self.model is not None else None
         model = worker.load(workload, self._precision, self._clock.for_start())
@@ -144,6 +150,20 @@ class TrialRunner:
         return dataclasses.replace(self._workload, grad_accum=grad_accum)
 
     def _run(self, batch_size: int, steps: int) -> Trial:
+        """Run a trial in the worker that is loaded, and once more with a fresh model if that refuses it.
+
+        What earlier trials left in the model may be the reason: the position in a queue, a state that has
+        the size of the last batch. It would not be there where a training run begins.
+        """
+        loaded, has_run = self._loaded, self._has_run
+        trial = self._ask(batch_size, steps)
+        if loaded is not None and has_run and trial.error_kind == "refused":
+            self._load(loaded.workload, loaded.limit_bytes)
+            trial = self._ask(batch_size, steps)
+        self._has_run = self._has_run or trial.status == "ok"
+        return trial
+
+    def _ask(self, batch_size: int, steps: int) -> Trial:
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         answer = loaded.worker.run_trial(
@@ -153,8 +173,11 @@ class TrialRunner:
             record=loaded.limit_bytes is None,
         )
         self.assumptions = loaded.worker.assumptions or self.assumptions
+        self.stand_in_bytes = loaded.worker.stand_in_bytes
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
+        if answer.refusal is not None:
+            self.refusals[batch_size] = answer.refusal
         if self.model is not None and answer.kind is not None:
             self.model = dataclasses.replace(self.model, kind=answer.kind)
         if answer.is_clean:

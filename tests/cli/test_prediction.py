@@ -92,6 +92,29 @@ def test_check_as_json() -> None:
         assert result["verified"] is False
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "kind", "sentence"),
+    [
+        ("Fused", "16,12", "attention", "Error bound for attention models: peak allocated"),
+        ("Convolutions", "3,12,12", "convolutional", "Error bound for convolutional models"),
+        ("Recurrent", "16,12", "recurrent", "Error bound: none for recurrent layers"),
+    ],
+)
+def test_the_error_bound_is_that_of_the_operators(
+    model: str, shape: str, kind: str, sentence: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.json"
+    names = (f"tests/models/operators.py:{model}", "--input-shape", shape, "--gpu", "rtx-4090")
+    options = ("--batch-size", "4", "--precision", "fp32", "--export", str(file))
+    done = bsfind("check", *names, *options)
+    assert done.returncode == 0, done.stderr
+    assert sentence in done.stdout
+    prediction = json.loads(file.read_text())["prediction"]
+    assert prediction["model_kind"] == kind
+    assert (prediction["accuracy"] is None) == (kind == "recurrent")
+    assert (prediction["no_accuracy_because"] is None) == (kind != "recurrent")
+
+
 def test_an_old_card_has_no_bfloat16() -> None:
     report = document("check", NET, *IMAGES, "--gpu", "t4", "--batch-size", "8")
     assert [result["precision"] for result in report["results"]] == ["fp32", "amp-fp16"]
@@ -254,3 +277,97 @@ def test_env_tells_whether_predictions_are_exact_with_this_torch() -> None:
 def test_gpus_says_what_they_are_for() -> None:
     done = bsfind("gpus")
     assert "`bsfind run … --gpu rtx-4090` predicts for one of the known GPUs" in done.stderr
+
+
+# ------------------------------------------------------------------------------ random numbers
+
+
+def test_dropped_layers_have_one_answer_that_of_all_layers() -> None:
+    """Half of the layers are dropped in each step; a run of hours meets a step that drops none."""
+    command = ("run", "--input-shape", "32,64", "--gpu", "t4", "--precision", "fp32")
+    target = f"{MODELS}/random_steps.py:layers"
+    everything = document(*command, target)["recommendation"]["batch_size"]
+    for seed in ("1", "2"):
+        found = document(*command, target, "--model-arg", "keeps=python_own", PYTHONHASHSEED=seed)
+        assert found["recommendation"]["batch_size"] == everything
+        assert "random_steps" in [warning["code"] for warning in found["warnings"]]
+        assert "random numbers" in [made["what"] for made in found["workload"]["assumptions"]]
+
+
+# ------------------------------------------------- models that are hard to build, or that read values
+
+
+def test_a_layer_larger_than_the_host_does_not_fit_and_the_sum_is_told() -> None:
+    wide = f"{MODELS}/built.py:Wide"
+    done = bsfind("run", wide, "--input-shape", "80000", "--gpu", "8GiB", "--precision", "fp32")
+    assert done.returncode == 1, done.stderr
+    assert (
+        "the model alone does not fit: parameters 23.8 GiB + gradients 23.8 GiB + optimizer state "
+        "(AdamW) 47.7 GiB = 95.4 GiB, and the card has 7.6 GiB for it" in done.stdout
+    )
+
+
+def test_what_fits_without_its_gradients_only_has_its_sum_told_too() -> None:
+    large = f"{MODELS}/traced.py:Huge"
+    report = document(
+        *("run", large, "--input-shape", "16384", "--gpu", "40GiB", "--optimizer", "sgd"),
+        *("--precision", "fp32"),
+        code=1,
+    )
+    message = report["results"][0]["message"]
+    assert re.search(
+        r"at any batch size: parameters 26\.0 GiB \+ gradients 26\.0 GiB = 52\.0 GiB", message
+    )
+
+
+def test_tied_weights_stay_tied_when_the_constructor_moves_the_model() -> None:
+    tied = f"{MODELS}/built.py:TiedAndMoved"
+    tokens = ("--input-shape", "16:int64:0..1000", "--gpu", "t4", "--batch-size", "2")
+    done = bsfind("inspect", tied, *tokens, "--precision", "fp32")
+    assert done.returncode == 0, done.stderr
+    assert "64.0 K parameters" in done.stdout
+    assert done.stderr == ""
+
+
+def test_a_build_in_the_hosts_memory_is_told() -> None:
+    tied = f"{MODELS}/built.py:TiedAndMoved"
+    tokens = ("--input-shape", "16:int64:0..1000", "--gpu", "t4", "--batch-size", "2")
+    done = bsfind("check", tied, *tokens, "--precision", "fp32", "--model-arg", "how=values")
+    assert done.returncode == 0, done.stderr
+    assert "64.0 K parameters" in done.stdout
+    assert "could not be built without memory for its weights" in " ".join(done.stderr.split())
+
+
+def test_a_policy_is_predicted_and_a_branch_is_named() -> None:
+    reads = f"{MODELS}/read_values.py:Reads"
+    shape = ("--input-shape", "32", "--gpu", "t4", "--batch-size", "8", "--precision", "amp")
+    done = bsfind("check", reads, *shape, "--model-arg", "function=normal")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    report = document("check", reads, *shape, "--model-arg", "function=branches")
+    (warning,) = [w for w in report["warnings"] if w["code"] == "value_assumed"]
+    assert "it is taken as True" in warning["message"]
+
+
+LOWER = f"{MODELS}/lower_precision.py"
+T4 = ("--gpu", "t4", "--precision", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("mlp", "mat1 and mat2 must have the same dtype, but got Float and BFloat16"),
+        ("ForgottenScale", "but found at least two devices, cuda:0 and cpu!"),
+    ],
+)
+def test_what_cuda_refuses_is_refused_in_its_words(model: str, message: str) -> None:
+    ran = bsfind("run", f"{LOWER}:{model}", "--input-shape", "64", *T4)
+    assert ran.returncode == 4
+    assert message in ran.stderr
+    assert "meta" not in ran.stderr
+
+
+def test_weights_of_another_dtype_are_named_with_the_precision() -> None:
+    arguments = ("check", f"{LOWER}:mlp", "-b", "8", "--input-shape", "64:bfloat16", *T4)
+    assert document(*arguments)["results"][0]["weights_dtype"] == "bfloat16"
+    assert "fp32, weights bfloat16" in bsfind(*arguments).stdout

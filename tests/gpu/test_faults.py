@@ -32,7 +32,6 @@ def test_prints_stay_off_stdout(gpu: Gpu) -> None:
     [
         ("Raises", ("ValueError: a bug of my own", "misbehaved.py")),
         ("RaisesInBackward", ("ArithmeticError: a bug in backward", "misbehaved.py")),
-        ("RaisesAbove20", ("ValueError: too many samples for me", "misbehaved.py")),
         ("ExitsPolitely", ("sys.exit('so long')",)),
         ("Exits", ("exited with status 3",)),
         ("Crashes", ("SIGSEGV",)),
@@ -56,15 +55,25 @@ def test_inference_of_a_model_without_parameters(gpu: Gpu) -> None:
     assert gpu.run("misbehaved.py:NoParameters", *X, "--mode", "infer").code == 0
 
 
-def test_one_precision_fails_and_the_other_answers(gpu: Gpu) -> None:
-    done = gpu.run("misbehaved.py:RaisesAbove20", "--input-shape", "16", "--max-batch-size", "20")
-    assert done.code == 0, done.err
+def test_a_size_that_the_model_refuses_does_not_end_the_search(gpu: Gpu) -> None:
     done = gpu.run("misbehaved.py:RaisesAbove20", "--input-shape", "16")
-    assert done.code == 4
+    assert done.code == 0, done.err
     for result in done.report["results"]:
-        assert result["status"] == "error"
-        assert [trial["status"] for trial in result["trials"]] == ["ok"]
-    assert done.err.count("Traceback") in (1, 2)
+        assert result["max_batch_size"] == 20
+        assert result["refused_sizes"]["error"] == "ValueError: too many samples for me"
+        assert result["confirmation"]["batch_size"] == result["recommended_batch_size"] == 20
+
+
+@pytest.mark.parametrize(
+    ("model", "accepted"), [("Groups", "multiples of 4"), ("Queue", "powers of two")]
+)
+def test_sizes_that_the_model_accepts(gpu: Gpu, model: str, accepted: str) -> None:
+    options = ("--input-shape", "3,32,32", "--memory-limit", "1GiB", "--precision", "fp32")
+    done = gpu.run(f"choosy.py:{model}", *options)
+    assert done.code == 0, done.err
+    assert done.only["refused_sizes"]["accepted"] == accepted
+    assert done.only["recommended_batch_size"] % 4 == 0
+    assert done.only["verified"]
 
 
 def test_an_out_of_memory_error_that_was_raised_again_as_another_one(gpu: Gpu) -> None:

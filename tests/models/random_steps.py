@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import random
+import tempfile
 from collections.abc import Callable
 from random import random as draw
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-DEPTH = 12
+DEPTH = 8
 WIDTH = 64
 
 OWN_PYTHON = random.Random()
@@ -43,6 +44,7 @@ KEEPS: dict[str, Callable[[torch.Tensor], bool]] = {
     "python_uniform": lambda x: random.uniform(0, 1) < 0.9,
     "python_choice": lambda x: random.choice([True, False]),
     "python_choices": lambda x: random.choices([0, 1], weights=[1, 1])[0] == 0,
+    "python_sample": lambda x: random.sample([True, False], 1)[0],
     "python_bits": lambda x: random.getrandbits(1) == 0,
     "python_own": lambda x: OWN_PYTHON.random() < 0.5,
     "numpy_random": lambda x: np.random.random() >= 0.5,
@@ -66,7 +68,7 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training and self.keeps is not None and not self.keeps(x):
             return x
-        return x + self.down(F.gelu(self.up(self.norm(x))))
+        return x + self.down(functional.gelu(self.up(self.norm(x))))
 
 
 def layers(keeps: str | None = None) -> nn.Module:
@@ -108,9 +110,13 @@ class TwoRules(OneDrawForAll):
 class Checkpointed(OneDrawForAll):
     """The draws are made inside of what is computed again."""
 
+    def __init__(self, rate: str) -> None:
+        super().__init__()
+        self.rate = float(rate)
+
     def _all(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            if torch.rand(()) >= 0.5:
+            if torch.rand(()) >= self.rate:
                 x = layer(x)
         return x
 
@@ -152,14 +158,16 @@ class RandomLength(OneDrawForAll):
 
 
 class Masks(OneDrawForAll):
-    """Random masks that change no structure: dropout, DropPath, noise levels for each sample."""
+    """Random numbers that change no structure: dropout, DropPath, noise levels for each sample."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         level = torch.rand(x.shape[0], device=x.device)
         x = self.first(x) * level.view(-1, 1, 1)
+        with tempfile.NamedTemporaryFile():  # draws a name
+            pass
         for layer in self.layers:
             keep = x.new_empty((x.shape[0], 1, 1)).bernoulli_(0.9)
-            x = x + F.dropout(layer(x) * keep, 0.1)
+            x = x + functional.dropout(layer(x) * keep, 0.1)
         return x
 
 
@@ -217,3 +225,15 @@ class Alternates(OneDrawForAll):
         for layer in self.layers[: (6, 4, 2, 3, DEPTH)[self.steps % 5]]:
             x = layer(x)
         return x
+
+
+class DropsAndLeaks(OneDrawForAll):
+    """Keeps 1 MiB of every step, whatever is dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.kept.append(torch.zeros(1 << 18, device=x.device))
+        return super().forward(x)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections import Counter
 from typing import Any
 
 import pytest
+import torch
 from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.operator_comparison import TARGETS, differences
 
+from bsfind.simulation.operators.call import Call, Steps, TensorSpec, rule_for
 from bsfind.simulation.operators.registry import load_rules
 
 needs_fake_gpu = pytest.mark.skipif(
@@ -75,3 +78,45 @@ def test_operators_allocate_what_the_rules_say() -> None:
 def test_rules_know_the_gpu(gpu: str) -> None:
     groups = ("reductions", "normalization", "embedding", "indexing", "matmul", "grouped_products")
     check(probed(gpu, "--every=37", *groups), gpu)
+
+
+@pytest.mark.parametrize("version", [(2, 11), (2, 12)])
+def test_rules_know_older_versions_of_torch(version: tuple[int, int]) -> None:
+    """Recorded calls that these versions answered otherwise than 2.13."""
+    name = ".".join(map(str, version))
+    lines = (ROOT / "tests/simulation/data/older_torch_operators.jsonl").read_text().splitlines()
+    records = [record for record in map(json.loads, lines) if record["torch"] == name]
+    load_rules()
+    assert len(records) > 10
+    assert len(differences(records, TARGETS["h100"])) == len(records)
+    target = dataclasses.replace(TARGETS["h100"], torch_version=version)
+    assert differences(records, target) == []
+
+
+def test_embeddings_of_few_words_are_added_by_atomics_where_that_is_so() -> None:
+    """Since torch 2.11 (its kernel is not in 2.10), and not where all must be deterministic."""
+    call = Call(
+        "aten::embedding_dense_backward",
+        "default",
+        {
+            "grad_output": TensorSpec((20000, 64), (64, 1), torch.float32),
+            "indices": TensorSpec((20000,), (1,), torch.int64),
+            "num_weights": 100,
+            "scale_grad_by_freq": False,
+        },
+        (TensorSpec((100, 64), (64, 1), torch.float32),),
+    )
+    load_rules()
+    partial_sums = (20000 // 10 + 100) * 64 * 4
+
+    def sizes(**changes: Any) -> list[int]:
+        steps = Steps(call)
+        rule = rule_for(call.operator, call.overload)
+        assert rule is not None
+        rule(call, dataclasses.replace(TARGETS["h100"], **changes), steps)
+        return [nbytes for _, _, nbytes in steps.finish()]
+
+    assert partial_sums not in sizes(torch_version=(2, 13))
+    assert partial_sums not in sizes(torch_version=(2, 11))
+    assert partial_sums in sizes(torch_version=(2, 10))
+    assert partial_sums in sizes(torch_version=(2, 13), deterministic=True)

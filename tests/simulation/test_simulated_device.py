@@ -19,6 +19,7 @@ from bsfind.input_spec import parse_input_shape
 from bsfind.records import ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.stability import StepMemory
 from bsfind.units import GIB, MIB
 
@@ -58,10 +59,11 @@ class FakeTracer:
     """Stands in for `bsfind.simulation.tracing.tracer.Tracer`."""
 
     class_name = "Net"
+    weights_dtype: str | None = None
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"
-    kind = "other"
+    operators = None
     random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
@@ -75,6 +77,9 @@ class FakeTracer:
 
     def close(self) -> None:
         self.is_open = False
+
+    def fixed_memory(self) -> FixedMemory:
+        return FixedMemory(parameter_bytes=self.model_bytes)
 
     def model_program(self) -> FakeProgram:
         return FakeProgram(self.model_bytes, 0)
@@ -170,7 +175,7 @@ def test_what_old_cards_have_not(gpu: str, has_bf16: bool) -> None:
 def test_a_trial_is_a_replay() -> None:
     made = device()
     model = made.load(WORKLOAD, "fp32")
-    assert (model.parameters, model.optimizer, model.kind) == (7, "AdamW", "other")
+    assert (model.parameters, model.optimizer, model.kind) == (7, "AdamW", None)
     assert model.model_bytes == 100 * MIB
     trial = made.run_trial(8, 3)
     assert (trial.status, trial.batch_size, trial.steps) == ("ok", 8, 3)
@@ -224,7 +229,7 @@ def test_a_model_that_does_not_fit_alone(
     tracer: type[FakeTracer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracer, "model_bytes", 2 * GIB)
-    with pytest.raises(DoesNotFit, match=r"tried to allocate 2\.0 GiB"):
+    with pytest.raises(DoesNotFit, match=r"parameters 2\.0 GiB, and the card has 1\.0 GiB for it"):
         loaded("1GiB", context_memory_bytes=0)
 
 
@@ -237,15 +242,37 @@ def refusal(message: str) -> TargetError:
 def test_batch_normalisation_may_refuse_one_sample() -> None:
     made = loaded()
     made._tracer.fault = refusal("Expected more than 1 value per channel when training")  # type: ignore[union-attr]
-    assert made.run_trial(1, 3).status == "error"
-    with pytest.raises(TargetError, match="Expected more than 1 value"):
-        made.run_trial(2, 3)
+    trial = made.run_trial(1, 3)
+    assert (trial.status, trial.error_kind) == ("error", "batch_norm")
+    assert made.refusal is None
+    assert made.run_trial(2, 3).error_kind == "refused"
 
 
-def test_failures_of_the_users_code_are_raised() -> None:
+def test_what_another_batch_size_may_not_raise_is_a_refusal() -> None:
     made = loaded()
-    made._tracer.fault = refusal("no")  # type: ignore[union-attr]
-    with pytest.raises(TargetError, match="`ValueError: no`"):
+    made._tracer.fault = refusal("not a multiple of 4")  # type: ignore[union-attr]
+    trial = made.run_trial(7, 3)
+    assert (trial.status, trial.error_kind) == ("error", "refused")
+    assert trial.message == "ValueError: not a multiple of 4"
+    assert made.refusal is not None
+    assert made.refusal.message == "`ValueError: not a multiple of 4`"
+    assert made.refusal.__cause__ is None  # else the frames would be alive, and their tensors
+    made._tracer.fault = None  # type: ignore[union-attr]
+    assert made.run_trial(8, 3).status == "ok"
+    assert made.refusal is None
+
+
+def test_what_every_batch_size_raises_is_raised() -> None:
+    made = loaded()
+    error = TargetError("the loss has shape [7], not one value")
+    error.__cause__ = error  # as user_error leaves bsfind's own errors
+    made._tracer.fault = error  # type: ignore[union-attr]
+    with pytest.raises(TargetError, match="not one value"):
+        made.run_trial(1, 3)
+    mistake = TargetError("`TypeError: forward() missing 1 argument`")
+    mistake.__cause__ = TypeError("forward() missing 1 argument")
+    made._tracer.fault = mistake  # type: ignore[union-attr]
+    with pytest.raises(TargetError, match="missing 1 argument"):
         made.run_trial(1, 3)
     made._tracer.fault = SystemExit(3)  # type: ignore[union-attr]
     with pytest.raises(TargetError, match=r"sys\.exit"):

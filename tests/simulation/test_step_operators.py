@@ -1,37 +1,54 @@
-"""What kind of model it is: what decides how exact a prediction for it is."""
+"""What a step consists of, by the operators that were traced."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
-from bsfind.workload.model_kind import kind_of
-from torch import nn
+
+from bsfind.input_spec import InputSpec
+from bsfind.settings import Workload
+from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.step_operators import StepOperators
+from bsfind.simulation.tracing.tracer import Tracer
+
+MODELS = Path(__file__).parents[1] / "models" / "operators.py"
+A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
 
-class GPT2Attention(nn.Module):
-    """As libraries name theirs."""
-
-
-class Attn(nn.Module):
-    """As others do."""
-
-
-class Painting(nn.Module):
-    """No attention in here, though some of its letters are."""
+def operators_of(attribute: str, *shape: int, precision: str = "fp32") -> StepOperators:
+    inputs = (InputSpec(shape=shape, dtype="float32"),)
+    workload = Workload(target=f"{MODELS}:{attribute}", inputs=inputs)
+    with Tracer(workload, precision, A100) as tracer:
+        assert tracer.operators is None
+        tracer.program(2, 1)
+        assert tracer.operators is not None
+        return tracer.operators
 
 
 @pytest.mark.parametrize(
-    ("model", "kind"),
+    ("attribute", "shape", "counts", "kind"),
     [
-        (nn.Linear(2, 2), "other"),
-        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)), "convolutional"),
-        (nn.ConvTranspose1d(3, 8, 3), "convolutional"),
-        (nn.TransformerEncoderLayer(8, 2), "attention"),
-        (nn.Sequential(nn.Conv2d(3, 8, 16), GPT2Attention()), "attention"),
-        (nn.Sequential(Attn(), nn.Linear(2, 2)), "attention"),
-        (nn.Sequential(Painting()), "other"),
-        (nn.GRU(8, 8), "recurrent"),
-        (nn.Sequential(nn.Conv1d(3, 8, 3), nn.LSTM(8, 8), GPT2Attention()), "recurrent"),
+        ("Convolutions", (3, 12, 12), (2, 0, 0), "convolutional"),
+        ("Fused", (16, 12), (0, 1, 0), "attention"),
+        ("WrittenOut", (16, 12), (0, 1, 0), "attention"),
+        ("Patches", (3, 16, 16), (1, 2, 0), "attention"),
+        ("Recurrent", (16, 12), (1, 0, 1), "recurrent"),
+        ("Products", (16, 12), (0, 0, 0), "other"),
     ],
 )
-def test_kinds(model: nn.Module, kind: str) -> None:
-    assert kind_of(model) == kind
+def test_operators_tell_the_kind(
+    attribute: str, shape: tuple[int, ...], counts: tuple[int, int, int], kind: str
+) -> None:
+    found = operators_of(attribute, *shape)
+    assert (found.convolutions, found.attentions, found.recurrent) == counts
+    assert found.kind == kind
+
+
+def test_autocast_changes_nothing() -> None:
+    assert operators_of("WrittenOut", 16, 12, precision="amp-fp16").kind == "attention"
+    assert operators_of("Fused", 16, 12, precision="amp-bf16").kind == "attention"
+
+
+def test_a_tie_is_what_is_harder_to_predict() -> None:
+    assert StepOperators(convolutions=3, attentions=3).kind == "convolutional"

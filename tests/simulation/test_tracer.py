@@ -80,7 +80,7 @@ def test_a_shape_that_depends_on_activations_is_refused() -> None:
 
 def test_a_value_that_nobody_knows_is_assumed_and_noted() -> None:
     _, notes = traced("ReadsAnActivation", 4)
-    assert set(notes) == {"value_assumed"}
+    assert [code.partition(":")[0] for code in notes] == ["value_assumed"]
 
 
 def test_an_operator_without_a_model_is_named() -> None:

@@ -1,59 +1,50 @@
-"""How exact predictions are: the file, where there is one, and nothing where there is none."""
+"""How exact predictions are: what the file says, for whom it holds, and why there is no bound."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import get_args
-
 import pytest
 
-from bsfind.records import Accuracy, ErrorBound, ModelKind
-from bsfind.simulation import accuracy
+from bsfind.records import Accuracy, ErrorBound
+from bsfind.simulation.accuracy import Measured, measured
 
-DOCUMENT = {
-    "convolutional": {
-        "runs": 60,
-        "against": "torch 2.13.0 on a fake H100",
-        "allocated": {"median": 0.0, "p95": 0.012},
-        "reserved": {"median": 0.004, "p95": 0.05},
-    }
-}
+BOUND = ErrorBound(median=0.0, p95=0.01)
+ACCURACY = Accuracy(runs=60, against="torch 2.13.0", allocated=BOUND, reserved=BOUND)
+MEASURED = Measured(torch="2.13", kinds={"convolutional": ACCURACY})
 
 
-@pytest.fixture(autouse=True)
-def _read_again() -> Iterator[None]:
-    accuracy._kinds.cache_clear()
-    yield
-    accuracy._kinds.cache_clear()
+@pytest.mark.parametrize("version", ["2.13.0", "2.13.1+cpu", "2.13.0a0+gitabc"])
+def test_a_bound_is_for_the_version_that_it_was_measured_on(version: str) -> None:
+    assert MEASURED.accuracy("convolutional", version) == ACCURACY
+    assert MEASURED.why_not("convolutional", version) is None
 
 
-def test_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "accuracy.json"
-    file.write_text(json.dumps(DOCUMENT))
-    monkeypatch.setattr(accuracy, "_FILE", file)
-    assert accuracy.measured_accuracy("convolutional") == Accuracy(
-        runs=60,
-        against="torch 2.13.0 on a fake H100",
-        allocated=ErrorBound(median=0.0, p95=0.012),
-        reserved=ErrorBound(median=0.004, p95=0.05),
-    )
-    assert accuracy.measured_accuracy("recurrent") is None
+@pytest.mark.parametrize(
+    ("version", "named"), [("2.9.1", "2.9"), ("2.12.0+cu130", "2.12"), ("2.14.0.dev1", "2.14")]
+)
+def test_another_version_has_none(version: str, named: str) -> None:
+    assert MEASURED.accuracy("convolutional", version) is None
+    why = MEASURED.why_not("convolutional", version)
+    assert why == f"not measured for torch {named} (measured for 2.13)"
 
 
-def test_without_the_file_nothing_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(accuracy, "_FILE", tmp_path / "accuracy.json")
-    assert accuracy.measured_accuracy("attention") is None
+@pytest.mark.parametrize("version", ["2.13.0", "2.9.0"])
+def test_recurrent_layers_have_none(version: str) -> None:
+    assert MEASURED.accuracy("recurrent", version) is None
+    assert "not compared with cuDNN" in (MEASURED.why_not("recurrent", version) or "")
 
 
-def test_the_file_that_comes_with_bsfind_can_be_read() -> None:
-    for kind in get_args(ModelKind):
-        found = accuracy.measured_accuracy(kind)
-        if found is not None:
-            assert found.runs > 0
-            assert found.against
-            for bound in (found.allocated, found.reserved):
-                assert 0 <= bound.median <= bound.p95
+def test_a_kind_that_was_not_measured_has_none() -> None:
+    assert MEASURED.accuracy("attention", "2.13.0") is None
+    assert MEASURED.why_not("attention", "2.13.0") == "not measured for attention models"
+
+
+def test_the_file_that_comes_with_bsfind() -> None:
+    found = measured()
+    assert found.torch == "2.13"
+    assert set(found.kinds) == {"convolutional", "attention"}
+    for accuracy in found.kinds.values():
+        assert accuracy.runs > 100
+        assert accuracy.against.startswith("torch 2.13.")
+        for bound in (accuracy.allocated, accuracy.reserved):
+            assert 0 <= bound.median <= bound.p95
+    assert "too few" in (found.why_not("other", "2.13.0") or "")

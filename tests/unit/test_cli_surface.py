@@ -277,3 +277,14 @@ def test_an_unknown_command() -> None:
     assert outcome.code == ExitCode.USAGE
     assert "ran" in outcome.stderr
     assert outcome.stdout == ""
+
+
+@pytest.mark.parametrize("name", sorted(SURFACE))
+def test_help_shows_every_character_of_its_texts(name: str) -> None:
+    """Square brackets are no markup."""
+    result = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "4000", "TERM": "dumb"})
+    assert result.exit_code == 0
+    shown = " ".join(result.output.split())
+    texts = [getattr(parameter, "help", None) for parameter in COMMANDS[name].params]
+    for text in filter(None, [*texts, COMMANDS[name].epilog]):
+        assert " ".join(text.split()) in shown

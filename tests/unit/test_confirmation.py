@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
 
+from bsfind.accepted_sizes import AcceptedSizes
 from bsfind.confirmation import Confirmation
 from bsfind.errors import TimeLimitError
 from bsfind.records import Leak, Trial
@@ -34,13 +35,21 @@ class Runner:
 
 
 def confirmation(
-    answer: Callable[[int], Trial], *, is_everything: bool = False, **limits: Any
+    answer: Callable[[int], Trial],
+    *,
+    is_everything: bool = False,
+    searched: Sequence[int] = (),
+    **limits: Any,
 ) -> tuple[Confirmation, Runner]:
     runner = Runner(answer)
+    sizes = AcceptedSizes(limits.get("multiple_of", 1))
+    for batch_size in searched:
+        sizes.record(ran(batch_size))
     return (
         Confirmation(
             "fp32",
             SearchLimits(**limits),
+            sizes,
             BUDGET,
             cast("Any", runner),
             lambda _: None,
@@ -150,7 +159,7 @@ def test_what_runs_out_of_memory_late_is_given_up_in_large_steps_and_told() -> N
     def grows(n: int) -> Trial:
         return ran(n) if n <= 400 else Trial(batch_size=n, status="oom", steps=3)
 
-    confirmed, runner = confirmation(grows)
+    confirmed, runner = confirmation(grows, searched=[1000])
     trial = confirmed.confirm(1000)
     assert trial is not None
     assert 250 <= trial.batch_size <= 400
@@ -198,3 +207,27 @@ def test_one_micro_batch_accumulates_nothing() -> None:
     confirmed, runner = confirmation(up_to(300), global_batch=512, world_size=2)
     confirmed.confirm(300)
     assert runner.asked == [(256, BUDGET, 20, None)]
+
+
+def test_no_size_is_said_to_have_run_that_did_not() -> None:
+    def fails(n: int) -> Trial:
+        if n == 1:
+            return Trial(batch_size=1, status="error", error_kind="batch_norm", message="refused")
+        return Trial(batch_size=n, status="error", error_kind="kernel_limit", message="too large")
+
+    confirmed, _ = confirmation(fails)
+    assert confirmed.confirm(3) is None
+    (warning,) = confirmed.warnings
+    assert "batch size 3 in a fresh process failed after 0 steps" in warning.message
+
+
+def test_a_size_that_the_model_refuses_gives_way_to_the_next() -> None:
+    def answer(n: int) -> Trial:
+        if n % 10 == 0:
+            return ran(n)
+        return Trial(batch_size=n, status="error", error_kind="refused", message="not ten")
+
+    confirmed, runner = confirmation(answer)
+    assert confirmed.confirm(105) == ran(100)
+    assert [size for size, *_ in runner.asked] == [105, 104, 103, 102, 101, 100]
+    assert confirmed.warnings == []

@@ -13,19 +13,29 @@ from example_report import SETTINGS, predicted_report
 
 import bsfind.finder
 import bsfind.predictor
-from bsfind.errors import BsfindError, NoDeviceError, NoGpuError, WorkerError
+from bsfind.cli.session import exit_code
+from bsfind.errors import (
+    BsfindError,
+    InternalError,
+    NoDeviceError,
+    NoGpuError,
+    TimeLimitError,
+    WorkerError,
+)
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.input_spec import parse_input, parse_input_shape
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, Report, ReportWarning, Trial
 from bsfind.report.json import schema, to_json
+from bsfind.report.sentences import accuracy
 from bsfind.settings import DeviceChoice, Settings
+from bsfind.time_budget import TimeBudget
 from bsfind.units import MIB
 from bsfind.worker.client import TrialAnswer
 
 SIMULATED = predicted_report().device
 assert SIMULATED is not None
-MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB, kind="attention")
+MODEL = ModelInfo(parameters=7, optimizer="AdamW", model_bytes=100 * MIB)
 LOSS = Assumption(what="loss", value="mean of the output", why="nothing else suits it")
 CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely")
 
@@ -39,6 +49,7 @@ class FakeWorker:
         self._limit = 0
         self.is_alive = True
         self.assumptions = (LOSS,)
+        self.stand_in_bytes: int | None = None
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 
@@ -78,7 +89,7 @@ class FakeWorker:
                 activation_bytes=50 * MIB * batch_size,
                 steps=steps,
             )
-        return TrialAnswer(trial=trial, is_clean=True, recording=None)
+        return TrialAnswer(trial=trial, is_clean=True, recording=None, kind="attention")
 
 
 class FakePool:
@@ -166,6 +177,18 @@ def test_what_a_prediction_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.prediction.torch_version == "2.13.0"
     assert report.prediction.allocator == {"expandable_segments": True}
     assert report.prediction.model_kind == "attention"
+    assert report.prediction.accuracy is not None
+    assert report.prediction.no_accuracy_because is None
+
+
+def test_a_bound_is_not_shown_for_another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert SIMULATED is not None
+    older = dataclasses.replace(SIMULATED, torch_version="2.9.1+cu128")
+    monkeypatch.setitem(globals(), "SIMULATED", older)
+    report, _ = found(settings(NAMED))
+    assert report.prediction is not None
+    assert report.prediction.accuracy is None
+    assert accuracy(report) == "Error bound: not measured for torch 2.9 (measured for 2.13)."
 
 
 def test_a_caveat_of_both_precisions_is_one() -> None:
@@ -250,6 +273,36 @@ def test_a_worker_that_died_is_replaced(
 
     monkeypatch.setattr(FakeWorker, "run_trial", dies_in_the_first_precision)
     report, finder = found(settings(NAMED))
-    assert [error.message for error in finder.errors] == ["the worker was killed by SIGKILL"]
+    assert finder.errors == []  # the other precision gave the answer
+    assert report.status == "complete"
+    assert [warning.code for warning in report.warnings] == ["coarse", "precision_failed"]
     assert [worker.loads for worker in pool.workers] == [["fp32"], ["amp-bf16"]]
     assert [result.status for result in report.results] == ["error", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "answer"),
+    [
+        (InternalError("a bug"), ExitCode.INTERNAL, None),
+        (TimeLimitError("the time budget of 1 s is spent"), ExitCode.STOPPED_EARLY, 5),
+    ],
+)
+def test_only_a_time_limit_leaves_a_recommendation(
+    monkeypatch: pytest.MonkeyPatch, error: BsfindError, code: ExitCode, answer: int | None
+) -> None:
+    run_trial = FakeWorker.run_trial
+
+    def breaks_off(self: FakeWorker, batch_size: int, *args: Any, **more: Any) -> TrialAnswer:
+        if batch_size > 5:
+            monkeypatch.setattr(TimeBudget, "is_spent", isinstance(error, TimeLimitError))
+            raise error
+        return run_trial(self, batch_size, *args, **more)
+
+    monkeypatch.setattr(FakeWorker, "run_trial", breaks_off)
+    limits = dataclasses.replace(SETTINGS.limits, multiple_of=1, time_budget_s=60.0)
+    report, finder = found(settings(NAMED, limits=limits, precisions=("fp32",)))
+    assert exit_code(report, finder.errors) == code
+    (result,) = report.results
+    assert [trial.batch_size for trial in result.trials] == [5]
+    assert result.recommended_batch_size == answer
+    assert (report.recommendation is not None) == (answer is not None)

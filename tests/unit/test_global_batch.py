@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsfind.accepted_sizes import Multiples, Series
 from bsfind.global_batch import split
 
 SIZES = st.integers(1, 100_000)
@@ -17,7 +18,7 @@ SIZES = st.integers(1, 100_000)
 def test_the_factors_fit_and_make_the_product(
     asked: int, largest: int, world: int, multiple: int
 ) -> None:
-    parts = split(asked, largest, world_size=world, multiple_of=multiple)
+    parts = split(asked, largest, world_size=world, sizes=Multiples(multiple))
     if parts is None:
         assert min(largest, -(-asked // world)) < multiple
         return
@@ -58,3 +59,13 @@ def test_examples(asked: int, largest: int, micro: int, steps: int) -> None:
     parts = split(asked, largest)
     assert parts is not None
     assert (parts.micro_batch_size, parts.accumulation_steps) == (micro, steps)
+
+
+@given(asked=SIZES, largest=st.integers(1, 5000), world=st.integers(1, 8))
+def test_micro_batches_of_a_model_that_accepts_powers_of_two(
+    asked: int, largest: int, world: int
+) -> None:
+    parts = split(asked, largest, world_size=world, sizes=Series(1, 2))
+    assert parts is not None
+    assert parts.micro_batch_size in Series(1, 2)
+    assert parts.micro_batch_size <= largest

@@ -35,11 +35,12 @@ LAYERS = {
     "memory_watch": {"records", "units"},
     "gpu_lock": {"records", "time_budget"},
     # What decides.
-    "search": {"records", "units", "settings", "errors"},
-    "recommend": {"records", "units", "settings", "errors"},
+    "accepted_sizes": {"records"},
+    "search": {"accepted_sizes", "records", "units", "settings", "errors"},
+    "recommend": {"accepted_sizes", "records", "units", "settings", "errors"},
     "stability": {"records", "units"},
-    "global_batch": {"records"},
-    "timing": {"records", "recommend", "settings"},
+    "global_batch": {"accepted_sizes", "records"},
+    "timing": {"accepted_sizes", "records", "recommend", "settings"},
     "remedies": {"settings"},
     # Its tracer traces what `workload` trains, see TRACED.
     "simulation": {*LEAVES, "import_path", "inspection", "stability", "workload"},
@@ -47,15 +48,16 @@ LAYERS = {
     "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
     "confirmation": {
         *LEAVES,
-        *("global_batch", "recommend", "trial_runner", "worker"),
+        *("accepted_sizes", "global_batch", "recommend", "trial_runner", "worker"),
     },
     "fragmentation": {
         *LEAVES,
-        *("recommend", "remedies", "simulation", "trial_runner", "worker"),
+        *("accepted_sizes", "recommend", "remedies", "simulation", "trial_runner", "worker"),
     },
     "precision_search": {
         *LEAVES,
         *(
+            "accepted_sizes",
             "confirmation",
             "fragmentation",
             "progress",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsfind.accepted_sizes import Multiples
 from bsfind.recommend import (
     SATURATION,
     best_that_leaves,
     next_throughput_probe,
     recommend,
-    round_down,
     saturation,
     speed_up,
     step_down,
@@ -35,37 +36,28 @@ def result(precision: str, batch_size: int | None, speed: float | None = None) -
     )
 
 
-@given(n=st.integers(0, 10**6), multiple=st.integers(1, 1000))
-def test_rounding_down(n: int, multiple: int) -> None:
-    rounded = round_down(n, multiple)
-    assert rounded % multiple == 0
-    assert 0 <= n - rounded < multiple
-
-
-@given(n=st.integers(1, 10**6), multiple=st.integers(1, 64), attempt=st.integers(1, 20))
-def test_stepping_down_goes_down_and_never_below_zero(n: int, multiple: int, attempt: int) -> None:
-    after = step_down(n, multiple, attempt)
+@given(n=st.integers(1, 10**6), attempt=st.integers(1, 20))
+def test_stepping_down_goes_down_and_never_below_zero(n: int, attempt: int) -> None:
+    after = step_down(n, attempt)
     assert 0 <= after < n
-    assert after % multiple == 0
-    assert step_down(n, multiple, attempt + 1) <= after
+    assert step_down(n, attempt + 1) <= after
 
 
 def test_steps_down_double() -> None:
-    assert [step_down(1000, 1, attempt) for attempt in (1, 2, 3)] == [995, 990, 980]
-    assert step_down(3, 1, 1) == 2
-    assert step_down(64, 8, 1) == 56
-    assert step_down(1, 1, 1) == 0
+    assert [step_down(1000, attempt) for attempt in (1, 2, 3)] == [995, 990, 980]
+    assert step_down(3, 1) == 2
+    assert step_down(1, 1) == 0
 
 
 def test_the_best_that_leaves_the_headroom() -> None:
     oom = dataclasses.replace(trial(48, peak=90), status="oom")
     trials = [trial(8, peak=20), trial(32, peak=80), trial(40, peak=99), oom, trial(36)]
-    assert best_that_leaves(trials, 100) == trials[2]
-    assert best_that_leaves(trials, 99) == trials[2]
-    assert best_that_leaves(trials, 98) == trials[1]
-    assert best_that_leaves(trials, 100, multiple_of=16) == trials[1]
-    assert best_that_leaves(trials, 19) is None
-    assert best_that_leaves([], 100) is None
+    assert best_that_leaves(trials, 100, Multiples(1)) == trials[2]
+    assert best_that_leaves(trials, 99, Multiples(1)) == trials[2]
+    assert best_that_leaves(trials, 98, Multiples(1)) == trials[1]
+    assert best_that_leaves(trials, 100, Multiples(16)) == trials[1]
+    assert best_that_leaves(trials, 19, Multiples(1)) is None
+    assert best_that_leaves([], 100, Multiples(1)) is None
 
 
 def test_saturation_is_the_smallest_within_two_percent() -> None:
@@ -82,7 +74,7 @@ def test_saturation_is_the_smallest_within_two_percent() -> None:
 
 
 def probe_all(
-    speed: Callable[[int], float], largest: int, **limits: int
+    speed: Callable[[int], float], largest: int, **limits: Any
 ) -> tuple[list[int], Trial]:
     trials = [trial(largest, speed=speed(largest))]
     probes = []
@@ -96,7 +88,7 @@ def probe_all(
 
 
 def test_probing_halves_until_throughput_falls() -> None:
-    probes, best = probe_all(lambda n: min(n, 100), 1000, smallest=1, multiple_of=1)
+    probes, best = probe_all(lambda n: min(n, 100), 1000, smallest=1, sizes=Multiples(1))
     assert probes == [500, 250, 125, 62]
     assert best.batch_size == 125
 
@@ -112,16 +104,16 @@ def test_probes_stay_within_the_limits(
 ) -> None:
     largest = max(largest, smallest, multiple)
     probes, best = probe_all(
-        lambda n: float(min(n, knee)), largest, smallest=smallest, multiple_of=multiple
+        lambda n: float(min(n, knee)), largest, smallest=smallest, sizes=Multiples(multiple)
     )
     assert len(set(probes)) == len(probes)
-    assert all(max(smallest, multiple) <= n < largest for n in probes)
-    assert all(n % multiple == 0 or n == max(smallest, multiple) for n in probes)
+    assert all(smallest <= n < largest for n in probes)
+    assert all(n % multiple == 0 for n in probes)
     assert min(best.batch_size, knee) >= SATURATION * min(largest, knee)
 
 
 def test_no_probe_without_times() -> None:
-    assert next_throughput_probe([trial(64)], 64, smallest=1, multiple_of=1) is None
+    assert next_throughput_probe([trial(64)], 64, smallest=1, sizes=Multiples(1)) is None
 
 
 def test_speed_up_is_relative_to_fp32_or_else_tf32() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import html
 import io
 import itertools
 import json
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -39,6 +41,7 @@ from bsfind.report import export, wording
 from bsfind.report.check import print_check
 from bsfind.report.csv import to_csv
 from bsfind.report.formats import EXPORT_FORMATS
+from bsfind.report.html import to_html
 from bsfind.report.json import schema, to_json
 from bsfind.report.markdown import to_markdown
 from bsfind.report.sentences import accuracy
@@ -116,9 +119,11 @@ def test_a_prediction_has_no_columns_of_times() -> None:
 def test_an_error_that_was_not_measured_is_not_invented() -> None:
     report = predicted_report()
     assert report.prediction is not None
-    unknown = dataclasses.replace(report.prediction, accuracy=None)
+    unknown = dataclasses.replace(
+        report.prediction, accuracy=None, no_accuracy_because="not measured for torch 2.9"
+    )
     text = printed(dataclasses.replace(report, prediction=unknown), 120)
-    assert "Error bound for convolutional models: not measured." in text
+    assert "Error bound: not measured for torch 2.9." in text
     assert "95th" not in text
 
 
@@ -143,7 +148,7 @@ def test_table_of_a_search_that_was_stopped(golden: Golden) -> None:
 
 
 def test_nothing_is_printed_of_a_search_that_failed() -> None:
-    report = dataclasses.replace(example_report(), status="failed", message="no GPU")
+    report = dataclasses.replace(example_report(), status="failed", results=(), message="no GPU")
     assert printed(report, 80) == ""
 
 
@@ -300,6 +305,45 @@ def test_markdown_says_that_a_search_was_stopped() -> None:
     assert "**partial**: the time budget of 1 min is spent" in to_markdown(stopped_early())
 
 
+HOSTILE = "[red]x[/red]|<b>`a` $y$ :x: %0A &amp;"
+
+
+def hostile_report() -> Report:
+    """Return a report whose texts look like markup of every format."""
+    report = example_report()
+    return dataclasses.replace(
+        report,
+        status="partial",
+        message=f"{HOSTILE}\n| - not a row\x1b[2J",
+        workload={**report.workload, "target": HOSTILE},
+        reproduce=f"bsfind run '{HOSTILE}'",
+        warnings=(ReportWarning(code="coarse", message=HOSTILE, hint=HOSTILE),),
+    )
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_a_terminal_shows_names_and_messages_as_they_are(width: int) -> None:
+    text = printed(hostile_report(), width)
+    assert "".join(HOSTILE.split()) in "".join(text.split())
+    assert "\x1b" not in text
+
+
+def test_markdown_shows_names_and_messages_as_they_are() -> None:
+    text = to_markdown(hostile_report())
+    escaped = r"\[red\]x\[/red\]\|\<b\>\`a\` \$y\$ :x: %0A \&amp;"
+    assert text.count(escaped) == 3
+    assert f"**partial**: {escaped} \\| - not a row" in text
+    assert text.splitlines()[-1] == f"`` bsfind run '{HOSTILE}' ``"
+
+
+def test_html_and_svg_show_names_and_messages_as_they_are() -> None:
+    page = to_html(hostile_report())
+    assert "<b>" not in page
+    assert HOSTILE in html.unescape(page)
+    drawn = "".join(ElementTree.fromstring(to_svg(hostile_report())).itertext())
+    assert HOSTILE in drawn
+
+
 def test_markdown_escapes_what_the_user_named() -> None:
     report = example_report()
     report = dataclasses.replace(
@@ -308,7 +352,7 @@ def test_markdown_escapes_what_the_user_named() -> None:
         warnings=(ReportWarning(code="x", message="a_b*c"),),
     )
     text = to_markdown(report)
-    assert r"my\_pkg\\x:\*Net\|\<b>" in text
+    assert r"my\_pkg\\x:\*Net\|\<b\>" in text
     assert r"- warning: a\_b\*c" in text
 
 
@@ -404,7 +448,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 20
+    assert len(found) == 21
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -443,6 +487,8 @@ def test_the_schema_has_the_fields_of_the_records(name: str, cls: type, more: se
     fields = {field.name for field in dataclasses.fields(cls)}
     if cls is InputSpec:
         fields -= {"assumed"}  # is among the assumptions
+    if cls is records.ModelInfo:
+        fields -= {"weights_dtype"}  # each result has its own
     assert set(schema()["$defs"][name]["properties"]) == fields | more
 
 
@@ -460,7 +506,7 @@ def test_the_schema_has_the_values_of_the_records() -> None:
     assert values("input", "dtype") == tuple(DTYPES)
     assert values("device", "kind") == get_args(records.DeviceKind)
     assert values("device", "context_source") == (*get_args(records.ContextSource), None)
-    assert values("model", "kind") == get_args(records.ModelKind)
+    assert values("model", "kind") == (*get_args(records.ModelKind), None)
     assert values("prediction", "model_kind") == (*get_args(records.ModelKind), None)
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
     assert tuple(precisions) == REQUESTABLE_PRECISIONS

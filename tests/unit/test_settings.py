@@ -85,7 +85,8 @@ def limits(draw: st.DrawFn, *, search: bool) -> SearchLimits:
     smallest, multiple = draw(st.integers(1, 512)), draw(st.integers(1, 64))
     more = {}
     if draw(st.booleans()):
-        more["max_batch_size"] = draw(st.integers(max(smallest, multiple), 2**31 - 1))
+        least = -(-smallest // multiple) * multiple
+        more["max_batch_size"] = draw(st.integers(least, 2**31 - 1))
     return SearchLimits(
         min_batch_size=smallest,
         multiple_of=multiple,
@@ -195,6 +196,11 @@ def test_refused_devices(name: str) -> None:
         (
             {"max_batch_size": 8, "multiple_of": 16},
             "no multiple of 16 (`--multiple-of`) is at most `--max-batch-size 8`",
+        ),
+        (
+            {"min_batch_size": 9, "max_batch_size": 15, "multiple_of": 8},
+            "no multiple of 8 (`--multiple-of`) lies between `--min-batch-size 9` and "
+            "`--max-batch-size 15`",
         ),
     ],
 )

@@ -7,10 +7,13 @@ from hypothesis import strategies as st
 
 from bsfind.records import Leak
 from bsfind.stability import (
+    StepMemory,
     is_growing,
     leak_after,
     leak_message,
+    leak_of,
     steady_retries,
+    steps_differ,
     steps_of_a_verdict,
 )
 from bsfind.units import GIB, MIB
@@ -77,3 +80,58 @@ def test_retries_of_the_first_steps_are_not_steady() -> None:
     assert steady_retries(list(range(20))) == 10
     assert steady_retries([4, 9]) == 0
     assert steady_retries([]) == 0
+
+
+def steps(*held: int, warm_up: int = 1, peak: int = GIB) -> list[StepMemory]:
+    """Steps after which so many MiB are held; the first ones warm up."""
+    return [
+        StepMemory(held_bytes=mib * MIB, peak_bytes=peak, is_warm_up=number <= warm_up)
+        for number, mib in enumerate(held, 1)
+    ]
+
+
+def test_no_verdict_while_first_gradients_appear() -> None:
+    """State of the optimizer grows with them: six steps, and eight more, that are all warm-up."""
+    asked: list[int] = []
+
+    def run_more(count: int) -> list[StepMemory]:
+        asked.append(count)
+        if len(asked) == 1:
+            return steps(*range(7, 7 + count), warm_up=count)
+        return steps(*[7 + 8] * count, warm_up=0)
+
+    assert leak_of(steps(1, 2, 3, 4, 5, 6), run_more, 8 * GIB) is None
+    assert asked == [8]  # nothing grows after these: there is but one step since
+    assert leak_of(steps(1, 2, 3, 4, 5, 6, warm_up=6), run_more, 8 * GIB) is None
+    assert asked == [8]
+
+
+def test_a_leak_is_told_once_all_gradients_were_there() -> None:
+    held = iter(range(10, 100))
+
+    def run_more(count: int) -> list[StepMemory]:
+        return steps(*[next(held) for _ in range(count)], warm_up=0)
+
+    found = leak_of(steps(3, 5, 7, 8, 9, warm_up=3), run_more, 8 * GIB)
+    assert found is not None
+    assert found.bytes_per_step == MIB
+
+
+def test_more_steps_run_where_the_peaks_of_a_few_differ() -> None:
+    asked: list[int] = []
+
+    def run_more(count: int) -> list[StepMemory]:
+        asked.append(count)
+        return steps(*[1] * count, warm_up=0)
+
+    few = [*steps(1, 1), *steps(1, warm_up=0, peak=2 * GIB)]
+    assert steps_differ(few)
+    assert leak_of(few, run_more, GIB) is None
+    assert asked == [8]
+    many = [*steps(*[1] * 12), *steps(1, warm_up=0, peak=2 * GIB)]
+    assert steps_differ(many)
+    assert leak_of(many, run_more, GIB) is None
+    assert asked == [8]
+    assert not steps_differ(steps(*[1] * 12))
+    # The first step, and one with first gradients, are unlike the others by nature.
+    assert not steps_differ([*steps(1, 1, warm_up=2), *steps(1, 1, warm_up=0, peak=2 * GIB)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from bsfind.errors import TargetError, UsageError
 from bsfind.input_spec import parse_input, parse_input_shape
 from bsfind.settings import Workload
 from bsfind.workload.checkpointing import enable_checkpointing, repeated_blocks
-from bsfind.workload.inputs import batch_maker
-from bsfind.workload.loss import automatic_loss, make_loss
+from bsfind.workload.inputs import Batch, batch_maker
+from bsfind.workload.loss import make_loss
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -85,42 +84,37 @@ class TestInputs:
 
 
 class TestLosses:
-    def test_automatic(self) -> None:
-        @dataclass
-        class Output:
-            logits: torch.Tensor
-            loss: torch.Tensor | None = None
+    BATCH = Batch(args=(torch.randn(6, 3, 8, 8),))
 
-        value = torch.tensor(3.0)
+    def test_a_mean(self) -> None:
         tensor = torch.full((2, 4), 2.0)
-        assert automatic_loss(Output(tensor, value)) is value
-        assert automatic_loss({"loss": value, "x": tensor}) is value
-        assert automatic_loss(value) is value
-        assert automatic_loss(Output(tensor)).item() == 2.0
-        assert (
-            automatic_loss((tensor, [tensor, {"a": torch.ones(3, dtype=torch.int64)}])).item() == 4
-        )
+        nested = (tensor, [tensor, {"a": torch.ones(3, dtype=torch.int64)}])
+        assert make_loss("mean")(nested, self.BATCH).item() == 4
         with pytest.raises(TargetError, match="without any floating tensor"):
-            automatic_loss(torch.ones(3, dtype=torch.int64))
+            make_loss("mean")(torch.ones(3, dtype=torch.int64), self.BATCH)
 
     @pytest.mark.parametrize("shape", [(6, 10), (6, 10, 8, 8), (6, 5, 10)])
     def test_cross_entropy_finds_the_classes(self, shape: tuple[int, ...]) -> None:
         loss = make_loss("cross-entropy")
         scores = torch.randn(shape, requires_grad=True)
-        loss(scores).backward()
+        loss(scores, self.BATCH).backward()
         assert scores.grad is not None
 
     def test_cross_entropy_needs_classes(self) -> None:
         with pytest.raises(TargetError, match="needs class scores"):
-            make_loss("cross-entropy")(torch.randn(5))
+            make_loss("cross-entropy")(torch.randn(5), self.BATCH)
 
-    def test_targets_of_later_steps_are_there_before_the_forward_pass(self) -> None:
-        loss = make_loss("mse")
-        loss.make_targets(3)  # nothing is known of the output yet
-        loss(torch.randn(3, 2))
+    @pytest.mark.parametrize("name", ["mse", "cross-entropy"])
+    def test_targets_of_later_steps_are_there_before_the_forward_pass(self, name: str) -> None:
+        loss = make_loss(name)
+        loss.make_targets()
+        assert not loss.targets  # nothing is known of the output yet
+        loss(torch.randn(30, 2), self.BATCH)  # more rows than samples
         loss.release_targets()
-        loss.make_targets(3)
-        assert loss(torch.zeros(3, 2)).item() > 0
+        assert not loss.targets
+        loss.make_targets()
+        assert [len(targets) for targets in loss.targets] == [30]
+        assert loss(torch.zeros(30, 2), self.BATCH).item() > 0
 
 
 def optimizer_names() -> list[str]:

@@ -23,7 +23,7 @@ from bsfind.cli.check import check as check_command
 from bsfind.cli.keywords import read_keywords
 from bsfind.cli.request import settings_from
 from bsfind.cli.run import run as run_command
-from bsfind.errors import BsfindError, UsageError
+from bsfind.errors import BsfindError, TimeLimitError, UsageError
 from bsfind.finder import Finder
 from bsfind.records import ReportWarning, Trial
 
@@ -122,7 +122,7 @@ def find(
         batch_fn: makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or
             `(args, kwargs)`.
         mode: `"train"`: training steps; `"infer"`: forward passes alone.
-        loss: `"auto"`, `"cross-entropy"`, `"mse"`, or a function of the output.
+        loss: `"auto"`, `"cross-entropy"`, `"mse"`, `"mean"`, or a function of the output.
         optimizer: a name or class of `torch.optim`, or a function of the parameters.
         optimizer_arg: keyword arguments of the optimizer; Python literals.
         step: the forward pass: `fn(model, *args, **kwargs)`, runs inside autocast, returns the loss.
@@ -133,7 +133,7 @@ def find(
         precision: of fp32, tf32, amp-fp16, amp-bf16, bf16 and amp.
         min_batch_size: smallest useful answer, samples.
         max_batch_size: largest batch size to try, samples; None: what memory allows.
-        multiple_of: the recommended size is rounded down to a multiple of this.
+        multiple_of: every size that is tried is a multiple of this.
         tolerance: gap that may remain between the largest that ran and the smallest that did not,
             as a part of it; 0: exact.
         headroom: memory that the recommended size leaves free: part of the capacity, or bytes.
@@ -153,14 +153,15 @@ def find(
         on_trial: called as `on_trial(precision, trial)` after each trial, in this thread.
 
     Returns:
-        The report. Its `status` is `partial` where a time limit ended the search. A precision in
-        which the model's code failed has the status `error` and a message.
+        The report. Its `status` is `partial` where a time limit ended the search: what is recommended
+        then ran, and more may fit.
 
     Raises:
         UsageError: arguments that do not go together, or a model that no other process can import.
         NoDeviceError: there is no usable GPU, and none was named with `gpu`.
-        TargetError: the model's code failed in every precision; `detail` has the traceback.
-        WorkerError: the process that ran it died.
+        TargetError: the model's code failed in every precision; `detail` has the traceback. Where
+            another precision gave an answer, the failure is a result with the status `error`, and a warning.
+        WorkerError: the process that ran it died, in every precision.
         TimeLimitError: the time was over before anything was known.
 
     Example:
@@ -230,7 +231,8 @@ def check(
         on_trial: called as `on_trial(precision, trial)` after each trial.
 
     Returns:
-        The report, with one trial in each precision. `fits` tells whether all of them ran.
+        The report, with one trial in each precision. `fits` tells whether it ran in all that gave an
+        answer.
 
     Raises:
         BsfindError: as `find` does.
@@ -280,7 +282,7 @@ def _run(
         settings_from(options, given), on_trial=on_trial, use_lock=not options["no_lock"]
     )
     report = finder.run()
-    if report.status == "failed" or not report.results:
+    if not report.results or not all(isinstance(e, TimeLimitError) for e in finder.errors):
         raise finder.errors[0]
     if target.is_pickled:
         report = dataclasses.replace(report, warnings=(*report.warnings, _NOT_REPRODUCIBLE))

@@ -71,12 +71,12 @@ class Report(records.Report):
 
     @property
     def fits(self) -> bool:
-        """Whether the answer is yes in every precision that the device has.
+        """Whether the answer is yes in every precision that gave one.
 
         For `check`: the batch size fits. For `find`: something fits.
         """
-        tried = [result for result in self.results if result.status != "unsupported"]
-        return bool(tried) and all(result.max_batch_size is not None for result in tried)
+        answered = [r for r in self.results if r.status in ("ok", "nothing_fits", "unfinished")]
+        return bool(answered) and all(result.max_batch_size is not None for result in answered)
 
     def to_markdown(self) -> str:
         """Return the comparison table and the sentences below it as Markdown."""

@@ -47,7 +47,7 @@ def check(
 ) -> int:
     """Try one batch size: does it fit?
 
-    Exit 0 if it fits in every precision asked for, 1 if not.
+    Exit 0 if it fits in every precision in which the model runs, 1 if not.
 
     bsfind check mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind check mypkg.models:Net -b 64 --input-shape 3,224,224 --memory-limit 8GiB

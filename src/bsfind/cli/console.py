@@ -52,6 +52,7 @@ def _console(stream: TextIO, color: str, kind: type[Console]) -> Console:
         width=width,
         highlight=False,
         markup=False,
+        emoji=False,
         soft_wrap=False,
         no_color=True if color == "never" else None,
         force_terminal=True if color == "always" else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -12,7 +13,7 @@ from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from bsfind import __version__
 from bsfind.cli.check import check
@@ -43,6 +44,21 @@ class _QuickHelp(TyperGroup):
         super().format_help(ctx, formatter)
 
 
+class _Command(TyperCommand):
+    """A command whose texts are no markup: Rich would read `[tool.bsfind]` as a tag, and leave it out."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from rich.markup import escape  # only help needs it
+
+        shown: Any = copy.copy(self)
+        shown.params = [copy.copy(parameter) for parameter in self.params]
+        for part in (shown, *shown.params):
+            for name in ("help", "epilog"):
+                if isinstance(text := getattr(part, name, None), str):
+                    setattr(part, name, escape(text))
+        TyperCommand.format_help(shown, ctx, formatter)
+
+
 app = typer.Typer(
     name="bsfind",
     cls=_QuickHelp,
@@ -53,14 +69,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run", epilog=_EPILOG)(run)
-app.command("check", epilog=_EPILOG)(check)
-app.command("inspect", epilog=_EPILOG)(inspect)
-app.command("diff")(diff)
-app.command("explain")(explain)
-app.command("gpus")(gpus)
-app.command("env")(env)
-app.command("schema")(schema)
+app.command("run", cls=_Command, epilog=_EPILOG)(run)
+app.command("check", cls=_Command, epilog=_EPILOG)(check)
+app.command("inspect", cls=_Command, epilog=_EPILOG)(inspect)
+app.command("diff", cls=_Command)(diff)
+app.command("explain", cls=_Command)(explain)
+app.command("gpus", cls=_Command)(gpus)
+app.command("env", cls=_Command)(env)
+app.command("schema", cls=_Command)(schema)
 
 
 def _print_version(wanted: bool) -> None:

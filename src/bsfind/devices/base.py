@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from bsfind.errors import BsfindError
 from bsfind.memory_watch import MemoryLeft
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import Workload
@@ -40,13 +41,15 @@ class Device(Protocol):
     def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Try one batch size. Out of memory is an answer (status `oom`), never an exception.
 
+        So is an error of the user's code that another batch size may not raise (`error_kind` `refused`).
+
         Args:
             batch_size: samples in a (micro-)batch.
             steps: optimizer steps.
             record: whether `recording` is wanted afterwards, which costs some time.
 
         Raises:
-            TargetError: the user's code failed for another reason.
+            TargetError: the user's code failed, and would at every batch size.
         """
         ...
 
@@ -69,8 +72,18 @@ class Device(Protocol):
         ...
 
     @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where its mean stands in for a loss; else None."""
+        ...
+
+    @property
     def is_clean(self) -> bool:
         """Whether the last trial left nothing behind: if not, the next needs a new process."""
+        ...
+
+    @property
+    def refusal(self) -> BsfindError | None:
+        """What the model's code raised in the last trial, if it refused the size; None if it did not."""
         ...
 
     @property

@@ -13,9 +13,16 @@ from bsfind.devices.cuda_choice import cuda_device, identity, unusable
 from bsfind.devices.cuda_memory import memory_left, spilled_trial
 from bsfind.devices.cuda_steps import MeasuredSteps
 from bsfind.devices.memory_history import MemoryHistory
-from bsfind.errors import BsfindError, UsageError
+from bsfind.errors import BsfindError, TargetError, UsageError
 from bsfind.memory_watch import MemoryLeft
-from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
+from bsfind.oom import (
+    BATCH_NORM_REFUSAL,
+    DEVICE_FAULT,
+    FailureKind,
+    classify,
+    is_batch_norm_refusal,
+    may_depend_on_size,
+)
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
@@ -30,7 +37,7 @@ from bsfind.units import format_bytes
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
-from bsfind.workload.user_traceback import user_error
+from bsfind.workload.user_traceback import text_of, user_error
 
 __all__ = ["CudaDevice"]
 
@@ -85,6 +92,7 @@ class CudaDevice:
         self._residual_bytes = 0
         self._poisoned = False
         self._recording: Recording | None = None
+        self._refusal: BsfindError | None = None
 
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
@@ -147,6 +155,7 @@ class CudaDevice:
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),
+            weights_dtype=loaded.weights_dtype,
         )
 
     def memory_left(self) -> MemoryLeft | None:
@@ -154,8 +163,10 @@ class CudaDevice:
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what steps that differ mean for the answer (see `base.Device.take_warnings`)."""
-        new = [warning for warning in self._new_warnings if warning not in self._told]
+        """Return what was done to the user's model and what differed (see `base.Device.take_warnings`)."""
+        notes = self._loaded.notes if self._loaded is not None else {}
+        noted = [ReportWarning(code=code, message=message) for code, message in notes.items()]
+        new = [warning for warning in (*noted, *self._new_warnings) if warning not in self._told]
         self._told += new
         self._new_warnings = []
         return new
@@ -163,8 +174,9 @@ class CudaDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        places = self._largest.places
-        return [draws_assumption(places)] if places else []
+        loaded, places = self._loaded, self._largest.places
+        chosen = loaded.assumptions if loaded is not None else []
+        return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
     def model_kind(self) -> None:
@@ -172,10 +184,20 @@ class CudaDevice:
         return None
 
     @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._loaded.choice.stand_in_bytes if self._loaded is not None else None
+
+    @property
     def is_clean(self) -> bool:
         """Whether the last trial left next to nothing behind (see `base.Device.is_clean`)."""
         allowed = _CLEAN_FRACTION * self._properties.total_memory
         return not self._poisoned and self._residual_bytes <= allowed
+
+    @property
+    def refusal(self) -> BsfindError | None:
+        """What the model's code raised in the last trial (see `base.Device.refusal`)."""
+        return self._refusal
 
     @property
     def recording(self) -> Recording | None:
@@ -190,7 +212,7 @@ class CudaDevice:
         """
         if self._loaded is None:
             raise RuntimeError("run_trial before load")
-        self._recording = None
+        self._recording = self._refusal = None
         history = MemoryHistory(self._device)
         failed: Trial | BsfindError | None = None
         is_over = False
@@ -198,6 +220,8 @@ class CudaDevice:
             measured = MeasuredSteps(self._device)
             is_over = True
             try:
+                if self._loaded.try_labels(batch_size):
+                    self._release()
                 with history.recorded() if record else contextlib.nullcontext():
                     is_over = measured.run(
                         self._loaded, batch_size, steps, self._capacity_bytes, self._largest
@@ -229,6 +253,7 @@ class CudaDevice:
         return Trial(
             batch_size=batch_size,
             status="ok" if measured.leak is None else "error",
+            error_kind="leak" if measured.leak else None,
             peak_allocated_bytes=max(measured.peaks_allocated),
             peak_reserved_bytes=max(measured.peaks_reserved),
             resident_bytes=measured.resident[-1],
@@ -249,20 +274,35 @@ class CudaDevice:
         """Turn an exception into a trial, or into the error that ends the search."""
         kind = classify(error, memory_exhausted=self._is_exhausted())
         if kind is FailureKind.OTHER or (kind is FailureKind.SIZE_LIMIT and batch_size == 1):
-            self._poisoned = True
-            if batch_size == 1 and is_batch_norm_refusal(error):
-                self._poisoned = False
-                return Trial(batch_size=1, status="error", message=first_sentence(str(error)))
-            return user_error(
-                error,
-                doing=f"batch size {batch_size} in {self._plan_name()}",
-                inputs=self._loaded.last_batch if self._loaded else None,
-            )
+            return self._refused(error, batch_size)
+        is_too_large = kind is FailureKind.SIZE_LIMIT
         return Trial(
             batch_size=batch_size,
-            status="oom" if kind is FailureKind.OUT_OF_MEMORY else "error",
+            status="error" if is_too_large else "oom",
+            error_kind="kernel_limit" if is_too_large else None,
             steps=len(measured.resident),
             message=first_sentence(str(error)),
+        )
+
+    def _refused(self, error: BaseException, batch_size: int) -> Trial | BsfindError:
+        """Return the trial of a batch size that the step refuses, or the error that ends the search."""
+        if batch_size == 1 and is_batch_norm_refusal(error):
+            return Trial(
+                batch_size=1, status="error", error_kind="batch_norm", message=BATCH_NORM_REFUSAL
+            )
+        reported = user_error(
+            error,
+            doing=f"batch size {batch_size} in {self._plan_name()}",
+            inputs=self._loaded.last_batch if self._loaded else None,
+        )
+        # Faults of a kernel poison the context; what bsfind itself found wrong is so at every size.
+        is_own = type(reported) is TargetError and reported is not error
+        if not is_own or DEVICE_FAULT.search(str(error)) or not may_depend_on_size(error):
+            self._poisoned = True
+            return reported
+        self._refusal = reported
+        return Trial(
+            batch_size=batch_size, status="error", error_kind="refused", message=text_of(error)
         )
 
     def _plan_name(self) -> str:

@@ -43,6 +43,7 @@ class InspectingDevice(SimulatedDevice):
                 parameters=self._tracer.parameters,
                 optimizer=self._tracer.optimizer,
                 model_bytes=allocator.allocated_bytes,
+                weights_dtype=self._tracer.weights_dtype,
             )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -72,17 +73,21 @@ class InspectingDevice(SimulatedDevice):
         if tracer is None or recorder is None:
             raise RuntimeError("inspect before load, or a second time after it")
         parameters, optimizer = tracer.parameters, tracer.optimizer
+        weights_dtype = tracer.weights_dtype
         sources: list[Source] = []
         try:
             program = tracer.program(batch_size, steps, exact=True, sources=sources)
         except (BsfindError, SystemExit) as error:
             message = self._refused(error, batch_size).message
+            if self.refusal is not None:
+                raise self.refusal from error
             return PrecisionInspection(
                 precision=self._precision,
                 status="refused",
                 parameters=parameters,
                 optimizer=optimizer,
                 message=message,
+                weights_dtype=weights_dtype,
             )
         self._recorder = None  # it knows the owners of the last trace alone
         composition = compose(
@@ -96,4 +101,5 @@ class InspectingDevice(SimulatedDevice):
             optimizer=optimizer,
             composition=composition,
             message=None if failed is None else failed.message,
+            weights_dtype=weights_dtype,
         )

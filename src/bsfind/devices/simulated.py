@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from bsfind.devices.base import DoesNotFit
-from bsfind.errors import BsfindError, UsageError
-from bsfind.oom import FailureKind, classify, is_batch_norm_refusal
+from bsfind.devices.prediction_limits import setting_warnings, version_warnings
+from bsfind.errors import BsfindError, TargetError, UsageError
+from bsfind.oom import (
+    BATCH_NORM_REFUSAL,
+    FailureKind,
+    classify,
+    is_batch_norm_refusal,
+    may_depend_on_size,
+)
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
@@ -25,7 +32,6 @@ from bsfind.simulation.operators.call import CudaTarget
 from bsfind.stability import (
     STEPS_DIFFER,
     StepMemory,
-    draws_assumption,
     draws_warning,
     leak_message,
     leak_of,
@@ -33,9 +39,10 @@ from bsfind.stability import (
     steps_differ,
 )
 from bsfind.workload.precision import precision_plan
-from bsfind.workload.user_traceback import user_error
+from bsfind.workload.user_traceback import text_of, user_error
 
 if TYPE_CHECKING:
+    from bsfind.simulation.fixed_memory import FixedMemory
     from bsfind.simulation.tracing.cuda_module import SimulatedGpu
     from bsfind.simulation.tracing.program import Program
     from bsfind.simulation.tracing.tracer import Tracer
@@ -79,10 +86,13 @@ class SimulatedDevice:
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None
         self._precision = ""
+        self._fixed: FixedMemory | None = None
+        self._model_bytes = 0
         self._asked: set[int] = set()
         self._traced_steps: int | None = None
         self._steps_differ = False
         self._told: list[ReportWarning] = []
+        self._refusal: BsfindError | None = None
 
     def describe(self) -> DeviceInfo:
         """Return the GPU as torch would see it with no other process on it."""
@@ -109,6 +119,7 @@ class SimulatedDevice:
             self._tracer.close()
             self._tracer = None
         self._limit_bytes = self._memory_limit
+        self._fixed = None
         self._asked.clear()
         self._traced_steps = None
         self._steps_differ = False
@@ -122,12 +133,15 @@ class SimulatedDevice:
         try:
             tracer.model_program().load(allocator)
         except SimulatedOutOfMemoryError as error:
-            raise DoesNotFit(str(error)) from error
+            fixed = self._fixed_memory()
+            raise DoesNotFit(fixed.against(self._capacity_bytes)) from error
+        self._model_bytes = allocator.allocated_bytes
         return ModelInfo(
             class_name=tracer.class_name,
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
-            model_bytes=allocator.allocated_bytes,
+            model_bytes=self._model_bytes,
+            weights_dtype=tracer.weights_dtype,
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
@@ -164,11 +178,17 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
+            *version_warnings(torch.__version__),
             *self._allocator_warnings(),
-            *(ReportWarning(code=code, message=message) for code, message in notes.items()),
+            *(
+                ReportWarning(code=code.partition(":")[0], message=message)
+                for code, message in notes.items()
+            ),
             *([draws_warning(places)] if places else []),
             *([STEPS_DIFFER] if self._steps_differ else []),
         ]
+        if self._tracer is not None and (operators := self._tracer.operators) is not None:
+            known += setting_warnings(operators)
         new = [warning for warning in known if warning not in self._told]
         self._told.extend(new)
         return new
@@ -188,8 +208,7 @@ class SimulatedDevice:
     @property
     def assumptions(self) -> list[Assumption]:
         """Return what was chosen for the steps (see `base.Device.assumptions`)."""
-        places = self._tracer.random_places if self._tracer is not None else ()
-        return [draws_assumption(places)] if places else []
+        return self._tracer.assumptions if self._tracer is not None else []
 
     @property
     def model_kind(self) -> ModelKind | None:
@@ -198,9 +217,19 @@ class SimulatedDevice:
         return operators.kind if operators is not None else None
 
     @property
+    def stand_in_bytes(self) -> int | None:
+        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
+        return self._tracer.stand_in_bytes if self._tracer is not None else None
+
+    @property
     def is_clean(self) -> bool:
         """Always: each trial starts from an allocator of its own."""
         return True
+
+    @property
+    def refusal(self) -> BsfindError | None:
+        """What the model's code raised in the last trial (see `base.Device.refusal`)."""
+        return self._refusal
 
     @property
     def recording(self) -> None:
@@ -215,6 +244,7 @@ class SimulatedDevice:
         """
         if self._tracer is None:
             raise RuntimeError("run_trial before load")
+        self._refusal = None
         # What is asked about again is what the answer rests on (the recommended size): it is traced
         # itself then, and does not follow from the traces of other sizes.
         exact = batch_size in self._asked
@@ -234,9 +264,7 @@ class SimulatedDevice:
                 return replayed.memory[done:]
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
-            leak = leak_of(
-                replayed.memory, run_more, left, differences_count=not self._steps_differ
-            )
+            leak = leak_of(replayed.memory, run_more, left)
         except (BsfindError, SystemExit) as error:
             return self._refused(error, batch_size)
         except SimulatedOutOfMemoryError as error:
@@ -244,7 +272,7 @@ class SimulatedDevice:
                 batch_size=batch_size,
                 status="oom",
                 num_alloc_retries=allocator.num_alloc_retries,
-                message=str(error),
+                message=self._why_out_of_memory(error, batch_size),
             )
         if leak is None and not self._steps_differ and steps_differ(replayed.memory):
             self._steps_differ = True
@@ -252,6 +280,7 @@ class SimulatedDevice:
         return Trial(
             batch_size=batch_size,
             status="ok" if leak is None else "error",
+            error_kind="leak" if leak else None,
             peak_allocated_bytes=replayed.peak_allocated_bytes,
             peak_reserved_bytes=replayed.peak_reserved_bytes,
             resident_bytes=replayed.resident_bytes[-1],
@@ -263,6 +292,24 @@ class SimulatedDevice:
             steps=max(steps, len(replayed.memory)),
             message=leak_message(leak) if leak else None,
         )
+
+    def _fixed_memory(self) -> FixedMemory:
+        assert self._tracer is not None
+        if self._fixed is None:
+            self._fixed = self._tracer.fixed_memory()
+        return self._fixed
+
+    def _why_out_of_memory(self, error: SimulatedOutOfMemoryError, batch_size: int) -> str:
+        """Return the reason, with what the step takes at any batch size if no other is smaller."""
+        # Gradients and the state of most optimizers are three times the model.
+        is_fixed_too_large = 4 * self._model_bytes > self._capacity_bytes
+        if batch_size > 1 and not is_fixed_too_large:
+            return str(error)
+        return f"{error}; at any batch size: {self._fixed_memory().against(self._capacity_bytes)}"
+
+    @property
+    def _capacity_bytes(self) -> int:
+        return min(self._free_bytes, self._limit_bytes or self._free_bytes)
 
     def _program(self, batch_size: int, steps: int, *, exact: bool) -> Program:
         assert self._traced_steps is not None
@@ -284,14 +331,32 @@ class SimulatedDevice:
         """Return the trial of a batch size that the step refuses.
 
         Raises:
-            BsfindError: the user's code does not work, or cannot be traced.
+            BsfindError: the user's code does not work at any size, or cannot be traced.
         """
-        too_small = batch_size == 1 and is_batch_norm_refusal(error)
-        too_large = batch_size > 1 and classify(error) is FailureKind.SIZE_LIMIT
-        if not (too_small or too_large):
-            doing = f"tracing batch size {batch_size} in {self._precision}"
-            raise user_error(error, doing=doing) from error
-        return Trial(batch_size=batch_size, status="error", message=" ".join(str(error).split()))
+        if batch_size == 1 and is_batch_norm_refusal(error):
+            return Trial(
+                batch_size=1, status="error", error_kind="batch_norm", message=BATCH_NORM_REFUSAL
+            )
+        if batch_size > 1 and classify(error) is FailureKind.SIZE_LIMIT:
+            message = " ".join(str(error).split())
+            return Trial(
+                batch_size=batch_size, status="error", error_kind="kernel_limit", message=message
+            )
+        raised = error.__cause__
+        if isinstance(error, TargetError) and isinstance(raised, Exception):
+            # What bsfind itself found wrong is so at every size.
+            is_own = type(error) is TargetError and raised is not error
+            if is_own and may_depend_on_size(raised):
+                # A copy: the traceback holds the frames, and they the tensors of the step.
+                self._refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
+                return Trial(
+                    batch_size=batch_size,
+                    status="error",
+                    error_kind="refused",
+                    message=text_of(raised),
+                )
+        doing = f"tracing batch size {batch_size} in {self._precision}"
+        raise user_error(error, doing=doing) from error
 
     def _allocator(self) -> CachingAllocator:
         return CachingAllocator(
@@ -322,8 +387,6 @@ def _target(gpu: CatalogueGpu, precision: str) -> CudaTarget:
         sm_count=gpu.sm_count,
         max_threads_per_sm=gpu.max_threads_per_sm,
         torch_version=(int(major), int(minor)),
-        tf32_convolutions=tf32 and torch.backends.cudnn.allow_tf32,
+        tf32_convolutions=tf32,
         tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
-        cudnn_benchmark=torch.backends.cudnn.benchmark,
-        deterministic=torch.are_deterministic_algorithms_enabled(),
     )

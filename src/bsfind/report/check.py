@@ -20,12 +20,12 @@ def print_check(report: Report, console: Console) -> None:
     for text in (wording.conditions(report), wording.assumed(report.assumptions)):
         if text is not None:
             _print(console, text, style="dim")
-    if report.status == "failed":
+    if report.status == "failed" and not report.results:
         _print(console, f"failed: {report.message}", style="yellow")
-    width = max((len(result.precision) for result in report.results), default=0)
+    width = max((len(wording.precision(result)) for result in report.results), default=0)
     for result in report.results:
         style = "red" if result.max_batch_size is None else "green"
-        start = f"{result.precision:<{width}}  "
+        start = f"{wording.precision(result):<{width}}  "
         indent = " " * len(start)
         text = sentence(_verdict(result, report), console, first=start, indent=indent)
         console.print(Text.assemble(start, (text[len(start) :], style)), soft_wrap=True)
@@ -46,9 +46,13 @@ def _verdict(result: PrecisionResult, report: Report) -> str:
     batch_size = report.search["batch_size"]
     trial = next((t for t in result.trials if t.status == "ok"), None)
     if trial is None:
-        word = {"nothing_fits": "does not fit", "error": "failed"}.get(result.status, result.status)
         failed = next((t for t in result.trials if t.message), None)
         why = failed.message if failed else result.message
+        word = {"nothing_fits": "does not fit", "error": "failed"}.get(result.status, result.status)
+        if failed is not None and failed.error_kind == "batch_norm":
+            word, why = "does not run", result.message
+        if result.status == "error":
+            why = result.message
         return f"batch size {batch_size} {word}" + (f": {why}" if why else "")
     text = f"batch size {batch_size} fits: peak reserved {format_bytes(trial.peak_reserved_bytes)}"
     if report.device is not None and trial.peak_reserved_bytes is not None:

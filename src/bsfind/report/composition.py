@@ -17,7 +17,7 @@ from bsfind.inspection import (
     PrecisionInspection,
 )
 from bsfind.report.width import excess, fits
-from bsfind.report.wording import assumed, model_name, percentage, trained_loss
+from bsfind.report.wording import assumed, model_name, percentage, precision, trained_loss
 from bsfind.units import format_bytes, format_parameters
 
 __all__ = ["print_inspection"]
@@ -77,7 +77,7 @@ def print_inspection(report: InspectionReport, console: Console, *, top: int) ->
         _print(console, text, style="dim")
     for result in report.results:
         console.print()
-        _print(console, f"{result.precision}: {_verdict(result, report)}", _style(result))
+        _print(console, f"{precision(result)}: {_verdict(result, report)}", _style(result))
         if result.composition is None:
             continue
         console.print()

@@ -27,7 +27,15 @@ def to_csv(report: Report) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(
-        ["precision", "remedy", *_TRIAL_COLUMNS, "is_maximum", "is_recommended", "simulated"]
+        [
+            "precision",
+            "remedy",
+            "weights_dtype",
+            *_TRIAL_COLUMNS,
+            "is_maximum",
+            "is_recommended",
+            "simulated",
+        ]
     )
     for result in report.results:
         for trial in (*result.trials, *result.timings):
@@ -36,6 +44,7 @@ def to_csv(report: Report) -> str:
                 [
                     result.precision,
                     result.remedy,
+                    result.weights_dtype,
                     *(getattr(trial, column) for column in _TRIAL_COLUMNS),
                     int(ran and trial.batch_size == result.max_batch_size),
                     int(ran and trial.batch_size == result.recommended_batch_size),

@@ -13,6 +13,7 @@ from pathlib import Path
 from bsfind.errors import UsageError
 from bsfind.exit_codes import ExitCode
 from bsfind.records import Report
+from bsfind.report import wording
 from bsfind.report.markdown import to_markdown
 
 __all__ = ["GitHubStep", "annotation", "outputs"]
@@ -109,7 +110,9 @@ def annotation(code: int, report: Report, message: str) -> str | None:
 
 def _told(report: Report) -> str:
     """Return why there is no answer: what each precision says."""
-    told = [f"{r.precision}: {r.message}" for r in report.results if r.message and not r.remedy]
+    told = [
+        f"{wording.precision(r)}: {r.message}" for r in report.results if r.message and not r.remedy
+    ]
     return "\n".join([report.workload["target"], *told])
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from bsfind.records import Report
 from bsfind.report import wording
 from bsfind.report.sentences import answer, problems, sentences
 
 __all__ = ["to_markdown"]
+
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]")
+"""What CommonMark and GitHub's extensions of it (tables, strikethrough, formulas) read as markup."""
 
 
 def to_markdown(report: Report) -> str:
@@ -31,11 +36,18 @@ def to_markdown(report: Report) -> str:
     lines.extend(_escape(text) for text in ([told] if told else []) + sentences(report))
     lines.extend(f"- {_escape(text)}" for text in problems(report))
     lines.extend(f"- warning: {_escape(warning.message)}" for warning in report.warnings)
-    lines.extend(["", f"`{report.reproduce}`", ""])
+    lines.extend(["", _code(report.reproduce), ""])
     return "\n".join(lines)
 
 
 def _escape(text: str) -> str:
-    for character in "\\|*_<":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """Return a text that is shown as it is, in one line: in a paragraph, a list, or a table."""
+    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Return a code span; its fence is longer than any in the text (CommonMark, "Code spans")."""
+    text = " ".join(text.splitlines())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{text}{space}{fence}"

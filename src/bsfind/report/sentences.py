@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from bsfind.recommend import baseline, speed_up
-from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.records import PrecisionResult, RefusedSizes, Report, Trial
 from bsfind.report import wording
 from bsfind.units import format_bytes, format_count
 
-__all__ = ["accuracy", "answer", "problems", "sentences"]
+__all__ = ["accuracy", "answer", "problems", "sentences", "tried_before_an_error"]
+
+_NAMED_SIZES = 4
+"""How many of the sizes that a model refuses are named."""
 
 _FLAT = 0.001
 """Peaks that differ by no more than this part are the same: rounding to blocks, random lengths."""
@@ -17,6 +20,7 @@ def sentences(report: Report) -> list[str]:
     """Return what stands under the answer, one sentence or more to a line."""
     lines = (
         _evidence(report),
+        *_refused_sizes(report),
         _global_batch(report),
         _account(report),
         _throughput(report),
@@ -32,8 +36,10 @@ def answer(report: Report) -> str | None:
     if recommendation is None or result is None:
         return None
     verb = "Train" if report.workload["mode"] == "train" else "Infer"
-    text = f"{verb} with batch size {recommendation.batch_size} in {recommendation.precision}"
+    text = f"{verb} with batch size {recommendation.batch_size} in {wording.precision(result)}"
     reasons = []
+    if report.status == "partial":
+        text += " at least (the search is not complete)"
     ratio = speed_up(result, report.results)
     reference = baseline(report.results)
     if ratio is not None and reference is not None:
@@ -61,6 +67,8 @@ def _evidence(report: Report) -> str | None:
     if result.smallest_failed_batch_size is not None:
         failed = next(t for t in result.trials if t.batch_size == result.smallest_failed_batch_size)
         what = {"oom": "ran out of memory", "timeout": "did not end in time", "error": "failed"}
+        if failed.is_refused:
+            what["error"] = "is refused by the model"
         if report.simulated:
             what["oom"] = "runs out of memory"
         parts.append(
@@ -71,6 +79,43 @@ def _evidence(report: Report) -> str | None:
     else:
         parts.append(f"{result.max_batch_size:,} {ran}, more may fit.")
     return " ".join(parts)
+
+
+def _refused_sizes(report: Report) -> list[str]:
+    """Return at which batch sizes the model's own code raises, and at which it does not."""
+    chosen = wording.recommended(report)
+    told: list[RefusedSizes | None] = []
+    lines = []
+    for result in sorted(report.results, key=lambda result: result is not chosen):
+        text = refused_sizes(result)
+        accepted = [refused.accepted for refused in told if refused is not None]
+        if text is None or result.status != "ok" or result.refused_sizes is None:
+            continue
+        if result.refused_sizes.accepted not in accepted:
+            lines.append(f"{text}." if not told else f"{text} ({wording.full_label(result)}).")
+            told.append(result.refused_sizes)
+    return lines
+
+
+def refused_sizes(result: PrecisionResult) -> str | None:
+    """Return which sizes the model's code refuses, and which run; None if it has refused none."""
+    refused = result.refused_sizes
+    if refused is None:
+        return None
+    sizes = refused.batch_sizes
+    if sizes == (1,):
+        return f"Batch size 1 does not run: {refused.error}"
+    named = [f"{size:,}" for size in sizes[:_NAMED_SIZES]]
+    if len(sizes) > _NAMED_SIZES:
+        named.append(f"{len(sizes) - _NAMED_SIZES} others")
+    listed = " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+    fail = "Batch sizes {} fail" if len(sizes) > 1 else "Batch size {} fails"
+    text = f"{fail.format(listed)} with `{refused.error}`"
+    if refused.accepted is not None:
+        return f"{text}; {refused.accepted} run"
+    if result.max_batch_size is not None:
+        return f"{text}; {result.max_batch_size:,} runs"
+    return text
 
 
 def accuracy(report: Report) -> str | None:
@@ -85,9 +130,10 @@ def accuracy(report: Report) -> str | None:
         return None
     allocated, reserved = measured.allocated, measured.reserved
     return (
-        f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} (median) and "
-        f"{_error(allocated.p95)} (95th percentile), peak reserved {_error(reserved.median)} and "
-        f"{_error(reserved.p95)}, in {measured.runs} runs against {measured.against}."
+        f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} "
+        f"(median) and {_error(allocated.p95)} (95th percentile), peak reserved "
+        f"{_error(reserved.median)} and {_error(reserved.p95)}, in {measured.runs} runs against "
+        f"{measured.against}."
     )
 
 
@@ -199,12 +245,29 @@ def _remedies(report: Report) -> list[str]:
 
 def problems(report: Report) -> list[str]:
     """Return why a precision has no answer, one line each."""
-    return [
-        f"{_subject(result)}: {result.message}"
-        for result in report.results
-        if result.message and result.recommended_batch_size is None
+    lines = []
+    for result in report.results:
+        if result.message and result.recommended_batch_size is None:
+            tried = _tried(result, report) if result.status == "error" else None
+            lines.append(
+                f"{wording.full_label(result)}: {result.message}{f'; before that, {tried}' if tried else ''}"
+            )
+    return lines
+
+
+def tried_before_an_error(report: Report) -> bool:
+    """Tell whether some batch size was tried with another outcome than an error."""
+    return any(_tried(result, report) for result in report.results)
+
+
+def _tried(result: PrecisionResult, report: Report) -> str | None:
+    """Return what came of the trials before an error broke the search off; None if nothing did."""
+    came = {"ok": "fits" if report.simulated else "ran", "oom": "ran out of memory"}
+    if report.simulated:
+        came["oom"] = "runs out of memory"
+    outcomes = [
+        f"{trial.batch_size:,} {came[trial.status]}"
+        for trial in sorted(result.trials, key=lambda trial: trial.batch_size)
+        if trial.status in came
     ]
-
-
-def _subject(result: PrecisionResult) -> str:
-    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"
+    return ", ".join(outcomes) or None

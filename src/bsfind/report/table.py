@@ -10,7 +10,7 @@ from rich.text import Text
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.hints import hints
-from bsfind.report.sentences import answer, problems, sentences
+from bsfind.report.sentences import answer, problems, sentences, tried_before_an_error
 from bsfind.report.width import fits, sentence
 
 __all__ = ["print_report"]
@@ -62,7 +62,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 def print_report(report: Report, console: Console) -> None:
     """Print the report in the width of the console."""
-    if report.status == "failed":
+    if report.status == "failed" and not tried_before_an_error(report):
         return  # there is nothing to show: the error has been told
     _print(console, wording.subject(report), style="bold")
     for text in (wording.conditions(report), wording.assumed(report.assumptions)):
@@ -72,7 +72,7 @@ def print_report(report: Report, console: Console) -> None:
         console.print()
         _print_results(report, console)
         console.print()
-    if report.status != "complete":
+    if report.status == "partial":
         _print(
             console, f"{report.status}: {report.message or 'a trial took too long'}", style="yellow"
         )

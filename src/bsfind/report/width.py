@@ -11,6 +11,7 @@ from rich.table import Table
 
 __all__ = ["excess", "fits", "sentence"]
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|B|%|x|s|ms|M|K)\b|%)")
 
@@ -27,7 +28,7 @@ def fits(table: Table, console: Console) -> bool:
 
 
 def sentence(text: str, console: Console, *, first: str = "", indent: str = "") -> str:
-    """Return a text as it is to be printed with `soft_wrap`.
+    """Return a text as it is to be printed with `soft_wrap`, without what a terminal would obey.
 
     At a terminal it is wrapped between words, but not between a number and its unit; a terminal would
     break the line within a number. In a pipe it stays one line.
@@ -38,6 +39,7 @@ def sentence(text: str, console: Console, *, first: str = "", indent: str = "") 
         first: what stands in front of it.
         indent: what stands in front of each further line.
     """
+    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     if not console.is_terminal:
         return first + text
     lines = textwrap.wrap(

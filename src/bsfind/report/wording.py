@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from bsfind.inspection import PrecisionInspection
 from bsfind.recommend import baseline, speed_up
 from bsfind.records import Assumption, PrecisionResult, Report
 from bsfind.units import format_bytes, format_count, format_parameters
@@ -19,6 +20,7 @@ __all__ = [
     "label",
     "model_name",
     "percentage",
+    "precision",
     "recommended",
     "rows",
     "subject",
@@ -154,14 +156,21 @@ def rows(report: Report) -> list[PrecisionResult]:
     ]
 
 
+def precision(result: PrecisionResult | PrecisionInspection) -> str:
+    """Return the precision, with the dtype of the weights where it does not say it."""
+    weights = result.weights_dtype
+    return result.precision if weights is None else f"{result.precision}, weights {weights}"
+
+
 def label(result: PrecisionResult) -> str:
     """Return what a row is about: the precision, or `+ checkpointing`."""
-    return result.precision if result.remedy is None else f"+ {result.remedy}"
+    return precision(result) if result.remedy is None else f"+ {result.remedy}"
 
 
 def full_label(result: PrecisionResult) -> str:
     """Return what a result is about where no other row is above it: `amp-bf16 + checkpointing`."""
-    return result.precision if result.remedy is None else f"{result.precision} + {result.remedy}"
+    name = precision(result)
+    return name if result.remedy is None else f"{name} + {result.remedy}"
 
 
 def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
@@ -174,7 +183,8 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
         "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
         SPEED_UP: f"{ratio:.1f} x" if ratio else "",
     }
-    largest = "none" if result.status == "nothing_fits" else _count(result.max_batch_size)
+    instead = {"nothing_fits": "none", "error": "failed"}
+    largest = instead.get(result.status) or _count(result.max_batch_size)
     return {
         "precision": label(result),
         "max batch": largest,

@@ -69,7 +69,7 @@ class Measured:
         if kind in self.kinds:
             return None
         if kind == "other":
-            return "not measured for models without convolutions and without attention"
+            return "none for models without convolutions and attention: too few were measured"
         return f"not measured for {kind} models"
 
     def is_for(self, torch_version: str) -> bool:

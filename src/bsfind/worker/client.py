@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from bsfind.errors import InternalError, TimeLimitError, WorkerError
+from bsfind.errors import BsfindError, InternalError, TimeLimitError, WorkerError
 from bsfind.inspection import PrecisionInspection
 from bsfind.memory_watch import MemoryLeft, MemoryWatch
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
@@ -55,12 +55,14 @@ class TrialAnswer:
         trial: the trial.
         is_clean: whether the process is fit for another one.
         recording: what it asked of the allocator, if it ran and that could be recorded.
+        refusal: what the model's code raised, if it refused the size; as the error that reports it.
         kind: what the operators of its step say of the model; None if they are not known.
     """
 
     trial: Trial
     is_clean: bool
     recording: Recording | None
+    refusal: BsfindError | None = None
     kind: ModelKind | None = None
 
 
@@ -75,6 +77,7 @@ class Worker:
 
     Attributes:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
+        stand_in_bytes: what a sample's output takes where no loss of it is known, so far.
 
     Use as a context manager: at its end, the process is gone with all that it started.
     """
@@ -91,6 +94,7 @@ class Worker:
         self._on_warning = on_warning
         self._watch = watch or MemoryWatch()
         self.assumptions: tuple[Assumption, ...] = ()
+        self.stand_in_bytes: int | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
@@ -198,18 +202,19 @@ class Worker:
         """Try a batch size; its recording is part of the answer if it is wanted.
 
         Raises:
-            TargetError: the user's code failed.
+            TargetError: the user's code failed, and would at every batch size.
             TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
         if answer["memory"] is not None:
             self._watch.left(MemoryLeft.from_json(answer["memory"]))
-        recording = answer["recording"]
+        recording, refusal = answer["recording"], answer["refusal"]
         return TrialAnswer(
             trial=Trial.from_json(answer["trial"]),
             is_clean=answer["clean"],
             recording=Recording.from_json(recording) if recording else None,
+            refusal=decode_error(refusal) if refusal else None,
             kind=answer["kind"],
         )
 
@@ -256,6 +261,7 @@ class Worker:
             self._on_warning(ReportWarning(**warning))
         if "assumptions" in answer:
             self.assumptions = tuple(Assumption(**made) for made in answer["assumptions"])
+            self.stand_in_bytes = answer["stand_in_bytes"]
         return answer
 
     def _death(self, doing: str) -> WorkerError:

@@ -107,6 +107,7 @@ class _Server:
         answer = self._answer(request)
         if self._device is not None:
             answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
+            answer["stand_in_bytes"] = self._device.stand_in_bytes
             answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 
@@ -129,6 +130,7 @@ class _Server:
             )
             recording = device.recording
             memory = device.memory_left()
+            refusal = device.refusal
             return {
                 "is": "trial",
                 "trial": trial.to_json(),
@@ -136,6 +138,7 @@ class _Server:
                 "kind": device.model_kind,
                 "memory": memory.to_json() if memory else None,
                 "recording": recording.to_json() if recording else None,
+                "refusal": encode_error(refusal) if refusal else None,
             }
         if request["do"] == "inspect":
             return self._inspect(device, request)

@@ -8,14 +8,16 @@
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
     {"do": "trial", "batch_size", "steps",       {"is": "trial", "trial": Trial, "clean": bool,
      "record": bool}                              "recording": Recording or null,
-                                                  "memory": MemoryLeft or null}
+                                                  "memory": MemoryLeft or null,
+                                                  "refusal": a "failed" answer or null}
     {"do": "inspect", "batch_size", "steps"}     {"is": "inspected", "inspection":
                                                   PrecisionInspection}
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}
                                                  {"is": "failed", "error", message, detail, hint}
 
 An answer of the device carries `"warnings": [ReportWarning…]`, what the reader of the report must
-know and has not been told, and `"assumptions": [Assumption…]`, what bsfind has chosen for the step.
+know and has not been told, `"assumptions": [Assumption…]`, what bsfind has chosen for the step, and
+`"stand_in_bytes"`, what a sample's output takes where no loss of it is known (else null).
 
 The worker's standard input and output carry the protocol; before any code of the user's runs they
 are moved out of its reach, so that a `print` of the model lands on standard error.

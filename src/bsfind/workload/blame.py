@@ -8,6 +8,7 @@ a GPU: those are marked with `stands_for_torch`.
 from __future__ import annotations
 
 import dis
+import linecache
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -19,9 +20,14 @@ import torch
 
 __all__ = [
     "is_bsfinds_own",
+    "is_from_cpp",
+    "is_message_of_torch",
+    "is_raised",
     "is_raised_by_user",
     "is_said_for_torch",
     "is_user_frame",
+    "raising_package",
+    "running_code",
     "stands_for_torch",
     "user_line",
 ]
@@ -88,8 +94,12 @@ def is_bsfinds_own(error: BaseException) -> bool:
         return "user" not in owners and "torch" not in owners
     if isinstance(error, MemoryError):  # of the host, which the model fills
         return False
+    if is_message_of_torch(error):
+        return False
+    if owners[:1] == ["handed on"] and isinstance(error, NameError):
+        return True
     handed_on = False
-    called_torch = _is_from_cpp(error)
+    called_torch = is_from_cpp(error)
     for owner in owners:
         if owner == "handed on":
             handed_on = True
@@ -110,18 +120,41 @@ def is_raised_by_user(error: BaseException) -> bool:
     return bool(owners) and owners[0] == "user"
 
 
+def is_message_of_torch(error: BaseException) -> bool:
+    """Tell whether an exception is of a class that torch's Python code has for its own purposes.
+
+    Activation checkpointing ends a recomputation by one, from hooks that run under any operator.
+    """
+    of_torch = type(error).__module__.startswith("torch.")
+    return of_torch and _owners(error.__traceback__)[:1] == ["torch"]
+
+
+def raising_package(error: BaseException) -> str | None:
+    """Return the top-level package whose code raised an exception; None: it was not the user's."""
+    name, trace = None, error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        owner = _owner(frame.f_code)
+        if owner == "user":
+            name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        elif owner not in ("library", "torch"):
+            name = None
+        trace = trace.tb_next
+    return name
+
+
 def is_said_for_torch(error: BaseException) -> bool:
     """Tell whether a function marked with `stands_for_torch` raised an exception by itself."""
     owners = _owners(error.__traceback__)
-    return bool(owners) and owners[0] == "handed on" and _is_raised(error)
+    return bool(owners) and owners[0] == "handed on" and is_raised(error)
 
 
-def _is_from_cpp(error: BaseException) -> bool:
+def is_from_cpp(error: BaseException) -> bool:
     """Tell whether an error came out of torch's C++, which has no frames."""
-    return isinstance(error, RuntimeError) and not _is_raised(error)
+    return isinstance(error, RuntimeError) and not is_raised(error)
 
 
-def _is_raised(error: BaseException) -> bool:
+def is_raised(error: BaseException) -> bool:
     """Tell whether a `raise` raised an exception, rather than a call of a function in C."""
     trace = error.__traceback__
     if trace is None:
@@ -139,9 +172,28 @@ def is_user_frame(code: CodeType) -> bool:
 
 def user_line() -> str | None:
     """Return `file:line` of the innermost of the user's frames that run now; None: there is none."""
+    frame = _running_frame(is_user_frame)
+    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else None
+
+
+def running_code() -> str | None:
+    """Return the line of the user's or a library's code that calls torch now; None: there is none.
+
+    As `rpn.py:255 of torchvision: keep = keep[:limit]`; without a library in the user's own files.
+    """
+    frame = _running_frame(lambda code: _owner(code) == "user")
+    if frame is None:
+        return None
+    name, line = frame.f_code.co_filename, frame.f_lineno
+    place = f"{Path(name).name}:{line}"
+    if not is_user_frame(frame.f_code):
+        place += f" of {str(frame.f_globals.get('__name__', '')).partition('.')[0]}"
+    source = linecache.getline(name, line).strip()
+    return f"{place}: {source}" if source else place
+
+
+def _running_frame(is_wanted: Callable[[CodeType], bool]) -> FrameType | None:
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if is_user_frame(frame.f_code):
-            return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+    while frame is not None and not is_wanted(frame.f_code):
         frame = frame.f_back
-    return None
+    return frame

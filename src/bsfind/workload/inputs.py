@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,28 +11,49 @@ import torch
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.input_spec import DTYPES, InputSpec
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["Batch", "BatchMaker", "batch_maker"]
 
 
 @dataclass
 class Batch:
-    """The arguments of one call of the model."""
+    """The arguments of one call of the model.
+
+    Attributes:
+        args: positional ones.
+        kwargs: keyword ones.
+        placement: what was decided about where the tensors lie, as text for error messages.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
+    placement: str = ""
 
     def describe(self) -> str:
         """Return the arguments as text: `float32[4, 3, 224, 224], labels=int64[4]`."""
         parts = [_describe(value) for value in self.args]
         parts += [f"{name}={_describe(value)}" for name, value in self.kwargs.items()]
-        return ", ".join(parts)
+        described = ", ".join(parts)
+        return f"{described} ({self.placement})" if self.placement else described
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors among the arguments, in tuples, lists and dicts too."""
+        found: list[torch.Tensor] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            found.append(tensor)
+            return tensor
+
+        self.map_tensors(keep)
+        return found
 
     def map_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """Return a batch whose tensors are changed, in tuples, lists and dicts too."""
         return Batch(
             args=tuple(_map(value, change) for value in self.args),
             kwargs={name: _map(value, change) for name, value in self.kwargs.items()},
+            placement=self.placement,
         )
 
 
@@ -124,10 +145,43 @@ def _from_function(name: str, device: torch.device) -> BatchMaker:
     if not callable(function):
         raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
 
+    @stands_for_torch
     def make(batch_size: int) -> Batch:
-        return _as_batch(function(batch_size, device)).map_tensors(lambda tensor: tensor.to(device))
+        return _placed(_as_batch(function(batch_size, device)), device)
 
     return make
+
+
+def _placed(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a user's batch to the device, or leave them as they are.
+
+    A function that made some of them on the device left the others on the CPU on purpose: lengths
+    for `pack_padded_sequence`, say. One that made all of them on the CPU took no notice of the
+    device, as a data loader does.
+    """
+    tensors = [*_tensors(batch.args), *_tensors(batch.kwargs)]
+    elsewhere = [tensor for tensor in tensors if tensor.device.type != device.type]
+    if not elsewhere:
+        return batch
+    if len(elsewhere) < len(tensors):
+        batch.placement = "those that `--batch-fn` left on the CPU stay there"
+        return batch
+    batch = batch.map_tensors(lambda tensor: tensor.to(device))
+    batch.placement = (
+        "all moved to the GPU, as `--batch-fn` made none there; where it makes some on `device`, "
+        "the others stay on the CPU"
+    )
+    return batch
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):  # a PackedSequence is one
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
 
 
 def _as_batch(made: Any) -> Batch:

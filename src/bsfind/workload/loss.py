@@ -2,127 +2,120 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
 from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.criteria import Criterion, Term, class_dimension
+from bsfind.workload.inputs import Batch
+from bsfind.workload.outputs import Path, float_leaves, named, tensor_at
 
-__all__ = ["Loss", "make_loss"]
+__all__ = ["FunctionLoss", "Loss", "LossOfTerms", "make_loss", "mean_of"]
+
+TermsOf = Callable[[Any, Batch], Sequence[Term]]
+"""Says which terms the loss of an output has."""
 
 
 class Loss:
-    """Turns outputs into a scalar loss.
+    """Turns outputs into a scalar loss, in the steps of one trial.
 
     Losses with targets need the output's shape to make them: in the first step of a trial they are
-    made after the forward pass, later ones with the inputs, as a data loader would.
+    made after the forward pass, in later ones with the inputs, as a data loader would. The first step
+    has neither gradients nor optimizer state of an earlier one, so its order does not make the peak.
     """
 
-    def make_targets(self, batch_size: int) -> None:
+    def make_targets(self) -> None:
         """Allocate the targets of the next step, if the loss has targets and knows their shape."""
 
     def release_targets(self) -> None:
         """Let go of the targets of the last step."""
 
     @property
-    def targets(self) -> torch.Tensor | None:
-        """The targets of this step, if the loss has targets and made them."""
-        return None
+    def targets(self) -> Sequence[torch.Tensor]:
+        """The targets of this step, as far as they are made."""
+        return ()
 
-    def __call__(self, output: Any) -> torch.Tensor:
-        """Return the scalar loss of the model's output."""
+    def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Return the scalar loss of the model's output for a batch."""
         raise NotImplementedError
 
 
-class _FunctionLoss(Loss):
+class FunctionLoss(Loss):
+    """The user's own function of the output."""
+
     def __init__(self, function: Callable[[Any], torch.Tensor]) -> None:
         self._function = function
 
     @stands_for_torch
-    def __call__(self, output: Any) -> torch.Tensor:
+    def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Return what the function returns."""
         return self._function(output)
 
 
-class _TargetedLoss(Loss):
-    """A loss between the output and a synthetic target of matching shape."""
+class LossOfTerms(Loss):
+    """The sum of terms, each between a tensor of the output and synthetic targets of its shape.
 
-    def __init__(self) -> None:
-        self._make: Callable[[int], torch.Tensor] | None = None
-        self._targets: torch.Tensor | None = None
+    Args:
+        terms_of: asked at the first output of the trial.
+    """
 
-    def make_targets(self, batch_size: int) -> None:
-        if self._make is not None:
-            self._targets = self._make(batch_size)
+    def __init__(self, terms_of: TermsOf) -> None:
+        self._terms_of = terms_of
+        self._terms: Sequence[Term] | None = None
+        self._makers: list[Callable[[], torch.Tensor] | None] = []
+        self._targets: list[torch.Tensor | None] = []
+
+    def make_targets(self) -> None:
+        """Make targets of the shapes that the first step's had."""
+        self._targets = [None if make is None else make() for make in self._makers]
 
     def release_targets(self) -> None:
-        self._targets = None
+        """Let go of the targets of the last step."""
+        self._targets = []
 
     @property
-    def targets(self) -> torch.Tensor | None:
-        return self._targets
+    def targets(self) -> Sequence[torch.Tensor]:
+        """The targets of this step, as far as they are made."""
+        return [targets for targets in self._targets if targets is not None]
 
-    def __call__(self, output: Any) -> torch.Tensor:
-        scores = _main_tensor(output)
-        if self._targets is None:
-            self._make = self._maker(scores)
-            self._targets = self._make(scores.shape[0])
-        return self._loss(scores, self._targets)
-
-    def _maker(self, scores: torch.Tensor) -> Callable[[int], torch.Tensor]:
-        raise NotImplementedError
-
-    def _loss(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-
-class _CrossEntropy(_TargetedLoss):
-    """Class dimension 1; 3-D outputs are language models: the last one, positions flattened."""
-
-    def _maker(self, scores: torch.Tensor) -> Callable[[int], torch.Tensor]:
-        if scores.dim() < 2:
-            raise TargetError(
-                f"cross-entropy needs class scores, the output has shape {list(scores.shape)}",
-                hint="pass `--loss auto`, or a loss of your own: `--loss pkg.mod:fn`",
-            )
-        language_model = scores.dim() == 3
-        classes = scores.shape[-1 if language_model else 1]
-        per_sample = scores.shape[1:2] if language_model else scores.shape[2:]
-        device = scores.device
-        return lambda n: torch.randint(0, classes, (n, *per_sample), device=device)
-
-    def _loss(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if scores.dim() == 3:
-            return F.cross_entropy(scores.flatten(0, 1), targets.flatten())
-        return F.cross_entropy(scores, targets)
-
-
-class _MeanSquaredError(_TargetedLoss):
-    def _maker(self, scores: torch.Tensor) -> Callable[[int], torch.Tensor]:
-        per_sample, device, dtype = scores.shape[1:], scores.device, scores.dtype
-        return lambda n: torch.randn((n, *per_sample), device=device, dtype=dtype)
-
-    def _loss(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.mse_loss(scores, targets)
+    def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Return the sum of the terms."""
+        if self._terms is None:
+            self._terms = self._terms_of(output, batch)
+        tensors = [tensor_at(output, term.path) for term in self._terms]
+        if not self._targets:
+            self._makers = [
+                term.target_maker(scores) for term, scores in zip(self._terms, tensors, strict=True)
+            ]
+            self.make_targets()
+        values = [
+            term.loss(scores, targets)
+            for term, scores, targets in zip(self._terms, tensors, self._targets, strict=True)
+        ]
+        total = values[0]
+        for value in values[1:]:
+            total = total + value
+        return total
 
 
 def make_loss(name: str) -> Loss:
-    """Return the loss of `--loss`.
+    """Return the loss of `--loss`, unless that is `auto` (see `loss_choice`).
 
     Raises:
         TargetError: the function does not exist.
-        ValueError: neither `auto`, `cross-entropy` or `mse`, nor an import path.
+        ValueError: neither `cross-entropy`, `mse` or `mean`, nor an import path.
     """
-    if name == "auto":
-        return _FunctionLoss(automatic_loss)
-    if name == "cross-entropy":
-        return _CrossEntropy()
-    if name == "mse":
-        return _MeanSquaredError()
+    known: dict[str, TermsOf] = {
+        "cross-entropy": _cross_entropy,
+        "mse": _mse,
+        "mean": lambda output, _: mean_of(output),
+    }
+    if name in known:
+        return LossOfTerms(known[name])
     if not is_import_path(name):
         raise ValueError(f"`{name}` is not a loss")
     function = resolve(parse_import_path(name))
@@ -130,57 +123,52 @@ def make_loss(name: str) -> Loss:
         function = function()
     if not callable(function):
         raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
-    return _FunctionLoss(function)
+    return FunctionLoss(function)
 
 
-def automatic_loss(output: Any) -> torch.Tensor:
-    """Return the output's own loss, or else the sum of the means of its floating tensors.
+def _cross_entropy(output: Any, batch: Batch) -> Sequence[Term]:
+    path, scores = _main_tensor(output)
+    if scores.dim() < 2:
+        raise TargetError(
+            f"cross-entropy needs class scores, the output has shape {list(scores.shape)}",
+            hint="pass `--loss auto`, or a loss of your own: `--loss pkg.mod:fn`",
+        )
+    class_dim, _ = class_dimension(scores, batch.tensors())
+    criterion = Criterion(kind="cross-entropy", class_dim=class_dim)
+    return [Term(path=path, criterion=criterion, shape=tuple(scores.shape))]
 
-    The output's `.loss` if it has one (Hugging Face), the output itself if it is a scalar, else
-    the sum over floating outputs of `t.float().mean()`.
+
+def _mse(output: Any, batch: Batch) -> Sequence[Term]:
+    path, values = _main_tensor(output)
+    return [Term(path=path, criterion=Criterion(kind="mse"), shape=tuple(values.shape))]
+
+
+def mean_of(output: Any) -> list[Term]:
+    """Return the terms of the sum of the means of an output's floating tensors.
 
     Raises:
-        TargetError: there is no floating tensor in the output.
+        TargetError: it has none.
     """
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, torch.Tensor):
-        return own if own.dim() == 0 else own.float().mean()
-    if isinstance(output, torch.Tensor) and output.dim() == 0:
-        return output
-    means = [t.float().mean() for t in _tensors(output) if t.is_floating_point()]
-    if not means:
+    found = float_leaves(output)
+    if not found:
         raise TargetError(
             f"the model returned `{type(output).__name__}` without any floating tensor to train on",
             hint="pass `--loss pkg.mod:fn` (called with the output) or `--step pkg.mod:fn`",
         )
-    total = means[0]
-    for mean in means[1:]:
-        total = total + mean
-    return total
+    return [
+        Term(path=path, criterion=Criterion(kind="mean"), shape=tuple(tensor.shape))
+        for path, tensor in found
+    ]
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    if isinstance(output, torch.Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from _tensors(getattr(output, field.name))
-
-
-def _main_tensor(output: Any) -> torch.Tensor:
+def _main_tensor(output: Any) -> tuple[Path, torch.Tensor]:
     """Return the output's scores: its `logits`, or its first floating tensor."""
-    logits = (
-        output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    )
-    if isinstance(logits, torch.Tensor):
-        return logits
-    for tensor in _tensors(output):
-        if tensor.is_floating_point():
-            return tensor
-    raise TargetError(f"the model returned `{type(output).__name__}` without any floating tensor")
+    logits = named(output, "logits")
+    if logits is not None:
+        return ("logits",), logits
+    found = float_leaves(output)
+    if not found:
+        raise TargetError(
+            f"the model returned `{type(output).__name__}` without any floating tensor"
+        )
+    return found[0]

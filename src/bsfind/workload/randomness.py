@@ -10,11 +10,12 @@ and are left alone.
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,6 +46,9 @@ _OWN = ("bsfind", "torch.nn")
 
 _LIBRARIES = ("torch", "numpy", "random")
 """A draw that one of these makes for its caller is the caller's."""
+
+_STANDARD_LIBRARY = str(Path(random.__file__).parent) + os.sep
+_INSTALLED = f"{os.sep}site-packages{os.sep}"
 
 _Site = tuple[str, int]
 
@@ -128,7 +132,7 @@ def _below(low: int, high: int | None = None, *_: Any, **more: Any) -> _Span | N
 def _numpy_element(
     values: Any, size: Any = None, replace: bool = True, p: Any = None, **_: Any
 ) -> _Span | None:
-    if size is not None:  # several, which have to differ perhaps
+    if size not in (None, 1, (1,)):  # several, which have to differ perhaps
         return None
     if isinstance(values, int):
         values = range(values)
@@ -149,6 +153,7 @@ _PYTHON: dict[str, _SpanOf] = {
     "getrandbits": lambda k: _one_of(range(1 << k)) if k < sys.maxsize.bit_length() else None,
     "choice": _element,
     "choices": lambda population, *_, **__: _element(population),
+    "sample": lambda population, k, **_: _element(population) if k == 1 else None,
 }
 _NUMPY: dict[str, _SpanOf] = {
     **{name: lambda *_, **__: _real() for name in ("rand", "random", "random_sample", "ranf")},
@@ -269,7 +274,10 @@ def _site_of(frame: Any) -> _Site | None:
         if any(name == own or name.startswith(f"{own}.") for own in _OWN):
             return None
         if name.partition(".")[0] not in _LIBRARIES:
-            return frame.f_code.co_filename, frame.f_lineno
+            file = frame.f_code.co_filename
+            if file.startswith(_STANDARD_LIBRARY) and _INSTALLED not in file:
+                return None  # names of temporary files and the like
+            return file, frame.f_lineno
         frame = frame.f_back
     return None
 
@@ -310,7 +318,7 @@ def _of_python(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) ->
         value = _draws.value(span, frame, counts=counts)
         if value is None:
             return result
-        if isinstance(result, list) and getattr(original, "__name__", "") == "choices":
+        if isinstance(result, list) and original.__name__ in ("choices", "sample"):
             return [value] * len(result)
         if getattr(result, "shape", ()):
             result[...] = value
@@ -326,7 +334,7 @@ def _of_torch(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) -> 
     def drawn(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         if _is_of_building(result, kwargs, sys._getframe(1)):
-            return original(*args, **kwargs, generator=_draws.of_building)
+            return original(*args, **{**kwargs, "generator": _draws.of_building})
         if not _draws.is_active or type(result) is not torch.Tensor or result.requires_grad:
             return result
         span = _span(span_of, args[skip:], kwargs)
@@ -344,7 +352,7 @@ def _of_torch_in_place(original: Callable[..., Any], span_of: _SpanOf) -> Callab
 
     def drawn(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if _is_of_building(self, kwargs, sys._getframe(1)):
-            return original(self, *args, **kwargs, generator=_draws.of_building)
+            return original(self, *args, **{**kwargs, "generator": _draws.of_building})
         if _draws.is_active and type(self) is torch.Tensor and not self.requires_grad:
             span = _span(span_of, args, kwargs)
             counts = None if span is None else _draws.counts(self, span)
@@ -511,7 +519,10 @@ class LargestStep:
     ) -> float | None:
         """Return the fraction of the largest step; None if all steps are alike."""
         sizes: dict[float, StepSize | None] = {}
-        for fraction in _draws.seen[site].fractions:
+        span = _draws.seen[site]
+        for fraction in span.fractions:
+            if span.count is None and len(sizes) == 2 and len(set(sizes.values())) == 1:
+                break  # the least and the most are alike: so is what is in between
             _draws.forced = {**decided, site: fraction}
             seed_generators()
             sizes[fraction] = _size_of(run_step)
@@ -529,7 +540,7 @@ class LargestStep:
             for site, fraction in decided.items()
             if fraction is not None
         }
-        return tuple(f"{PurePath(file).name}:{line}" for file, line in sorted(sites))
+        return tuple(f"{Path(file).name}:{line}" for file, line in sorted(sites))
 
 
 def _size_of(run_step: Callable[[], StepSize]) -> StepSize | None:

@@ -12,7 +12,8 @@ Lifetimes matter here: a reference kept one line too long is memory that no trai
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,17 +22,24 @@ from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
+from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.workload import lightning
+from bsfind.workload.batch_dimension import watching_batch_dimension
 from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
+from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
-from bsfind.workload.loss import Loss, make_loss
+from bsfind.workload.loss import Loss, LossOfTerms, make_loss
+from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
 
 __all__ = ["LoadedWorkload", "TrainingSteps"]
+
+_SMALL_BATCH = 2
+"""Samples of a forward pass that only says what the model takes and returns; batch norm wants two."""
 
 _MAX_FURTHER_STEPS = 24
 """GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
@@ -51,10 +59,14 @@ class LoadedWorkload:
         plan: the precision.
         device: where.
         model: the model, built; None: it is built from the workload's target.
+        choice: the loss that was chosen for the same model before; None: it is not chosen yet.
 
     Attributes:
         model: the module on the device (before torch.compile).
+        choice: of the loss, with `--loss auto`.
         last_batch: the last batch that was made, as text; for error messages.
+        notes: what the reader of the result must know, by code.
+        weights_dtype: see `records.PrecisionResult`.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -67,19 +79,26 @@ class LoadedWorkload:
         plan: PrecisionPlan,
         device: torch.device,
         model: nn.Module | None = None,
+        choice: LossChoice | None = None,
     ) -> None:
         self.workload = workload
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
+        self.notes: dict[str, str] = {}
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
+        # A function of the user's may ask for `model.module`.
+        model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
+        if was_wrapped:
+            self.notes["data_parallel"] = DATA_PARALLEL_NOTE
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
             model = _in_channels_last(model)
         self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
+        self.weights_dtype = None if plan.model_dtype else _weights_dtype(self.model)
         self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
         if workload.compile:
@@ -93,6 +112,7 @@ class LoadedWorkload:
             channels_last=workload.channels_last,
         )
         self._step_fn = self._resolve_step()
+        self.choice = choice or LossChoice(device, plan.model_dtype)
 
     def _resolve_step(self) -> Callable[..., Any] | None:
         if self.workload.step is None:
@@ -124,9 +144,64 @@ class LoadedWorkload:
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
-        batch = self._make_batch(batch_size)
+        batch = self.choice.with_labels(self._make_batch(batch_size))
         self.last_batch = batch.describe()
         return batch
+
+    @property
+    def _chooses_loss(self) -> bool:
+        return (
+            self.workload.mode == "train"
+            and self.workload.loss == "auto"
+            and self._step_fn is None
+            and not self.trains_itself
+        )
+
+    def try_labels(self, batch_size: int) -> bool:
+        """Find out, once, whether the model computes its loss from labels that were not given.
+
+        Forward passes of small batches tell, of which nothing is kept. A model that does not run at
+        these is tried at the batch size that is asked about.
+
+        Returns:
+            Whether any ran.
+
+        Raises:
+            Exception: what the model raises without labels.
+        """
+        specs = self.workload.inputs
+        keywords = [spec.name for spec in specs if spec.name is not None]
+        positional = len(specs) - len(keywords)
+        if not self._chooses_loss or not self.choice.needs_a_try(self.model, positional, keywords):
+            return False
+        for size in dict.fromkeys((min(_SMALL_BATCH, batch_size), batch_size)):
+            batch = self._make_batch(size)
+            self.last_batch = batch.describe()
+            try:
+                self.choice.try_labels(self.model, self._forward, batch)
+            except Exception:
+                if size == batch_size:
+                    raise
+            else:
+                break
+        return True
+
+    @stands_for_torch
+    def _forward(self, batch: Batch) -> Any:
+        with self.plan.autocast(self.device):
+            return self.model(*batch.args, **batch.kwargs)
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """What was chosen for the steps, as far as it is known."""
+        if self.trains_itself:
+            why = "a LightningModule brings its own"
+            return [
+                Assumption(what="loss", value="the module's training_step", why=why),
+                Assumption(what="optimizer", value="the module's configure_optimizers", why=why),
+            ]
+        chosen = self.choice.assumption
+        return [chosen] if chosen is not None else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer: no state of an earlier trial in it."""
@@ -136,6 +211,8 @@ class LoadedWorkload:
 
     def make_loss(self) -> Loss:
         """Return the loss between the model's output and the (synthetic) targets."""
+        if self.workload.loss == "auto":
+            return LossOfTerms(functools.partial(self.choice.terms_of, self.model))
         return make_loss(self.workload.loss)
 
     @stands_for_torch
@@ -151,7 +228,7 @@ class LoadedWorkload:
             elif self.trains_itself:
                 value = lightning.training_loss(self._callable, batch)
             else:
-                value = loss(self._callable(*batch.args, **batch.kwargs))
+                value = loss(self._callable(*batch.args, **batch.kwargs), batch)
         return _checked_loss(value)
 
     @stands_for_torch
@@ -160,10 +237,26 @@ class LoadedWorkload:
         with self.plan.autocast(self.device):
             return self._callable(*batch.args, **batch.kwargs)
 
+    def watching_batch_dimension(self, batch_size: int) -> AbstractContextManager[None]:
+        """Return a context in which layers that take the batch for the sequence are noted."""
+        if self.workload.compile:
+            return contextlib.nullcontext()
+        note = functools.partial(self.notes.setdefault, "batch_dimension")
+        return watching_batch_dimension(self.model, batch_size, note)
+
     def clear_gradients(self) -> None:
         """Let go of the gradients of the last step."""
         for parameter in self.model.parameters():
             parameter.grad = None
+
+
+def _weights_dtype(model: nn.Module) -> str | None:
+    """Return the dtypes of the floating parameters; None if all have float32, or there are none."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if dtypes <= {torch.float32}:
+        return None
+    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    return names[0] if len(names) == 1 else f"mixed {'/'.join(names)}"
 
 
 def _in_channels_last(model: nn.Module) -> nn.Module:
@@ -235,9 +328,9 @@ class TrainingSteps:
             self._optimizer.register_step_post_hook(self._note_step)
 
     @property
-    def targets(self) -> torch.Tensor | None:
-        """The targets of the current batch, if the loss has any and has made them."""
-        return self._loss.targets if self._training else None
+    def targets(self) -> Sequence[torch.Tensor]:
+        """The targets of the current batch, as far as the loss has made any."""
+        return self._loss.targets if self._training else ()
 
     def _note_step(self, *_: object) -> None:
         # A class whose `step` calls its parent's may get here twice in a step.
@@ -250,10 +343,13 @@ class TrainingSteps:
             Exception: out of memory, or whatever the user's code raises.
         """
         before = self.completed
-        if self._training:
-            self._train(batch_size)
-        else:
-            self._infer(batch_size)
+        with contextlib.ExitStack() as watch:
+            if self.attempts == 0:
+                watch.enter_context(self._loaded.watching_batch_dimension(batch_size))
+            if self._training:
+                self._train(batch_size)
+            else:
+                self._infer(batch_size)
         self.attempts += 1
         has_new = self._training and self._look_at_gradients()
         self.is_warm_up = self.attempts == 1 or has_new or self.completed == before
@@ -293,7 +389,7 @@ class TrainingSteps:
         for micro_batch in range(micro_batches):
             with self._making_inputs():
                 batch = loaded.make_batch(batch_size)
-                loss.make_targets(batch_size)
+                loss.make_targets()
             if micro_batch == 0:
                 self._optimizer.zero_grad(set_to_none=True)
             value = loaded.loss_of(batch, loss)

@@ -11,9 +11,9 @@ import torch
 
 from bsfind.device_faults import device_fault
 from bsfind.errors import BsfindError, InternalError, TargetError, UntraceableError
-from bsfind.workload.blame import is_bsfinds_own
+from bsfind.workload.blame import is_bsfinds_own, raising_package
 
-__all__ = ["user_error", "user_traceback"]
+__all__ = ["text_of", "user_error", "user_traceback"]
 
 _OURS = str(Path(__file__).resolve().parents[1])
 # Frames through which every call of a module or of the import system passes.
@@ -23,6 +23,15 @@ _CUDA_ONLY = re.compile(
     r"module 'torch\._C' has no attribute '(\w+)'|cannot import name '(\w+)' from 'torch\._C'"
     r"|Torch not compiled with CUDA enabled|not linked with support for cuda"
 )
+# Packages whose kernels PyTorch knows nothing of, and what they raise where there is no GPU.
+_CUDA_LIBRARIES = frozenset(
+    (
+        *("apex", "bitsandbytes", "causal_conv1d", "deepspeed", "flash_attn", "mamba_ssm"),
+        *("natten", "spconv", "transformer_engine", "triton", "xformers"),
+    )
+)
+_NO_GPU_ERRORS = (AssertionError, AttributeError, ImportError, OSError, RuntimeError)
+_HAS_CUDA = torch.version.cuda is not None
 _MAX_LINES = 60
 _MAX_MESSAGE = 160
 
@@ -52,6 +61,14 @@ def user_traceback(error: BaseException) -> str:
     return _as_on_cuda("\n".join(lines))
 
 
+def text_of(error: BaseException) -> str:
+    """Return an exception as one short line: `ValueError: too many samples`, `AssertionError in net.py:7`."""
+    if said := _said(error):
+        return said
+    where = _where(error.__traceback__)
+    return f"{type(error).__name__} in {where}" if where else type(error).__name__
+
+
 def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
     """Return the error that reports a failure of the user's code.
 
@@ -72,7 +89,7 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     if fault is not None:
         return fault
     where = _where(error.__traceback__)
-    if torch.version.cuda is None and (needed := _CUDA_ONLY.search(str(error))):
+    if not _HAS_CUDA and (needed := _CUDA_ONLY.search(str(error))):
         name = next((f"`torch._C.{name}`" for name in needed.groups() if name), "CUDA itself")
         return UntraceableError(
             f"the code{f' in {where}' if where else ''} needs {name}, which this build of PyTorch "
@@ -80,18 +97,65 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
             detail=user_traceback(error),
             hint="such code cannot be predicted: `--device cuda` measures, on a machine with a GPU",
         )
-    said = _as_on_cuda(str(error)).strip().splitlines()
-    what = f"{type(error).__name__}: {said[0][:_MAX_MESSAGE]}" if said else type(error).__name__
+    what = _said(error) or type(error).__name__
+    package = raising_package(error)
+    if not _HAS_CUDA and package in _CUDA_LIBRARIES and isinstance(error, _NO_GPU_ERRORS):
+        return UntraceableError(
+            f"`{package}` runs CUDA code of its own here, which cannot be predicted: {what}, {doing}",
+            detail=user_traceback(error),
+            hint="`--device cuda` measures, on a machine with a GPU; an optimizer of PyTorch's own "
+            "(`--optimizer adamw`) gives an estimate",
+        )
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
-    hint = f"the inputs were {inputs}: do shapes and dtypes fit the model?" if inputs else ""
+    hint = (
+        f"the inputs were {inputs}{_about_inputs(error)}" if inputs and _about_inputs(error) else ""
+    )
     return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+_ARGUMENTS = re.compile(r"forward\(\)|positional argument|keyword argument", re.IGNORECASE)
+_TOO_MANY_DIMENSIONS = re.compile(
+    r"[Ee]xpected (?:\d-?D \(unbatched\) or )?(?P<expected>\d)-?D .*input of size: \[(?P<size>[\d, ]+)\]"
+    r"|(?:input|tensor).* must (?:have|be) (?P<wanted>\d)[- ]?[dD].*got (?P<got>\d)"
+)
+_SHAPES = re.compile(
+    r"\b(shapes?|sizes?|dim|dims|dimensions?|dimensional|channels?|stride|view|reshape|broadcast\w*"
+    r"|index \S+ is out of bounds|out of range|\d-?D|unpack|rank)\b",
+    re.IGNORECASE,
+)
+_DTYPES = re.compile(
+    r"\b(dtypes?|scalar ?type|expected .*(type|Tensor)|not implemented for|same type"
+    r"|(Float|Double|Half|BFloat16|Long|Int|Bool|Byte|Char|ComplexFloat)(Tensor)?)\b"
+)
+
+
+def _about_inputs(error: BaseException) -> str:
+    """Return what an error suggests about the inputs, to follow their description; "" for nothing."""
+    text = str(error)
+    if isinstance(error, TypeError) and _ARGUMENTS.search(text):
+        return ": `--input NAME=SHAPE` gives an argument of `forward` by its name"
+    front = "bsfind puts the batch dimension in front of each shape"
+    if found := _TOO_MANY_DIMENSIONS.search(text):
+        size = found["size"]
+        given = size.count(",") + 1 if size else int(found["got"])
+        if given == int(found["expected"] or found["wanted"]) + 1:
+            return f", one dimension too many: shapes have no batch dimension, {front}"
+    if _SHAPES.search(text):
+        return f": do these shapes fit the model? ({front})"
+    return ": do these dtypes fit the model?" if _DTYPES.search(text) else ""
+
+
+def _said(error: BaseException) -> str | None:
+    lines = _as_on_cuda(str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}" if lines else None
 
 
 def _as_on_cuda(text: str) -> str:
     """Return a text of PyTorch's with the types of tensors that it names on a GPU."""
-    return re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
+    text = re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
+    return re.sub(r"\b1D meta (?=\w+ tensor)", "1D cuda:0 ", text)
 
 
 def _where(trace: TracebackType | None) -> str | None:

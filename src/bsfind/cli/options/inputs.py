@@ -40,6 +40,7 @@ BatchFn = Annotated[
         panel=_PANEL,
         parse=import_path,
         metavar="pkg.mod:fn",
-        help="Makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or (args, kwargs).",
+        help="Makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or (args, kwargs). "
+        "If it makes some tensors on `device`, the others stay on the CPU; if none, all are moved.",
     ),
 ]

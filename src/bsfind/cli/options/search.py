@@ -89,7 +89,7 @@ MultipleOf = Annotated[
         panel=_PANEL,
         min=1,
         metavar="N",
-        help="Round the recommended batch size down to a multiple of this.",
+        help="Try and recommend multiples of this only.",
     ),
 ]
 Tolerance = Annotated[

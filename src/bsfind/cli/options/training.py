@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 _PANEL = "Training"
-_LOSSES = ("auto", "cross-entropy", "mse")
+_LOSSES = ("auto", "cross-entropy", "mse", "mean")
 
 
 class Mode(str, Enum):
@@ -72,8 +72,9 @@ Loss = Annotated[
         panel=_PANEL,
         parse=_loss,
         autocompletion=completion.one_of(_LOSSES),
-        metavar="auto|cross-entropy|mse|pkg.mod:fn",
-        help="Loss of the output. auto: the model's own, or a mean. A function is called as `fn(output)`.",
+        metavar="auto|cross-entropy|mse|mean|pkg.mod:fn",
+        help="Loss of the output. auto: the model's own, from synthetic labels if it takes some, or what "
+        "suits the output; a mean where nothing does. A function is called as `fn(output)`.",
     ),
 ]
 Optimizer = Annotated[

@@ -31,9 +31,8 @@ class CudaTarget:
         sm_count: multiprocessors.
         max_threads_per_sm: resident threads of a multiprocessor.
         torch_version: (major, minor) of the torch whose kernels are modelled.
-        tf32_convolutions: `torch.backends.cudnn.allow_tf32`.
+        tf32_convolutions: whether convolutions of float32 may run in TF32.
         tf32_matmul: `torch.backends.cuda.matmul.allow_tf32`.
-        cudnn_benchmark: `torch.backends.cudnn.benchmark`.
         deterministic: `torch.are_deterministic_algorithms_enabled()`.
     """
 
@@ -43,7 +42,6 @@ class CudaTarget:
     torch_version: tuple[int, int]
     tf32_convolutions: bool = True
     tf32_matmul: bool = False
-    cudnn_benchmark: bool = False
     deterministic: bool = False
 
 

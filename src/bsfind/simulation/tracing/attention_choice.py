@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.attention import validate_attention
 from bsfind.simulation.tracing.attention_backend import (
     HALVES,
     AttentionBackend,
@@ -185,6 +186,7 @@ def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        validate_attention(query, key, value, attn_mask)
         question = AttentionQuestion(
             query=query,
             key=key,

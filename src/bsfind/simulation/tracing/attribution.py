@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -184,10 +184,10 @@ class AttributingRecorder(Recorder):
         finally:
             self._origin = "forward"
 
-    def has_targets(self, targets: torch.Tensor | None) -> None:
+    def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
         """Take note of the targets, which may have been made in the forward pass."""
-        if targets is not None:
-            self._is(targets, "inputs", None)
+        for tensor in targets:
+            self._is(tensor, "inputs", None)
 
     def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
         """Take note of autocast's copy of a parameter."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from bsfind.simulation.tracing.torch_private import (
     schema_of,
     unload,
 )
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["AutocastCuda", "operator_lists"]
 
@@ -134,6 +135,7 @@ class AutocastCuda:
         return [self.cast(value, dtype) for value in reversed(args)][::-1], cast_kwargs
 
     def _lower(self, op: Any) -> Callable[..., Any]:
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 cast, cast_kwargs = self._cast_all(args, kwargs, torch.get_autocast_dtype("cuda"))
@@ -142,6 +144,7 @@ class AutocastCuda:
         return kernel
 
     def _fp32(self, op: Any) -> Callable[..., Any]:
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 cast, cast_kwargs = self._cast_all(args, kwargs, torch.float32)
@@ -153,6 +156,7 @@ class AutocastCuda:
         arguments = schema_of(op).arguments
         position = next(i for i, argument in enumerate(arguments) if argument.name == "dtype")
 
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 given = args[position] if len(args) > position else kwargs.get("dtype")
@@ -166,11 +170,19 @@ class AutocastCuda:
         return kernel
 
     def _promote(self, op: Any) -> Callable[..., Any]:
+        # `promote_type` does not look at optional tensors, though they are cast with the others.
+        counted = {
+            name
+            for position, argument in enumerate(schema_of(op).arguments)
+            if str(argument.type) in ("Tensor", "List[Tensor]")
+            for name in (position, argument.name)
+        }
+
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
-                dtype = torch.get_autocast_dtype("cuda")
-                if any(t.dtype == torch.float32 for t in _eligible((*args, *kwargs.values()))):
-                    dtype = torch.float32
+                given = (*enumerate(args), *kwargs.items())
+                dtype = _promoted(value for name, value in given if name in counted)
                 cast, cast_kwargs = self._cast_all(args, kwargs, dtype)
                 return op(*cast, **cast_kwargs)
 
@@ -181,6 +193,7 @@ class AutocastCuda:
         with_dtype = torch.ops.aten.norm.ScalarOpt_dtype
         with_dim_dtype = torch.ops.aten.norm.ScalarOpt_dim_dtype
 
+        @stands_for_torch
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with ExcludedKeys(AUTOCAST_CUDA_KEYS):
                 if not _is_eligible(args[0]):
@@ -233,3 +246,19 @@ def _eligible(values: Any) -> Iterator[torch.Tensor]:
             yield from _eligible(value)
         elif _is_eligible(value):
             yield value
+
+
+@stands_for_torch
+def _promoted(values: Iterable[Any]) -> torch.dtype:
+    """Return the widest dtype of autocast's two (`prioritize` of autocast_mode.h).
+
+    Raises:
+        RuntimeError: a tensor has neither of them, and comes before any of float32.
+    """
+    lower = torch.get_autocast_dtype("cuda")
+    for tensor in _eligible(values):
+        if tensor.dtype == torch.float32:
+            return torch.float32
+        if tensor.dtype != lower:
+            raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+    return lower

@@ -5,7 +5,7 @@ A meta tensor plays a CUDA tensor: both count as on the GPU.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def call_of(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     outputs: Sequence[Tensor | None],
+    is_on_gpu: Callable[[Tensor], bool] | None = None,
 ) -> Call:
     """Describe a call without its tensors' values.
 
@@ -41,6 +42,7 @@ def call_of(
         args: its positional arguments.
         kwargs: its keyword arguments.
         outputs: the flattened tensors of its result (see `flat_tensors`).
+        is_on_gpu: tells where a tensor is; None: one of the meta device is on the GPU.
 
     Returns:
         The call, with the schema's defaults for arguments that were not given.
@@ -51,10 +53,10 @@ def call_of(
     operator, overload, parameters = signature
     arguments = dict(parameters)
     for (name, _), value in zip(parameters, args, strict=False):
-        arguments[name] = _without_values(value)
+        arguments[name] = _without_values(value, is_on_gpu)
     if kwargs:
         for name, value in kwargs.items():
-            arguments[name] = _without_values(value)
+            arguments[name] = _without_values(value, is_on_gpu)
     return Call(
         operator=operator,
         overload=overload,
@@ -63,11 +65,10 @@ def call_of(
     )
 
 
-def spec_of(tensor: Tensor) -> TensorSpec:
+def spec_of(tensor: Tensor, is_on_gpu: Callable[[Tensor], bool] | None = None) -> TensorSpec:
     """Describe a tensor."""
-    return TensorSpec(
-        tuple(tensor.shape), _strides(tensor), tensor.dtype, tensor.device.type in _GPU_DEVICES
-    )
+    on_gpu = is_on_gpu(tensor) if is_on_gpu else tensor.device.type in _GPU_DEVICES
+    return TensorSpec(tuple(tensor.shape), _strides(tensor), tensor.dtype, on_gpu)
 
 
 def flat_tensors(result: Any) -> list[Tensor | None]:
@@ -100,11 +101,11 @@ def _signature_of(func: Any) -> _Signature:
     return schema.name, schema.overload_name or "default", parameters
 
 
-def _without_values(value: Any) -> Any:
+def _without_values(value: Any, is_on_gpu: Callable[[Tensor], bool] | None) -> Any:
     if isinstance(value, Tensor):
-        return spec_of(value)
+        return spec_of(value, is_on_gpu)
     if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-        return tuple(_without_values(item) for item in value)
+        return tuple(_without_values(item, is_on_gpu) for item in value)
     return value
 
 

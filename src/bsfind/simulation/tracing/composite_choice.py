@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.operators.call import Call, CudaTarget, Steps, allocates, rule_for
+from bsfind.simulation.operators.cuda_checks.indexing import check_one_hot
 from bsfind.simulation.tracing.torch_private import (
     BelowAutograd,
 )
@@ -71,6 +72,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
     """`one_hot` of aten/src/ATen/native/Onehot.cpp, with its look at the values."""
+    check_one_hot(x)
     if num_classes == -1:
         num_classes = int(x.max().item()) + 1
     out = torch.zeros((*x.shape, num_classes), dtype=x.dtype, device=x.device)

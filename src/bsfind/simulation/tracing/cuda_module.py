@@ -16,6 +16,7 @@ import torch
 import torch.utils.checkpoint
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.tracing.cuda_build import cuda_build, refusing_class, versions
 from bsfind.simulation.tracing.tensor_types import TENSOR_TYPES
 
 __all__ = ["SimulatedGpu", "simulated_cuda_module"]
@@ -26,6 +27,13 @@ class SimulatedGpu(SimpleNamespace):
 
     name: str
     total_memory: int
+    # The same on all GPUs of compute capability 5.0 to 12.1.
+    warp_size = 32
+    max_threads_per_block = 1024
+    regs_per_multiprocessor = 65536
+    shared_memory_per_block = 49152
+    is_integrated = 0
+    is_multi_gpu_board = 0
 
 
 class _Stream:
@@ -123,8 +131,48 @@ def _replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
         "set_stream": _nothing(),
         "stream": lambda *_: null(),
         "is_current_stream_capturing": lambda: False,
+        "ExternalStream": _Stream,
+        "memory_summary": lambda *_, **__: "",
+        "memory_stats_as_nested_dict": lambda *_: {},
+        "list_gpu_processes": lambda *_: "",
+        "get_allocator_backend": lambda: "native",
+        "can_device_access_peer": lambda *_: False,
+        "get_sync_debug_mode": _zero(),
+        "set_sync_debug_mode": _nothing(),
+        "utilization": _zero(),
+        "cudart": _CudaRuntime,
+        "_record_memory_history": _nothing(),
+        "_dump_snapshot": _nothing(),
+        **{name: refusing_class("torch.cuda", name) for name in _WITHOUT_MEANING},
         **TENSOR_TYPES,
     }
+
+
+_WITHOUT_MEANING = (
+    *("CUDAGraph", "graph", "graph_pool_handle", "make_graphed_callables", "MemPool"),
+    *("current_blas_handle", "caching_allocator_alloc", "caching_allocator_delete"),
+    *("change_current_allocator", "CUDAPluggableAllocator"),
+)
+"""What captures, hands out or replaces memory past the caching allocator that is modelled."""
+
+
+class _CudaRuntime:
+    """`torch.cuda.cudart()`: the profiler's switches."""
+
+    @staticmethod
+    def cudaProfilerStart() -> int:  # noqa: N802 (CUDA's name)
+        return 0
+
+    @staticmethod
+    def cudaProfilerStop() -> int:  # noqa: N802 (CUDA's name)
+        return 0
+
+    @staticmethod
+    def cudaMemGetInfo(_device: int) -> tuple[int, int]:  # noqa: N802 (CUDA's name)
+        return torch.cuda.mem_get_info()
+
+
+_NVTX = ("range_push", "range_pop", "range_start", "range_end", "mark")
 
 
 def _accelerator_replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
@@ -171,13 +219,26 @@ def simulated_cuda_module(
                 undo.callback(setattr, owner, name, getattr(owner, name))
                 setattr(owner, name, value)
 
-        for name, value in _replacements(gpu, properties).items():
-            replace(torch.cuda, name, value)
+        undo.enter_context(cuda_build(gpu))
+        answers = _replacements(gpu, properties)
+        # Most of these functions are in a module of their own, which code asks too.
+        owners = (
+            *(torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams),
+            *(torch.cuda.graphs, torch.cuda.profiler),
+        )
+        for owner in owners:
+            for name, value in answers.items():
+                replace(owner, name, value)
+        for name in _NVTX:
+            replace(torch.cuda.nvtx, name, _zero())
+        cuda, cudnn = versions(gpu)
+        replace(torch.version, "cuda", cuda)
+        replace(torch.backends.cuda, "is_built", lambda: True)
+        replace(torch.backends.cudnn, "is_available", lambda: True)
+        replace(torch.backends.cudnn, "version", lambda: cudnn)
         if hasattr(torch, "accelerator"):  # torch 2.6
             for name, value in _accelerator_replacements(gpu, properties).items():
                 replace(torch.accelerator, name, value)
-        replace(torch.cuda.random, "get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8))
-        replace(torch.cuda.random, "set_rng_state", _nothing())
         replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replace(torch, "clear_autocast_cache", clear)
         yield

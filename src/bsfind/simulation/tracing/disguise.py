@@ -11,9 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch.autograd.graph
+import torch.utils.checkpoint
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
+from bsfind.simulation.tracing.building import without_memory
 from bsfind.simulation.tracing.dispatch import Dispatcher
+from bsfind.simulation.tracing.host_storages import is_large
 from bsfind.simulation.tracing.tensor_types import TENSOR_TYPES, TensorType
 from bsfind.simulation.tracing.torch_private import (
     TorchFunctionOff,
@@ -68,6 +73,7 @@ class GpuDisguise(TorchFunctionMode):
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
             tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
             tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
+            tensor.__format__: self._format,
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
             parse_to: self._parse_to,
@@ -91,6 +97,9 @@ class GpuDisguise(TorchFunctionMode):
             return handler(args, kwargs)
         if kwargs and _is_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _META}
+        elif kwargs and kwargs.get("device") in ("meta", _META):
+            with self._dispatcher.moving("host"):  # the user's own meta tensors take no memory
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
     @contextlib.contextmanager
@@ -132,36 +141,72 @@ class GpuDisguise(TorchFunctionMode):
     def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
+    @staticmethod
+    def _format(args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
+        """Write a tensor of one value as its number, which torch does not do for meta tensors."""
+        tensor, form = args
+        return format(tensor.item() if tensor.dim() == 0 else str(tensor), form)
+
     # ------------------------------------------------------------------------------ moving
 
+    @stands_for_torch
     def _to(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run `Tensor.to` in any of its forms (`parse_to_conversion` of torch's argument parser)."""
         tensor, *rest = args
-        if rest and _is_cuda(rest[0]):
-            del rest[0]
-        elif rest and isinstance(rest[0], torch.Tensor) and self._on_gpu(rest[0]):
-            rest[0] = rest[0].dtype
-        elif not _is_cuda(kwargs.get("device")):
-            return self._to_elsewhere(args, kwargs)
-        names = ("dtype", "non_blocking", "copy")
-        options = {**dict(zip(names, rest, strict=False)), **kwargs}
-        return self._moved(
-            tensor,
-            dtype=options.get("dtype"),
-            copy=bool(options.get("copy")),
-            memory_format=options.get("memory_format"),
-        )
+        options = self._options_of_to(rest, kwargs)
+        if options is None:  # torch has the words for it
+            with TorchFunctionOff():
+                return _handed_on(tensor.to, tuple(rest), kwargs)
+        device, dtype = options.get("device"), options.get("dtype")
+        copy = bool(options.get("copy"))
+        memory_format = options.get("memory_format")
+        if _is_cuda(device):
+            return self._moved(tensor, dtype=dtype, copy=copy, memory_format=memory_format)
+        return self._to_elsewhere(tensor, device, dtype, copy=copy, memory_format=memory_format)
 
-    def _to_elsewhere(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run `Tensor.to` where the target is not the GPU."""
-        tensor = args[0]
-        host = self._dispatcher.host
+    def _options_of_to(self, rest: list[Any], kwargs: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the arguments of `Tensor.to` by name; None if they are not valid."""
+        like = rest[0] if rest else kwargs.get("other", kwargs.get("tensor"))
+        names = ["device", "dtype", "non_blocking", "copy"]
+        if isinstance(like, torch.dtype):
+            del names[0]
+        elif isinstance(like, torch.Tensor):
+            with TorchFunctionOff():
+                dtype = like.dtype
+            target = {"device": self._device(like), "dtype": dtype}
+            others = {name: v for name, v in kwargs.items() if name not in ("other", "tensor")}
+            return self._options_of_to([*target.values(), *rest[1:]], others)
+        options = dict(zip(names, rest, strict=False))
+        if len(rest) > len(names) or any(name in options for name in kwargs):
+            return None
+        options |= kwargs
+        return options if options.keys() <= {*names, "device", "memory_format"} else None
+
+    @stands_for_torch
+    def _to_elsewhere(
+        self,
+        tensor: torch.Tensor,
+        device: Any,
+        dtype: torch.dtype | None,
+        *,
+        copy: bool = False,
+        memory_format: torch.memory_format | None = None,
+    ) -> torch.Tensor:
+        """Return a tensor in another dtype, or on another device than the GPU."""
+        options: dict[str, Any] = {"copy": copy}
+        if memory_format is not None:
+            options["memory_format"] = memory_format
+        dispatcher = self._dispatcher
         with TorchFunctionOff():
-            stays = tensor.is_meta and host.has(tensor)
-            if stays and any(_names_host(value) for value in (*args[1:], kwargs.get("device"))):
-                rest = [value for value in args[1:] if not _names_host(value)]
-                others = {n: v for n, v in kwargs.items() if not (n == "device" and _names_host(v))}
-                return tensor.to(*rest, **others) if rest or others else tensor
-            return _handed_on(tensor.to, args[1:], kwargs)
+            wanted = dtype or tensor.dtype
+            if not tensor.is_meta or not _names_host(device):
+                return tensor.to(tensor.device if device is None else device, wanted, **options)
+            if dispatcher.host.has(tensor):
+                return tensor.to(wanted, **options)
+            if not isinstance(tensor, torch.nn.Parameter) and not is_large(tensor):
+                return tensor.to(device, wanted, **options)
+            with dispatcher.moving("host"):
+                return tensor.to(wanted, **{**options, "copy": True})
 
     def _moved(
         self,
@@ -175,17 +220,30 @@ class GpuDisguise(TorchFunctionMode):
         wanted = dtype or tensor.dtype
         kept = torch.preserve_format if memory_format is None else memory_format
         with TorchFunctionOff():
+            if (
+                isinstance(tensor, torch.nn.Parameter)
+                and not tensor.is_meta
+                and not is_lazy(tensor)
+            ):
+                # `Module.to` replaces a parameter's data where the types of both tensors agree,
+                # and the parameter itself where not: tied ones would be parted.
+                without_memory(self._dispatcher, tensor)
             if not tensor.is_meta:
                 return tensor.to(_META, wanted, copy=copy, memory_format=kept)
             if not self._dispatcher.host.has(tensor):
                 return tensor.to(wanted, copy=copy, memory_format=kept)
-            with self._dispatcher.moving_to_gpu():
+            with self._dispatcher.moving("gpu"):
                 return tensor.to(wanted, copy=True, memory_format=kept)
 
     @staticmethod
     @stands_for_torch
     def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
+        # A number names a GPU, which torch would look for.
+        if args and _is_cuda(args[0]):
+            args = (_CUDA, *args[1:])
+        elif _is_cuda(kwargs.get("device")):
+            kwargs = {**kwargs, "device": _CUDA}
         with TorchFunctionOff():
             return parse_to(*args, **kwargs)
 
@@ -193,7 +251,7 @@ class GpuDisguise(TorchFunctionMode):
         return self._moved(args[0], memory_format=kwargs.get("memory_format"))
 
     def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self._to_elsewhere((args[0], "cpu"), kwargs)
+        return self._to_elsewhere(args[0], _CPU, None, memory_format=kwargs.get("memory_format"))
 
     @stands_for_torch
     def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -206,7 +264,13 @@ class GpuDisguise(TorchFunctionMode):
             wanted = TENSOR_TYPES[wanted.removeprefix("torch.cuda.")]
         if isinstance(wanted, TensorType):
             return self._moved(tensor, dtype=wanted.dtype)
-        return tensor.type(wanted)
+        if isinstance(wanted, torch.dtype):
+            return self._to_elsewhere(tensor, None, wanted)
+        name = wanted if isinstance(wanted, str) else f"{wanted.__module__}.{wanted.__name__}"
+        kind = TENSOR_TYPES.get(name.removeprefix("torch."))
+        if kind is None:
+            return tensor.type(wanted)
+        return self._to_elsewhere(tensor, _CPU, kind.dtype)
 
     @stands_for_torch
     def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -270,9 +334,9 @@ def _handed_on(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
 
 
 def _names_host(value: Any) -> bool:
-    return (isinstance(value, str) and value == "cpu") or (
-        isinstance(value, torch.device) and value.type == "cpu"
-    )
+    if isinstance(value, torch.device):
+        return value.type == "cpu"
+    return isinstance(value, str) and value.partition(":")[0] == "cpu"
 
 
 @contextlib.contextmanager

@@ -13,18 +13,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from bsfind.errors import UntraceableError
 from bsfind.simulation.operators.call import CudaTarget, Rule, rule_for
+from bsfind.simulation.operators.cuda_checks import Check, checks_for, refuse
+from bsfind.simulation.tracing.assumed_reads import AssumedReads
 from bsfind.simulation.tracing.calls import call_of, flat_tensors
+from bsfind.simulation.tracing.host_operators import HostOperators
 from bsfind.simulation.tracing.host_storages import HostStorages
 from bsfind.simulation.tracing.kept import KEPT
 from bsfind.simulation.tracing.known_calls import KnownCall, key_of
 from bsfind.simulation.tracing.recorder import Recorder
-from bsfind.simulation.tracing.refusals import raise_refusal
+from bsfind.simulation.tracing.refusals import no_kernel, raise_refusal, untraceable
 from bsfind.simulation.tracing.torch_private import (
     COMPOSITE_IMPLICIT,
     FAKE,
@@ -38,7 +40,7 @@ from bsfind.simulation.tracing.torch_private import (
 from bsfind.simulation.tracing.values import Values
 from bsfind.workload.blame import stands_for_torch
 
-__all__ = ["Dispatcher", "Handler", "OperatorFacts", "untraceable"]
+__all__ = ["Dispatcher", "Handler", "OperatorFacts"]
 
 _VIEWS = (
     *("detach", "view", "t", "transpose.int", "permute", "expand", "slice.Tensor", "select.int"),
@@ -49,6 +51,9 @@ _VIEWS = (
     *("_indices", "_values", "indices", "values", "_nnz", "is_coalesced"),
 )
 """They allocate nothing, and views share their storage's values: not worth a detour by Python."""
+
+_OWN_OPERATORS = ("aten::", "prim::", "prims::", "bsfind::", "profiler::")
+"""Namespaces of operators that PyTorch and the tracer have themselves."""
 
 _MAX_KNOWN_PARAMETER = 16
 """Elements of a parameter whose values are kept: temperatures and scales that code may read."""
@@ -65,11 +70,13 @@ class OperatorFacts:
     name: str
     overload: str
     rule: Rule | None
+    checks: tuple[Check, ...]
     handler: Handler | None
     composite: Callable[..., Any] | None
     mutated: tuple[tuple[int, str], ...]
     is_aliasing: bool
     is_repeatable: bool
+    is_pointwise: bool
 
     @property
     def is_silent(self) -> bool:
@@ -95,9 +102,11 @@ class Dispatcher:
     Attributes:
         recorder: as given.
         values: what is known of the values of small tensors.
+        reads: answers reads of values that are not known.
         gpu: as given.
         host: keys of meta storages that lie in the host's memory: parameters of a model that has
             not been moved to the GPU.
+        host_operators: run operators on those.
     """
 
     def __init__(
@@ -109,13 +118,15 @@ class Dispatcher:
     ) -> None:
         self.recorder = recorder
         self.values = Values()
+        self.reads = AssumedReads(recorder.note)
         self.gpu = gpu
-        self.host = HostStorages()
+        self.host = HostStorages(self.values.forget_storage)
+        self.host_operators = HostOperators(self)
         self._handlers = handlers or {}
         self._composites = composites or {}
         self._facts: dict[Any, OperatorFacts] = {}
         self._known: dict[tuple[Any, ...], KnownCall] = {}
-        self._moving = 0
+        self._target: Literal["gpu", "host"] | None = None
         self._met: set[int] = set()  # blocks of what the user's code had kept before
         recorder.when_a_storage_dies(self.values.forget_storage)
 
@@ -167,13 +178,13 @@ class Dispatcher:
                 self.recorder.born(tensor, "kept by the user's code")
 
     @contextlib.contextmanager
-    def moving_to_gpu(self) -> Iterator[None]:
-        """New storages made inside lie on the GPU, though made from ones of the host."""
-        self._moving += 1
+    def moving(self, target: Literal["gpu", "host"]) -> Iterator[None]:
+        """New storages made inside lie on the GPU, or on the host, whatever they are made from."""
+        before, self._target = self._target, target
         try:
             yield
         finally:
-            self._moving -= 1
+            self._target = before
 
     @contextlib.contextmanager
     def unseen(self) -> Iterator[None]:
@@ -188,16 +199,9 @@ class Dispatcher:
                 tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
             )
             self.host.add(twin)
-            if tensor.numel() <= _MAX_KNOWN_PARAMETER:
+            if not tensor.is_floating_point() or tensor.numel() <= _MAX_KNOWN_PARAMETER:
                 self.values.set(twin, tensor)
         return twin
-
-    def keep_on_host(self, tensor: torch.Tensor) -> None:
-        """Count a meta tensor that this dispatcher has not seen as one in the host's memory."""
-        with TorchFunctionOff():
-            if tensor.is_meta and not self.recorder.knows(tensor.untyped_storage()):
-                KEPT.take(tensor.untyped_storage())
-                self.host.add(tensor)
 
     def is_on_gpu(self, tensor: torch.Tensor) -> bool:
         """Tell a tensor on the simulated GPU from one in the host's memory."""
@@ -217,13 +221,22 @@ class Dispatcher:
                 if KEPT:
                     for value in (*args, *kwargs.values()):
                         self._meet(value)
-                if facts.composite is not None:
-                    return facts.composite(*args, **kwargs)
-                if facts.handler is not None:
-                    return facts.handler(self, facts, args, kwargs)
-                return self.run(facts, args, kwargs)
+                if not self.host_operators.is_idle:
+                    out = self.host_operators.run(facts, args, kwargs)
+                    if out is not NotImplemented:
+                        return out
+                return self.dispatch(facts, args, kwargs)
             except Exception as error:
                 raise_refusal(op, args, kwargs, error)
+
+    @stands_for_torch
+    def dispatch(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operator in the way that it needs."""
+        if facts.composite is not None:
+            return facts.composite(*args, **kwargs)
+        if facts.handler is not None:
+            return facts.handler(self, facts, args, kwargs)
+        return self.run(facts, args, kwargs)
 
     def _facts_of(self, op: Any) -> OperatorFacts:
         schema = schema_of(op)
@@ -235,17 +248,25 @@ class Dispatcher:
             if argument.alias_info is not None and argument.alias_info.is_write
         )
         returns = [value.alias_info for value in schema.returns]
+        if not name.startswith(_OWN_OPERATORS):
+            self.recorder.note(
+                "custom_operators",
+                f"operators of other libraries count with what they return: what kernels such as "
+                f"`{name}` take besides is not known",
+            )
         return OperatorFacts(
             op=op,
             name=name,
             overload=overload,
             rule=rule_for(name, overload),
+            checks=checks_for(name, overload),
             handler=handler,
             composite=self._composite(op, name, overload) if handler is None else None,
             mutated=mutated,
             is_aliasing=bool(returns) and all(alias is not None for alias in returns),
             is_repeatable=torch.Tag.inplace_view not in op.tags  # `transpose_` and its like
             and _is_repeatable(name, overload, mutated, returns),
+            is_pointwise=torch.Tag.pointwise in op.tags,
         )
 
     def _composite(self, op: Any, name: str, overload: str) -> Callable[..., Any] | None:
@@ -279,6 +300,8 @@ class Dispatcher:
         """
         key = key_of(facts.op, args, kwargs) if facts.is_repeatable else None
         known = self._known.get(key) if key is not None else None
+        if (known is None or self.host) and self._target is None:
+            self.refuse(facts, args, kwargs)
         if known is not None:
             with without_fake():
                 out = known.answer(args)
@@ -294,6 +317,13 @@ class Dispatcher:
         self.record(facts, args, kwargs, out, known)
         return out
 
+    def refuse(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise what the CUDA kernel raises for the dtypes and devices of its tensors."""
+        if self.host and self._stays_on_host(args, kwargs):
+            return
+        call = call_of(facts.op, args, kwargs, (), self.is_on_gpu)
+        refuse(call, facts.checks, is_pointwise=facts.is_pointwise)
+
     @stands_for_torch
     def compute(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operator's meta kernel, which one that only writes to arguments can do without.
@@ -307,7 +337,7 @@ class Dispatcher:
         except NotImplementedError as error:
             if facts.is_silent:
                 return None
-            raise untraceable(facts.label, str(error)) from error
+            raise untraceable(facts.label, no_kernel(error)) from error
 
     def record(
         self,
@@ -328,7 +358,10 @@ class Dispatcher:
         ]
         if not mutated and not any(output is not None for output in metas):
             return
-        if self.host and not self._moving and self._stays_on_host(args, kwargs):
+        on_host = self._target == "host"
+        if self._target is None and self.host:
+            on_host = self._stays_on_host(args, kwargs)
+        if on_host:
             for output in metas:
                 if output is not None:
                     self.host.add(output)
@@ -374,13 +407,3 @@ def _is_repeatable(
     if not mutated:
         return all(alias is None for alias in returns)
     return name.endswith("_") and mutated == ((0, mutated[0][1]),) and len(returns) <= 1
-
-
-def untraceable(operator: str, why: str) -> UntraceableError:
-    """Return the error for an operator that cannot be run without data."""
-    return UntraceableError(
-        f"`{operator}` cannot be traced without a GPU",
-        detail=why,
-        hint="`--device cuda` measures instead, on a machine with a GPU; "
-        "`--step` or `--batch-fn` can leave out what needs values",
-    )

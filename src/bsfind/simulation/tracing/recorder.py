@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -169,7 +169,7 @@ class Recorder:
         return peak, total
 
     def note(self, code: str, message: str) -> None:
-        """Keep something for the reader of the result."""
+        """Keep something for the reader of the result, once for each code (`code` or `code:what`)."""
         self.notes.setdefault(code, message)
 
     # --------------------------------------- told by the tracer, for a recorder that attributes
@@ -185,7 +185,7 @@ class Recorder:
         """Return what is entered around the making of a batch: nothing."""
         return contextlib.nullcontext()
 
-    def has_targets(self, targets: torch.Tensor | None) -> None:
+    def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
         """Take note of the targets of the loss."""
 
     def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.recurrent import check_devices_of_layer
 from bsfind.simulation.operators.recurrent import (
     MODES,
     RecurrentShape,
@@ -133,6 +134,7 @@ class RecurrentLayers:
             bidirectional: bool,
             batch_first: bool,
         ) -> Any:
+            check_devices_of_layer(x, hx if mode == "lstm" else [hx], params)
             rest = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
             if not runs_on_cudnn(x, mode, self._gpu):
                 return operator.decompose(x, hx, params, *rest)
@@ -154,6 +156,7 @@ class RecurrentLayers:
             train: bool,
             bidirectional: bool,
         ) -> Any:
+            check_devices_of_layer(data, hx if mode == "lstm" else [hx], params)
             rest = (has_biases, num_layers, dropout, train, bidirectional)
             if not runs_on_cudnn(data, mode, self._gpu):
                 return operator.decompose(data, batch_sizes, hx, params, *rest)
@@ -213,7 +216,7 @@ def autocast_kernel(*args: Any) -> Any:
     x, weight, stride, buffer, hx, cx, mode, hidden_size, proj_size, layers, *rest = args
     half = torch.float16
     with ExcludedKeys(AUTOCAST_CUDA_KEYS):
-        if (weight[0] if buffer is None else buffer).dtype == torch.float32:
+        if (weight[0] if buffer is None else buffer).dtype in (torch.float32, torch.bfloat16):
             shape = RecurrentShape(
                 mode=MODES[mode],
                 input_size=x.shape[-1],

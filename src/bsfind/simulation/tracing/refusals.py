@@ -7,6 +7,7 @@ refuses as well, in the same words.
 
 from __future__ import annotations
 
+import re
 import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -14,16 +15,20 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
+from bsfind.simulation.tracing.calls import flat_tensors
 from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fake
 from bsfind.workload.blame import (
     is_bsfinds_own,
+    is_from_cpp,
+    is_message_of_torch,
     is_raised_by_user,
     is_said_for_torch,
+    running_code,
     stands_for_torch,
     user_line,
 )
 
-__all__ = ["raise_refusal", "refusing"]
+__all__ = ["no_kernel", "raise_refusal", "refusing", "untraceable"]
 
 _MAX_BYTES = 1 << 28
 """Of the tensors of a call that is tried on the CPU."""
@@ -48,28 +53,72 @@ def raise_refusal(
         InternalError: the call is sound, and bsfind failed to trace it.
         Exception: what PyTorch raises for this call.
     """
+    meaning = _meaning(op, args, kwargs, error)
+    try:
+        raise meaning from error.__cause__
+    finally:  # no cycle through this frame may keep tensors alive: checkpoints raise in every step
+        del meaning, error
+
+
+def _meaning(
+    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
+) -> Exception:
     if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
-        raise error
-    if is_said_for_torch(error) and not hasattr(error, _REFUSED):
-        raise error
-    own = _refusal_by_cpu(op, args, kwargs)
-    if own is not None:
-        setattr(own, _REFUSED, True)
-        raise own from None
+        return error
+    if is_message_of_torch(error):
+        return error
+    was_refused = hasattr(error, _REFUSED)
+    if is_said_for_torch(error) and not was_refused:
+        return error
+    refusal = _refusal_by_cpu(op, args, kwargs)
+    if refusal is None and _are_on_two_devices((*args, *kwargs.values())):
+        refusal = RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, "
+            "cuda:0 and cpu!"
+        )
+    if refusal is not None:
+        # C++ checks on the GPU as it does here, and with the values that the zeros are not.
+        refusal = error if is_from_cpp(error) else refusal
+        setattr(refusal, _REFUSED, True)
+        return refusal
     said = f"{type(error).__name__}: {error}"
     # An operator that a kernel of bsfind called on the way is at fault, where this one is not.
-    if is_bsfinds_own(error) or hasattr(error, _REFUSED):
+    if is_bsfinds_own(error) or was_refused:
         details = "".join(traceback.format_exception(error))
-        raise InternalError(
-            f"`{_label(op)}` could not be traced: {said}", detail=details
-        ) from error
-    where = user_line()
-    raise UntraceableError(
-        f"`{_label(op)}`{f' in {where}' if where else ''} cannot be predicted: "
-        f"torch {torch.__version__} does not run it without a GPU",
-        detail=_without_meta(said),
-        hint="`--device cuda` measures instead, on a machine with a GPU",
-    ) from error
+        return InternalError(f"`{_label(op)}` could not be traced: {said}", detail=details)
+    return untraceable(_label(op), no_kernel(error))
+
+
+def untraceable(operator: str, why: str) -> UntraceableError:
+    """Return the error for an operator that cannot be traced where the user's code calls it now.
+
+    Args:
+        operator: its name.
+        why: it cannot be traced, to follow a colon.
+    """
+    where, code = user_line(), running_code()
+    return UntraceableError(
+        f"`{operator}`{f' in {where}' if where else ''} cannot be predicted: {why}",
+        detail=code or "",
+        hint="`--device cuda` measures instead, on a machine with a GPU; "
+        "`--step` or `--batch-fn` can leave out what needs values",
+    )
+
+
+_BACKEND = re.compile(r"Could not run '([\w:.]+)' with arguments from the '(\w+)' backend")
+
+
+def no_kernel(error: Exception) -> str:
+    """Return in one sentence why torch has no kernel: its own text is a table of all backends."""
+    said = f"{type(error).__name__}: {error}"
+    found = _BACKEND.search(said)
+    if isinstance(error, NotImplementedError) and found is not None:
+        sparse = " for sparse tensors" if "Sparse" in found[2] else ""
+        return (
+            f"torch {torch.__version__} has no kernel of `{found[1]}`{sparse} that needs no values"
+        )
+    first = said.strip().splitlines()[0]
+    return f"torch {torch.__version__} does not run it without a GPU ({first})"
 
 
 def refusing(op: Any, kernel: Any) -> Any:
@@ -87,11 +136,6 @@ def refusing(op: Any, kernel: Any) -> Any:
 
 def _label(op: Any) -> str:
     return str(op).removeprefix("aten.").removesuffix(".default")
-
-
-def _without_meta(text: str) -> str:
-    """Return the first line of a text: the next are the dispatcher's table of backends."""
-    return text.strip().splitlines()[0]
 
 
 def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exception | None:
@@ -127,6 +171,13 @@ def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
         except Exception as refusal:
             return refusal.with_traceback(None)
     return None
+
+
+def _are_on_two_devices(values: Sequence[Any]) -> bool:
+    """Tell whether a call has tensors of the simulated GPU and of the host, numbers aside."""
+    tensors = [tensor for tensor in flat_tensors(list(values)) if tensor is not None]
+    on_gpu = any(tensor.is_meta for tensor in tensors)
+    return on_gpu and any(not tensor.is_meta and tensor.dim() > 0 for tensor in tensors)
 
 
 class _TooLargeError(Exception):

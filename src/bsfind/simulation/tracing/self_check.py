@@ -1,9 +1,12 @@
-"""Does the installed torch behave as the tracer takes for granted?
+"""Does the installed torch behave as the tracer takes for granted, as far as four checks tell?
 
-The tracer leans on behaviour that torch does not promise: a dispatch key for fake tensors, weak
-references that die with a storage, reference counts in the autograd engine, the autocast key. Each
-is tried here on a small graph. Where one fails, a prediction says that it is an estimate, or is
-refused; it is never silently wrong.
+Checked are: that the private names of torch exist that the tracer uses; and, on a graph of a few
+operators each, that allocations and releases are seen when they happen, that the autograd engine's
+sums of gradients are recognized, and that CUDA's autocast applies to simulated tensors. Where one
+fails, nothing is traced, or the prediction says that it is an estimate.
+
+Not checked are the rules of operators, the composites that the tracer replaces, and the allocator:
+they are written after the sources of torch, and a version that differs there is not noticed here.
 """
 
 from __future__ import annotations

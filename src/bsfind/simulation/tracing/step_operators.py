@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -23,8 +24,8 @@ class StepOperators:
 
     Attributes:
         convolutions: calls of `aten::convolution`.
-        attentions: calls of the fused kernels of `scaled_dot_product_attention`, and softmaxes whose
-            result is a factor of a batched matrix product: attention that is written out.
+        attentions: calls of the fused kernels of `scaled_dot_product_attention`, and softmaxes between
+            two batched matrix products, by their shapes: attention that is written out.
         recurrent: calls of cuDNN's recurrent layers.
     """
 
@@ -52,9 +53,9 @@ def operators_of(entries: Iterable[Entry]) -> StepOperators:
     Args:
         entries: of the recorder, of a trial.
     """
-    convolutions = fused = recurrent = 0
-    weights: list[tuple[int, ...]] = []
-    factors: set[tuple[int, ...]] = set()
+    convolutions = attentions = recurrent = 0
+    products: set[tuple[int, ...]] = set()
+    weights: Counter[tuple[int, ...]] = Counter()
     for entry in entries:
         if entry[0] != CALL:
             continue
@@ -64,18 +65,22 @@ def operators_of(entries: Iterable[Entry]) -> StepOperators:
             convolutions += 1
         elif name == "aten::_cudnn_rnn":
             recurrent += 1
+        elif name.startswith(_FUSED_ATTENTION) and not name.endswith("_backward"):
+            attentions += 1
         elif name in _SOFTMAX:
             output = call.outputs[0]
             if output is not None and output.dim >= 3:
-                weights.append((math.prod(output.shape[:-2]), *output.shape[-2:]))
+                shape = (math.prod(output.shape[:-2]), *output.shape[-2:])
+                if shape in products or _turned(shape) in products:
+                    weights[shape] += 1
         elif name in _BATCHED_PRODUCTS:
-            factors.update(call.tensor(argument).shape for argument in _BATCHED_PRODUCTS[name])
-        elif name.startswith(_FUSED_ATTENTION) and not name.endswith("_backward"):
-            fused += 1
-    written_out = sum(
-        (batch, rows, columns) in factors or (batch, columns, rows) in factors
-        for batch, rows, columns in weights
-    )
-    return StepOperators(
-        convolutions=convolutions, attentions=fused + written_out, recurrent=recurrent
-    )
+            for argument in _BATCHED_PRODUCTS[name]:
+                shape = call.tensor(argument).shape
+                attentions += weights.pop(shape, 0) + weights.pop(_turned(shape), 0)
+            products.update(output.shape for output in call.outputs if output is not None)
+    return StepOperators(convolutions=convolutions, attentions=attentions, recurrent=recurrent)
+
+
+def _turned(shape: tuple[int, ...]) -> tuple[int, ...]:
+    batch, rows, columns = shape
+    return batch, columns, rows

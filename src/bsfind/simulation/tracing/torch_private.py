@@ -54,6 +54,7 @@ __all__ = [
     "is_view",
     "known_implementations",
     "missing",
+    "native_module",
     "next_sequence_number",
     "own_implementations",
     "parameters_of",
@@ -161,6 +162,9 @@ def _unfit(names: list[str]) -> UntraceableError:
     )
 
 
+native_module: Any = torch._C
+"""PyTorch's C++, as Python sees it."""
+
 # ---------------------------------------------------------------------- keys of the dispatcher
 
 _parse_key = _named("torch._C._parse_dispatch_key")
@@ -220,7 +224,8 @@ own_implementations = operator.attrgetter("_op_impls")
 
 _OPERATORS = (
     *("_cudnn_init_dropout_state", "_cudnn_rnn", "_ctc_loss", "_gather_sparse_backward"),
-    *("_index_put_impl_", "_log_softmax", "_safe_softmax", "_softmax", "_to_copy"),
+    *("_index_put_impl_", "_local_scalar_dense", "_log_softmax", "_safe_softmax", "_softmax"),
+    "_to_copy",
     *("_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention"),
     *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"),
     *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import gc
+import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
+from bsfind.records import Assumption
 from bsfind.settings import Workload
+from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
-from bsfind.simulation.tracing.building import parameters_on_meta
+from bsfind.simulation.tracing.building import Builder
 from bsfind.simulation.tracing.compiler import postpone_compiler
 from bsfind.simulation.tracing.composites import CudaComposites
 from bsfind.simulation.tracing.cuda_module import SimulatedGpu, simulated_cuda_module
@@ -36,6 +41,9 @@ from bsfind.simulation.tracing.sparse import sparse_handlers
 from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
 from bsfind.simulation.tracing.torch_private import check_torch
 from bsfind.simulation.tracing.value_operators import value_handlers
+from bsfind.stability import draws_assumption
+from bsfind.units import format_bytes
+from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -82,7 +90,12 @@ class Tracer:
         self._plan = precision_plan(precision)
         self._gpu = gpu
         self._properties = properties or SimulatedGpu(
-            name="GPU", total_memory=1 << 40, major=gpu.capability[0], minor=gpu.capability[1]
+            name="GPU",
+            total_memory=1 << 40,
+            major=gpu.capability[0],
+            minor=gpu.capability[1],
+            multi_processor_count=gpu.sm_count,
+            max_threads_per_multi_processor=gpu.max_threads_per_sm,
         )
         postpone_compiler()
         check_torch()
@@ -108,15 +121,19 @@ class Tracer:
             },
             self._composites.kernels,
         )
+        self._builder = Builder(self._dispatcher)
         self._open = contextlib.ExitStack()
         self._load_entries: list[Entry] = []
+        self._entries: list[Entry] = []
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
+        self._choice: LossChoice | None = None
         self._optimizer: str | None = None
         self._largest = LargestStep()
         self._steps = 0
         self._traces: dict[int, Sequence[Entry]] = {}
         self._scaled: ScaledTrace | None = None
+        self._may_scale = True
         self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
@@ -170,11 +187,19 @@ class Tracer:
     def _load(self) -> None:
         """Build the model and move it to the simulated GPU."""
         try:
-            if not self._builds_without_memory():
+            why = self._failure_without_memory()
+            if why is not None:
                 self._start_over()
-                with reproducible_building():
+                with self._builder.in_memory(why), reproducible_building():
                     self._loaded = self._built()
+                self._recorder.note(
+                    "built_in_host_memory",
+                    "the model could not be built without memory for its weights, so it was built a "
+                    f"second time, in {format_bytes(self._builder.weight_bytes)} of the host's "
+                    f"memory; the prediction is the same. The reason: {why}",
+                )
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
@@ -192,27 +217,33 @@ class Tracer:
         except (Exception, SystemExit) as error:
             raise user_error(error, doing="building the optimizer") from error
 
-    def _builds_without_memory(self) -> bool:
-        """Build the model with weights that have no memory; False: its constructor needs them."""
-        self._start_over()
-        try:
-            with parameters_on_meta(self._dispatcher), reproducible_building():
+    def _failure_without_memory(self) -> str | None:
+        """Build the model with weights that have no memory; returns why that failed, if it did."""
+
+        def build() -> None:
+            self._start_over()
+            with self._builder.without_memory(), reproducible_building():
                 self._loaded = self._built()
+
+        try:
+            self._dispatcher.reads.run(build)
+        except UntraceableError as error:
+            return str(error)
         except TargetError:
             raise
-        except Exception:  # not kept: its frames hold the model
-            return False
-        return True
+        except Exception as error:  # not kept: its frames hold the model
+            return user_error(error, doing="building the model").message
+        return None
 
     def _built(self) -> LoadedWorkload:
         workload = self._workload
         model = build_model(workload.target, keyword_arguments(workload.model_args))
-        # A module that was built when it was imported may have lost its weights to another tracer.
-        for parameter in model.parameters():
-            self._dispatcher.keep_on_host(parameter)
         if model is resolve(parse_import_path(workload.target)):
             model = copy.deepcopy(model)  # the next precision finds it on the host, as now
-        return LoadedWorkload(workload, self._plan, _DEVICE, model)
+        self._builder.take_memory(model)
+        loaded = LoadedWorkload(workload, self._plan, _DEVICE, model, self._choice)
+        self._choice = loaded.choice
+        return loaded
 
     def _start_over(self) -> None:
         """Forget the model, and all that it had on the GPU but what the user's code keeps."""
@@ -249,9 +280,48 @@ class Tracer:
         return self._workload_on_gpu.parameter_count()
 
     @property
+    def weights_dtype(self) -> str | None:
+        """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
+        return self._workload_on_gpu.weights_dtype
+
+    @property
     def optimizer(self) -> str | None:
         """Class of the optimizer; None in inference."""
         return self._optimizer
+
+    def fixed_memory(self) -> FixedMemory:
+        """Return what the step takes at any batch size. No trial may be going on."""
+        model = self._workload_on_gpu.model
+        parameters = list(model.parameters())
+        nbytes = sum(tensor.nbytes for tensor in (*parameters, *model.buffers()))
+        if self._workload.mode != "train":
+            return FixedMemory(parameter_bytes=nbytes)
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        try:
+            return FixedMemory(
+                parameter_bytes=nbytes,
+                gradient_bytes=sum(parameter.nbytes for parameter in trained),
+                optimizer_bytes=self._optimizer_bytes(trained),
+                optimizer=self._optimizer,
+            )
+        finally:
+            self._workload_on_gpu.clear_gradients()
+            gc.collect()
+            self._dispatcher.rewind(self._first_block)
+
+    def _optimizer_bytes(self, trained: Sequence[torch.nn.Parameter]) -> int | None:
+        """Return the size of the optimizer's state after a step; None: it takes no such step."""
+        try:
+            optimizer = self._workload_on_gpu.make_optimizer()
+            for parameter in trained:
+                parameter.grad = torch.empty_like(parameter)
+            optimizer.step()
+        except Exception:  # it needs a closure, or gradients of its own
+            return None
+        states = [value for state in optimizer.state.values() for value in state.values()]
+        return sum(
+            value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_cuda
+        )
 
     @property
     def operators(self) -> StepOperators | None:
@@ -259,9 +329,21 @@ class Tracer:
         return self._operators
 
     @property
+    def assumptions(self) -> list[Assumption]:
+        """What was chosen for the steps, as far as it is known."""
+        chosen, places = self._workload_on_gpu.assumptions, self.random_places
+        return [*chosen, draws_assumption(places)] if places else chosen
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
+        return self._workload_on_gpu.choice.stand_in_bytes
+
+    @property
     def notes(self) -> dict[str, str]:
-        """What the reader of the result must know, by code."""
-        return dict(self._recorder.notes)
+        """What the reader of the result must know, by `code` or `code:what`."""
+        of_the_model = self._loaded.notes if self._loaded is not None else {}
+        return {**of_the_model, **self._recorder.notes}
 
     @property
     def random_places(self) -> tuple[str, ...]:
@@ -295,7 +377,8 @@ class Tracer:
         """Return the program of a trial of so many optimizer steps.
 
         The first batch sizes are traced. From the third on, others follow from these, where the
-        structure of the step allows it.
+        structure of the step allows it, and where they are multiples of what those have in common: the
+        user's code may refuse others.
 
         Args:
             batch_size: of the trial.
@@ -312,60 +395,80 @@ class Tracer:
             self._traces.clear()
             self._scaled = None
         entries = self._traces.get(batch_size)
-        if entries is None and self._scaled is not None and not exact:
+        follows = self._scaled is not None and batch_size % math.gcd(*self._traces) == 0
+        if entries is None and self._scaled is not None and follows and not exact:
             entries = self._scaled.at(batch_size)
         if entries is None:
-            entries = self._traced(batch_size, steps)
+            try:
+                entries = self._traced(batch_size, steps)
+            except TargetError:
+                if follows:  # this size was not the only one: no other follows from any more
+                    self._scaled, self._may_scale = None, False
+                raise
             self._remember(batch_size, entries)
-        return program_of(self._load_entries, entries, self._gpu, sources)
+        return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
+
+    def _gpu_as_set(self) -> CudaTarget:
+        """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
+        return dataclasses.replace(
+            self._gpu,
+            tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
+            deterministic=torch.are_deterministic_algorithms_enabled(),
+        )
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traces[batch_size] = entries
         # A batch of one is special: it has no stride of its own.
         several = sorted(size for size in self._traces if size > 1)
-        if self._scaled is None and len(several) >= 3:
+        if self._may_scale and self._scaled is None and len(several) >= 3:
             chosen = (several[0], several[len(several) // 2], several[-1])
             self._scaled = fit([(size, self._traces[size]) for size in chosen])
 
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
-        while True:
-            is_over, entries = self._attempt(batch_size, steps)
-            if is_over:
-                return entries
+        self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size))
+        notes = dict(self._recorder.notes)
+        while not self._running(batch_size, lambda: self._run(batch_size, steps)):
+            self._recorder.notes = notes  # what other draws would have needed to know
+        self._operators = operators_of(self._entries)
+        return self._entries
 
-    def _attempt(self, batch_size: int, steps: int) -> tuple[bool, Sequence[Entry]]:
-        """Trace a trial; the first result is False if it has to be traced anew."""
-        recorder = self._recorder
+    def _be_fresh(self) -> None:
+        """Load the model again if it keeps anything of what ran before: the next would lack it."""
         if not self._forget_trial():
-            # What a trial left in the model would be missing from the next.
             self._load()
             self._dispatcher.rewind(self._first_block)
-        loaded = self._workload_on_gpu
-        notes = dict(recorder.notes)
+
+    def _running(self, batch_size: int, run: Callable[[], bool]) -> bool:
+        """Run something that calls the model, each time from its fresh state, and clear up after it.
+
+        Where the user's code raises upon a value that is not known, it runs again with another.
+        """
+
+        def attempt() -> bool:
+            self._be_fresh()
+            loaded = self._workload_on_gpu
+            try:
+                return run()
+            finally:
+                self._entries = list(self._recorder.entries)
+                loaded.clear_gradients()
+                self._autocast.clear_cache()
+                self._composites.forget()
+                gc.collect()
+
         try:
-            with self._largest.searched(batch_size):
-                is_over = self._run(loaded, batch_size, steps)
+            return self._dispatcher.reads.run(attempt)
         except Exception as error:
+            in_words_of_cuda(error)
             raise user_error(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
-                inputs=loaded.last_batch,
+                inputs=self._loaded.last_batch if self._loaded is not None else None,
             ) from error
-        finally:
-            entries = list(recorder.entries)
-            loaded.clear_gradients()
-            self._autocast.clear_cache()
-            self._composites.forget()
-            gc.collect()
-        if is_over:
-            self._operators = operators_of(entries)
-        else:
-            recorder.notes = notes  # what other draws would have needed to know
-        return is_over, entries
 
-    def _run(self, loaded: LoadedWorkload, batch_size: int, steps: int) -> bool:
+    def _run(self, batch_size: int, steps: int) -> bool:
         """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
-        recorder, largest = self._recorder, self._largest
+        recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
 
         def forward_is_done() -> None:
             recorder.has_targets(runner.targets)
@@ -378,7 +481,7 @@ class Tracer:
             return recorder.size_since(first)
 
         runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
-        with warnings.catch_warnings():
+        with largest.searched(batch_size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             while runner.wants_more(steps):
                 recorder.mark("forward_begin")
@@ -388,3 +491,10 @@ class Tracer:
                     largest.decide(size_of_step)
                     return False
         return True
+
+
+def _allows_tf32_convolutions() -> bool:
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

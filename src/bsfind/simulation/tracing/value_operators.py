@@ -1,8 +1,8 @@
 """Operators whose answer depends on values: reading a scalar, copying to the host, masks, indices.
 
-They answer from the twins of `Values`. Where values are not known, a scalar reads as zero (what a
-model in good health has no inf, no nan and no skipped step from) with a note, and a shape that
-depends on them cannot be traced.
+They answer from the twins of `Values`. Where values are not known, a scalar reads as training in good
+health would have it (see value_ranges.py and assumed_reads.py), and a shape that depends on them cannot
+be traced.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bsfind.simulation.tracing.dispatch import OperatorFacts, untraceable
+from bsfind.simulation.tracing.dispatch import OperatorFacts
+from bsfind.simulation.tracing.refusals import untraceable
 
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, Handler
@@ -22,7 +23,7 @@ __all__ = ["value_handlers"]
 _META = torch.device("meta")
 _SHAPED_BY_VALUES = (
     *("aten::nonzero", "aten::_unique2", "aten::_unique", "aten::unique_dim"),
-    *("aten::unique_consecutive", "aten::unique_dim_consecutive", "aten::bincount"),
+    *("aten::unique_consecutive", "aten::unique_dim_consecutive"),
     "aten::repeat_interleave.Tensor",
 )
 _INDEXING = (
@@ -36,6 +37,7 @@ def value_handlers() -> dict[str, Handler]:
     return {
         "aten::_local_scalar_dense": _scalar,
         "aten::equal": _equal,
+        "aten::allclose": _allclose,
         "aten::_to_copy": _to_copy,
         "aten::copy_": _copy,
         "aten::masked_select": _masked_select,
@@ -44,6 +46,7 @@ def value_handlers() -> dict[str, Handler]:
         "aten::_pin_memory": lambda _dispatcher, _facts, args, _kwargs: args[0],
         "aten::record_stream": lambda *_: None,
         **dict.fromkeys(_SHAPED_BY_VALUES, _shaped_by_values),
+        "aten::bincount": _bincount,
         **dict.fromkeys(_INDEXING, _index),
     }
 
@@ -57,19 +60,19 @@ def _scalar(
     values = dispatcher.values.of(tensor)
     if values is not None:
         return dispatcher.compute(facts, (values,), {})
-    if tensor.dtype == torch.bool:
-        dispatcher.recorder.note(
-            "value_assumed",
-            "the model reads a bool that depends on data; it was taken to be false",
-        )
-        return False
-    if not tensor.is_floating_point():
-        dispatcher.recorder.note(
-            "value_assumed",
-            "the model reads an integer that depends on data; it was taken to be zero",
-        )
-        return 0
-    return 0.0
+    return _as_python(_assumed(dispatcher, tensor), tensor.dtype)
+
+
+def _assumed(dispatcher: Dispatcher, tensor: torch.Tensor) -> bool | int | float:
+    """Return what an unknown value is taken for, as its bounds allow."""
+    known = dispatcher.values.ranges.of(tensor)
+    return known.low if known.is_decided else dispatcher.reads.answer(tensor.dtype, known)
+
+
+def _as_python(value: float, dtype: torch.dtype) -> bool | int | float:
+    if dtype == torch.bool:
+        return bool(value)
+    return float(value) if dtype.is_floating_point or dtype.is_complex else int(value)
 
 
 def _equal(
@@ -79,8 +82,23 @@ def _equal(
         return dispatcher.compute(facts, args, kwargs)
     if args[0].shape != args[1].shape:
         return False
+    if all(isinstance(tensor, torch.nn.Parameter) for tensor in args) and args[0] is not args[1]:
+        return False  # weights that were drawn, each for itself
     answer = dispatcher.values.on_host(facts.op, args, kwargs)
-    return False if answer is None else answer
+    return _reads_true((args[0] == args[1]).all()) if answer is None else answer
+
+
+def _allclose(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run `allclose` of aten/src/ATen/native/TensorCompare.cpp, which reads by itself."""
+    if not any(tensor.is_meta for tensor in args[:2]):
+        return dispatcher.compute(facts, args, kwargs)
+    return _reads_true(torch.isclose(*args, **kwargs).all())
+
+
+def _reads_true(tensor: torch.Tensor) -> bool:
+    return bool(torch.ops.aten._local_scalar_dense(tensor))
 
 
 def _to_copy(
@@ -103,11 +121,16 @@ def _copy(
 
 
 def _on_host(dispatcher: Dispatcher, tensor: torch.Tensor) -> torch.Tensor:
-    """Return the values of a tensor as the host reads them: zeros where they are not known."""
+    """Return the values of a tensor as the host reads them: as they are assumed if not known."""
     values = dispatcher.values.of(tensor)
     if values is not None:
         return values.clone()
-    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    if tensor.numel() == 1:
+        return torch.full(tensor.shape, _assumed(dispatcher, tensor), dtype=tensor.dtype)
+    guess = dispatcher.values.ranges.of(tensor).guess
+    if guess == 0:
+        return torch.zeros(tensor.shape, dtype=tensor.dtype)
+    return torch.full(tensor.shape, guess, dtype=tensor.dtype)
 
 
 def _masked_select(
@@ -147,6 +170,34 @@ def _shaped_by_values(
     return out
 
 
+def _bincount(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Count values: `minlength` bins where the values are not known, as class labels have.
+
+    `_bincount_cuda_template` of aten/src/ATen/native/cuda/SummaryOps.cu, torch 2.6-2.13.
+    """
+    given = {**dict(zip(("self", "weights", "minlength"), args, strict=False)), **kwargs}
+    bins, weights = given.get("minlength", 0), given.get("weights")
+    is_known = dispatcher.is_known(given["self"]) and (
+        weights is None or dispatcher.is_known(weights)
+    )
+    if not given["self"].is_meta or is_known or bins == 0:
+        return _shaped_by_values(dispatcher, facts, args, kwargs)
+    dispatcher.recorder.note(
+        "value_assumed",
+        "the model counts values that depend on data (`bincount`); they were taken to be below "
+        "`minlength`",
+    )
+    dtype = torch.int64
+    if weights is not None:
+        dtype = torch.float32 if weights.dtype == torch.float32 else torch.float64
+    with dispatcher.unseen():
+        out = torch.empty((bins,), dtype=dtype, device=_META)
+    dispatcher.record(facts, args, kwargs, out)
+    return out
+
+
 def _check_errors(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
@@ -167,13 +218,14 @@ def _made_on_gpu(dispatcher: Dispatcher, values: torch.Tensor) -> torch.Tensor:
 
 
 def _unknown_shape(facts: OperatorFacts) -> Exception:
-    return untraceable(facts.label, "The shape of its result depends on values that are not known.")
+    return untraceable(facts.label, "the shape of its result depends on values")
 
 
 def _index(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     tensor, indices = args[0], args[1]
+    dispatcher.refuse(facts, args, kwargs)
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
     reads = facts.name in ("aten::index", "aten::_unsafe_index")

@@ -4,7 +4,7 @@ A tensor of the simulated GPU has no values. Masks, lengths, indices and tables 
 small, though, and programs read them: `mask.all()`, `lengths.max().item()`, `x[keep]`. Each storage
 whose values are known has a twin in the host's memory; views share the twin as they share the
 storage, and what an operator does to the one is done to the other. As soon as something unknown
-flows in, the twin is dropped.
+flows in, the twin is dropped, and what is known from then on are bounds (see value_ranges.py).
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.tracing.torch_private import (
-    address_of,
-)
+from bsfind.simulation.tracing.torch_private import address_of
+from bsfind.simulation.tracing.value_ranges import Ranges
 
 __all__ = ["Values"]
 
@@ -45,21 +44,36 @@ _RANDOM = frozenset(
 )
 """Draws of these are as unknown as activations; integers are drawn from a range that was given."""
 
-_HEALTHY = {"aten::isnan": False, "aten::isinf": False, "aten::isfinite": True}
+_LEAVES_HEALTHY = frozenset(("aten::_amp_foreach_non_finite_check_and_unscale_",))
+"""Nothing that is known changes here: gradients in good health leave `found_inf` as it was."""
 
 
 class Values:
-    """The twins of a trace."""
+    """The twins of a trace.
+
+    Attributes:
+        ranges: bounds of values that are not known.
+    """
 
     def __init__(self) -> None:
         self._twins: dict[int, torch.Tensor] = {}
+        self.ranges = Ranges(self.of)
 
     def forget_storage(self, key: int) -> None:
         """Drop a storage's twin, if it has one."""
         self._twins.pop(key, None)
+        self.ranges.forget_storage(key)
+
+    def _lose(self, tensor: torch.Tensor) -> None:
+        """Drop the twin of a tensor: something unknown was written to it."""
+        key = address_of(tensor.untyped_storage())
+        twin = self._twins.pop(key, None)
+        if twin is not None:
+            self.ranges.keep_range_of(tensor, twin.view(tensor.dtype))
 
     def take(self, storage: Any) -> torch.Tensor | None:
         """Remove a storage's twin, if it has one, and return it."""
+        self.ranges.forget_storage(address_of(storage))
         return self._twins.pop(address_of(storage), None)
 
     def give(self, storage: Any, twin: torch.Tensor | None) -> None:
@@ -84,6 +98,7 @@ class Values:
         if not self._is_kept(tensor) or storage.nbytes() > 8 * _MAX_EXACT:
             self.forget_storage(address_of(storage))
             return
+        self.ranges.forget_storage(address_of(storage))
         self._twins[address_of(storage)] = torch.empty(storage.nbytes(), dtype=torch.uint8)
         own = self.of(tensor)
         assert own is not None
@@ -103,7 +118,7 @@ class Values:
         outputs: list[torch.Tensor | None],
         mutated: Sequence[torch.Tensor],
     ) -> None:
-        """Do with the twins what an operator just did with their tensors.
+        """Take note of what an operator did to the values that are known.
 
         Args:
             op: the operator.
@@ -113,12 +128,55 @@ class Values:
             outputs: its new tensors on the simulated GPU, flattened; None for the others.
             mutated: tensors that it wrote to.
         """
+        if name in _LEAVES_HEALTHY:
+            return
+        self._follow_twins(op, name, args, kwargs, outputs, mutated)
+        if not self.ranges.has_rule(name, is_in_place=bool(mutated)):
+            if self.ranges:
+                for tensor in mutated:
+                    self.ranges.forget_storage(address_of(tensor.untyped_storage()))
+            return
+        unknown = [None if t is None or self._has_twin(t) else t for t in outputs]
+        written = [tensor for tensor in mutated if not self._has_twin(tensor)]
+        self.follow_ranges(name, args, kwargs, unknown, written)
+
+    def follow_ranges(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        outputs: Sequence[torch.Tensor | None],
+        mutated: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """Take note of what an operator did to the bounds of values that are not known."""
+        if not mutated and not any(tensor is not None for tensor in outputs):
+            return
+        self.ranges.follow(name, args, kwargs, outputs, mutated)
+        for tensor in outputs:
+            if tensor is None or tensor.is_floating_point() or not self._is_kept(tensor):
+                continue
+            known = self.ranges.of(tensor)
+            if known.is_decided:
+                self.set(tensor, torch.full((), int(known.low), dtype=tensor.dtype))
+
+    def _has_twin(self, tensor: torch.Tensor) -> bool:
+        return (
+            tensor.layout is torch.strided and address_of(tensor.untyped_storage()) in self._twins
+        )
+
+    def _follow_twins(
+        self,
+        op: Any,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        outputs: list[torch.Tensor | None],
+        mutated: Sequence[torch.Tensor],
+    ) -> None:
+        """Do with the twins what an operator just did with their tensors (see `follow`)."""
         touched = [t for t in mutated if address_of(t.untyped_storage()) in self._twins]
         fresh = [t for t in outputs if t is not None and self._is_kept(t)]
         if not touched and not fresh:
-            return
-        if name in _HEALTHY and fresh:
-            self.set(fresh[0], torch.full((), _HEALTHY[name]))
             return
         # Only shape and dtype of the inputs of these matter.
         stand_in = name in _FACTORIES_LIKE
@@ -155,7 +213,7 @@ class Values:
                 known = False
         if not known:
             for tensor in touched:
-                self.forget_storage(address_of(tensor.untyped_storage()))
+                self._lose(tensor)
             return
         flat = result if isinstance(result, (list, tuple)) else (result,)
         for output, value in zip(outputs, flat, strict=False):

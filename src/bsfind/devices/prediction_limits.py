@@ -1,0 +1,96 @@
+"""Where a prediction is known not to follow the installed torch, or what the user's code set in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+
+from bsfind.records import ReportWarning
+from bsfind.simulation.accuracy import measured
+
+if TYPE_CHECKING:
+    from bsfind.simulation.tracing.step_operators import StepOperators
+
+__all__ = ["setting_warnings", "version_warnings"]
+
+
+def version_warnings(torch_version: str) -> list[ReportWarning]:
+    """Return what is known to differ in a torch that predictions were not compared with.
+
+    Args:
+        torch_version: `torch.__version__`.
+    """
+    if measured().is_for(torch_version):
+        return []
+    release = ".".join(torch_version.partition("+")[0].split(".")[:2])
+    major, minor = (int(part) for part in release.split("."))
+    modelled = tuple(int(part) for part in measured().torch.split("."))
+    if (major, minor) > modelled:
+        known = "a newer version is taken to be like it"
+    elif not (differs := list(_not_modelled(major, minor))):
+        known = "what is known to differ is modelled"
+    else:
+        known = f"known to differ and not modelled: {', '.join(differs)}"
+    return [
+        ReportWarning(
+            code="torch_version",
+            message=f"predictions were compared with torch {measured().torch} only, and this is "
+            f"{release}; {known}",
+            hint="keep more headroom, or measure with `--device cuda`",
+        )
+    ]
+
+
+def _not_modelled(major: int, minor: int) -> Iterator[str]:
+    """Yield what a version of torch, as on PyPI, does that the rules do not know."""
+    if (major, minor) < (2, 12):  # with cuDNN 9.19 (2.11) or older
+        yield "workspaces of convolutions (those of cuDNN 9.20 are taken)"
+    if (major, minor) < (2, 11):  # for CUDA 12, with cuDNN 9.10 (2.10) or older
+        yield "scratch memory of sorts and scans (that of CUDA 13.0 is taken)"
+        yield "3-D convolutions in half precision (taken to run in cuDNN)"
+
+
+def setting_warnings(operators: StepOperators) -> list[ReportWarning]:
+    """Return what torch's settings change that a prediction does not follow.
+
+    To be called after a step: modules set them when they are imported or built, or in `forward`.
+
+    Args:
+        operators: of the step.
+    """
+    found = []
+    cudnn = torch.backends.cudnn
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if operators.convolutions and cudnn.benchmark:
+        found.append(
+            ReportWarning(
+                code="cudnn_benchmark",
+                message="`torch.backends.cudnn.benchmark` is on: PyTorch times the kernels of each "
+                "convolution and takes the fastest, which only a GPU can tell. The prediction and its error "
+                "bound are for the kernels that it takes without; workspaces can be larger, and the first "
+                "step, which tries the kernels, can have a higher peak",
+                hint="measure with `--device cuda`, or keep more headroom",
+            )
+        )
+    if operators.convolutions and (cudnn.deterministic or deterministic):
+        found.append(
+            ReportWarning(
+                code="cudnn_deterministic",
+                message="deterministic convolutions are on: PyTorch leaves out kernels of cuDNN that are "
+                "not deterministic. The prediction and its error bound are for the kernels that it takes "
+                "otherwise; workspaces can be larger or smaller",
+                hint="measure with `--device cuda`, or keep more headroom",
+            )
+        )
+    if deterministic and not torch.is_deterministic_algorithms_warn_only_enabled():
+        found.append(
+            ReportWarning(
+                code="deterministic_algorithms",
+                message="`torch.use_deterministic_algorithms(True)`: on a GPU, PyTorch raises an error "
+                "where an operator has no deterministic kernel, which a prediction does not see",
+                hint="`warn_only=True` turns the error into a warning",
+            )
+        )
+    return found

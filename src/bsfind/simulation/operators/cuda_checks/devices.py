@@ -1,0 +1,116 @@
+"""Refuses tensors that were left in the host's memory, as CUDA's operators do.
+
+Operators with kernels for CUDA compare the devices of all their tensors first
+(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, called by what torchgen
+generates), unless their schema says `device_check: NoCheck`; of these, element-by-element ones take
+single values from the host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from bsfind.simulation.operators.call import Call
+from bsfind.simulation.operators.cuda_checks.check import specs_of
+
+__all__ = ["check_devices"]
+
+# Composites of element-by-element operators and of products, whose parts compare the devices.
+_COMPARED_BY_KERNELS = frozenset(
+    {
+        *("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "complex"),
+        *("binary_cross_entropy_with_logits", "stack", "index_fill", "masked_fill", "mv"),
+        *("_trilinear"),
+    }
+)
+
+_GPU = "cuda:0"
+_HOST = "cpu"
+
+
+def check_devices(call: Call, is_pointwise: bool) -> None:
+    """Refuse a call whose tensors are on two devices.
+
+    Args:
+        call: `on_gpu` tells where its tensors are.
+        is_pointwise: the operator works element by element.
+
+    Raises:
+        RuntimeError: it is refused, with PyTorch's text.
+    """
+    tensors = list(specs_of(call))
+    first = tensors[0][1]
+    name, tensor = next((n, t) for n, t in tensors if t.on_gpu != first.on_gpu)
+    wrapper = _wrappers().get(f"{call.operator.partition('::')[2]}.{call.overload}")
+    if wrapper is not None:
+        there, here = (_GPU if t.on_gpu else _HOST for t in (tensor, first))
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but got {name} is on {there}, "
+            f"different from other tensors on {here} (when checking argument in method {wrapper})"
+        )
+    is_pointwise = is_pointwise or call.operator.partition("::")[2] in _COMPARED_BY_KERNELS
+    if is_pointwise and any(not t.on_gpu and t.dim > 0 for _, t in tensors):
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, "
+            f"but found at least two devices, {_GPU} and {_HOST}!"
+        )
+
+
+@dataclass(frozen=True)
+class _Function:
+    name: str
+    overload: str
+    delegate: str | None
+    is_structured: bool
+    is_checked: bool
+    has_kernel: bool
+
+
+@functools.cache
+def _wrappers() -> dict[str, str]:
+    """Return the names of the wrappers that compare devices, by `name.overload` of the operator.
+
+    Read from torchgen's native_functions.yaml, which comes with torch; without it there are none.
+    """
+    source = _native_functions()
+    functions = {}
+    for entry in re.split(r"^- func: ", source, flags=re.MULTILINE)[1:]:
+        signature = re.match(r"(\w+)(?:\.(\w+))?\(", entry)
+        if signature is None:
+            continue
+        delegate = re.search(r"^  structured_delegate: (\S+)", entry, re.MULTILINE)
+        functions[f"{signature[1]}.{signature[2] or 'default'}"] = _Function(
+            name=signature[1],
+            overload=signature[2] or "",
+            delegate=None if delegate is None else delegate[1],
+            is_structured=delegate is not None or "\n  structured: True" in entry,
+            is_checked="device_check: NoCheck" not in entry,
+            has_kernel=re.search(r"^    [\w, ]*\bCUDA\b[\w, ]*:", entry, re.MULTILINE) is not None,
+        )
+    wrappers = {}
+    for key, function in functions.items():
+        kernel = functions.get(function.delegate or "", function)
+        if not function.is_checked or not kernel.has_kernel:
+            continue
+        parts = [function.name, function.overload]
+        if not function.is_structured:
+            parts.reverse()
+        name = "_".join(parts) if not function.is_structured else "_".join(filter(None, parts))
+        wrappers[key] = f"wrapper_CUDA_{name}"
+    return wrappers
+
+
+def _native_functions() -> str:
+    spec = find_spec("torchgen")
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    folder = Path(spec.submodule_search_locations[0])
+    try:
+        file = folder / "packaged" / "ATen" / "native" / "native_functions.yaml"
+        return file.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,228 @@
+"""What a tensor of the output is trained with: read off its shape, the inputs and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
+
+from bsfind.workload.outputs import Path, name_of
+
+__all__ = ["Criterion", "Term", "Widths", "class_dimension", "criterion_of", "shape_of"]
+
+Kind = Literal[
+    "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "mse", "mean"
+]
+
+_OF_CLASSES = ("cross-entropy", "negative log-likelihood")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """A loss of one tensor, and the reason for it.
+
+    Attributes:
+        kind: `own`: the tensor is a loss itself; `mean`: no loss is known, its mean stands in.
+        class_dim: dimension of the classes, 1 or -1, where there are any.
+        why: what the tensor was taken for.
+    """
+
+    kind: Kind
+    class_dim: int = 1
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One term of the loss: a criterion of the tensor at a path of the output."""
+
+    path: Path
+    criterion: Criterion
+    shape: tuple[int, ...]
+
+    def describe(self) -> str:
+        """Return it as text: `cross-entropy on the output (N, 1000)`."""
+        joint = "of" if self.criterion.kind == "mean" else "on"
+        return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape_of(self.shape)}"
+
+    def target_maker(self, scores: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+        """Return the function that makes targets for scores like these; None if it needs none."""
+        kind, device = self.criterion.kind, scores.device
+        if kind in ("own", "mean"):
+            return None
+        shape = list(scores.shape)
+        if kind in _OF_CLASSES:
+            classes = shape.pop(self.criterion.class_dim)
+            return lambda: torch.randint(0, classes, shape, device=device)
+        # A data loader makes float32, whatever autocast makes of the scores.
+        is_cast = torch.is_autocast_enabled(device.type)
+        dtype = torch.float32 if is_cast else scores.dtype
+        make = torch.randn if kind == "mse" else torch.rand
+        return lambda: make(shape, device=device, dtype=dtype)
+
+    def loss(self, scores: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
+        """Return the loss of the scores."""
+        kind = self.criterion.kind
+        if kind == "own":
+            return scores if scores.dim() == 0 else scores.float().mean()
+        if targets is None:
+            return scores.float().mean()
+        if kind == "mse":
+            return F.mse_loss(scores, targets)
+        if kind == "binary cross-entropy":
+            return F.binary_cross_entropy_with_logits(scores, targets)
+        if self.criterion.class_dim == -1 and scores.dim() > 2:
+            scores, targets = scores.flatten(0, -2), targets.flatten()
+        if kind == "negative log-likelihood":
+            return F.nll_loss(scores, targets)
+        return F.cross_entropy(scores, targets)
+
+
+def shape_of(shape: Sequence[int]) -> str:
+    """Return a shape with its first dimension left open: `(N, 1000)`."""
+    return f"({', '.join(['N', *map(str, shape[1:])])})"
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Sizes that tell scores of a vocabulary from hidden states.
+
+    Attributes:
+        vocabularies: numbers of embeddings.
+        hidden: their widths.
+    """
+
+    vocabularies: frozenset[int]
+    hidden: frozenset[int]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Widths:
+        """Return those of the embeddings in a model."""
+        tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+        return cls(
+            frozenset(table.num_embeddings for table in tables),
+            frozenset(table.embedding_dim for table in tables),
+        )
+
+    def are_hidden(self, size: int) -> bool:
+        """Tell whether a dimension of this size is that of hidden states."""
+        return size in self.hidden and size not in self.vocabularies
+
+
+def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: Widths) -> Criterion:
+    """Return what a floating tensor of the output is most likely trained with.
+
+    Args:
+        tensor: of the output, with one dimension or more.
+        inputs: of the same forward pass.
+        widths: of the model's embeddings.
+    """
+    kind: Kind = "cross-entropy"
+    if (found := _log_softmax(tensor)) is not None:
+        return found
+    if any(x.is_floating_point() and x.shape == tensor.shape for x in inputs):
+        return Criterion(kind="mse", why="the output has the shape of an input")
+    if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
+        return Criterion(kind="binary cross-entropy", why="the output is one score for each target")
+    has_tokens = any(_is_tokens(x) for x in inputs)
+    if tensor.dim() == 2:
+        if has_tokens and widths.are_hidden(tensor.shape[1]):
+            return _hidden(tensor.shape[1])
+        return Criterion(kind=kind, why="the output is class scores")
+    class_dim, doubt = class_dimension(tensor, inputs)
+    if tensor.dim() == 3:
+        classes = tensor.shape[class_dim]
+        if classes == 1:
+            return Criterion(
+                kind="binary cross-entropy", why="the output is one score for each target"
+            )
+        if has_tokens and widths.are_hidden(classes):
+            return _hidden(classes)
+        what = "scores of a vocabulary" if classes in widths.vocabularies else "class scores"
+        return Criterion(kind=kind, class_dim=class_dim, why=f"the output is {what}{doubt}")
+    return _dense(tensor, inputs, class_dim)
+
+
+def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
+    """Return the criterion of what the model has put through log_softmax already."""
+    node = tensor.grad_fn
+    if node is None or not node.name().startswith("LogSoftmaxBackward") or tensor.dim() < 2:
+        return None
+    dim = int(getattr(node, "_saved_dim", 1))
+    is_last = dim in (tensor.dim() - 1, -1, (1 << 64) - 1)  # torch shows it unsigned
+    if dim != 1 and not is_last:
+        return None
+    return Criterion(
+        kind="negative log-likelihood",
+        class_dim=-1 if is_last else 1,
+        why="the output is log-probabilities",
+    )
+
+
+def _is_tokens(tensor: torch.Tensor) -> bool:
+    kinds = (torch.int64, torch.int32, torch.int16, torch.uint8)
+    return tensor.dtype in kinds and tensor.dim() == 2
+
+
+def _hidden(size: int) -> Criterion:
+    return Criterion(
+        kind="mean", why=f"the output is hidden states of width {size}, not class scores"
+    )
+
+
+def _dense(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], class_dim: int) -> Criterion:
+    """Return the criterion of an output with two spatial dimensions or more."""
+    spatial = tensor.dim() - 2
+    grids = [x for x in inputs if x.dim() > spatial]
+    sizes = tensor.shape[2:] if class_dim == 1 else tensor.shape[1:-1]
+    if any(
+        all(ours >= theirs for ours, theirs in zip(sizes, x.shape[-spatial:], strict=True))
+        and sizes != x.shape[-spatial:]
+        for x in grids
+    ):
+        if any(x.dim() == tensor.dim() and x.shape[1] == tensor.shape[1] for x in grids):
+            return Criterion(kind="mse", why="the output is a larger version of an input")
+        return Criterion(kind="mean", why="the output is larger than the inputs: no class scores")
+    if not grids:
+        return Criterion(kind="mean", why="the output is an image and no input is one")
+    return Criterion(
+        kind="cross-entropy",
+        class_dim=class_dim,
+        why="the output is class scores for each position (dense prediction)",
+    )
+
+
+def class_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tuple[int, str]:
+    """Return which dimension of scores is that of the classes, 1 or -1, and the doubt in words.
+
+    Scores of sequences are (N, T, C) or (N, C, T), told from each other by the inputs' sizes. Where
+    these do not tell, the smaller dimension is taken for the classes: more positions have more targets,
+    which takes more memory.
+    """
+    if tensor.dim() == 2:
+        return 1, ""
+    if tensor.dim() > 3:
+        spatial = tensor.dim() - 2
+        grids = [x.shape[-spatial:] for x in inputs if x.dim() > spatial]
+        is_last = tensor.shape[1:-1] in grids and tensor.shape[2:] not in grids
+        return (-1 if is_last else 1), ""
+    first, last = tensor.shape[1], tensor.shape[2]
+    tokens = {x.shape[1] for x in inputs if _is_tokens(x)}
+    sequences = [x for x in inputs if x.is_floating_point() and x.dim() in (2, 3)]
+    if tokens:
+        is_last, is_first = first in tokens or last not in tokens, last in tokens
+    else:
+        is_last = any(x.dim() == 3 and x.shape[1] == first for x in sequences)
+        is_first = any(x.shape[-1] == last for x in sequences)
+    if is_last != is_first:
+        return (-1 if is_last else 1), ""
+    chosen = -1 if last <= first else 1
+    other = "(N, C, T)" if chosen == -1 else "(N, T, C)"
+    return chosen, (
+        f"; its shape does not tell which dimension has the classes ({other} is possible), and this "
+        "takes more memory"
+    )

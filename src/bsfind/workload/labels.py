@@ -1,0 +1,209 @@
+"""Synthetic labels for models that compute their loss themselves when they get some.
+
+A model is given labels through the arguments of its `forward` that are called like labels. Their shape
+follows from what the model returns without them, from its inputs and, in transformers, from its
+configuration. Several shapes may be possible: they are tried in the order of their likelihood.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsfind.workload.inputs import Batch
+from bsfind.workload.outputs import float_leaves, named
+
+__all__ = ["Label", "candidates", "missing_labels"]
+
+_NAMES = (
+    *("labels", "targets", "target", "label", "label_ids", "lm_labels", "target_ids"),
+    *("tgt_labels", "y", "y_true", "gt", "ground_truth"),
+)
+"""What arguments for labels are called, the surest first."""
+
+_OF_SENTENCES = ("next_sentence_label", "sentence_order_label")
+_OF_SPANS = ("start_positions", "end_positions")
+_FLAG = "return_loss"
+"""transformers' contrastive models: their labels are the pairs of the batch."""
+
+_MOST_DECODER_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """One argument with synthetic labels.
+
+    Attributes:
+        name: of the argument.
+        shape: for each sample; None: the whole shape of the token ids.
+        rows: labels for each sample where there are more rows than samples.
+        high: integers are drawn from 0 ≤ x < high; None: floating labels.
+        is_flag: the argument is `True`, and no tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...] | None = ()
+    rows: int = 1
+    high: int | None = None
+    is_flag: bool = False
+
+    def make(self, batch: Batch, device: torch.device, float_dtype: torch.dtype | None) -> Any:
+        """Return the labels of a batch."""
+        if self.is_flag:
+            return True
+        if self.shape is None:
+            shape = tuple(_token_ids(batch).shape)  # type: ignore[union-attr]
+        else:
+            shape = (batch.tensors()[0].shape[0] * self.rows, *self.shape)
+        if self.high is None:
+            return torch.rand(shape, device=device, dtype=float_dtype)
+        return torch.randint(0, self.high, shape, device=device)
+
+
+def missing_labels(model: nn.Module, positional: int, keywords: Collection[str]) -> list[str]:
+    """Return the arguments of `forward` that are called like labels and that are not given.
+
+    Args:
+        model: the model.
+        positional: number of positional inputs that are given.
+        keywords: names of keyword inputs that are given.
+    """
+    names = _arguments(model)
+    given = {*names[:positional], *keywords}
+    known = (*_NAMES, *_OF_SENTENCES, *_OF_SPANS, _FLAG)
+    return [name for name in known if name in names and name not in given]
+
+
+def _arguments(model: nn.Module) -> list[str]:
+    """Return the names of the arguments of `forward`, of the wrapped model where a wrapper has none."""
+    module: nn.Module | None = model
+    while module is not None:
+        try:
+            parameters = inspect.signature(module.forward).parameters.values()
+        except (TypeError, ValueError):
+            return []
+        names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        children = list(module.children())
+        if names or not passes_on or len(children) != 1:
+            return names
+        (module,) = children  # DataParallel, torch.compile, peft, wrappers of the user's
+    return []
+
+
+def candidates(
+    model: nn.Module, missing: Sequence[str], batch: Batch, output: Any | None
+) -> Iterator[tuple[Label, ...]]:
+    """Yield labels that the model may take, the likeliest first.
+
+    Args:
+        model: the model.
+        missing: what `missing_labels` returned.
+        batch: of a forward pass without labels.
+        output: what it returned; None: the model does not run without labels.
+    """
+    scores = None if output is None else _scores(output)
+    if all(name in missing for name in _OF_SPANS):
+        length = scores.shape[1] if scores is not None and scores.dim() > 1 else 1
+        yield tuple(Label(name=name, high=length) for name in _OF_SPANS)
+    name = next((name for name in missing if name in _NAMES), None)
+    if name is not None:
+        besides = tuple(Label(name=other, high=2) for other in missing if other in _OF_SENTENCES)
+        seen: set[Label] = set()
+        for label in _shapes(name, model, batch, scores):
+            if label not in seen:
+                seen.add(label)
+                yield (label, *besides)
+    if _FLAG in missing:
+        yield (Label(name=_FLAG, is_flag=True),)
+
+
+def _shapes(
+    name: str, model: nn.Module, batch: Batch, scores: torch.Tensor | None
+) -> Iterator[Label]:
+    ids = _token_ids(batch)
+    config = getattr(model, "config", None)
+    if scores is None:
+        if ids is not None:
+            yield Label(name=name, shape=None, high=_vocabulary(model))
+        elif (tokens := _decoder_tokens(config)) is not None:
+            yield Label(name=name, shape=(tokens,), high=_vocabulary(model))
+        yield Label(name=name, high=2)
+        return
+    n = batch.tensors()[0].shape[0]
+    rows = scores.shape[0] // n if n and scores.shape[0] % n == 0 else 1
+    classes = scores.shape[1] if scores.dim() > 1 else 1
+    is_regression = getattr(config, "problem_type", None) == "regression"
+    is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
+    same = Label(name=name, shape=tuple(scores.shape[1:]), rows=rows)
+    if scores.dim() <= 2:
+        if is_multi_label or (is_regression and classes > 1):
+            yield same
+        if classes == 1:
+            yield Label(name=name, rows=rows)
+            yield same
+        yield Label(name=name, rows=rows, high=max(2, classes))
+        yield same
+    elif scores.dim() == 3:
+        classes = scores.shape[-1]
+        if ids is not None:
+            yield Label(name=name, shape=None, high=classes)
+        if type(model).__name__.endswith("ForCTC"):
+            # As many characters as an alignment can have room for between blanks.
+            yield Label(name=name, shape=(max(1, scores.shape[1] // 2),), high=max(2, classes))
+        yield Label(name=name, shape=(scores.shape[1],), rows=rows, high=classes)
+        yield Label(name=name, shape=(scores.shape[2],), rows=rows, high=scores.shape[1])
+        yield same
+    else:
+        spatial = scores.dim() - 2
+        if any(x.is_floating_point() and x.shape == scores.shape for x in batch.tensors()):
+            yield same
+        if classes == 1:
+            yield same
+        for x in batch.tensors():
+            if x.dim() > spatial:
+                yield Label(name=name, shape=tuple(x.shape[-spatial:]), high=max(2, classes))
+        yield Label(name=name, shape=tuple(scores.shape[2:]), rows=rows, high=max(2, classes))
+        yield same
+
+
+def _scores(output: Any) -> torch.Tensor | None:
+    logits = named(output, "logits")
+    if logits is not None:
+        return logits
+    return next((tensor for _, tensor in float_leaves(output) if tensor.dim() > 0), None)
+
+
+def _token_ids(batch: Batch) -> torch.Tensor | None:
+    """Return the input that labels for each token have the shape of.
+
+    A decoder's ids go before the encoder's.
+    """
+    named_ones = [batch.kwargs.get(name) for name in ("decoder_input_ids", "input_ids")]
+    found = [x for x in named_ones if isinstance(x, torch.Tensor)]
+    found += [x for x in batch.tensors() if not x.is_floating_point() and x.dtype != torch.bool]
+    return next((x for x in found if x.dim() == 2), None)
+
+
+def _decoder_tokens(config: Any) -> int | None:
+    """Return how many tokens a decoder of transformers takes at most; None if it is no such model."""
+    for name in ("max_target_positions", "max_position_embeddings"):
+        decoder = getattr(config, "decoder", config)
+        most = getattr(decoder, name, None)
+        if isinstance(most, int):
+            return min(most, _MOST_DECODER_TOKENS)
+    return None
+
+
+def _vocabulary(model: nn.Module) -> int:
+    """Return a number that is valid as the number of classes: the smallest vocabulary, or 2."""
+    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    size = getattr(getattr(model, "config", None), "vocab_size", None)
+    if isinstance(size, int):
+        return max(2, size)
+    return max(2, max(sizes)) if sizes else 2

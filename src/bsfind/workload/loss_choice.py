@@ -1,0 +1,272 @@
+"""`--loss auto`: which loss a model is most likely trained with, found out once for a workload.
+
+In this order: the model's own loss; the model's own loss from synthetic labels, where its `forward` has
+an argument for some; a loss of scores, by their shape; the mean of the output, which stands in for a
+loss that is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsfind.oom import FailureKind, classify
+from bsfind.records import Assumption
+from bsfind.workload.criteria import Criterion, Term, Widths, criterion_of, shape_of
+from bsfind.workload.inputs import Batch
+from bsfind.workload.labels import Label, candidates, missing_labels
+from bsfind.workload.loss import mean_of
+from bsfind.workload.outputs import float_leaves, name_of, named, trained_by
+
+__all__ = ["LossChoice"]
+
+_OWN = Criterion(kind="own")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """What is trained.
+
+    Attributes:
+        terms: whose sum it is.
+        name: for people.
+        why: it was chosen, no full stop.
+        stand_in_bytes: of the output for each sample, where no loss is known; None where one is.
+    """
+
+    terms: Sequence[Term]
+    name: str
+    why: str
+    stand_in_bytes: int | None = None
+
+
+class LossChoice:
+    """The loss of a workload, chosen at its first forward pass and kept for all batch sizes.
+
+    It keeps no tensor, and holds for the same model when that is built again.
+
+    Args:
+        device: where labels are made.
+        float_dtype: dtype of floating labels; None: torch's default.
+    """
+
+    def __init__(self, device: torch.device, float_dtype: torch.dtype | None) -> None:
+        self._device = device
+        self._float_dtype = float_dtype
+        self._chosen: _Chosen | None = None
+        self._labels: tuple[Label, ...] = ()
+        self._refusal = ""
+        self._has_tried_labels = False
+
+    # ------------------------------------------------------------------------------- labels
+
+    def needs_a_try(self, model: nn.Module, positional: int, keywords: Collection[str]) -> bool:
+        """Whether forward passes must tell if the model takes labels (see `try_labels`).
+
+        Args:
+            model: the model.
+            positional: number of positional inputs.
+            keywords: names of keyword inputs.
+        """
+        if self._has_tried_labels or self._chosen is not None:
+            return False
+        return bool(missing_labels(model, positional, keywords))
+
+    def try_labels(self, model: nn.Module, forward: Callable[[Batch], Any], batch: Batch) -> None:
+        """Find out whether the model computes its loss from labels.
+
+        Args:
+            model: the model.
+            forward: the forward pass, as in a step.
+            batch: without labels.
+
+        Raises:
+            Exception: what the model raises without labels, where it does not run with them either.
+        """
+        output, failure = None, None
+        try:
+            output = forward(batch)
+        except Exception as error:
+            _raise_unless_of_the_model(error)
+            failure = error
+        if output is None or _own(output) is None:
+            self._labels = self._accepted(model, forward, batch, output)
+        if failure is not None and not self._labels:
+            raise failure
+        self._has_tried_labels = True
+
+    def _accepted(
+        self,
+        model: nn.Module,
+        forward: Callable[[Batch], Any],
+        batch: Batch,
+        output: Any | None,
+    ) -> tuple[Label, ...]:
+        """Return the first labels from which the model computes a loss; none if there are none."""
+        missing = missing_labels(model, len(batch.args), batch.kwargs)
+        for labels in candidates(model, missing, batch, output):
+            try:
+                result = forward(self._with(labels, batch))
+            except Exception as error:
+                _raise_unless_of_the_model(error)
+                self._refusal = f"{type(error).__name__}: {error}".splitlines()[0]
+                continue
+            self._refusal = ""
+            if _own(result) is not None:
+                return labels
+        return ()
+
+    def with_labels(self, batch: Batch) -> Batch:
+        """Return a batch with labels, if the model takes any."""
+        return self._with(self._labels, batch) if self._labels else batch
+
+    def _with(self, labels: Sequence[Label], batch: Batch) -> Batch:
+        made = {label.name: label.make(batch, self._device, self._float_dtype) for label in labels}
+        return replace(batch, kwargs={**batch.kwargs, **made})
+
+    # ------------------------------------------------------------------------------- the loss
+
+    def terms_of(self, model: nn.Module, output: Any, batch: Batch) -> Sequence[Term]:
+        """Return the terms of the loss; what the first output says holds for the later ones."""
+        if self._chosen is None:
+            own = _own(output)
+            if own is None:
+                self._chosen = _by_shapes(model, output, batch, self._refusal)
+            elif self._labels:
+                self._chosen = replace(own, **self._from_labels(batch))
+            else:
+                self._chosen = own
+        return self._chosen.terms
+
+    def _from_labels(self, batch: Batch) -> dict[str, Any]:
+        names = [label.name for label in self._labels]
+        shown = ", ".join(
+            f"`{name}`"
+            if batch.kwargs[name] is True
+            else f"`{name}` {shape_of(batch.kwargs[name].shape)}"
+            for name in names
+        )
+        return {
+            "name": f"the model's own loss from {shown}",
+            "why": f"`forward` takes `{names[0]}`, which was not given, and returns a loss then",
+        }
+
+    # ------------------------------------------------------------------------------- for people
+
+    @property
+    def assumption(self) -> Assumption | None:
+        """What was chosen; None as long as nothing is."""
+        if self._chosen is None:
+            return None
+        return Assumption(what="loss", value=self._chosen.name, why=self._chosen.why)
+
+    @property
+    def stand_in_bytes(self) -> int | None:
+        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
+        return self._chosen.stand_in_bytes if self._chosen else None
+
+
+def _raise_unless_of_the_model(error: Exception) -> None:
+    """Raise again what says nothing about labels: memory, a device that failed."""
+    if classify(error) is FailureKind.OUT_OF_MEMORY:
+        raise error
+
+
+def _own(output: Any) -> _Chosen | None:
+    """Return the loss that an output has itself; None if it has none, or not all of it."""
+    loss = named(output, "loss")
+    if loss is not None and loss.requires_grad:
+        return _own_loss([("loss",)], [loss], "the output has a `loss`")
+    found = float_leaves(output)
+    scalars = [(path, t) for path, t in found if t.dim() == 0 and t.requires_grad]
+    if not scalars:
+        return None
+    others = [t for _, t in found if t.dim() > 0 and t.requires_grad]
+    if not trained_by(others) <= trained_by(t for _, t in scalars):
+        return None  # a term of the loss (commitment, load balancing) and not all of it
+    paths = [path for path, _ in scalars]
+    why = (
+        f"{name_of(paths[0])} is one number that depends on all that is trained"
+        if len(paths) == 1
+        else f"the output has {len(paths)} numbers that depend on all that is trained: their sum"
+    )
+    return _own_loss(paths, [t for _, t in scalars], why)
+
+
+def _own_loss(paths: Sequence[Any], losses: Sequence[torch.Tensor], why: str) -> _Chosen:
+    terms = [
+        Term(path=path, criterion=_OWN, shape=tuple(loss.shape))
+        for path, loss in zip(paths, losses, strict=True)
+    ]
+    return _Chosen(terms=terms, name="the model's own loss", why=why)
+
+
+def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Chosen:
+    """Return what an output is trained with by the shapes of its tensors."""
+    inputs, widths = batch.tensors(), Widths.of(model)
+    scalars = [path for path, t in float_leaves(output) if t.dim() == 0 and t.requires_grad]
+    tensors = [(path, t) for path, t in _candidates(output) if t.dim() > 0 and t.requires_grad]
+    ends = {path: trained_by([t]) for path, t in tensors}
+    terms: list[Term] = []
+    for path, tensor in tensors:
+        if any(ends[path] < others for others in ends.values()):
+            continue  # features, say, from which another output is made
+        criterion = criterion_of(tensor, inputs, widths)
+        term = Term(path=path, criterion=criterion, shape=tuple(tensor.shape))
+        if any(ends[path] == ends[other.path] and not _alike(term, other) for other in terms):
+            continue
+        terms.append(term)
+    refused = f"; with labels the model raises {refusal}" if refusal else ""
+    if all(term.criterion.kind == "mean" for term in terms):
+        why = terms[0].criterion.why if terms else "the output has nothing to train"
+        return _stand_in(output, why + refused, batch)
+    own = [Term(path=path, criterion=_OWN, shape=()) for path in scalars]
+    name = " + ".join(_described(terms))
+    if own:
+        name += " + the model's own " + ", ".join(name_of(term.path) for term in own)
+    why = "; ".join(dict.fromkeys(term.criterion.why for term in terms)) + refused
+    return _Chosen(terms=[*terms, *own], name=name, why=why)
+
+
+def _candidates(output: Any) -> list[Any]:
+    """Return the tensors of an output that may be scores, with their paths."""
+    found = float_leaves(output)
+    logits = named(output, "logits")
+    if logits is not None and not isinstance(output, (list, tuple)):
+        return [(("logits",), logits)]
+    if named(output, "out") is not None:  # torchvision's segmentation
+        return [(path, t) for path, t in found if path[0] == "out" or str(path[0])[:3] == "aux"]
+    return found
+
+
+def _alike(term: Term, other: Term) -> bool:
+    """Tell whether two outputs are the same at two depths, or scales, of a network."""
+    ours, theirs = term.criterion, other.criterion
+    return (
+        ours.kind == theirs.kind
+        and len(term.shape) == len(other.shape)
+        and (
+            ours.kind != "cross-entropy"
+            or term.shape[ours.class_dim] == other.shape[theirs.class_dim]
+        )
+    )
+
+
+def _described(terms: Sequence[Term]) -> list[str]:
+    """Return the terms as text, several that are alike as one."""
+    if len(terms) > 2 and all(_alike(term, terms[0]) for term in terms):
+        return [f"{terms[0].criterion.kind} on {len(terms)} outputs {shape_of(terms[0].shape)} …"]
+    return [term.describe() for term in terms]
+
+
+def _stand_in(output: Any, why: str, batch: Batch) -> _Chosen:
+    terms = mean_of(output)
+    sizes = [tensor.numel() * tensor.element_size() for _, tensor in float_leaves(output)]
+    of_batch = batch.tensors()
+    samples = max(1, of_batch[0].shape[0] if of_batch and of_batch[0].dim() else 1)
+    name = terms[0].describe() if len(terms) == 1 else f"mean of {len(terms)} outputs"
+    return _Chosen(terms=terms, name=name, why=why, stand_in_bytes=sum(sizes) // samples)

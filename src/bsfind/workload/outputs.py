@@ -1,0 +1,91 @@
+"""What a model returned: its tensors, where they are in it, and which parameters they train."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsfind.errors import TargetError
+
+__all__ = ["Path", "float_leaves", "leaves", "name_of", "named", "tensor_at", "trained_by"]
+
+Path = tuple[Any, ...]
+"""Where a tensor is in an output: keys of mappings, indices of sequences, names of attributes."""
+
+
+def leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
+    """Yield the tensors of an output, in tuples, lists, mappings and plain objects too."""
+    if isinstance(output, torch.Tensor):
+        yield path, output
+    elif isinstance(output, Mapping):
+        for key, value in output.items():
+            yield from leaves(value, (*path, key))
+    elif isinstance(output, (list, tuple)):
+        for index, value in enumerate(output):
+            yield from leaves(value, (*path, index))
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from leaves(getattr(output, field.name), (*path, field.name))
+    elif hasattr(output, "__dict__") and not isinstance(output, (nn.Module, type)):
+        for name, value in vars(output).items():
+            if isinstance(value, torch.Tensor):
+                yield (*path, name), value
+
+
+def float_leaves(output: Any) -> list[tuple[Path, torch.Tensor]]:
+    """Return the floating tensors of an output."""
+    return [(path, tensor) for path, tensor in leaves(output) if tensor.is_floating_point()]
+
+
+def named(output: Any, name: str) -> torch.Tensor | None:
+    """Return the tensor that an output has as an item or attribute of this name, if it has one."""
+    if isinstance(output, torch.Tensor):
+        return None
+    value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    return value if isinstance(value, torch.Tensor) else None
+
+
+def tensor_at(output: Any, path: Path) -> torch.Tensor:
+    """Return the tensor that `leaves` found at a path, in the output of another step.
+
+    Raises:
+        TargetError: there is none.
+    """
+    found = output
+    try:
+        for step in path:
+            is_attribute = isinstance(step, str) and not isinstance(found, Mapping)
+            found = getattr(found, step) if is_attribute else found[step]
+    except (AttributeError, IndexError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, torch.Tensor):
+        raise TargetError(
+            f"the model's output has changed from one step to another: {name_of(path)} is gone",
+            hint="pass the loss as a function, `--loss pkg.mod:fn`, or the step, `--step pkg.mod:fn`",
+        )
+    return found
+
+
+def name_of(path: Path) -> str:
+    """Return what a tensor of the output is called: `the output`, `output[1]`, `output["aux"]`."""
+    if not path:
+        return "the output"
+    return "output" + "".join(
+        f'["{step}"]' if isinstance(step, str) else f"[{step}]" for step in path
+    )
+
+
+def trained_by(tensors: Iterable[torch.Tensor]) -> frozenset[Any]:
+    """Return the ends of the autograd graph of these tensors: one for each parameter they train."""
+    seen: set[Any] = set()
+    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(other for other, _ in node.next_functions if other is not None)
+    return frozenset(node for node in seen if not node.next_functions)

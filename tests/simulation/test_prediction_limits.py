@@ -1,0 +1,100 @@
+"""What a prediction does not follow: other versions of torch, and settings of the user's code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bsfind.devices.prediction_limits import version_warnings
+from bsfind.devices.simulated import SimulatedDevice
+from bsfind.input_spec import InputSpec
+from bsfind.settings import DeviceChoice, Workload
+
+MODELS = Path(__file__).parents[1] / "models" / "operators.py"
+
+
+@pytest.fixture(autouse=True)
+def _settings() -> Iterator[None]:
+    yield
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)
+
+
+def codes_after(attribute: str, *shape: int) -> tuple[set[str], set[str]]:
+    """Return the codes of the warnings after the model was loaded, and after a trial."""
+    inputs = (InputSpec(shape=shape, dtype="float32"),)
+    workload = Workload(target=f"{MODELS}:{attribute}", inputs=inputs)
+    with loaded_device(workload) as device:
+        loaded = {warning.code for warning in device.take_warnings()}
+        device.run_trial(2, 1)
+        ran = {warning.code for warning in device.take_warnings()}
+        device.run_trial(3, 1)
+        assert device.take_warnings() == []  # each is told once
+    return loaded, ran
+
+
+@contextlib.contextmanager
+def loaded_device(workload: Workload) -> Iterator[SimulatedDevice]:
+    device = SimulatedDevice(DeviceChoice(device="sim", gpu="rtx-4090"))
+    device.load(workload, "fp32")
+    try:
+        yield device
+    finally:
+        assert device._tracer is not None
+        device._tracer.close()
+
+
+def test_settings_of_the_model_are_read_when_it_ran() -> None:
+    assert codes_after("Convolutions", 3, 12, 12) == (set(), set())
+    assert codes_after("Benchmarks", 3, 12, 12) == (set(), {"cudnn_benchmark"})
+
+
+def test_settings_of_the_step_are_read_when_it_ran() -> None:
+    _, ran = codes_after("Deterministic", 3, 12, 12)
+    assert ran == {"cudnn_deterministic", "deterministic_algorithms"}
+
+
+def test_settings_of_cudnn_matter_to_convolutions_only() -> None:
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.deterministic = True
+    assert codes_after("Fused", 16, 12) == (set(), set())
+
+
+def test_rules_know_that_all_must_be_deterministic() -> None:
+    """Embeddings of few words are then added without atomics, which takes more."""
+    spec = InputSpec(shape=(4096,), dtype="int64", low=0, high=10)
+    workload = Workload(target=f"{MODELS}:Words", inputs=(spec,))
+
+    def peak() -> int:
+        with loaded_device(workload) as device:
+            return device.run_trial(4, 1).peak_allocated_bytes or 0
+
+    before = peak()
+    torch.use_deterministic_algorithms(True)
+    assert peak() > before
+
+
+@pytest.mark.parametrize("version", ["2.13.0", "2.13.1+cpu"])
+def test_the_version_that_was_compared_needs_no_warning(version: str) -> None:
+    assert version_warnings(version) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "told", "not_told"),
+    [
+        ("2.12.1+cu130", "2.12; what is known to differ is modelled", "cuDNN"),
+        ("2.11.0", "cuDNN 9.20", "CUDA 13.0"),
+        ("2.9.1+cu128", "CUDA 13.0", "newer"),
+        ("2.14.0.dev20261101", "newer", "cuDNN"),
+    ],
+)
+def test_other_versions_are_told(version: str, told: str, not_told: str) -> None:
+    (warning,) = version_warnings(version)
+    assert warning.code == "torch_version"
+    assert told in warning.message
+    assert not_told not in warning.message

@@ -1,0 +1,121 @@
+"""Whose fault an exception is, by the frame that raised it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.workload.blame import is_bsfinds_own, stands_for_torch
+from bsfind.workload.user_traceback import user_error
+
+PACKAGE = Path(__file__).parents[2] / "src" / "bsfind"
+
+
+def function(file: str, body: str, **names: Any) -> Callable[..., Any]:
+    """Return a function whose frame is one of a file of bsfind."""
+    space: dict[str, Any] = {"torch": torch, **names}
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    exec(compile(f"def made(*args):\n{lines}", str(PACKAGE / file), "exec"), space)
+    return space["made"]  # type: ignore[no-any-return]
+
+
+def error_of(call: Callable[..., Any]) -> Exception:
+    with pytest.raises(Exception) as raised:  # noqa: PT011 (whatever it is)
+        call()
+    return raised.value
+
+
+def user(call: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *_: call()
+
+
+RULE = "simulation/tracing/made_up.py"
+STEP = "workload/made_up.py"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return {}['shape']",
+        "return nothing",
+        "return None.shape",
+        "raise RuntimeError('no such thing')",
+        "return torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 5))",
+        "return torch.ones(2, 3) @ torch.ones(4, 5)",
+    ],
+)
+def test_what_a_frame_of_bsfind_raised_is_its_own(body: str) -> None:
+    error = error_of(user(function(RULE, body)))
+    assert is_bsfinds_own(error)
+    told = user_error(error, doing="batch size 4 in fp32")
+    assert type(told) is InternalError
+    assert "made_up.py" in told.detail
+
+
+def test_the_innermost_frame_decides() -> None:
+    def model() -> None:
+        raise KeyError("mine")
+
+    rule = function(RULE, "return args[0]()")
+    assert not is_bsfinds_own(error_of(lambda: rule(model)))
+    broken = function(RULE, "return [][0]")
+    assert is_bsfinds_own(error_of(lambda: rule(user(broken))))
+
+
+def test_the_step_calls_torch_for_the_user() -> None:
+    step = function(STEP, "return torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 5))")
+    assert not is_bsfinds_own(error_of(step))
+    assert is_bsfinds_own(error_of(function(STEP, "return {}['loss']")))
+
+
+def test_a_function_that_stands_for_torch() -> None:
+    calls = stands_for_torch(function(RULE, "return args[0]()"))
+    refuses = stands_for_torch(function(RULE, "raise RuntimeError('expected a vector')"))
+    mistaken = stands_for_torch(function(RULE, "return no_such_name"))
+    product = torch.ones(2, 3).__matmul__
+    assert not is_bsfinds_own(error_of(lambda: calls(lambda: product(torch.ones(4, 5)))))
+    assert not is_bsfinds_own(error_of(refuses))
+    assert is_bsfinds_own(error_of(mistaken))
+
+
+def test_too_many_calls_and_too_little_memory_are_the_users() -> None:
+    def endless() -> None:
+        rule(endless)
+
+    rule = function(RULE, "return args[0]()")
+    assert not is_bsfinds_own(error_of(endless))
+    assert not is_bsfinds_own(error_of(function(RULE, "raise MemoryError")))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="of the CPU build")
+@pytest.mark.parametrize("name", ["_cuda_nonsense", "_CudaNonsense"])
+def test_what_only_a_cuda_build_has(name: str) -> None:
+    error = error_of(lambda: getattr(torch._C, name))
+    told = user_error(error, doing="building the model")
+    assert isinstance(told, UntraceableError)
+    assert f"`torch._C.{name}`" in told.message
+    assert "test_blame.py" in told.message
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="of the CPU build")
+def test_libraries_with_kernels_of_their_own_are_named() -> None:
+    space: dict[str, Any] = {"__name__": "bitsandbytes.cextension"}
+    lines = "def throw():\n    raise RuntimeError('not available')"
+    exec(compile(lines, "/site-packages/bitsandbytes/cextension.py", "exec"), space)
+    told = user_error(error_of(space["throw"]), doing="batch size 4 in fp32")
+    assert isinstance(told, UntraceableError)
+    assert told.message.startswith("`bitsandbytes` runs CUDA code of its own")
+
+
+def test_texts_do_not_say_meta() -> None:
+    def model() -> None:
+        raise RuntimeError("modified by an inplace operation: [MetaFloatType [1, 10]]")
+
+    told = user_error(error_of(model), doing="batch size 4 in fp32")
+    assert type(told) is TargetError
+    assert "[torch.cuda.FloatTensor [1, 10]]" in told.message
