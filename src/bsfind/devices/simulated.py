@@ -22,7 +22,15 @@ from bsfind.oom import (
     is_batch_norm_refusal,
     may_depend_on_size,
 )
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
+from bsfind.records import (
+    Assumption,
+    DeviceInfo,
+    ModelInfo,
+    ModelKind,
+    OutputMemory,
+    ReportWarning,
+    Trial,
+)
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -217,9 +225,9 @@ class SimulatedDevice:
         return operators.kind if operators is not None else None
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
-        return self._tracer.stand_in_bytes if self._tracer is not None else None
+    def output(self) -> OutputMemory | None:
+        """Return what the model returned (see `base.Device.output`)."""
+        return self._tracer.output if self._tracer is not None else None
 
     @property
     def is_clean(self) -> bool:

@@ -12,7 +12,16 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from bsfind.workload.outputs import Path, name_of
 
-__all__ = ["Criterion", "Targets", "Term", "Widths", "class_dimension", "criterion_of", "shape_of"]
+__all__ = [
+    "Criterion",
+    "Targets",
+    "Term",
+    "Widths",
+    "batch_dimension",
+    "class_dimension",
+    "criterion_of",
+    "shape_of",
+]
 
 Kind = Literal[
     "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "mse", "mean"
@@ -59,11 +68,13 @@ class Term:
     path: Path
     criterion: Criterion
     shape: tuple[int, ...]
+    batch_dim: int = 0
 
     def describe(self) -> str:
         """Return it as text: `cross-entropy on the output (N, 1000)`."""
+        shape = shape_of(self.shape, self.batch_dim)
         joint = "of" if self.criterion.kind == "mean" else "on"
-        return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape_of(self.shape)}"
+        return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape}"
 
     def targets(self, scores: torch.Tensor) -> Targets | None:
         """Return what targets scores like these need; None if they need none."""
@@ -96,9 +107,17 @@ class Term:
         return F.cross_entropy(scores, targets)
 
 
-def shape_of(shape: Sequence[int]) -> str:
-    """Return a shape with its first dimension left open: `(N, 1000)`."""
-    return f"({', '.join(['N', *map(str, shape[1:])])})"
+def shape_of(shape: Sequence[int], batch_dim: int = 0) -> str:
+    """Return a shape with the dimension of the batch left open: `(N, 1000)`."""
+    return f"({', '.join('N' if i == batch_dim else str(size) for i, size in enumerate(shape))})"
+
+
+def batch_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int:
+    """Return which dimension of an output is that of the batch: 1 in sequences `(T, N, C)`, else 0."""
+    if tensor.dim() != 3 or not inputs or not inputs[0].dim():
+        return 0
+    samples = inputs[0].shape[0]
+    return int(tensor.shape[0] != samples and tensor.shape[1] == samples)
 
 
 @dataclass(frozen=True)
@@ -140,6 +159,8 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         return found
     if any(x.is_floating_point() and x.shape == tensor.shape for x in inputs):
         return Criterion(kind="mse", why="the output has the shape of an input")
+    if tensor.dim() == 2 and any(_is_flat(tensor, x) for x in inputs):
+        return Criterion(kind="mse", why="the output has the values of an input in one row")
     if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
         return Criterion(kind="binary cross-entropy", why="the output is one score for each target")
     has_tokens = any(_is_tokens(x) for x in inputs)
@@ -159,6 +180,16 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         what = "scores of a vocabulary" if classes in widths.vocabularies else "class scores"
         return Criterion(kind=kind, class_dim=class_dim, why=f"the output is {what}{doubt}")
     return _dense(tensor, inputs, class_dim)
+
+
+def _is_flat(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether a matrix has the size of a floating input of more dimensions."""
+    return (
+        other.is_floating_point()
+        and other.dim() > 2
+        and other.shape[0] == tensor.shape[0]
+        and other.numel() == tensor.numel()
+    )
 
 
 def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
@@ -219,6 +250,9 @@ def class_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tup
     """
     if tensor.dim() == 2:
         return 1, ""
+    is_of_tokens = any(not x.is_floating_point() and x.shape == tensor.shape[:-1] for x in inputs)
+    if is_of_tokens or batch_dimension(tensor, inputs) == 1:
+        return -1, ""
     if tensor.dim() > 3:
         spatial = tensor.dim() - 2
         grids = [x.shape[-spatial:] for x in inputs if x.dim() > spatial]

@@ -22,7 +22,7 @@ from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import Assumption
+from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.workload import lightning
 from bsfind.workload.batch_dimension import watching_batch_dimension
@@ -33,6 +33,7 @@ from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, LossOfTerms, make_loss
 from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.optimizer import make_optimizer
+from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
 
@@ -113,6 +114,7 @@ class LoadedWorkload:
         )
         self._step_fn = self._resolve_step()
         self.choice = choice or LossChoice(device, plan.model_dtype)
+        self._output_bytes = 0
 
     def _resolve_step(self) -> Callable[..., Any] | None:
         if self.workload.step is None:
@@ -228,8 +230,23 @@ class LoadedWorkload:
             elif self.trains_itself:
                 value = lightning.training_loss(self._callable, batch)
             else:
-                value = loss(self._callable(*batch.args, **batch.kwargs), batch)
+                value = loss(self._noted(self._callable(*batch.args, **batch.kwargs), batch), batch)
         return _checked_loss(value)
+
+    def _noted(self, output: Any, batch: Batch) -> Any:
+        """Return the output; note what it takes."""
+        samples = next((x.shape[0] for x in batch.tensors() if x.dim()), 1)
+        self._output_bytes = max(self._output_bytes, nbytes_of(output) // max(1, samples))
+        return output
+
+    @property
+    def output(self) -> OutputMemory | None:
+        """What the model returned to the loss; None if nothing that a loss was made of here."""
+        if not self._output_bytes:
+            return None
+        return OutputMemory(
+            bytes_per_sample=self._output_bytes, is_stand_in=self.choice.is_stand_in
+        )
 
     @stands_for_torch
     def infer(self, batch: Batch) -> Any:

@@ -14,7 +14,7 @@ import torch
 
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import Assumption
+from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
@@ -335,9 +335,9 @@ class Tracer:
         return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
-        return self._workload_on_gpu.choice.stand_in_bytes
+    def output(self) -> OutputMemory | None:
+        """What the model returned to a loss of bsfind's; None if to none."""
+        return self._workload_on_gpu.output
 
     @property
     def notes(self) -> dict[str, str]:
@@ -429,6 +429,7 @@ class Tracer:
         notes = dict(self._recorder.notes)
         while not self._running(batch_size, lambda: self._run(batch_size, steps)):
             self._recorder.notes = notes  # what other draws would have needed to know
+            self._workload_on_gpu.choice.forget_loss()
         self._operators = operators_of(self._entries)
         return self._entries
 
