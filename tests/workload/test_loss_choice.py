@@ -181,6 +181,11 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "16",
             "cross-entropy on output[0] (N, 4)",
         ),
+        (
+            Made(lambda m, x: (m.g(h := m.f(x)), h * 2), f=nn.Linear(16, 30), g=nn.Linear(30, 4)),
+            "16",
+            "cross-entropy on output[0] (N, 4)",
+        ),
         # Scores, and the same as probabilities.
         (
             Made(lambda m, x: (y := m.f(x), y.softmax(-1)), f=nn.Linear(16, 4)),
@@ -490,7 +495,15 @@ class TestLabels:
             def forward(self, *args: Any, **kwargs: Any) -> Any:
                 return self.inner(*args, **kwargs)
 
-        for model in (Wrapper(), nn.DataParallel(LabelledLM())):
+        class WithMore(Wrapper):
+            def __init__(self) -> None:
+                super().__init__()
+                self.more = nn.Dropout()
+
+            def forward(self, idx: torch.Tensor, **kwargs: Any) -> Any:
+                return self.inner(idx, **kwargs)
+
+        for model in (Wrapper(), WithMore(), nn.DataParallel(LabelledLM())):
             assert trained(loaded(model, TOKENS))[0] == "the model's own loss from `targets` (N, 7)"
 
     @pytest.mark.parametrize(

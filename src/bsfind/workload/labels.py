@@ -80,21 +80,19 @@ def missing_labels(model: nn.Module, positional: int, keywords: Collection[str])
     return [name for name in known if name in names and name not in given]
 
 
-def _arguments(model: nn.Module) -> list[str]:
-    """Return the names of the arguments of `forward`, of the wrapped model where a wrapper has none."""
-    module: nn.Module | None = model
-    while module is not None:
-        try:
-            parameters = inspect.signature(module.forward).parameters.values()
-        except (TypeError, ValueError):
-            return []
-        names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        children = list(module.children())
-        if names or not passes_on or len(children) != 1:
-            return names
-        (module,) = children  # DataParallel, torch.compile, peft, wrappers of the user's
-    return []
+def _arguments(module: nn.Module) -> list[str]:
+    """Return the names of the arguments of `forward`, with those that it passes on as `**kwargs`.
+
+    So do DataParallel, torch.compile, peft and wrappers of the user's.
+    """
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names += [name for child in module.children() for name in _arguments(child)]
+    return list(dict.fromkeys(names))
 
 
 def candidates(

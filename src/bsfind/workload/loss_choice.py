@@ -8,7 +8,7 @@ loss that is not known.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -251,6 +251,8 @@ def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Ch
         )
         for path, tensor in _results(tensors)
     ]
+    ends = {path: trained_by([tensor]) for path, tensor in tensors}
+    terms = [term for term in terms if not _is_by_product(term, terms, ends, widths)]
     refused = f"; with labels the model raises {refusal}" if refusal else ""
     if all(term.criterion.kind == "mean" for term in terms):
         why = terms[0].criterion.why if terms else "the output has nothing to train"
@@ -277,6 +279,18 @@ def _results(tensors: Sequence[tuple[Path, torch.Tensor]]) -> list[tuple[Path, t
                 continue
             left_out.add(other_path if trained_by([tensor], beyond=other) else path)
     return [(path, tensor) for path, tensor in tensors if path not in left_out]
+
+
+def _is_by_product(
+    term: Term, terms: Sequence[Term], ends: Mapping[Path, frozenset[Any]], widths: Widths
+) -> bool:
+    """Tell whether a result trains less than another one, and is no result at another depth of it."""
+    larger = [other for other in terms if ends[term.path] < ends[other.path]]
+    is_vocabulary = (
+        term.criterion.kind == "cross-entropy"
+        and term.shape[term.criterion.class_dim] in widths.vocabularies
+    )
+    return bool(larger) and not is_vocabulary and not any(_alike(term, o) for o in larger)
 
 
 def _candidates(output: Any) -> list[Any]:
