@@ -306,7 +306,7 @@ KEYS = (
         "all available ram",
         "getötet",
         "已杀死",
-        "ecc error",
+        "cuda error",
         "xid",
     ),
 )
