@@ -182,7 +182,12 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "cross-entropy on output[0] (N, 4)",
         ),
         (
-            Made(lambda m, x: (m.g(h := m.f(x)), h * 2), f=nn.Linear(16, 30), g=nn.Linear(30, 4)),
+            Made(
+                lambda m, x: (m.g(i := m.h(h := m.f(x))), h * 2, i * 2),
+                f=nn.Linear(16, 30),
+                h=nn.Linear(30, 30),
+                g=nn.Linear(30, 4),
+            ),
             "16",
             "cross-entropy on output[0] (N, 4)",
         ),
@@ -223,6 +228,22 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             Made(lambda m, x: m.g(m.e(x)), e=nn.Embedding(60, WIDTH), g=nn.Linear(WIDTH, 59)),
             "4,7:int64:0..60",
             "cross-entropy on the output (N, 4, 7, 59)",
+        ),
+        # Speech: fewer steps than the input has, in either order.
+        (
+            Made(lambda m, x: m.f(x).transpose(1, 2), f=nn.Conv1d(16, 11, 3, 4)),
+            "16,90",
+            "CTC on the output (N, 22, 11)",
+        ),
+        (
+            Made(lambda m, x: m.f(x).permute(2, 0, 1).log_softmax(-1), f=nn.Conv1d(16, 11, 3, 4)),
+            "16,90",
+            "CTC on the output (22, N, 11)",
+        ),
+        (
+            Made(lambda m, x: m.f(x).mean(2).permute(2, 0, 1), f=nn.Conv2d(3, 37, (8, 4), (1, 4))),
+            "3,8,96",
+            "CTC on the output (24, N, 37)",
         ),
         # Time first.
         (

@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Kind = Literal[
-    "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "mse", "mean"
+    "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "CTC", "mse", "mean"
 ]
 
 _OF_CLASSES = ("cross-entropy", "negative log-likelihood")
@@ -82,6 +82,10 @@ class Term:
         if kind in ("own", "mean"):
             return None
         shape = list(scores.shape)
+        if kind == "CTC":
+            # As many characters as an alignment has room for between blanks.
+            samples, length = shape[self.batch_dim], max(1, shape[1 - self.batch_dim] // 2)
+            return Targets((samples, length), torch.int64, device, shape[-1])
         if kind in _OF_CLASSES:
             classes = shape.pop(self.criterion.class_dim)
             return Targets(tuple(shape), torch.int64, device, classes)
@@ -100,11 +104,23 @@ class Term:
             return F.mse_loss(scores, targets)
         if kind == "binary cross-entropy":
             return F.binary_cross_entropy_with_logits(scores, targets)
+        if kind == "CTC":
+            return self._ctc(scores, targets)
         if self.criterion.class_dim == -1 and scores.dim() > 2:
             scores, targets = scores.flatten(0, -2), targets.flatten()
         if kind == "negative log-likelihood":
             return F.nll_loss(scores, targets)
         return F.cross_entropy(scores, targets)
+
+    def _ctc(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of scores that are not aligned with what they spell."""
+        if not is_log_softmax(scores):
+            scores = scores.log_softmax(-1)
+        if self.batch_dim == 0:
+            scores = scores.transpose(0, 1)
+        steps, samples = scores.shape[0], scores.shape[1]
+        of_scores, of_targets = (torch.full((samples,), n) for n in (steps, targets.shape[1]))
+        return F.ctc_loss(scores, targets, of_scores, of_targets)
 
 
 def shape_of(shape: Sequence[int], batch_dim: int = 0) -> str:
@@ -155,6 +171,9 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         widths: of the model's embeddings.
     """
     kind: Kind = "cross-entropy"
+    if _is_unaligned(tensor, inputs):
+        why = "the output is scores of a sequence that is shorter than the input (speech, lines of text)"
+        return Criterion(kind="CTC", class_dim=-1, why=why)
     if (found := _log_softmax(tensor)) is not None:
         return found
     if any(x.is_floating_point() and x.shape == tensor.shape for x in inputs):
@@ -192,12 +211,16 @@ def _is_flat(tensor: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
+def is_log_softmax(tensor: torch.Tensor) -> bool:
+    """Tell whether the model has put a tensor of the output through log_softmax already."""
+    return tensor.grad_fn is not None and tensor.grad_fn.name().startswith("LogSoftmaxBackward")
+
+
 def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
     """Return the criterion of what the model has put through log_softmax already."""
-    node = tensor.grad_fn
-    if node is None or not node.name().startswith("LogSoftmaxBackward") or tensor.dim() < 2:
+    if not is_log_softmax(tensor) or tensor.dim() < 2:
         return None
-    dim = int(getattr(node, "_saved_dim", 1))
+    dim = int(getattr(tensor.grad_fn, "_saved_dim", 1))
     is_last = dim in (tensor.dim() - 1, -1, (1 << 64) - 1)  # torch shows it unsigned
     if dim != 1 and not is_last:
         return None
@@ -206,6 +229,21 @@ def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
         class_dim=-1 if is_last else 1,
         why="the output is log-probabilities",
     )
+
+
+def _is_unaligned(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
+    """Tell whether an output is scores (N, T, C) or (T, N, C) with fewer steps than the input.
+
+    Such scores have no target in each step; of images only the second order tells that they are.
+    """
+    if tensor.dim() != 3 or not all(x.is_floating_point() for x in inputs if x.dim() > 1):
+        return False
+    is_time_first = batch_dimension(tensor, inputs) == 1
+    steps, classes = tensor.shape[0 if is_time_first else 1], tensor.shape[2]
+    sequences = [x for x in inputs if x.dim() in (2, 3) or (is_time_first and x.dim() == 4)]
+    sizes = {size for x in inputs for size in x.shape[1:]}
+    longest = max((max(x.shape[1:]) for x in sequences), default=0)
+    return classes > 2 and 1 < steps < longest and not sizes & {steps, classes}
 
 
 def _is_tokens(tensor: torch.Tensor) -> bool:

@@ -252,7 +252,12 @@ def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Ch
         for path, tensor in _results(tensors)
     ]
     ends = {path: trained_by([tensor]) for path, tensor in tensors}
-    terms = [term for term in terms if not _is_by_product(term, terms, ends, widths)]
+    by_products: set[Path] = set()
+    for term in sorted(terms, key=lambda term: -len(ends[term.path])):
+        others = [other for other in terms if other.path not in by_products]
+        if _is_by_product(term, others, ends, widths):
+            by_products.add(term.path)
+    terms = [term for term in terms if term.path not in by_products]
     refused = f"; with labels the model raises {refusal}" if refusal else ""
     if all(term.criterion.kind == "mean" for term in terms):
         why = terms[0].criterion.why if terms else "the output has nothing to train"
