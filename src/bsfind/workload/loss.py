@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
@@ -123,7 +125,24 @@ def make_loss(name: str) -> Loss:
         function = function()
     if not callable(function):
         raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
+    _check_arguments(name, function)
     return FunctionLoss(function)
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # of a function that is written in C
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TargetError(
+            f"`{name}` cannot be called as `fn(output)`: {error}",
+            hint="it gets the model's output and nothing else, and makes the targets itself; "
+            "`--loss cross-entropy` and `--loss mse` are given synthetic targets",
+        ) from None
 
 
 def _cross_entropy(output: Any, batch: Batch) -> Sequence[Term]:
