@@ -51,11 +51,15 @@ class StepMemory:
         peak_bytes: the most that was held during it.
         is_warm_up: whether it is unlike those to come, as the first one is. So is one in which some
             parameter has its first gradient, and the optimizer makes its state.
+        is_short_of_memory: whether the allocator had to flush its cache in it. Workspaces that are not
+            to be had then are done without (cuDNN takes another algorithm), so its peak says nothing of
+            what it runs.
     """
 
     held_bytes: int
     peak_bytes: int
     is_warm_up: bool
+    is_short_of_memory: bool = False
 
 
 def _settled(steps: Sequence[StepMemory]) -> Sequence[StepMemory]:
@@ -66,7 +70,7 @@ def _settled(steps: Sequence[StepMemory]) -> Sequence[StepMemory]:
 
 def steps_differ(steps: Sequence[StepMemory]) -> bool:
     """Tell whether steps of a trial need different amounts of memory, those that warm up aside."""
-    peaks = [step.peak_bytes for step in _settled(steps)[1:]]
+    peaks = [step.peak_bytes for step in _settled(steps)[1:] if not step.is_short_of_memory]
     return len(peaks) >= 2 and max(peaks) - min(peaks) > _DIFFERENT * max(peaks)
 
 

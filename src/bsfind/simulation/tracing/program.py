@@ -139,15 +139,16 @@ class Program:
             elif name == "step_end":
                 resident.append(allocator.allocated_bytes)
                 end_of_step = self.step_ends[len(memory)]
+                retries.append(allocator.num_alloc_retries - retries_before)
                 memory.append(
                     StepMemory(
                         held_bytes=held - end_of_step.gradient_bytes,
                         peak_bytes=allocator.peak_allocated_bytes,
                         is_warm_up=end_of_step.is_warm_up,
+                        is_short_of_memory=retries[-1] > sum(retries[-2:-1]),
                     )
                 )
                 peaks.append(allocator.peak_allocated_bytes)
-                retries.append(allocator.num_alloc_retries - retries_before)
         replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
         return Replayed(
             peak_allocated_bytes=max(allocated, allocator.peak_allocated_bytes),
