@@ -135,7 +135,7 @@ class Divisors:
 
     def __contains__(self, batch_size: object) -> bool:
         fits = (
-            isinstance(batch_size, int) and 1 <= batch_size and batch_size % self.multiple_of == 0
+            isinstance(batch_size, int) and batch_size >= 1 and batch_size % self.multiple_of == 0
         )
         return fits and self.of % batch_size == 0  # type: ignore[operator,no-any-return]
 

@@ -287,7 +287,8 @@ def test_a_least_number_of_samples_is_not_taken_for_a_multiple(least: int) -> No
     search = searched(lambda n: n >= least, 997, tolerance=0.0)
     assert best(search) == 997
     found = search.sizes.found()
-    assert found is not None and found.accepted is None
+    assert found is not None
+    assert found.accepted is None
 
 
 @pytest.mark.parametrize("of", [7, 14, 20, 25, 100])
