@@ -137,7 +137,7 @@ class Divisors:
         fits = (
             isinstance(batch_size, int) and batch_size >= 1 and batch_size % self.multiple_of == 0
         )
-        return fits and self.of % batch_size == 0  # type: ignore[operator,no-any-return]
+        return fits and self.of % batch_size == 0  # type: ignore[operator]
 
     def at_most(self, batch_size: int) -> int:
         """Return the largest divisor up to this size (see `Form.at_most`)."""

@@ -135,3 +135,13 @@ def test_more_steps_run_where_the_peaks_of_a_few_differ() -> None:
     assert not steps_differ(steps(*[1] * 12))
     # The first step, and one with first gradients, are unlike the others by nature.
     assert not steps_differ([*steps(1, 1, warm_up=2), *steps(1, 1, warm_up=0, peak=2 * GIB)])
+
+
+def test_steps_that_did_without_workspaces_are_not_unlike_the_others() -> None:
+    def step(peak: int, *, is_short: bool = False) -> StepMemory:
+        return StepMemory(
+            held_bytes=MIB, peak_bytes=peak, is_warm_up=False, is_short_of_memory=is_short
+        )
+
+    assert not steps_differ([step(9), step(8), step(5, is_short=True), step(8)])
+    assert steps_differ([step(9), step(8), step(5), step(8)])
