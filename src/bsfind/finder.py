@@ -124,10 +124,20 @@ class Finder:
             try:
                 self._run(pool, held)
                 self._is_finished = True
+            except TimeLimitError as error:
+                self.errors.append(self._why_out_of_time(error))
             except BsfindError as error:
                 self.errors.append(gone(error) if self._device else error)
         self._settle_failures()
         return self.report
+
+    def _why_out_of_time(self, error: TimeLimitError) -> TimeLimitError:
+        """Return the error of the limit that was too short: what was waited for had what was left of all."""
+        try:
+            self._clock.check()
+        except TimeLimitError as spent:
+            return spent
+        return error
 
     def _settle_failures(self) -> None:
         """Failures of single precisions are warnings where another one gave an answer, else errors."""

@@ -81,7 +81,10 @@ def test_draws_of_all_layers_at_once_or_by_other_rules(model: str, without_drops
     assert told.codes == ["random_steps"]
 
 
-@pytest.mark.parametrize("drawn", ["python", "python_choice", "numpy", "torch", "dropped", "part"])
+@pytest.mark.parametrize(
+    "drawn",
+    ["python", "python_choice", "numpy", "torch", "dropped", "part", "crop", "categorical"],
+)
 def test_sequences_of_random_length_have_the_longest(drawn: str, without_drops: Trial) -> None:
     found, told = trial("RandomLength", drawn=drawn)
     assert found.peak_allocated_bytes == pytest.approx(
@@ -101,6 +104,12 @@ def test_the_loss_is_that_of_the_longest_sequence() -> None:
     finally:
         device._tracer.close()
     assert loss == "mse on the output (N, 32, 64)"
+
+
+def test_what_has_the_probability_zero_is_not_tried(without_drops: Trial) -> None:
+    found, told = trial("Certain")
+    assert found == without_drops
+    assert told.codes == []
 
 
 def test_draws_that_the_model_cannot_run_with_are_left_out() -> None:
