@@ -77,8 +77,9 @@ def _meaning(
             "cuda:0 and cpu!"
         )
     if refusal is not None:
-        # C++ checks on the GPU as it does here, and with the values that the zeros are not.
-        refusal = error if is_from_cpp(error) else refusal
+        # C++ checks on the GPU as it does here, and with the values that the zeros are not. The frames
+        # of a kernel of bsfind in which it was raised have no part in it.
+        refusal = error.with_traceback(None) if is_from_cpp(error) else refusal
         setattr(refusal, _REFUSED, True)
         return refusal
     said = f"{type(error).__name__}: {error}"
