@@ -76,6 +76,13 @@ class _Event(_Stream):
     """An event, which has happened."""
 
 
+class _Device(contextlib.nullcontext[None]):
+    """The only device: a class, as torch asks `isinstance(x, torch.cuda.device)`."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+
 _COUNTERS = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
 
 
@@ -103,8 +110,8 @@ def _replacements(
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": _nothing(),
-        "device": lambda *_: null(),
-        "device_of": lambda *_: null(),
+        "device": _Device,
+        "device_of": _Device,
         "get_device_name": lambda *_: properties.name,
         "get_device_capability": lambda *_: (major, minor),
         "get_device_properties": lambda *_: properties,
@@ -188,6 +195,22 @@ class _CudaRuntime:
         return torch.cuda.mem_get_info()
 
 
+class _KeepOnHost:
+    """Lets `torch.load` leave on the host what was saved, or is wanted, on the GPU.
+
+    Weights are copied from there wherever they belong.
+    """
+
+    is_active = False
+
+    def __call__(self, storage: Any, location: str) -> Any:
+        return storage if self.is_active and location.startswith("cuda") else None
+
+
+_keep_on_host = _KeepOnHost()
+torch.serialization.register_package(1, lambda _: None, _keep_on_host)  # before CUDA's, which is 20
+
+
 _NVTX = ("range_push", "range_pop", "range_start", "range_end", "mark")
 
 
@@ -260,4 +283,6 @@ def simulated_cuda_module(
                 replace(torch.accelerator, name, value)
         replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replace(torch, "clear_autocast_cache", clear)
+        _keep_on_host.is_active = True
+        undo.callback(setattr, _keep_on_host, "is_active", False)
         yield

@@ -17,7 +17,6 @@ from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
 from bsfind.simulation.tracing.building import Builder
@@ -35,6 +34,7 @@ from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
 from bsfind.simulation.tracing.python_functions import undelegated_functions
 from bsfind.simulation.tracing.recorder import Entry, Recorder
+from bsfind.simulation.tracing.refusals import report_of
 from bsfind.simulation.tracing.scaling import Traces
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
@@ -48,7 +48,6 @@ from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
-from bsfind.workload.user_traceback import user_error
 
 __all__ = ["Tracer"]
 
@@ -202,8 +201,7 @@ class Tracer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # `sys.exit`, say
-            in_words_of_cuda(error)
-            raise user_error(error, doing="building the model") from error
+            raise report_of(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
         gc.collect()
@@ -220,7 +218,7 @@ class Tracer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise user_error(error, doing="building the optimizer") from error
+            raise report_of(error, doing="building the optimizer") from error
 
     def _failure_without_memory(self) -> str | None:
         """Build the model with weights that have no memory; returns why that failed, if it did."""
@@ -237,7 +235,7 @@ class Tracer:
         except TargetError:
             raise
         except Exception as error:  # not kept: its frames hold the model
-            return user_error(error, doing="building the model").message
+            return report_of(error, doing="building the model").message
         return None
 
     def _built(self) -> LoadedWorkload:
@@ -418,8 +416,7 @@ class Tracer:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            in_words_of_cuda(error)
-            raise user_error(
+            raise report_of(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
                 inputs=self._loaded.last_batch if self._loaded is not None else None,
