@@ -158,14 +158,14 @@ def stand_in_warning(
     """
     if nbytes is None:
         return None
-    message = "the loss of this output is not known: its mean is trained, which takes less memory"
+    message = "no loss is known for the model's output: its mean is trained, a stand-in"
     if batch_size is not None and peak_bytes:
         size = nbytes * batch_size
         share = size / peak_bytes
         percent = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
         message += (
             f"; at batch size {batch_size:,} the output is {format_bytes(size)} of the peak of "
-            f"{format_bytes(peak_bytes)} ({percent}), and a loss may keep some times as much"
+            f"{format_bytes(peak_bytes)} ({percent}), of which the real loss may keep several copies"
         )
     return ReportWarning(
         code="loss_stand_in",

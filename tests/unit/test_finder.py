@@ -43,13 +43,14 @@ CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely"
 class FakeWorker:
     """A machine without a GPU; 50 MiB for each sample on the simulated one."""
 
+    stand_in_bytes: int | None = None
+
     def __init__(self, on_warning: Callable[[ReportWarning], None], refusal: BsfindError) -> None:
         self._on_warning = on_warning
         self._refusal = refusal
         self._limit = 0
         self.is_alive = True
         self.assumptions = (LOSS,)
-        self.stand_in_bytes: int | None = None
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 
@@ -224,6 +225,22 @@ def test_what_stands_in_for_a_gpu_that_is_not_there(pool: type[FakePool]) -> Non
     assert report.reproduce.endswith(" --gpu rtx-4090")
     assert len(pool.workers) == 1
     assert pool.early == 0
+
+
+def test_a_mean_that_stands_in_for_the_loss_is_told_with_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeWorker, "stand_in_bytes", 20 * MIB, raising=False)
+    report, _ = found(settings(NAMED))
+    assert report.recommendation is not None
+    (warning,) = [w for w in report.warnings if w.code == "loss_stand_in"]
+    size = report.recommendation.batch_size
+    assert f"at batch size {size:,} the output is " in warning.message
+    assert "(40 %)" in warning.message  # of 50 MiB for each sample
+    assert "`--loss cross-entropy`" in (warning.hint or "")
+    monkeypatch.setattr(FakeWorker, "stand_in_bytes", None)
+    report, _ = found(settings(NAMED))
+    assert "loss_stand_in" not in [w.code for w in report.warnings]
 
 
 def test_what_was_assumed(pool: type[FakePool]) -> None:

@@ -277,6 +277,27 @@ class TestLabels:
         assert seen[-1].shape == (64, 7)
         assert 30 < int(seen[-1].max()) < VOCABULARY
 
+    def test_they_are_in_range_wherever_the_classes_are(self) -> None:
+        """A label out of range ends a CUDA context; on the CPU the loss raises."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.f, self.g = nn.Conv1d(3, 100, 1), nn.Conv1d(100, 5, 1)
+
+            def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+                hidden = self.f(x)
+                scores = self.g(hidden)
+                if labels is None:
+                    return hidden, scores
+                if labels.is_floating_point() or labels.shape != (len(x), 64):
+                    raise ValueError("not class indices of each position")
+                assert int(labels.max()) < 5
+                return hidden, scores, F.cross_entropy(scores, labels)
+
+        name, _ = trained(loaded(Net(), "3,64"), 16)
+        assert name == "the model's own loss from `labels` (N, 64)"
+
     def test_what_the_user_gives_is_not_made(self) -> None:
         workload = loaded(LabelledLM(), TOKENS, f"targets={TOKENS}")
         assert trained(workload)[0] == "the model's own loss"

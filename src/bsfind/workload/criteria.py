@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from bsfind.workload.outputs import Path, name_of
 
-__all__ = ["Criterion", "Term", "Widths", "class_dimension", "criterion_of", "shape_of"]
+__all__ = ["Criterion", "Targets", "Term", "Widths", "class_dimension", "criterion_of", "shape_of"]
 
 Kind = Literal[
     "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "mse", "mean"
@@ -36,6 +36,22 @@ class Criterion:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Synthetic targets: of classes, or numbers from 0 to 1."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    classes: int | None = None
+
+    def make(self) -> torch.Tensor:
+        """Return targets, made on the device."""
+        if self.classes is not None:
+            return torch.randint(0, self.classes, self.shape, device=self.device)
+        return torch.rand(self.shape, device=self.device, dtype=self.dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Term:
     """One term of the loss: a criterion of the tensor at a path of the output."""
@@ -49,20 +65,18 @@ class Term:
         joint = "of" if self.criterion.kind == "mean" else "on"
         return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape_of(self.shape)}"
 
-    def target_maker(self, scores: torch.Tensor) -> Callable[[], torch.Tensor] | None:
-        """Return the function that makes targets for scores like these; None if it needs none."""
+    def targets(self, scores: torch.Tensor) -> Targets | None:
+        """Return what targets scores like these need; None if they need none."""
         kind, device = self.criterion.kind, scores.device
         if kind in ("own", "mean"):
             return None
         shape = list(scores.shape)
         if kind in _OF_CLASSES:
             classes = shape.pop(self.criterion.class_dim)
-            return lambda: torch.randint(0, classes, shape, device=device)
+            return Targets(tuple(shape), torch.int64, device, classes)
         # A data loader makes float32, whatever autocast makes of the scores.
         is_cast = torch.is_autocast_enabled(device.type)
-        dtype = torch.float32 if is_cast else scores.dtype
-        make = torch.randn if kind == "mse" else torch.rand
-        return lambda: make(shape, device=device, dtype=dtype)
+        return Targets(tuple(shape), torch.float32 if is_cast else scores.dtype, device)
 
     def loss(self, scores: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
         """Return the loss of the scores."""

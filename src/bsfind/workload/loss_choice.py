@@ -7,6 +7,7 @@ loss that is not known.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +88,9 @@ class LossChoice:
         Raises:
             Exception: what the model raises without labels, where it does not run with them either.
         """
+        if not missing_labels(model, len(batch.args), batch.kwargs):
+            self._has_tried_labels = True
+            return
         output, failure = None, None
         try:
             output = forward(batch)
@@ -96,6 +100,8 @@ class LossChoice:
         if output is None or _own(output) is None:
             self._labels = self._accepted(model, forward, batch, output)
         if failure is not None and not self._labels:
+            if self._refusal and sys.version_info >= (3, 11):
+                failure.add_note(f"With synthetic labels it raises {self._refusal}")
             raise failure
         self._has_tried_labels = True
 
