@@ -30,6 +30,7 @@ from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
+from bsfind.workload.lazy_layers import initialize_lazy_layers
 from bsfind.workload.loss import Loss, LossOfTerms, make_loss
 from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.optimizer import make_optimizer
@@ -94,6 +95,18 @@ class LoadedWorkload:
         model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
         if was_wrapped:
             self.notes["data_parallel"] = DATA_PARALLEL_NOTE
+        self._step_fn = self._resolve_step()
+        run = functools.partial(self._step_fn, model) if self._step_fn is not None else model
+        initialize_lazy_layers(
+            model,
+            run,
+            lambda size: batch_maker(
+                *(workload.inputs, workload.batch_fn),
+                device=torch.device("cpu"),
+                float_dtype=None,
+                channels_last=False,
+            )(size),
+        )
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
@@ -112,7 +125,6 @@ class LoadedWorkload:
             float_dtype=plan.model_dtype,
             channels_last=workload.channels_last,
         )
-        self._step_fn = self._resolve_step()
         self.choice = choice or LossChoice(device, plan.model_dtype)
         self._output_bytes = 0
 
