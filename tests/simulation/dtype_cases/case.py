@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "answer",
     "constant",
     "data",
+    "few",
     "index",
     "mask",
     "questions",
@@ -32,8 +34,11 @@ DTYPES = {
 }
 REAL = tuple(name for name, dtype in DTYPES.items() if not dtype.is_complex)
 _AUTOCAST = ("off", "bfloat16")
-_OTHERS = ("float16", "float64", "int64", "int32", "bool")
-_RARE = {"int32", "bool", "uint8", "complex64"}
+_OTHERS = ("float16", "float64", "int64", "bool")
+_OTHER_INDICES = ("float32", "int32", "uint8", "bool")
+_FEW = ("float32", "float16", "int64")
+_CAST_FROM = {"float32", "float16", "float64", "int64"}
+"""What autocast is tried with: it casts or leaves alone all floating dtypes in the same way."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,21 @@ def mask(*shape: int) -> Operand:
 
 @dataclass(frozen=True)
 class Entry:
-    """An operator of the table: `call` gets a tensor for each operand."""
+    """An operator of the table: `call` gets a tensor for each operand.
+
+    Attributes:
+        name: unique.
+        call: what is called.
+        operands: of the call.
+        others: the dtypes that all operands take in turn.
+        autocast: what it is asked under.
+    """
 
     name: str
     call: Callable[..., Any]
     operands: tuple[Operand, ...]
     others: tuple[str, ...]
+    autocast: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Question:
         name: unique.
         entry: what is called.
         dtypes: of the operands.
-        autocast: `off` or a dtype.
+        autocast: `off`, a dtype, or `disabled in` a dtype: a region inside where it is off.
         on_host: the operand that was left in the host's memory; None: all are on the GPU.
     """
 
@@ -104,10 +118,28 @@ _ENTRIES: list[Entry] = []
 
 
 def table(
-    name: str, call: Callable[..., Any], *operands: Operand, others: Sequence[str] = tuple(DTYPES)
+    name: str,
+    call: Callable[..., Any],
+    *operands: Operand,
+    others: Sequence[str] = tuple(DTYPES),
+    regions: bool = False,
 ) -> None:
-    """Add an operator to the table; `others`: the dtypes that all of its operands take in turn."""
-    _ENTRIES.append(Entry(name, call, operands, tuple(others)))
+    """Add an operator to the table.
+
+    Args:
+        name: unique.
+        call: gets a tensor for each operand.
+        operands: of the call.
+        others: the dtypes that all operands take in turn.
+        regions: ask it under autocast to float16, and in a region without autocast inside, too.
+    """
+    autocast = (*_AUTOCAST, "float16", "disabled in bfloat16") if regions else _AUTOCAST
+    _ENTRIES.append(Entry(name, call, operands, tuple(others), autocast))
+
+
+def few(name: str, call: Callable[..., Any], *operands: Operand) -> None:
+    """Add a variant of an operator that is in the table: for a few dtypes only."""
+    table(name, call, *operands, others=_FEW)
 
 
 def questions() -> Iterator[Question]:
@@ -118,7 +150,8 @@ def questions() -> Iterator[Question]:
             if dtypes in seen:
                 continue
             seen.add(dtypes)
-            for autocast in _AUTOCAST if not _RARE & set(dtypes) else _AUTOCAST[:1]:
+            is_cast = set(dtypes) - {operand.own for operand in entry.operands} <= _CAST_FROM
+            for autocast in entry.autocast if is_cast else entry.autocast[:1]:
                 name = f"{entry.name}({', '.join(dtypes)}), autocast {autocast}"
                 yield Question(name, entry, dtypes, autocast)
         usual = tuple(operand.own or "float32" for operand in entry.operands)
@@ -136,8 +169,13 @@ def _combinations(entry: Entry) -> Iterator[tuple[str, ...]]:
         return
     for base, others in (("float32", _OTHERS), ("float16", ("float32",))):
         usual = [operand.own or base for operand in entry.operands]
-        for position in range(len(usual)):
-            for other in others:
+        for position, operand in enumerate(entry.operands):
+            tried = others
+            if operand.own is not None:
+                tried = _OTHER_INDICES if base == "float32" else ()
+            elif entry.others == _FEW:
+                tried = tuple(other for other in others if other != "bool")
+            for other in tried:
                 yield (*usual[:position], other, *usual[position + 1 :])
 
 
@@ -150,29 +188,40 @@ def answer(
         question: what to run.
         reworded: called with what was raised, before its message is read.
     """
-    autocast: Any = contextlib.nullcontext()
-    if question.autocast != "off":
-        autocast = torch.autocast("cuda", DTYPES[question.autocast])
     try:
-        operands = [
-            _tensor(operand, DTYPES[dtype], "cpu" if position == question.on_host else "cuda")
-            for position, (operand, dtype) in enumerate(
-                zip(question.entry.operands, question.dtypes, strict=True)
-            )
-        ]
-        with autocast:
-            out = question.entry.call(*operands)
-        while isinstance(out, (tuple, list)):
-            out = out[0]
-        if isinstance(out, torch.Tensor) and out.requires_grad:
-            out.backward(torch.ones_like(out))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _run(question)
     except Exception as error:
         reworded(error)
         return f"{type(error).__name__}: {error}"
     return "accepted"
 
 
+def _run(question: Question) -> None:
+    operands = [
+        _tensor(operand, DTYPES[dtype], "cpu" if position == question.on_host else "cuda")
+        for position, (operand, dtype) in enumerate(
+            zip(question.entry.operands, question.dtypes, strict=True)
+        )
+    ]
+    with contextlib.ExitStack() as regions:
+        cast_to = question.autocast.rpartition(" ")[2]
+        if cast_to != "off":
+            regions.enter_context(torch.autocast("cuda", DTYPES[cast_to]))
+        if question.autocast.startswith("disabled"):
+            regions.enter_context(torch.autocast("cuda", enabled=False))
+        out = question.entry.call(*operands)
+    while isinstance(out, (tuple, list)):
+        out = out[0]
+    if isinstance(out, torch.Tensor) and out.requires_grad:
+        out.backward(torch.ones_like(out))
+
+
 def _tensor(operand: Operand, dtype: torch.dtype, device: str) -> torch.Tensor:
-    tensor = torch.zeros(operand.shape, dtype=dtype, device=device)
+    make = (
+        torch.zeros if device == "cpu" else torch.empty
+    )  # the tracer follows values that it knows
+    tensor = make(operand.shape, dtype=dtype, device=device)
     has_gradient = operand.differentiable and (dtype.is_floating_point or dtype.is_complex)
     return tensor.requires_grad_() if has_gradient else tensor

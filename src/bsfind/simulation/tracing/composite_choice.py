@@ -113,6 +113,7 @@ def _ctc_loss(
 
     cuDNN takes it if the targets are int32 and on the host, which is rare.
     """
+    targets = targets.to(log_probs.device, torch.int64)
     lengths = [
         value.tolist() if isinstance(value, Tensor) else list(value)
         for value in (input_lengths, target_lengths)

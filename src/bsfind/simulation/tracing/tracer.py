@@ -30,6 +30,7 @@ from bsfind.simulation.tracing.engine import GradientSums
 from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
 from bsfind.simulation.tracing.model_memory import fixed_memory_of
+from bsfind.simulation.tracing.narrow_kernels import narrow_kernel_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
 from bsfind.simulation.tracing.python_functions import undelegated_functions
@@ -115,6 +116,7 @@ class Tracer:
                 **value_handlers(),
                 **layout_handlers(),
                 **packing_handlers(),
+                **narrow_kernel_handlers(),
                 **sparse_handlers(),
                 "aten::add.Tensor": self._sums.handle,
             },

@@ -11,6 +11,7 @@ from bsfind.simulation.operators.cuda_checks.check import (
     cpp_name,
     implements,
     scalar_name,
+    specs_of,
 )
 
 __all__ = ["can_be_stored"]
@@ -46,6 +47,50 @@ def _sub(call: Call) -> None:
 
 def _is_bool(value: TensorSpec | float) -> bool:
     return value.dtype == torch.bool if isinstance(value, TensorSpec) else value is True
+
+
+def _refuses_bools(kernel: str) -> Check:
+    """Return the check of a kernel that has no version for operands that are all bools."""
+
+    def check(call: Call) -> None:
+        if all(spec.dtype == torch.bool for _, spec in specs_of(call)):
+            implements(kernel, torch.bool, ())
+
+    return check
+
+
+for _operator, _kernel in (
+    ("pow.Tensor_Tensor", "pow_cuda"),
+    ("fmod.Tensor", "fmod_cuda"),
+    ("addcmul", "addcmul_cuda"),
+    ("clamp.Tensor", "clamp_cuda"),
+    ("floor", "floor_cuda"),
+    ("bucketize.Tensor", "searchsorted_out_cuda"),
+):
+    checks(f"aten::{_operator}")(_refuses_bools(_kernel))
+
+
+@checks("aten::argmax", "aten::argmin")
+def _argmax(call: Call) -> None:
+    if call.tensor("self").dtype == torch.bool:
+        name = call.operator.removeprefix("aten::")
+        raise RuntimeError(f"{name}(): does not support bool input")
+
+
+@checks("aten::topk")
+def _topk(call: Call) -> None:
+    if call.tensor("self").dtype == torch.bool:
+        raise RuntimeError("topk does not support bool dtypes on CPU")
+
+
+@checks("aten::relu", "aten::relu_", "aten::hardtanh", "aten::hardtanh_", "aten::_addmm_activation")
+def _relu(call: Call) -> None:
+    """All of them clamp (native/Activation.cpp, native/cuda/Blas.cpp)."""
+    dtype = call.tensor("self").dtype
+    if dtype.is_complex:
+        raise NotImplementedError("clamp is not supported for complex types")
+    if dtype == torch.bool and call.operator.startswith("aten::relu"):
+        raise RuntimeError("Boolean inputs not supported for relu")
 
 
 @checks("aten::add_.Tensor", "aten::sub_.Tensor", "aten::mul_.Tensor", "aten::div_.Tensor")
@@ -171,3 +216,13 @@ def _fft(call: Call) -> None:
     dtype = call.tensor("self").dtype
     if dtype == torch.bfloat16:
         raise RuntimeError(f"cuFFT doesn't support tensor of type: {scalar_name(dtype)}")
+    x, dims = call.tensor("self"), list(call["dim"])
+    sizes = [x.shape[dim] for dim in dims]
+    if call.operator == "aten::_fft_c2r":
+        sizes[-1] = call["last_dim_size"]
+    is_half = dtype in (torch.float16, torch.complex32)
+    if is_half and any(size & (size - 1) for size in sizes):  # `CuFFTConfig` of CuFFTPlanCache.h
+        raise RuntimeError(
+            "cuFFT only supports dimensions whose sizes are powers of two when computing in half "
+            f"precision, but got a signal size of{sizes}"
+        )

@@ -18,6 +18,7 @@ def _convolution(call: Call) -> None:
     if x.dtype.is_complex and weight.dtype.is_complex:
         return  # by convolutions of the real and the imaginary parts, which are checked themselves
     if _is_depthwise(call, x, weight):
+        _same_devices(x, weight, bias)
         implements("conv_depthwise2d_forward_cuda", x.dtype)
         expects(x.dtype, weight)
         expects(x.dtype, bias)
@@ -40,10 +41,22 @@ def _same_types(x: TensorSpec, other: TensorSpec, name: str) -> None:
     raise RuntimeError(text)
 
 
+def _same_devices(x: TensorSpec, weight: TensorSpec, bias: TensorSpec | None) -> None:
+    """Refuse parameters that were left on the host, as the wrapper of the depthwise kernel does."""
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.on_gpu != x.on_gpu:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but got {name} is on cpu, "
+                "different from other tensors on cuda:0 "
+                "(when checking argument in method wrapper_CUDA___conv_depthwise2d)"
+            )
+
+
 def _is_depthwise(call: Call, x: TensorSpec, weight: TensorSpec) -> bool:
     """Tell whether PyTorch's own kernel for depthwise convolutions of images runs."""
     return (
-        not call["transposed"]
+        x.on_gpu
+        and not call["transposed"]
         and x.dim == 4
         and x.shape[1] == call["groups"] > 1
         and not x.dtype.is_complex

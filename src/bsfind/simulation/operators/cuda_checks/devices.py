@@ -19,14 +19,23 @@ from bsfind.simulation.operators.cuda_checks.check import specs_of
 
 __all__ = ["check_devices"]
 
-# Composites of element-by-element operators and of products, whose parts compare the devices.
+# Composites of element-by-element operators, which compare the devices.
 _COMPARED_BY_KERNELS = frozenset(
     {
-        *("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "complex"),
-        *("binary_cross_entropy_with_logits", "stack", "index_fill", "masked_fill", "mv"),
-        *("_trilinear"),
+        *("mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "index_fill"),
+        "binary_cross_entropy_with_logits",
     }
 )
+
+# Composites by the operator whose wrapper compares the devices, and the names of their arguments there.
+_COMPARED_BY_WRAPPERS: dict[str, tuple[str, dict[str, str]]] = {
+    "embedding": ("index_select.default", {"indices": "index"}),
+    "stack": ("cat.default", {}),
+    "mv": ("addmv_.default", {"self": "mat", "vec": "mat"}),  # the result is on the vector's device
+    "complex": ("complex.out", {}),
+    "masked_scatter": ("masked_scatter_.default", {}),
+    "_trilinear": ("bmm.default", {"i1": "self", "i2": "mat2", "i3": "mat2"}),
+}
 
 _GPU = "cuda:0"
 _HOST = "cpu"
@@ -45,18 +54,37 @@ def check_devices(call: Call, is_pointwise: bool) -> None:
     tensors = list(specs_of(call))
     first = tensors[0][1]
     name, tensor = next((n, t) for n, t in tensors if t.on_gpu != first.on_gpu)
-    wrapper = _wrappers().get(f"{call.operator.partition('::')[2]}.{call.overload}")
+    operator = call.operator.partition("::")[2]
+    called, names = _COMPARED_BY_WRAPPERS.get(operator, (f"{operator}.{call.overload}", {}))
+    name = names.get(name, name)
+    wrapper = _wrappers().get(called)
     if wrapper is not None:
         there, here = (_GPU if t.on_gpu else _HOST for t in (tensor, first))
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but got {name} is on {there}, "
             f"different from other tensors on {here} (when checking argument in method {wrapper})"
         )
-    is_pointwise = is_pointwise or call.operator.partition("::")[2] in _COMPARED_BY_KERNELS
+    if operator.startswith("masked_fill"):
+        _check_mask(call)
+        return
+    is_pointwise = is_pointwise or operator in _COMPARED_BY_KERNELS
     if is_pointwise and any(not t.on_gpu and t.dim > 0 for _, t in tensors):
         raise RuntimeError(
             "Expected all tensors to be on the same device, "
             f"but found at least two devices, {_GPU} and {_HOST}!"
+        )
+
+
+def _check_mask(call: Call) -> None:
+    """`masked_fill__cuda` of native/cuda/Indexing.cu: the value may be on the host."""
+    x, mask, value = call.tensor("self"), call.tensor("mask"), call.maybe_tensor("value")
+    if not x.on_gpu and value is not None and value.on_gpu:
+        raise RuntimeError("masked_fill_: Expected inputs to be on same device")
+    if x.on_gpu != mask.on_gpu:
+        where = {True: _GPU, False: _HOST}
+        raise RuntimeError(
+            "expected self and mask to be on the same device, "
+            f"but got mask on {where[mask.on_gpu]} and self on {where[x.on_gpu]}"
         )
 
 
@@ -100,6 +128,8 @@ def _wrappers() -> dict[str, str]:
         if not function.is_structured:
             parts.reverse()
         name = "_".join(parts) if not function.is_structured else "_".join(filter(None, parts))
+        if function.overload == "out":  # named by its kernel
+            name = f"out_{function.name}_out"
         wrappers[key] = f"wrapper_CUDA_{name}"
     return wrappers
 

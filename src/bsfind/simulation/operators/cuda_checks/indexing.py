@@ -78,6 +78,9 @@ def _index(call: Call) -> None:
     if not indexed.on_gpu and any(index.on_gpu for index in indices):
         raise RuntimeError(
             "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            if call.operator.endswith("index")
+            else "Expected all tensors to be on the same device, "
+            "but found at least two devices, cuda:0 and cpu!"
         )
     sizes = indexed.shape
     first = 0

@@ -53,7 +53,12 @@ def _binary_cross_entropy_with_logits(call: Call) -> None:
 @checks("aten::soft_margin_loss")
 def _soft_margin_loss(call: Call) -> None:
     """`soft_margin_loss` of native/Loss.cpp writes an exponential to a tensor of the input's dtype."""
-    x = call.tensor("self").dtype
+    x, target = call.tensor("self").dtype, call.tensor("target").dtype
+    if torch.bool in (x, target):
+        raise RuntimeError(
+            "Negation, the `-` operator, on a bool tensor is not supported. If you are trying to "
+            "invert a mask, use the `~` or `logical_not()` operator instead."
+        )
     if not (x.is_floating_point or x.is_complex):
         can_be_stored(torch.float32, x)
 
