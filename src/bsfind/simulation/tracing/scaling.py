@@ -52,6 +52,11 @@ class Traces:
         """Whether other batch sizes follow from those that were traced."""
         return self._scaled is not None
 
+    def clear(self) -> None:
+        """Forget all traces."""
+        self._traced.clear()
+        self._scaled = None
+
     def at(
         self,
         batch_size: int,
@@ -77,8 +82,7 @@ class Traces:
         """
         if steps != self._steps:
             self._steps = steps
-            self._traced.clear()
-            self._scaled = None
+            self.clear()
         entries = self._traced.get(batch_size)
         if entries is not None:
             return entries
