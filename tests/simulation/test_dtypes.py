@@ -29,6 +29,7 @@ _BY_ENTRY: dict[str, list[Question]] = {}
 for _question in questions():
     _BY_ENTRY.setdefault(_question.entry.name, []).append(_question)
 
+
 @pytest.fixture(scope="module")
 def on_gpu() -> dict[str, str]:
     """The answers of PyTorch's CUDA build."""
