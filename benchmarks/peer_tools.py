@@ -194,7 +194,7 @@ def _lightning(mode: str) -> Callable[[str, str, Answer], None]:
                 if self.is_new:
                     self.is_new = False
                     answer.begin(batch[0])
-                loss.make_targets(batch[0])
+                loss.make_targets()
                 value = loaded.loss_of(batch[1], loss)
                 loss.release_targets()
                 return value

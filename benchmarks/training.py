@@ -34,8 +34,12 @@ def build(workload: Workload) -> torch.nn.Module:
 def load(
     workload: Workload, precision: str, model: torch.nn.Module | None = None
 ) -> LoadedWorkload:
-    """Return the model on the GPU; it is built if it is not given."""
-    return LoadedWorkload(workload, precision_plan(precision), torch.device("cuda"), model)
+    """Return the model on the GPU, with its loss chosen; it is built if it is not given."""
+    loaded = LoadedWorkload(workload, precision_plan(precision), torch.device("cuda"), model)
+    if loaded.try_labels(batch_size=2):
+        loaded.clear_gradients()
+        torch.cuda.empty_cache()
+    return loaded
 
 
 def train(
@@ -56,7 +60,7 @@ def train(
     scaler = torch.amp.GradScaler("cuda", enabled=loaded.plan.grad_scaler)
     for _ in range(steps):
         batch = loaded.make_batch(batch_size)
-        loss.make_targets(batch_size)
+        loss.make_targets()
         optimizer.zero_grad(set_to_none=True)
         value = loaded.loss_of(batch, loss)
         scaler.scale(value).backward()

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from bsfind.records import RefusedSizes, Trial
 
-__all__ = ["EVERY_SIZE", "AcceptedSizes", "Form", "Multiples", "Series"]
+__all__ = ["EVERY_SIZE", "AcceptedSizes", "Divisors", "Form", "Multiples", "Series"]
 
-_SMALL_UNITS = (8, 4, 2, 1, 64, 48, 240, 256)
+_SMALL_UNITS = (8, 4, 2, 1, 64, 48, 240, 256, 100, 420)
 """Sizes that are tried while none has run. Eight is a multiple of 2, 4 and 8 and divides most queues; one
 and two are what models for single samples and for pairs accept; the others are multiples of what
-remains of the usual groups (3, 5, 6, 10, 12, 15, 16, 32 ...)."""
+remains of the usual groups (3, 5, 6, 7, 10, 12, 15, 16, 32 ...)."""
 
 _LARGE_UNITS = (48, 240)
 """Multiples of these are tried near a size that was refused while smaller ones ran: most groups divide
@@ -36,6 +37,9 @@ _NUMBERS = 3
 
 _INQUIRIES = 3
 """How often the form is looked for: sizes that are refused after that are taken for too large."""
+
+_LONGEST = 1 << 24
+"""Queues have fewer entries."""
 
 MayAsk = Callable[[int], bool]
 Inquiry = Generator[int, Trial, None]
@@ -115,6 +119,37 @@ class Series:
     def __str__(self) -> str:
         name = "powers of two" if self.ratio == 2 else "1, 2, 5, 10, 20, 50 …"
         return name if self.times == 1 else f"{self.times} x {name}"
+
+
+@dataclass(frozen=True)
+class Divisors:
+    """Sizes that divide a number, the length of a queue, say.
+
+    Attributes:
+        of: the number.
+        multiple_of: what all are multiples of.
+    """
+
+    of: int
+    multiple_of: int = 1
+
+    def __contains__(self, batch_size: object) -> bool:
+        fits = (
+            isinstance(batch_size, int) and batch_size >= 1 and batch_size % self.multiple_of == 0
+        )
+        return fits and self.of % batch_size == 0  # type: ignore[operator]
+
+    def at_most(self, batch_size: int) -> int:
+        """Return the largest divisor up to this size (see `Form.at_most`)."""
+        return next((size for size in range(batch_size, 0, -1) if size in self), 0)
+
+    def above(self, batch_size: int) -> int:
+        """Return the smallest divisor above this size (see `Form.above`); none is `sys.maxsize`."""
+        larger = range(batch_size + 1, self.of + 1)
+        return next((size for size in larger if size in self), sys.maxsize)
+
+    def __str__(self) -> str:
+        return f"divisors of {self.of}"
 
 
 class AcceptedSizes:
@@ -200,6 +235,8 @@ class AcceptedSizes:
         if self.unit > self._multiple_of and refused.batch_size not in common:
             yield from self._narrow(before, common, may_ask)
             return
+        if before and (yield from self._ask_divisors(refused, may_ask)):
+            return
         for form in self._near(refused) if before else self._small(refused):
             sizes = (form.at_most(refused.batch_size), form.above(before)) if before else ()
             size = next(filter(may_ask, sizes or (form.above(smallest - 1),)), None)
@@ -213,6 +250,35 @@ class AcceptedSizes:
                     return
         if not any(size < before for size in self.refused):
             self.form = Multiples(self._multiple_of)
+
+    def _ask_divisors(self, refused: Trial, may_ask: MayAsk) -> Generator[int, Trial, bool]:
+        """Look for the largest size that divides what all that ran divide; return whether one runs."""
+        largest = 0
+        while of := self._divided(refused):
+            form = Divisors(of, self._multiple_of)
+            size = form.at_most(refused.batch_size)
+            if size <= max(largest, self._ran_before) or not may_ask(size):
+                break
+            if (yield size).status == "ok":
+                largest, self.form = size, form
+        return largest > 0
+
+    def _divided(self, refused: Trial) -> int:
+        """Return a number that all sizes divide that ran, and none that was refused; 0: none is likely.
+
+        An error message that speaks of division names it, or it is what these sizes have, times a power
+        of two: that is tried when all else was.
+        """
+        common = math.lcm(*self._ran)
+        speaks = "divi" in (refused.message or "").lower()
+        numbers = _numbers_in(refused) if speaks else []
+        named = [n for n in numbers if n % common == 0 and n > refused.batch_size]
+        powers = range(_LONGEST.bit_length() if self._inquiries == _INQUIRIES else 0)
+        others = [common << power for power in reversed(powers)]
+        return next((n for n in (*named, *others) if self._may_be_divided(n)), 0)
+
+    def _may_be_divided(self, number: int) -> bool:
+        return number <= _LONGEST and not any(number % size == 0 for size in self.refused)
 
     def _descend(
         self, series: Series, ran: int, above: int, may_ask: MayAsk
@@ -271,7 +337,9 @@ class AcceptedSizes:
         """
         if part % self._multiple_of:
             return True
-        refused = (size for size in self.refused if size < ran or not self._ran_before)
+        # Below all that ran, the reason may be that there are too few samples.
+        fewest = min((size for size in self._ran if size >= part), default=ran)
+        refused = (n for n in self.refused if n > fewest and (n < ran or not self._ran_before))
         return any(size % part == 0 for size in refused)
 
     def _test(
@@ -305,11 +373,14 @@ class AcceptedSizes:
 
 def _numbers(refused: Trial) -> Sequence[int]:
     """Return sizes that an error message may speak of, small ones first."""
-    found = {
-        int(text) for text in re.findall(r"(?<![\w.:])\d{1,4}(?![\w.]*\w)", refused.message or "")
-    }
-    wanted = sorted(n for n in found if 1 < n <= _LARGEST_NUMBER and n != refused.batch_size)
+    found = _numbers_in(refused)
+    wanted = [n for n in found if 1 < n <= _LARGEST_NUMBER and n != refused.batch_size]
     return wanted[:_NUMBERS]
+
+
+def _numbers_in(refused: Trial) -> list[int]:
+    text = refused.message or ""
+    return sorted({int(digits) for digits in re.findall(r"(?<![\w.:])\d{1,8}(?![\w.]*\w)", text)})
 
 
 def _prime_factors(number: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bsfind.device_faults import gone
 from bsfind.errors import BsfindError, NoGpuError, TargetError, TimeLimitError, WorkerError
-from bsfind.findings import report_of, stand_in_warning
+from bsfind.findings import assumption_of_output, report_of, stand_in_warning
 from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
 from bsfind.precision_search import PrecisionSearch
@@ -124,10 +124,20 @@ class Finder:
             try:
                 self._run(pool, held)
                 self._is_finished = True
+            except TimeLimitError as error:
+                self.errors.append(self._why_out_of_time(error))
             except BsfindError as error:
                 self.errors.append(gone(error) if self._device else error)
         self._settle_failures()
         return self.report
+
+    def _why_out_of_time(self, error: TimeLimitError) -> TimeLimitError:
+        """Return the error of the limit that was too short: what was waited for had what was left of all."""
+        try:
+            self._clock.check()
+        except TimeLimitError as spent:
+            return spent
+        return error
 
     def _settle_failures(self) -> None:
         """Failures of single precisions are warnings where another one gave an answer, else errors."""
@@ -317,8 +327,15 @@ class Finder:
             warnings.extend(self._current.warnings)
         if (taken := self._watch.warning) is not None:
             warnings.append(taken)
-        if (stand_in := self._stand_in_warning(results)) is not None:
+        output = next((r.output for r in self._runners if r.output is not None), None)
+        told = self._trial_of_the_answer(results)
+        at = (told.batch_size, told.peak_allocated_bytes) if told else (None, None)
+        if (stand_in := stand_in_warning(output, *at)) is not None:
             warnings.append(stand_in)
+        # Each worker chooses for itself, all by the same rules.
+        made = dict.fromkeys(made for runner in self._runners for made in runner.assumptions)
+        if (of_output := assumption_of_output(output, *at)) is not None:
+            made[of_output] = None
         return report_of(
             settings,
             self._command,
@@ -326,8 +343,7 @@ class Finder:
             self._model,
             results,
             warnings,
-            # Each worker chooses for itself, all by the same rules.
-            list(dict.fromkeys(made for runner in self._runners for made in runner.assumptions)),
+            list(made),
             status=self._status(results),
             message=self.stopped_by or (self.errors[0].message if self.errors else None),
             may_recommend=self.stopped_by is None
@@ -346,9 +362,8 @@ class Finder:
             for result in results
         )
 
-    def _stand_in_warning(self, results: Sequence[PrecisionResult]) -> ReportWarning | None:
-        """Return the warning about a loss that is not known, with what is known of the peak."""
-        nbytes = next((r.stand_in_bytes for r in self._runners if r.stand_in_bytes), None)
+    def _trial_of_the_answer(self, results: Sequence[PrecisionResult]) -> Trial | None:
+        """Return the trial of the recommended batch size, or the last that ran; None if none did."""
         trials = [trial for r in results for trial in r.trials if trial.status == "ok"]
         best = recommend(results, self._settings.limits.objective)
         if best is not None:
@@ -359,12 +374,7 @@ class Finder:
                 for t in r.trials
                 if t.batch_size == best.batch_size
             ]
-        trial = trials[-1] if trials else None
-        return stand_in_warning(
-            nbytes,
-            trial.batch_size if trial else None,
-            trial.peak_allocated_bytes if trial else None,
-        )
+        return trials[-1] if trials else None
 
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
         fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]

@@ -16,6 +16,7 @@ from bsfind.records import (
     Assumption,
     DeviceInfo,
     ModelInfo,
+    OutputMemory,
     PrecisionResult,
     Prediction,
     Recommendation,
@@ -28,7 +29,7 @@ from bsfind.simulation.accuracy import measured
 from bsfind.simulation.allocator_settings import AllocatorSettings
 from bsfind.units import format_bytes
 
-__all__ = ["assumptions_of", "report_of", "stand_in_warning"]
+__all__ = ["assumption_of_output", "assumptions_of", "report_of", "stand_in_warning"]
 
 _ENVIRONMENT_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -38,6 +39,10 @@ _ENVIRONMENT_VARIABLES = (
     "CUDA_MODULE_LOADING",
     "NVIDIA_TF32_OVERRIDE",
 )
+
+
+_LARGE_OUTPUT = 0.02
+"""Share of the peak from which on it matters how long a loop keeps the output."""
 
 
 def report_of(
@@ -147,31 +152,54 @@ def assumptions_of(
 
 
 def stand_in_warning(
-    nbytes: int | None, batch_size: int | None, peak_bytes: int | None
+    output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
 ) -> ReportWarning | None:
     """Return the warning that a mean stands in for a loss that is not known; None if none does.
 
     Args:
-        nbytes: of the output for each sample; None: the loss is known.
+        output: what the model returned to the loss; None: it is not known.
         batch_size: at which the peak is known; None: nowhere.
         peak_bytes: allocated there.
     """
-    if nbytes is None:
+    if output is None or not output.is_stand_in:
         return None
-    message = "the loss of this output is not known: its mean is trained, which takes less memory"
+    message = "no loss is known for the model's output: its mean is trained, a stand-in"
     if batch_size is not None and peak_bytes:
-        size = nbytes * batch_size
+        size = output.bytes_per_sample * batch_size
         share = size / peak_bytes
         percent = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
         message += (
             f"; at batch size {batch_size:,} the output is {format_bytes(size)} of the peak of "
-            f"{format_bytes(peak_bytes)} ({percent}), and a loss may keep some times as much"
+            f"{format_bytes(peak_bytes)} ({percent}), of which the real loss may keep several copies"
         )
     return ReportWarning(
         code="loss_stand_in",
         message=message,
         hint="name the loss: `--loss cross-entropy`, `--loss mse` or `--loss pkg.mod:fn`, called as "
         "`fn(output)`; or the whole step: `--step pkg.mod:fn`",
+    )
+
+
+def assumption_of_output(
+    output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
+) -> Assumption | None:
+    """Return what is assumed of the model's output after the loss; None where that matters little.
+
+    Args:
+        output: what the model returned to the loss; None: it is not known.
+        batch_size: at which the peak is known; None: nowhere.
+        peak_bytes: allocated there.
+    """
+    if output is None or batch_size is None or not peak_bytes:
+        return None
+    size = output.bytes_per_sample * batch_size
+    if size < _LARGE_OUTPUT * peak_bytes:
+        return None
+    return Assumption(
+        what="outputs",
+        value="released before the backward pass",
+        why="a loop that keeps a reference to them (`logits, loss = model(x, y)`) needs up to "
+        f"{format_bytes(size)} more at batch size {batch_size:,}",
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from bsfind import __version__
 from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.finder import unsupported
-from bsfind.findings import assumptions_of, stand_in_warning
+from bsfind.findings import assumption_of_output, assumptions_of, stand_in_warning
 from bsfind.inspection import InspectionReport, PrecisionInspection
 from bsfind.predictor import twin_of
 from bsfind.progress import Progress
@@ -130,7 +130,10 @@ class Inspector:
         )
         self._assumptions.update(dict.fromkeys(worker.assumptions))
         peak = inspected.composition.allocated_bytes if inspected.composition else None
-        warning = stand_in_warning(worker.stand_in_bytes, self._batch_size, peak)
+        told = assumption_of_output(worker.output, self._batch_size, peak)
+        if told is not None and not any(made.what == told.what for made in self._assumptions):
+            self._assumptions[told] = None
+        warning = stand_in_warning(worker.output, self._batch_size, peak)
         if warning is not None and not any(w.code == warning.code for w in self._warnings):
             self._warnings.append(warning)
         return inspected

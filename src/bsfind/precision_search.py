@@ -265,12 +265,18 @@ class PrecisionSearch:
         if self._search.best is not None or not refused:
             return
         first = self._runner.refusals[refused[0]]
-        others = {
-            "fail too": refused[1:],
-            "run out of memory": [t.batch_size for t in self._search.trials if t.status == "oom"],
-        }
+        others = [
+            ("fails too", "fail too", refused[1:]),
+            (
+                "runs out of memory",
+                "run out of memory",
+                [t.batch_size for t in self._search.trials if t.status == "oom"],
+            ),
+        ]
         tried = "; ".join(
-            f"{', '.join(map(str, sizes))} {what}" for what, sizes in others.items() if sizes
+            f"{', '.join(map(str, sizes))} {one if len(sizes) == 1 else several}"
+            for one, several, sizes in others
+            if sizes
         )
         if not tried:
             raise first

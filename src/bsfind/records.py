@@ -24,6 +24,7 @@ __all__ = [
     "Leak",
     "ModelInfo",
     "ModelKind",
+    "OutputMemory",
     "PrecisionResult",
     "PredictedPeaks",
     "Prediction",
@@ -369,6 +370,19 @@ class ReportWarning:
     code: str
     message: str
     hint: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputMemory:
+    """What the model returns in a training step of bsfind's.
+
+    Attributes:
+        bytes_per_sample: of its tensors, divided by the batch size.
+        is_stand_in: whether its mean stands in for a loss that is not known.
+    """
+
+    bytes_per_sample: int
+    is_stand_in: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,14 +48,17 @@ class StepMemory:
     Attributes:
         held_bytes: what tensors hold after it, without gradients of parameters: those that a step does
             not use have none after it.
-        peak_bytes: the most that was held during it.
+        peak_bytes: the most that tensors held during it, as requested of the allocator.
         is_warm_up: whether it is unlike those to come, as the first one is. So is one in which some
             parameter has its first gradient, and the optimizer makes its state.
+        has_retries: whether the allocator flushed its cache in it. Near the limit convolutions then get
+            by with smaller workspaces: its peak says nothing of what the step runs.
     """
 
     held_bytes: int
     peak_bytes: int
     is_warm_up: bool
+    has_retries: bool = False
 
 
 def _settled(steps: Sequence[StepMemory]) -> Sequence[StepMemory]:
@@ -66,7 +69,7 @@ def _settled(steps: Sequence[StepMemory]) -> Sequence[StepMemory]:
 
 def steps_differ(steps: Sequence[StepMemory]) -> bool:
     """Tell whether steps of a trial need different amounts of memory, those that warm up aside."""
-    peaks = [step.peak_bytes for step in _settled(steps)[1:]]
+    peaks = [step.peak_bytes for step in _settled(steps)[1:] if not step.has_retries]
     return len(peaks) >= 2 and max(peaks) - min(peaks) > _DIFFERENT * max(peaks)
 
 

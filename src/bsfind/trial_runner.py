@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bsfind.errors import BsfindError
-from bsfind.records import Assumption, ModelInfo, Trial
+from bsfind.records import Assumption, ModelInfo, OutputMemory, Trial
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.time_budget import TimeBudget
@@ -41,7 +41,7 @@ class TrialRunner:
         model: the model as the latest worker loaded it, and what its trials tell of its kind; None
             before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
-        stand_in_bytes: what a sample's output takes where no loss of it is known.
+        output: what the model returned to a loss of bsfind's.
         recordings: what the trials that ran asked of the allocator, by batch size.
         refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
@@ -70,7 +70,7 @@ class TrialRunner:
         self._has_run = False  # a trial in the model that is loaded
         self.model: ModelInfo | None = None
         self.assumptions: tuple[Assumption, ...] = ()
-        self.stand_in_bytes: int | None = None
+        self.output: OutputMemory | None = None
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
 
@@ -173,7 +173,7 @@ class TrialRunner:
             record=loaded.limit_bytes is None,
         )
         self.assumptions = loaded.worker.assumptions or self.assumptions
-        self.stand_in_bytes = loaded.worker.stand_in_bytes
+        self.output = loaded.worker.output or self.output
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording
         if answer.refusal is not None:

@@ -64,6 +64,17 @@ def test_check_says_what_fits_and_what_is_left() -> None:
     assert "samples/s" not in done.stdout
 
 
+def test_what_is_assumed_is_named() -> None:
+    arguments = ("check", NET, *IMAGES, "--gpu", "rtx-4090", "--batch-size", "8")
+    done = bsfind(*arguments, "--precision", "fp32")
+    first, _, assumed, *_ = done.stdout.splitlines()
+    assert " · AdamW · cross-entropy on the output (N, 10) · training · " in first
+    assert assumed == "assumed: loss, optimizer, dtype of input 1 (float32)"
+    report = document(*arguments, "--precision", "fp32", "--loss", "mse", "--optimizer", "adamw")
+    (only,) = report["workload"]["assumptions"]
+    assert (only["what"], only["value"]) == ("dtype of input 1", "float32")
+
+
 def test_check_that_does_not_fit() -> None:
     done = bsfind("check", NET, *IMAGES, "--gpu", "2GiB", "--batch-size", "100000")
     assert done.returncode == 1, done.stderr

@@ -213,3 +213,28 @@ def test_a_poisoned_context_is_the_model_s_fault_not_lack_of_memory(
     assert done.code == 4, done.err
     assert done.only["status"] == "error"
     assert all(trial["status"] != "oom" for trial in done.only["trials"])
+
+
+def test_labels_that_are_made_cost_what_a_prediction_says(gpu: Gpu) -> None:
+    """The forward passes that tell whether a model takes labels leave nothing in a trial."""
+    answer = in_worker(
+        gpu,
+        f"""
+        def trial(choice, target):
+            with Worker(lambda line: None) as w:
+                w.open(choice, 120)
+                inputs = (parse_input_shape("64:int64:0..4096"),)
+                w.load(Workload(target=f"{MODELS}/losses.py:{{target}}", inputs=inputs), "fp32", 120)
+                trial = w.run_trial(8, 3, 120).trial
+                return trial.peaks_by_step, [made.value for made in w.assumptions]
+        real = DeviceChoice(memory_limit_bytes=1 << 30)
+        gpu = DeviceChoice(device="sim", gpu=device.name)
+        answer = [[trial(c, t) for c in (real, gpu)] for t in ("LabelledDecoder", "Decoder")]
+        """,
+    )
+    assert isinstance(answer, list)
+    (labelled, predicted), (plain, predicted_plain) = answer
+    assert labelled == predicted
+    assert plain == predicted_plain
+    assert labelled[1] == ["the model's own loss from `targets` (N, 64)"]
+    assert plain[1] == ["cross-entropy on the output (N, 64, 4096)"]

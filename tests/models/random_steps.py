@@ -32,6 +32,9 @@ KEEPS: dict[str, Callable[[torch.Tensor], bool]] = {
     "torch_rand_below": lambda x: bool(torch.rand(()) < 0.5),
     "torch_rand_own": lambda x: bool(torch.rand((), generator=OWN_TORCH) < 0.5),
     "torch_uniform": lambda x: torch.empty(1).uniform_(0, 1).item() >= 0.5,
+    "torch_rand_like": lambda x: bool(torch.rand_like(torch.tensor(0.5)) < 0.5),
+    "torch_randn": lambda x: torch.randn(1).item() > 0,
+    "torch_normal": lambda x: torch.empty(()).normal_().item() < 0,
     "torch_bernoulli": lambda x: bool(torch.bernoulli(torch.tensor(0.5))),
     "torch_bernoulli_drops": lambda x: not torch.bernoulli(torch.tensor(0.5)).item(),
     "torch_randint": lambda x: int(torch.randint(0, 2, (1,))) == 1,
@@ -42,6 +45,7 @@ KEEPS: dict[str, Callable[[torch.Tensor], bool]] = {
     "python_random": lambda x: random.random() >= 0.5,
     "python_random_by_name": lambda x: draw() < 0.5,
     "python_uniform": lambda x: random.uniform(0, 1) < 0.9,
+    "python_gauss": lambda x: random.gauss(0, 1) < 0,
     "python_choice": lambda x: random.choice([True, False]),
     "python_choices": lambda x: random.choices([0, 1], weights=[1, 1])[0] == 0,
     "python_sample": lambda x: random.sample([True, False], 1)[0],
@@ -51,6 +55,7 @@ KEEPS: dict[str, Callable[[torch.Tensor], bool]] = {
     "numpy_rand": lambda x: np.random.rand() < 0.5,
     "numpy_rand_1": lambda x: np.random.rand(1)[0] < 0.5,
     "numpy_uniform": lambda x: np.random.uniform(0, 1) > 0.5,
+    "numpy_normal": lambda x: np.random.normal() > 0,
     "numpy_binomial": lambda x: np.random.binomial(1, 0.5) == 1,
     "numpy_choice": lambda x: np.random.choice(2, p=[0.5, 0.5]) == 0,
     "numpy_own": lambda x: OWN_NUMPY.random() < 0.5,
@@ -90,6 +95,21 @@ class OneDrawForAll(nn.Module):
         for layer, drawn in zip(self.layers, draws, strict=True):
             if not self.training or drawn > 0.5:
                 x = layer(x)
+        return x
+
+
+class Certain(OneDrawForAll):
+    """Draws with probabilities of zero and one: all layers run in every step, and none runs again."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        for layer in self.layers:
+            if torch.bernoulli(torch.ones(())):
+                x = layer(x)
+        again = torch.empty(1).bernoulli_(0.0).item() + np.random.binomial(1, 0.0)
+        again += random.choices([0, 1], weights=[1, 0])[0]
+        for _ in range(int(again)):
+            x = self.layers[0](x)
         return x
 
 
@@ -150,6 +170,10 @@ class RandomLength(OneDrawForAll):
             "torch": lambda: int(torch.randint(8, most + 1, (1,)).item()),
             "dropped": lambda: most - random.randint(0, most - 8),
             "part": lambda: int(most * (1 - random.uniform(0.0, 0.9))),
+            "crop": lambda: -random.randint(0, most // 2) + random.randint(most // 2 + 1, most),
+            "categorical": lambda: (8, most)[
+                int(torch.distributions.Categorical(torch.tensor([0.9, 0.1])).sample())
+            ],
         }[self.drawn]()
         x = self.first(x[:, :length])
         for layer in self.layers:

@@ -104,10 +104,12 @@ def _measure(run: dict[str, Any], model: torch.nn.Module | None) -> dict[str, An
         if workload.mode == "train":
             loaded.make_optimizer()
         _release(loaded)
-        load_count = history.count()
         result["model_bytes"] = torch.cuda.memory_allocated()
         result["load_peak_allocated"] = torch.cuda.max_memory_allocated()
         result["load_peak_reserved"] = torch.cuda.max_memory_reserved()
+        if loaded.try_labels(run["batch_size"]):
+            _release(loaded)
+        load_count = history.count()
         torch.cuda.reset_peak_memory_stats(device)
         steps = TrainingSteps(loaded, lambda: None)
         for _ in range(run["steps"]):

@@ -217,7 +217,7 @@ def test_inputs_are_what_was_asked_for_and_the_targets(optimizer: str, step: int
 
 def test_activations_are_saved_by_autograd() -> None:
     batch_size = 4096
-    found = inspected(workload("Net", 8), batch_size=batch_size)
+    found = inspected(workload("Net", 8, loss="mean"), batch_size=batch_size)
     forward_end = found.timeline[0]
     assert forward_end.at == "forward_end"
     # `first`; of each block the output of the ReLU, and the sum (`up` is saved nowhere); `last`.

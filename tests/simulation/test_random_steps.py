@@ -27,12 +27,12 @@ BATCH = 32
 A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
 
-def workload(model: str, **model_args: str) -> Workload:
+def workload(model: str, *, loss: str = "mean", **model_args: str) -> Workload:
     return Workload(
         target=f"{MODELS}/random_steps.py:{model}",
         model_args=tuple((name, repr(value)) for name, value in model_args.items()),
         inputs=(InputSpec(shape=(32, 64)),),
-        loss="mean",
+        loss=loss,
     )
 
 
@@ -81,13 +81,35 @@ def test_draws_of_all_layers_at_once_or_by_other_rules(model: str, without_drops
     assert told.codes == ["random_steps"]
 
 
-@pytest.mark.parametrize("drawn", ["python", "python_choice", "numpy", "torch", "dropped", "part"])
+@pytest.mark.parametrize(
+    "drawn",
+    ["python", "python_choice", "numpy", "torch", "dropped", "part", "crop", "categorical"],
+)
 def test_sequences_of_random_length_have_the_longest(drawn: str, without_drops: Trial) -> None:
     found, told = trial("RandomLength", drawn=drawn)
     assert found.peak_allocated_bytes == pytest.approx(
         without_drops.peak_allocated_bytes, rel=0.02 if drawn == "part" else 0
     )
     assert told.codes == ["random_steps"]
+
+
+def test_the_loss_is_that_of_the_longest_sequence() -> None:
+    """Its output has the shape of the input, the shorter ones look like class scores."""
+    device = SimulatedDevice(DeviceChoice(device="sim", gpu="rtx-3090"))
+    device.load(workload("RandomLength", loss="auto", drawn="python"), "fp32")
+    assert device._tracer is not None
+    try:
+        device.run_trial(BATCH, 3)
+        (loss,) = (a.value for a in device.assumptions if a.what == "loss")
+    finally:
+        device._tracer.close()
+    assert loss == "mse on the output (N, 32, 64)"
+
+
+def test_what_has_the_probability_zero_is_not_tried(without_drops: Trial) -> None:
+    found, told = trial("Certain")
+    assert found == without_drops
+    assert told.codes == []
 
 
 def test_draws_that_the_model_cannot_run_with_are_left_out() -> None:

@@ -16,7 +16,7 @@ from bsfind.devices.base import DoesNotFit
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.errors import TargetError, UsageError
 from bsfind.input_spec import parse_input_shape
-from bsfind.records import ReportWarning
+from bsfind.records import Assumption, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator
 from bsfind.simulation.fixed_memory import FixedMemory
@@ -60,6 +60,8 @@ class FakeTracer:
 
     class_name = "Net"
     weights_dtype: str | None = None
+    assumptions: tuple[Assumption, ...] = ()
+    output: OutputMemory | None = None
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"

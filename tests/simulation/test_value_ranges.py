@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from bsfind.simulation.tracing.value_ranges import Range, Ranges
+from bsfind.simulation.tracing.value_rules import RULES
 
 
 def after(name: str, *args: Any, known: dict[int, Range] | None = None, **kwargs: Any) -> Range:
     """Return the bounds of an operator's result; `known` has those of its arguments by position."""
-    ranges = Ranges(lambda _: None)
+    ranges = Ranges(lambda _: None, RULES)
     for position, bounds in (known or {}).items():
         ranges.set(args[position], bounds)
     out = torch.empty(3, device="meta")
@@ -82,7 +83,7 @@ def test_quantifiers_of_what_is_unknown_are_as_in_training() -> None:
 
 
 def test_a_write_to_a_part_widens_the_bounds_of_the_whole() -> None:
-    ranges = Ranges(lambda _: None)
+    ranges = Ranges(lambda _: None, RULES)
     whole = torch.empty(4, device="meta")
     ranges.set(whole, Range(0, 0))
     ranges.follow("aten::fill_", (whole[:2], 5.0), {}, [], [whole[:2]])

@@ -204,7 +204,7 @@ def test_arbitrary_refusals(data: st.DataObject, largest: int, multiple: int) ->
 def test_a_broken_model_costs_few_trials() -> None:
     search = searched(lambda _: False, 1000)
     assert search.best is None
-    assert [t.batch_size for t in search.trials] == [5, 8, 1, 64, 48, 240, 256]
+    assert [t.batch_size for t in search.trials] == [5, 8, 1, 64, 48, 240, 256, 100, 420]
 
 
 @pytest.mark.parametrize("size", [1, 5, 64])
@@ -272,3 +272,25 @@ def test_forms(times: int, size: int) -> None:
         assert below % times == above % times == 0
         assert form.at_most(above - 1) == below
         assert str(form)
+
+
+@pytest.mark.parametrize("says", ["ValueError: 3840 must be divisible by the batch size", "wrong"])
+def test_a_queue_whose_length_is_no_power_of_two(says: str) -> None:
+    search = searched(lambda n: 3840 % n == 0, 1856, says=says)
+    assert best(search) == 1280
+    assert str(search.sizes.form) == "divisors of 3840"
+    assert len(search.trials) <= (5 if says != "wrong" else 24)
+
+
+@given(least=st.integers(6, 60))
+def test_a_least_number_of_samples_is_not_taken_for_a_multiple(least: int) -> None:
+    search = searched(lambda n: n >= least, 997, tolerance=0.0)
+    assert best(search) == 997
+    found = search.sizes.found()
+    assert found is not None
+    assert found.accepted is None
+
+
+@pytest.mark.parametrize("of", [7, 14, 20, 25, 100])
+def test_groups_that_few_models_have(of: int) -> None:
+    assert best(searched(lambda n: n % of == 0, 1856, tolerance=0.0)) == 1856 - 1856 % of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -466,6 +467,69 @@ def test_long_logs_are_read_with_bounded_memory() -> None:
     explanation = explain(Endless())  # type: ignore[arg-type]
     assert explanation.lines == 100_000
     assert explanation.errors[0].line == 100_000
+
+
+@pytest.mark.parametrize("filling", ["0123456789", "0,1,2.3", "abcdef0123456789", "a_", "* "])
+def test_a_line_without_end_after_an_error_takes_no_time(filling: str) -> None:
+    text = "RuntimeError: CUDA out of memory. Tried to allocate " + filling * (
+        100_000 // len(filling)
+    )
+    start = time.process_time()
+    assert explain_text(text).kind is Kind.CUDA_OOM
+    assert time.process_time() - start < 10  # one search per digit took minutes
+
+
+def test_reports_of_memory_in_use_hide_no_error_between_them() -> None:
+    report = [f"step {n}: GPU memory allocated 10.2 GiB, buffers 1.1 GiB" for n in range(100)]
+    assert explain_text("\n".join(report)).kind is Kind.NOT_OOM
+    report[50:50] = ["RuntimeError: Insufficient memory"]
+    assert explain_text("\n".join(report)).errors[0].line <= 51
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "sizes"),
+    [
+        (
+            "ValueError: Free memory on device (67.25/79.25 GiB) on startup is less than desired GPU "
+            "memory utilization (0.9, 71.33 GiB).",
+            Kind.OTHER_FRAMEWORK_OOM,
+            {"free_bytes": int(67.25 * GIB), "total_bytes": int(79.25 * GIB)},
+        ),
+        (
+            "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+            "Failed to CUDA calloc async 608 bytes",
+            Kind.CUDA_OOM,
+            {"tried_bytes": 608},
+        ),
+        (
+            "RESOURCE_EXHAUSTED: Failed to allocate request for 3.0GiB (3206250496B) on device ordinal 0",
+            Kind.OTHER_FRAMEWORK_OOM,
+            {"tried_bytes": 3206250496},
+        ),
+        (
+            "cupy.cuda.memory.OutOfMemoryError: out of memory to allocate 1073741824 bytes (total 4 bytes)",
+            Kind.OTHER_FRAMEWORK_OOM,
+            {"tried_bytes": GIB},
+        ),
+        (
+            "Current platform can NOT allocate memory block with size larger than 4GB! Tried to allocate "
+            "6.00 GiB (GPU  0; 15.00 GiB total capacity; 0 bytes already allocated)",
+            Kind.XPU_OOM,
+            {"tried_bytes": 6 * GIB, "total_bytes": 15 * GIB, "allocated_bytes": 0},
+        ),
+        ("EnforceNotMet: enforce allocating <= available failed", Kind.OTHER_FRAMEWORK_OOM, {}),
+        ("epoch 3: 50%\n\n**Killed**", Kind.HOST_OOM_KILL, {}),
+        ("epoch 3: 50%\n已杀死", Kind.HOST_OOM_KILL, {}),
+        ("GPU out of memory", Kind.CUDA_OOM, {}),
+        ("CUDA memory allocation of 4096 bytes failed", Kind.CUDA_OOM, {"tried_bytes": 4096}),
+        ("Killed process 12 (python3) total-vm:490kB, anon-rss:300kB", Kind.HOST_OOM_KILL, {}),
+        ("failed to allocate 1900,00 MiB of pinned memory: invalid argument", Kind.NOT_OOM, {}),
+    ],
+)
+def test_texts_of_rarer_programs(text: str, kind: Kind, sizes: dict[str, int]) -> None:
+    explanation = explain_text(text)
+    assert explanation.kind is kind
+    assert {name: getattr(explanation.figures, name) for name in sizes} == sizes
 
 
 def test_a_log_of_one_line_and_a_log_that_is_not_text() -> None:

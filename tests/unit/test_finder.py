@@ -25,12 +25,20 @@ from bsfind.errors import (
 from bsfind.exit_codes import ExitCode
 from bsfind.finder import Finder
 from bsfind.input_spec import parse_input, parse_input_shape
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, Report, ReportWarning, Trial
+from bsfind.records import (
+    Assumption,
+    DeviceInfo,
+    ModelInfo,
+    OutputMemory,
+    Report,
+    ReportWarning,
+    Trial,
+)
 from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget
-from bsfind.units import MIB
+from bsfind.units import MIB, format_bytes
 from bsfind.worker.client import TrialAnswer
 
 SIMULATED = predicted_report().device
@@ -43,13 +51,14 @@ CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely"
 class FakeWorker:
     """A machine without a GPU; 50 MiB for each sample on the simulated one."""
 
+    output: OutputMemory | None = None
+
     def __init__(self, on_warning: Callable[[ReportWarning], None], refusal: BsfindError) -> None:
         self._on_warning = on_warning
         self._refusal = refusal
         self._limit = 0
         self.is_alive = True
         self.assumptions = (LOSS,)
-        self.stand_in_bytes: int | None = None
         self.loads: list[str] = []
         self.opened: list[DeviceChoice] = []
 
@@ -224,6 +233,40 @@ def test_what_stands_in_for_a_gpu_that_is_not_there(pool: type[FakePool]) -> Non
     assert report.reproduce.endswith(" --gpu rtx-4090")
     assert len(pool.workers) == 1
     assert pool.early == 0
+
+
+def test_a_mean_that_stands_in_for_the_loss_is_told_with_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = OutputMemory(bytes_per_sample=20 * MIB, is_stand_in=True)
+    monkeypatch.setattr(FakeWorker, "output", output)
+    report, _ = found(settings(NAMED))
+    assert report.recommendation is not None
+    (warning,) = [w for w in report.warnings if w.code == "loss_stand_in"]
+    size = report.recommendation.batch_size
+    assert f"at batch size {size:,} the output is " in warning.message
+    assert "(40 %)" in warning.message  # of 50 MiB for each sample
+    assert "`--loss cross-entropy`" in (warning.hint or "")
+    monkeypatch.setattr(FakeWorker, "output", None)
+    report, _ = found(settings(NAMED))
+    assert "loss_stand_in" not in [w.code for w in report.warnings]
+
+
+def test_a_large_output_is_assumed_to_be_released(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_outputs(nbytes: int) -> list[Assumption]:
+        output = OutputMemory(bytes_per_sample=nbytes, is_stand_in=False)
+        monkeypatch.setattr(FakeWorker, "output", output)
+        report, _ = found(settings(NAMED))
+        assert not any(w.code == "loss_stand_in" for w in report.warnings)
+        assert report.recommendation is not None
+        size = format_bytes(nbytes * report.recommendation.batch_size)
+        made = [a for a in report.assumptions if a.what == "outputs"]
+        assert all(f"needs up to {size} more at batch size " in a.why for a in made)
+        return made
+
+    (made,) = of_outputs(10 * MIB)  # of 50 MiB for each sample
+    assert made.value == "released before the backward pass"
+    assert not of_outputs(MIB // 2)
 
 
 def test_what_was_assumed(pool: type[FakePool]) -> None:

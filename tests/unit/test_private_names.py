@@ -25,7 +25,7 @@ ALLOWED = {
     # Not torch's.
     ("worker/loop.py", "os._exit"),
     ("workload/blame.py", "sys._getframe"),
-    ("workload/randomness.py", "sys._getframe"),
+    ("workload/draws.py", "sys._getframe"),
     ("simulation/tracing/assumed_reads.py", "sys._getframe"),
 }
 

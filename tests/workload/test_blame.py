@@ -119,3 +119,55 @@ def test_texts_do_not_say_meta() -> None:
     told = user_error(error_of(model), doing="batch size 4 in fp32")
     assert type(told) is TargetError
     assert "[torch.cuda.FloatTensor [1, 10]]" in told.message
+
+
+# ------------------------------------------------------------------------------------------ hints
+
+
+@pytest.mark.parametrize(
+    ("error", "hint"),
+    [
+        (TypeError("Net.forward() got an unexpected keyword argument 'x'"), "`--input NAME=SHAPE`"),
+        (
+            RuntimeError(
+                "Expected 3D (unbatched) or 4D (batched) input to conv2d, "
+                "but got input of size: [4, 2, 3, 8, 8]"
+            ),
+            "one dimension too many: shapes have no batch dimension",
+        ),
+        (ValueError("expected 4D input (got 5D input)"), "one dimension too many"),
+        (
+            ValueError("LSTM: Expected input to be 2D or 3D, got 4D instead"),
+            "one dimension too many",
+        ),
+        (
+            AssertionError(
+                "query should be unbatched 2D or batched 3D tensor but received 4-D query tensor"
+            ),
+            "one dimension too many",
+        ),
+        (ValueError("expected 4D input (got 3D input)"), "do these shapes fit the model?"),
+        (
+            RuntimeError("mat1 and mat2 shapes cannot be multiplied (4x20 and 21x5)"),
+            "do these shapes fit the model?",
+        ),
+        (
+            RuntimeError("mat1 and mat2 must have the same dtype, but got Float and Half"),
+            "do these dtypes fit the model?",
+        ),
+        (
+            RuntimeError(
+                "Expected all tensors to be on the same device, but found cuda:0 and cpu!"
+            ),
+            "(`device=x.device`)?",
+        ),
+        (KeyError("a"), ""),
+        (ZeroDivisionError("division by zero"), ""),
+        (OSError("no such file"), ""),
+    ],
+)
+def test_the_hint_follows_the_kind_of_error(error: Exception, hint: str) -> None:
+    told = user_error(error, doing="batch size 4 in fp32", inputs="float32[4, 2]")
+    assert isinstance(told, TargetError)
+    assert hint in told.hint
+    assert bool(hint) == bool(told.hint)

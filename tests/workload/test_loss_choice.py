@@ -63,6 +63,35 @@ class LabelledLM(nn.Module):
         return logits, F.cross_entropy(logits.view(-1, VOCABULARY), targets.view(-1))
 
 
+class SharedHead(nn.Module):
+    """One head for three scales, each made from the one before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+        self.head = nn.Conv2d(3, 9, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        found = []
+        for layer in self.layers:
+            x = F.max_pool2d(layer(x), 2) if found else layer(x)
+            found.append(self.head(x))
+        return found
+
+
+class TiedHeads(nn.Module):
+    """As BERT in pretraining: scores of each token with the embedding's weights, and of the sentence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.sentence = nn.Linear(WIDTH, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.embedding(x)
+        return hidden @ self.embedding.weight.t(), self.sentence(hidden[:, 0])
+
+
 def loaded(
     model: nn.Module, *inputs: str, precision: str = "fp32", **changes: Any
 ) -> LoadedWorkload:
@@ -148,9 +177,79 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "cross-entropy on 3 outputs (N, 5, 8, 12) …",
         ),
         (
-            Made(lambda m, x: (m.g(m.f(x)), m.f(x)), f=nn.Linear(16, 30), g=nn.Linear(30, 4)),
+            Made(lambda m, x: (h := m.f(x), m.g(h))[::-1], f=nn.Linear(16, 30), g=nn.Linear(30, 4)),
             "16",
             "cross-entropy on output[0] (N, 4)",
+        ),
+        (
+            Made(
+                lambda m, x: (m.g(i := m.h(h := m.f(x))), h * 2, i * 2),
+                f=nn.Linear(16, 30),
+                h=nn.Linear(30, 30),
+                g=nn.Linear(30, 4),
+            ),
+            "16",
+            "cross-entropy on output[0] (N, 4)",
+        ),
+        # Scores, and the same as probabilities.
+        (
+            Made(lambda m, x: (y := m.f(x), y.softmax(-1)), f=nn.Linear(16, 4)),
+            "16",
+            "cross-entropy on output[0] (N, 4)",
+        ),
+        # Heads that share their layers or their weights with the rest of the model are heads too.
+        (SharedHead(), IMAGE, "cross-entropy on 3 outputs (N, 9, 8, 12) …"),
+        (
+            TiedHeads(),
+            TOKENS,
+            "cross-entropy on output[0] (N, 7, 50) + cross-entropy on output[1] (N, 2)",
+        ),
+        # What a head with tied weights is made from has none of its own either.
+        (
+            Made(
+                lambda m, x: (h := m.e(x) * 2, h @ m.e.weight.t()),
+                e=nn.Embedding(VOCABULARY, WIDTH),
+            ),
+            TOKENS,
+            "cross-entropy on output[1] (N, 7, 50)",
+        ),
+        # A reconstruction in one row.
+        (
+            Made(
+                lambda m, x: (m.g(h := m.f(x.flatten(1))), h),
+                f=nn.Linear(3 * 8 * 12, 8),
+                g=nn.Linear(8, 3 * 8 * 12),
+            ),
+            IMAGE,
+            "mse on output[0] (N, 288)",
+        ),
+        # Scores of each token where there are several in each position.
+        (
+            Made(lambda m, x: m.g(m.e(x)), e=nn.Embedding(60, WIDTH), g=nn.Linear(WIDTH, 59)),
+            "4,7:int64:0..60",
+            "cross-entropy on the output (N, 4, 7, 59)",
+        ),
+        # Speech: fewer steps than the input has, in either order.
+        (
+            Made(lambda m, x: m.f(x).transpose(1, 2), f=nn.Conv1d(16, 11, 3, 4)),
+            "16,90",
+            "CTC on the output (N, 22, 11)",
+        ),
+        (
+            Made(lambda m, x: m.f(x).permute(2, 0, 1).log_softmax(-1), f=nn.Conv1d(16, 11, 3, 4)),
+            "16,90",
+            "CTC on the output (22, N, 11)",
+        ),
+        (
+            Made(lambda m, x: m.f(x).mean(2).permute(2, 0, 1), f=nn.Conv2d(3, 37, (8, 4), (1, 4))),
+            "3,8,96",
+            "CTC on the output (24, N, 37)",
+        ),
+        # Time first.
+        (
+            Made(lambda m, x: m.f(x).transpose(0, 1), f=nn.Linear(16, 5)),
+            "9,16",
+            "cross-entropy on the output (9, N, 5)",
         ),
         (
             Made(lambda m, x: (m.f(x), m.g(x)), f=nn.Linear(16, 3), g=nn.Linear(16, 4)),
@@ -218,7 +317,7 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
 def test_what_is_chosen(model: nn.Module, given: str, chosen: str) -> None:
     workload = loaded(model, given)
     assert trained(workload)[0] == chosen
-    assert (workload.choice.stand_in_bytes is not None) == chosen.startswith("mean")
+    assert workload.choice.is_stand_in == chosen.startswith("mean")
     trained(workload, 5)  # what is chosen holds for other sizes
     assert workload.assumptions[0].value == chosen
 
@@ -276,6 +375,27 @@ class TestLabels:
         trained(loaded(model, TOKENS), 64)
         assert seen[-1].shape == (64, 7)
         assert 30 < int(seen[-1].max()) < VOCABULARY
+
+    def test_they_are_in_range_wherever_the_classes_are(self) -> None:
+        """A label out of range ends a CUDA context; on the CPU the loss raises."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.f, self.g = nn.Conv1d(3, 100, 1), nn.Conv1d(100, 5, 1)
+
+            def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+                hidden = self.f(x)
+                scores = self.g(hidden)
+                if labels is None:
+                    return hidden, scores
+                if labels.is_floating_point() or labels.shape != (len(x), 64):
+                    raise ValueError("not class indices of each position")
+                assert int(labels.max()) < 5
+                return hidden, scores, F.cross_entropy(scores, labels)
+
+        name, _ = trained(loaded(Net(), "3,64"), 16)
+        assert name == "the model's own loss from `labels` (N, 64)"
 
     def test_what_the_user_gives_is_not_made(self) -> None:
         workload = loaded(LabelledLM(), TOKENS, f"targets={TOKENS}")
@@ -347,6 +467,25 @@ class TestLabels:
         assert name == "cross-entropy on the output (N, 4)"
         assert "with labels the model raises KeyError: 'boxes'" in why
 
+    def test_a_model_that_needs_labels_in_training_only(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.f = nn.Conv2d(3, 5, 1)
+                self.frozen = nn.Dropout().eval()
+
+            def forward(self, images: torch.Tensor, targets: Any = None) -> Any:
+                scores = self.f(images)
+                if not self.training:
+                    return scores
+                if targets is None:
+                    raise ValueError("targets should not be none in training mode")
+                return {"seg": F.cross_entropy(scores, targets), "norm": scores.square().mean()}
+
+        workload = loaded(Net(), IMAGE)
+        assert trained(workload)[0] == "the model's own loss from `targets` (N, 8, 12)"
+        assert workload.model.training
+
     def test_an_error_without_labels_is_not_hidden(self) -> None:
         class Net(nn.Module):
             def __init__(self) -> None:
@@ -377,7 +516,15 @@ class TestLabels:
             def forward(self, *args: Any, **kwargs: Any) -> Any:
                 return self.inner(*args, **kwargs)
 
-        for model in (Wrapper(), nn.DataParallel(LabelledLM())):
+        class WithMore(Wrapper):
+            def __init__(self) -> None:
+                super().__init__()
+                self.more = nn.Dropout()
+
+            def forward(self, idx: torch.Tensor, **kwargs: Any) -> Any:
+                return self.inner(idx, **kwargs)
+
+        for model in (Wrapper(), WithMore(), nn.DataParallel(LabelledLM())):
             assert trained(loaded(model, TOKENS))[0] == "the model's own loss from `targets` (N, 7)"
 
     @pytest.mark.parametrize(

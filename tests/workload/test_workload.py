@@ -100,6 +100,14 @@ class TestLosses:
         loss(scores, self.BATCH).backward()
         assert scores.grad is not None
 
+    @pytest.mark.parametrize("name", ["torch.nn:CrossEntropyLoss", "torch.nn.functional:mse_loss"])
+    def test_a_function_that_wants_targets_is_refused(self, name: str) -> None:
+        with pytest.raises(
+            TargetError, match=r"cannot be called as `fn\(output\)`: missing"
+        ) as raised:
+            make_loss(name)
+        assert "makes the targets itself" in (raised.value.hint or "")
+
     def test_cross_entropy_needs_classes(self) -> None:
         with pytest.raises(TargetError, match="needs class scores"):
             make_loss("cross-entropy")(torch.randn(5), self.BATCH)

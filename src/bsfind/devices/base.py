@@ -7,7 +7,15 @@ from typing import Protocol
 
 from bsfind.errors import BsfindError
 from bsfind.memory_watch import MemoryLeft
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
+from bsfind.records import (
+    Assumption,
+    DeviceInfo,
+    ModelInfo,
+    ModelKind,
+    OutputMemory,
+    ReportWarning,
+    Trial,
+)
 from bsfind.settings import Workload
 from bsfind.simulation.recording import Recording
 
@@ -72,8 +80,8 @@ class Device(Protocol):
         ...
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Bytes of the output for each sample where its mean stands in for a loss; else None."""
+    def output(self) -> OutputMemory | None:
+        """What the model returned to a loss of bsfind's in the steps so far; None if to none."""
         ...
 
     @property

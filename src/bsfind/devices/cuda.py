@@ -23,7 +23,7 @@ from bsfind.oom import (
     is_batch_norm_refusal,
     may_depend_on_size,
 )
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ReportWarning, Trial
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.stability import (
@@ -184,9 +184,9 @@ class CudaDevice:
         return None
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
-        return self._loaded.choice.stand_in_bytes if self._loaded is not None else None
+    def output(self) -> OutputMemory | None:
+        """Return what the model returned (see `base.Device.output`)."""
+        return self._loaded.output if self._loaded is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -230,6 +230,7 @@ class CudaDevice:
                 failed = self._failed_trial(error, batch_size, measured)
             if not is_over:
                 self._release()
+                self._loaded.choice.forget_loss()
         if self._largest.places:
             self._new_warnings.append(draws_warning(self._largest.places))
         if measured.differ:

@@ -136,16 +136,18 @@ class MeasuredSteps:
         if self.resident:  # the first step warms up
             self.step_times.append(time.perf_counter() - start)
         self.resident.append(torch.cuda.memory_allocated(self.device))
+        retried = self._counter("num_alloc_retries") - retries_before
         self.memory.append(
             StepMemory(
                 held_bytes=self._requested() - runner.gradient_bytes,
                 peak_bytes=self._requested("peak"),
                 is_warm_up=runner.is_warm_up,
+                has_retries=retried > (self.retries[-1] if self.retries else 0),
             )
         )
         self.peaks_allocated.append(torch.cuda.max_memory_allocated(self.device))
         self.peaks_reserved.append(torch.cuda.max_memory_reserved(self.device))
-        self.retries.append(self._counter("num_alloc_retries") - retries_before)
+        self.retries.append(retried)
 
     def _counter(self, name: str) -> int:
         return int(torch.cuda.memory_stats(self.device).get(name, 0))

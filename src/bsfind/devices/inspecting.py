@@ -77,7 +77,7 @@ class InspectingDevice(SimulatedDevice):
         sources: list[Source] = []
         try:
             program = tracer.program(batch_size, steps, exact=True, sources=sources)
-        except (BsfindError, SystemExit) as error:
+        except BsfindError as error:
             message = self._refused(error, batch_size).message
             if self.refusal is not None:
                 raise self.refusal from error

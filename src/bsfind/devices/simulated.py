@@ -22,7 +22,15 @@ from bsfind.oom import (
     is_batch_norm_refusal,
     may_depend_on_size,
 )
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
+from bsfind.records import (
+    Assumption,
+    DeviceInfo,
+    ModelInfo,
+    ModelKind,
+    OutputMemory,
+    ReportWarning,
+    Trial,
+)
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
 from bsfind.simulation.allocator_settings import AllocatorSettings
@@ -39,7 +47,7 @@ from bsfind.stability import (
     steps_differ,
 )
 from bsfind.workload.precision import precision_plan
-from bsfind.workload.user_traceback import text_of, user_error
+from bsfind.workload.user_traceback import text_of
 
 if TYPE_CHECKING:
     from bsfind.simulation.fixed_memory import FixedMemory
@@ -124,11 +132,7 @@ class SimulatedDevice:
         self._traced_steps = None
         self._steps_differ = False
         self._precision = precision
-        try:
-            tracer = self._new_tracer(workload, precision)
-        except SystemExit as error:
-            raise user_error(error, doing="building the model") from error
-        self._tracer = tracer
+        tracer = self._tracer = self._new_tracer(workload, precision)
         allocator = self._allocator()
         try:
             tracer.model_program().load(allocator)
@@ -217,9 +221,9 @@ class SimulatedDevice:
         return operators.kind if operators is not None else None
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Return what a sample's output takes (see `base.Device.stand_in_bytes`)."""
-        return self._tracer.stand_in_bytes if self._tracer is not None else None
+    def output(self) -> OutputMemory | None:
+        """Return what the model returned (see `base.Device.output`)."""
+        return self._tracer.output if self._tracer is not None else None
 
     @property
     def is_clean(self) -> bool:
@@ -265,7 +269,7 @@ class SimulatedDevice:
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
             leak = leak_of(replayed.memory, run_more, left)
-        except (BsfindError, SystemExit) as error:
+        except BsfindError as error:
             return self._refused(error, batch_size)
         except SimulatedOutOfMemoryError as error:
             return Trial(
@@ -327,7 +331,7 @@ class SimulatedDevice:
         assert self._tracer is not None
         return self._tracer.program(batch_size, steps, exact=exact)
 
-    def _refused(self, error: BsfindError | SystemExit, batch_size: int) -> Trial:
+    def _refused(self, error: BsfindError, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.
 
         Raises:
@@ -355,8 +359,7 @@ class SimulatedDevice:
                     error_kind="refused",
                     message=text_of(raised),
                 )
-        doing = f"tracing batch size {batch_size} in {self._precision}"
-        raise user_error(error, doing=doing) from error
+        raise error
 
     def _allocator(self) -> CachingAllocator:
         return CachingAllocator(

@@ -14,7 +14,7 @@ from bsfind.explain.cause import Cause, CauseKind, find_cause
 from bsfind.explain.figures import Figures, read_figures
 from bsfind.explain.log import Piece, Progress, Source, pieces
 from bsfind.explain.lookalikes import LOOKALIKES, Lookalike, find_lookalike
-from bsfind.explain.texts import HEAD, Kind, Match, Strength, is_fault, match_text
+from bsfind.explain.texts import HEAD, KEYS, VAGUE_KEYS, Kind, Match, Strength, is_fault, match_text
 from bsfind.explain.wrapping import join, readings, without_prefix, words_known
 
 __all__ = ["Error", "Explanation", "explain", "explain_text"]
@@ -34,6 +34,14 @@ _TELLING = re.compile(
     re.IGNORECASE,
 )
 """What a message of interest holds, however it was cut, all spaces taken out."""
+_TROUBLE = re.compile(
+    r"fail|error|exception|warn|abort|crash|terminat|insuff|enough|exceed|requir|limit|avail|greater|reject"
+    r"|lowon|lowmem|pressure|short|invalid|out.?of|tried|trying|bad_|already|capac|reservedby|allocatedby"
+    r"|mpsall",
+    re.IGNORECASE,
+)
+"""What a report of memory in use lacks, all spaces taken out."""
+_TELLING_KEYS = tuple(key for key in KEYS if key not in VAGUE_KEYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,6 +139,8 @@ def explain(stream: BinaryIO) -> Explanation:
             seen[text] = None
         elif HEAD.search(piece.text) is None:
             continue
+        if _is_report(piece):
+            continue
         likely = _readings(piece)[:_LIKELY]
         fault = fault or any(map(is_fault, likely))
         lookalike = next(filter(None, map(find_lookalike, likely)), None)
@@ -156,6 +166,14 @@ def explain(stream: BinaryIO) -> Explanation:
         )
     cause, advice = _no_error(lookalikes)
     return Explanation(errors=(), cause=cause, advice=advice, lines=progress.lines)
+
+
+def _is_report(piece: Piece) -> bool:
+    """Tell a report of memory in use, which many programs print at every step, from an error."""
+    text = "\n".join((*piece.context[-_BEFORE:], *piece.lines)).lower()
+    if any(map(text.__contains__, _TELLING_KEYS)):
+        return False
+    return _TROUBLE.search("".join(text.split())) is None
 
 
 def _readings(piece: Piece) -> list[str]:

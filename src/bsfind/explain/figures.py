@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 
 __all__ = ["Figures", "Process", "read_figures", "read_size"]
 
-_NUMBER = r"\d[\d,]*(?:\.\d*)?"
+# From its first digit, and of bounded length: a log may hold a line of nothing but digits.
+_NUMBER = r"(?<!\d)(?<!\d,)\d[\d,]{0,40}(?:\.\d{0,40})?"
 _UNIT = r"(?:[KMGTPE]i?B|[KMGT](?![A-Za-z])|bytes?|B(?![A-Za-z]))"
 _SIZE = rf"(?P<size>{_NUMBER}\s*{_UNIT})"
 _EXACT = r"(?:\s*\((?P<exact>\d+)\s*(?:bytes|B)\))?"
-_BARE = r"(?P<size>\d[\d,]*)(?![\d.,]*\s?[KMGT])"
+_BARE = r"(?P<size>\d[\d,]{0,40})(?![\d.,]{0,40}\s?[KMGT])"
 
 _FACTORS: Mapping[str, int] = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5, "e": 6}
 _READ = re.compile(rf"({_NUMBER})\s*({_UNIT})?", re.IGNORECASE)
 _UNBELIEVABLE = 1 << 50
 """Above a PiB: what the driver of Windows answers for "unknown" (17179869184.00 GiB)."""
 
+_FOR = r"(?:async |request for )?"  # NCCL, XLA
 _FREE_OF_TOTAL = r"free memory on device [^()]{0,20}\("  # vLLM: `(67.24/79.25 GiB)`
 
 _TRIED = (
@@ -33,12 +35,11 @@ _TRIED = (
     rf"requested amount of (?:GPU )?memory \({_SIZE}\)",
     rf"requested bytes of {_BARE}",
     rf"invalid buffer size:?\s*{_SIZE}",
-    rf"(?:unable|cannot|can't|could not|failed) to allocate {_SIZE}{_EXACT}",
+    rf"(?:unable|cannot|can't|could not|failed) to (?:\w+ ){{0,2}}[cm]?alloc(?:ate)? {_FOR}{_SIZE}{_EXACT}",
     rf"(?:cannot|can't|could not) allocate {_SIZE}{_EXACT}",
     rf"(?:trying|attempting|attempted) to allocate {_SIZE}",
     rf"out of memory (?:allocating|to allocate) {_SIZE}",
     rf"allocating {_SIZE} on device",
-    rf"failed to (?:\w+ ){{0,2}}[cm]?alloc(?:ate)? {_SIZE}{_EXACT}",
     rf"buffer of size:?\s*{_SIZE}",
     rf"buffer of size:?\s*{_BARE}",
     rf"(?:cudaMalloc|alloc\w*) of size {_BARE}",

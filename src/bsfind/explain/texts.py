@@ -14,7 +14,7 @@ from enum import Enum, IntEnum
 
 from bsfind.oom import DEVICE_FAULT, OOM_TEXTS
 
-__all__ = ["HEAD", "KEYS", "Kind", "Match", "Strength", "is_fault", "match_text"]
+__all__ = ["HEAD", "KEYS", "VAGUE_KEYS", "Kind", "Match", "Strength", "is_fault", "match_text"]
 
 
 class Kind(str, Enum):
@@ -72,7 +72,8 @@ _HOST = Kind.HOST_OOM_KILL
 
 _KILLED = _table(
     _Text(
-        r"out of memory: kill(ed)? process|oom-kill:constraint|invoked oom-killer"
+        r"out of memory: kill(ed)? process|killed process \d+ \([^)]{1,40}\).{1,20}total-vm"
+        r"|oom-kill:constraint|invoked oom-killer"
         r"|memory cgroup out of memory|oom_reaper|systemd-oomd.{0,40}killed|result 'oom-kill'"
         r"|killed by the (\w+ )?oom|sending SIG(TERM|KILL) to process \d|at or below SIGTERM limits",
         _HOST,
@@ -121,7 +122,8 @@ _NAMED = _table(
         "THC/THCGeneral.cpp (torch 0.1-1.5)",
     ),
     _Text(
-        r"cuda failure '?(2 )?'?out of memory|cudaMalloc\w* failed: out of memory"
+        r"cuda failure '?(2 )?'?out of memory|failed to CUDA (host )?\w?alloc"
+        r"|cudaMalloc\w* failed: out of memory"
         r"|cu(da)?Mem\w+ .{0,60}out of memory|error:? out of memory at line \d+ in file",
         Kind.CUDA_OOM,
         "NCCL; CUDA extensions (bitsandbytes: ops.cu)",
@@ -135,7 +137,8 @@ _NAMED = _table(
     ),
     _Text(
         r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array"
-        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc|memory allocation of \d+ bytes failed",
+        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc"
+        r"|(?<!CUDA )memory allocation of \d+ bytes failed",
         Kind.CPU_OOM,
         "NumPy, CPython, C++, Rust",
     ),
@@ -177,7 +180,8 @@ _HINTS = _table(
         "SIGKILL, which the kernel's out-of-memory killer sends",
     ),
     _Text(
-        r"(^|: line \d+: ?|[\]|.])[\s*]*(\d+ )?(Killed|Getötet|已杀死)\b[\s*]*(\(core dumped\))?(\s{2,}.*)?$",
+        r"(^|: line \d+: ?|[\]|.])[\s*]{0,20}(\d{1,9} )?(Killed|Getötet|已杀死)\b"
+        r"[\s*]{0,8}(\(core dumped\))?(\s{2,}.*)?$",
         _HOST,
         "shell",
     ),
@@ -189,7 +193,7 @@ _FAILURE = re.compile(
         (
             rf"\bout[ _-]of[ _-]{_MEMORY}",
             r"(?<![a-z])OutOf(?:Device|Host)?Memory(?![a-z])",
-            r"\w*OutOf(?:Device|Host)?Memory(?:Error|Exception)\b",
+            r"OutOf(?:Device|Host)?Memory(?:Error|Exception)\b",
             r"Error_?OutOf(?:Device|Host)?Memory\b",
             r"(?-i:_OUT_OF_(?:\w+_)?MEMORY\b)",
             r"\bOOM when\b",
@@ -201,7 +205,7 @@ _FAILURE = re.compile(
             r"(?:memory|buffer|bytes|tensor|array|\d ?[KMGT]i?B?\b)",
             r"\b(?:memory|buffer)[ _]alloc\w*[ _](?:failed|failure|error)",
             r"\b(?:memory|device|tensor|buffer|host)\w* allocation\b.{0,30} failed",
-            r"\w*malloc\w*(?:\(\d+\))?[^).;]{0,25} failed",
+            r"malloc\w{0,40}(?:\(\d{1,40}\))?[^).;]{0,25} failed",
             r"to (?:allocate|reserve) .{0,60}(?:not possible|greater than|exceed)",
             r"\ballocating <= available failed",
         )
@@ -224,8 +228,9 @@ _ADVICE_AFTER = re.compile(
 
 _CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf|\bGPU (ran )?out of", re.IGNORECASE)
 _FRAMEWORKS = re.compile(
-    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pygpu|mindspore"
-    r"|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): |\bxla\b|\bjax"
+    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pooled_storage"
+    r"|pygpu|mindspore|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): "
+    r"|\bxla\b|\bjax"
     r"|RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|\bNPU\b|\bMUSA\b|\bMLU\b|\bmlx\b|\[(metal::)?malloc"
     r"|ggml|llama_|\bllama\b|ollama|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]|rtSafe|nvinfer"
     r"|cupy|numba|pycuda|thrust::|\brmm\b|bad_alloc: \w|xgboost|\bjava\.lang",
@@ -278,33 +283,32 @@ _OWN_HEAD = re.compile(
 
 _CUT_HEAD = re.compile(
     r"has a total capaci?ty of [\d.]+ \w+( of which|\.)|total capaci?ty; [\d.]+ \w+ already allocated"
-    r"|[\d.]+ \w+ already allocated;|is allocated by PyTorch|is reserved by PyTorch but unallocated"
-    r"|[\d.]+ \w+ reserved in total by PyTorch",
+    r"|[\d.] \w+ already allocated;|is allocated by PyTorch|is reserved by PyTorch but unallocated"
+    r"|[\d.] \w+ reserved in total by PyTorch",
     re.IGNORECASE,
 )
 """The rest of such a message, where the log has lost its beginning."""
 
+VAGUE_KEYS = ("memory", "alloc", "buffer")
+"""Keys that programs also print when all is well: how much memory they use."""
+
 KEYS = (
+    *VAGUE_KEYS,
+    *("oom", "kill", "_status", "resource", "exit", "errno", "unable", "winerror", "signal"),
+    *("out_of", "cufft", "memlimit", "assert", "illegal", "misaligned", "watchdog", "mismatch"),
+    *("ordinal", "driver", "segmentation", "shapes", "ancdata", "quota", "return code"),
+    *("code 137", "code: 137", "status 137", "status: 137", "returned 137", "code -9"),
+    *("status -9", "tried to", "kv cache", "launch failure", "out of", "no kernel image"),
     *(
-        "memory",
-        "alloc",
-        "oom",
-        "kill",
-        "_status_",
-        "_status\\_",
-        "resource",
-        "buffer",
-        "exhausted",
+        "space left",
+        "bus error",
+        "must match",
+        "all available ram",
+        "getötet",
+        "已杀死",
+        "cuda error",
+        "xid",
     ),
-    *("code=killed", "exitcode", "errno", "unable", "winerror", "signal", "out_of", "cufft"),
-    *("memlimit", "nvml", "assert", "illegal", "misaligned", "watchdog", "mismatch", "ordinal"),
-    *("driver", "segmentation", "shapes", "valueerror", "indexerror", "typeerror", "ancdata"),
-    *("quota",),
-    *("exit code", "exit status", "return code", "code 137", "code: 137", "status 137"),
-    *("status: 137", "returned 137", "returned exit", "code -9", "status -9"),
-    *("tried to", "kv cache", "launch failure", "out of", "no kernel image", "space left"),
-    *("bus error", "cuda error", "hip error", "must match", "not divisible", "no such device"),
-    *("exited unexpectedly", "all available ram", "getötet", "已杀死"),
 )
 """Lower-case parts of lines that may matter: all others are passed over quickly."""
 

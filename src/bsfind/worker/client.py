@@ -18,7 +18,15 @@ from typing import IO, Any
 from bsfind.errors import BsfindError, InternalError, TimeLimitError, WorkerError
 from bsfind.inspection import PrecisionInspection
 from bsfind.memory_watch import MemoryLeft, MemoryWatch
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, ReportWarning, Trial
+from bsfind.records import (
+    Assumption,
+    DeviceInfo,
+    ModelInfo,
+    ModelKind,
+    OutputMemory,
+    ReportWarning,
+    Trial,
+)
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.recording import Recording
 from bsfind.units import format_duration
@@ -77,7 +85,7 @@ class Worker:
 
     Attributes:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
-        stand_in_bytes: what a sample's output takes where no loss of it is known, so far.
+        output: what the model returned to a loss of bsfind's, so far.
 
     Use as a context manager: at its end, the process is gone with all that it started.
     """
@@ -94,7 +102,7 @@ class Worker:
         self._on_warning = on_warning
         self._watch = watch or MemoryWatch()
         self.assumptions: tuple[Assumption, ...] = ()
-        self.stand_in_bytes: int | None = None
+        self.output: OutputMemory | None = None
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START],
@@ -261,7 +269,8 @@ class Worker:
             self._on_warning(ReportWarning(**warning))
         if "assumptions" in answer:
             self.assumptions = tuple(Assumption(**made) for made in answer["assumptions"])
-            self.stand_in_bytes = answer["stand_in_bytes"]
+            output = answer["output"]
+            self.output = OutputMemory(**output) if output is not None else None
         return answer
 
     def _death(self, doing: str) -> WorkerError:

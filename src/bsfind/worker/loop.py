@@ -107,7 +107,8 @@ class _Server:
         answer = self._answer(request)
         if self._device is not None:
             answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
-            answer["stand_in_bytes"] = self._device.stand_in_bytes
+            output = self._device.output
+            answer["output"] = asdict(output) if output is not None else None
             answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 

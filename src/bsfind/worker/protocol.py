@@ -17,7 +17,7 @@
 
 An answer of the device carries `"warnings": [ReportWarning…]`, what the reader of the report must
 know and has not been told, `"assumptions": [Assumption…]`, what bsfind has chosen for the step, and
-`"stand_in_bytes"`, what a sample's output takes where no loss of it is known (else null).
+`"output": OutputMemory`, what the model returned to a loss of bsfind's (null: nothing to any).
 
 The worker's standard input and output carry the protocol; before any code of the user's runs they
 are moved out of its reach, so that a `print` of the model lands on standard error.

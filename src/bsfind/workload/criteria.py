@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +12,19 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from bsfind.workload.outputs import Path, name_of
 
-__all__ = ["Criterion", "Term", "Widths", "class_dimension", "criterion_of", "shape_of"]
+__all__ = [
+    "Criterion",
+    "Targets",
+    "Term",
+    "Widths",
+    "batch_dimension",
+    "class_dimension",
+    "criterion_of",
+    "shape_of",
+]
 
 Kind = Literal[
-    "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "mse", "mean"
+    "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "CTC", "mse", "mean"
 ]
 
 _OF_CLASSES = ("cross-entropy", "negative log-likelihood")
@@ -36,6 +45,22 @@ class Criterion:
     why: str = ""
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Synthetic targets: of classes, or numbers from 0 to 1."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    classes: int | None = None
+
+    def make(self) -> torch.Tensor:
+        """Return targets, made on the device."""
+        if self.classes is not None:
+            return torch.randint(0, self.classes, self.shape, device=self.device)
+        return torch.rand(self.shape, device=self.device, dtype=self.dtype)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Term:
     """One term of the loss: a criterion of the tensor at a path of the output."""
@@ -43,26 +68,30 @@ class Term:
     path: Path
     criterion: Criterion
     shape: tuple[int, ...]
+    batch_dim: int = 0
 
     def describe(self) -> str:
         """Return it as text: `cross-entropy on the output (N, 1000)`."""
+        shape = shape_of(self.shape, self.batch_dim)
         joint = "of" if self.criterion.kind == "mean" else "on"
-        return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape_of(self.shape)}"
+        return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape}"
 
-    def target_maker(self, scores: torch.Tensor) -> Callable[[], torch.Tensor] | None:
-        """Return the function that makes targets for scores like these; None if it needs none."""
+    def targets(self, scores: torch.Tensor) -> Targets | None:
+        """Return what targets scores like these need; None if they need none."""
         kind, device = self.criterion.kind, scores.device
         if kind in ("own", "mean"):
             return None
         shape = list(scores.shape)
+        if kind == "CTC":
+            # As many characters as an alignment has room for between blanks.
+            samples, length = shape[self.batch_dim], max(1, shape[1 - self.batch_dim] // 2)
+            return Targets((samples, length), torch.int64, device, shape[-1])
         if kind in _OF_CLASSES:
             classes = shape.pop(self.criterion.class_dim)
-            return lambda: torch.randint(0, classes, shape, device=device)
+            return Targets(tuple(shape), torch.int64, device, classes)
         # A data loader makes float32, whatever autocast makes of the scores.
         is_cast = torch.is_autocast_enabled(device.type)
-        dtype = torch.float32 if is_cast else scores.dtype
-        make = torch.randn if kind == "mse" else torch.rand
-        return lambda: make(shape, device=device, dtype=dtype)
+        return Targets(tuple(shape), torch.float32 if is_cast else scores.dtype, device)
 
     def loss(self, scores: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
         """Return the loss of the scores."""
@@ -75,16 +104,36 @@ class Term:
             return F.mse_loss(scores, targets)
         if kind == "binary cross-entropy":
             return F.binary_cross_entropy_with_logits(scores, targets)
+        if kind == "CTC":
+            return self._ctc(scores, targets)
         if self.criterion.class_dim == -1 and scores.dim() > 2:
             scores, targets = scores.flatten(0, -2), targets.flatten()
         if kind == "negative log-likelihood":
             return F.nll_loss(scores, targets)
         return F.cross_entropy(scores, targets)
 
+    def _ctc(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of scores that are not aligned with what they spell."""
+        if not is_log_softmax(scores):
+            scores = scores.log_softmax(-1)
+        if self.batch_dim == 0:
+            scores = scores.transpose(0, 1)
+        steps, samples = scores.shape[0], scores.shape[1]
+        of_scores, of_targets = (torch.full((samples,), n) for n in (steps, targets.shape[1]))
+        return F.ctc_loss(scores, targets, of_scores, of_targets)
 
-def shape_of(shape: Sequence[int]) -> str:
-    """Return a shape with its first dimension left open: `(N, 1000)`."""
-    return f"({', '.join(['N', *map(str, shape[1:])])})"
+
+def shape_of(shape: Sequence[int], batch_dim: int = 0) -> str:
+    """Return a shape with the dimension of the batch left open: `(N, 1000)`."""
+    return f"({', '.join('N' if i == batch_dim else str(size) for i, size in enumerate(shape))})"
+
+
+def batch_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int:
+    """Return which dimension of an output is that of the batch: 1 in sequences `(T, N, C)`, else 0."""
+    if tensor.dim() != 3 or not inputs or not inputs[0].dim():
+        return 0
+    samples = inputs[0].shape[0]
+    return int(tensor.shape[0] != samples and tensor.shape[1] == samples)
 
 
 @dataclass(frozen=True)
@@ -122,10 +171,15 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         widths: of the model's embeddings.
     """
     kind: Kind = "cross-entropy"
+    if _is_unaligned(tensor, inputs):
+        why = "the output is scores of a sequence that is shorter than the input (speech, lines of text)"
+        return Criterion(kind="CTC", class_dim=-1, why=why)
     if (found := _log_softmax(tensor)) is not None:
         return found
     if any(x.is_floating_point() and x.shape == tensor.shape for x in inputs):
         return Criterion(kind="mse", why="the output has the shape of an input")
+    if tensor.dim() == 2 and any(_is_flat(tensor, x) for x in inputs):
+        return Criterion(kind="mse", why="the output has the values of an input in one row")
     if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
         return Criterion(kind="binary cross-entropy", why="the output is one score for each target")
     has_tokens = any(_is_tokens(x) for x in inputs)
@@ -147,12 +201,26 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
     return _dense(tensor, inputs, class_dim)
 
 
+def _is_flat(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether a matrix has the size of a floating input of more dimensions."""
+    return (
+        other.is_floating_point()
+        and other.dim() > 2
+        and other.shape[0] == tensor.shape[0]
+        and other.numel() == tensor.numel()
+    )
+
+
+def is_log_softmax(tensor: torch.Tensor) -> bool:
+    """Tell whether the model has put a tensor of the output through log_softmax already."""
+    return tensor.grad_fn is not None and tensor.grad_fn.name().startswith("LogSoftmaxBackward")
+
+
 def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
     """Return the criterion of what the model has put through log_softmax already."""
-    node = tensor.grad_fn
-    if node is None or not node.name().startswith("LogSoftmaxBackward") or tensor.dim() < 2:
+    if not is_log_softmax(tensor) or tensor.dim() < 2:
         return None
-    dim = int(getattr(node, "_saved_dim", 1))
+    dim = int(getattr(tensor.grad_fn, "_saved_dim", 1))
     is_last = dim in (tensor.dim() - 1, -1, (1 << 64) - 1)  # torch shows it unsigned
     if dim != 1 and not is_last:
         return None
@@ -161,6 +229,21 @@ def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
         class_dim=-1 if is_last else 1,
         why="the output is log-probabilities",
     )
+
+
+def _is_unaligned(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
+    """Tell whether an output is scores (N, T, C) or (T, N, C) with fewer steps than the input.
+
+    Such scores have no target in each step; of images only the second order tells that they are.
+    """
+    if tensor.dim() != 3 or not all(x.is_floating_point() for x in inputs if x.dim() > 1):
+        return False
+    is_time_first = batch_dimension(tensor, inputs) == 1
+    steps, classes = tensor.shape[0 if is_time_first else 1], tensor.shape[2]
+    sequences = [x for x in inputs if x.dim() in (2, 3) or (is_time_first and x.dim() == 4)]
+    sizes = {size for x in inputs for size in x.shape[1:]}
+    longest = max((max(x.shape[1:]) for x in sequences), default=0)
+    return classes > 2 and 1 < steps < longest and not sizes & {steps, classes}
 
 
 def _is_tokens(tensor: torch.Tensor) -> bool:
@@ -205,6 +288,9 @@ def class_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tup
     """
     if tensor.dim() == 2:
         return 1, ""
+    is_of_tokens = any(not x.is_floating_point() and x.shape == tensor.shape[:-1] for x in inputs)
+    if is_of_tokens or batch_dimension(tensor, inputs) == 1:
+        return -1, ""
     if tensor.dim() > 3:
         spatial = tensor.dim() - 2
         grids = [x.shape[-spatial:] for x in inputs if x.dim() > spatial]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bsfind.workload.criteria import Widths
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import float_leaves, named
 
@@ -79,21 +80,19 @@ def missing_labels(model: nn.Module, positional: int, keywords: Collection[str])
     return [name for name in known if name in names and name not in given]
 
 
-def _arguments(model: nn.Module) -> list[str]:
-    """Return the names of the arguments of `forward`, of the wrapped model where a wrapper has none."""
-    module: nn.Module | None = model
-    while module is not None:
-        try:
-            parameters = inspect.signature(module.forward).parameters.values()
-        except (TypeError, ValueError):
-            return []
-        names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters)
-        children = list(module.children())
-        if names or not passes_on or len(children) != 1:
-            return names
-        (module,) = children  # DataParallel, torch.compile, peft, wrappers of the user's
-    return []
+def _arguments(module: nn.Module) -> list[str]:
+    """Return the names of the arguments of `forward`, with those that it passes on as `**kwargs`.
+
+    So do DataParallel, torch.compile, peft and wrappers of the user's.
+    """
+    try:
+        parameters = inspect.signature(module.forward).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    names = [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        names += [name for child in module.children() for name in _arguments(child)]
+    return list(dict.fromkeys(names))
 
 
 def candidates(
@@ -115,7 +114,8 @@ def candidates(
     if name is not None:
         besides = tuple(Label(name=other, high=2) for other in missing if other in _OF_SENTENCES)
         seen: set[Label] = set()
-        for label in _shapes(name, model, batch, scores):
+        high = _vocabulary(model) if output is None else _valid_classes(output, model)
+        for label in _shapes(name, model, batch, scores, high):
             if label not in seen:
                 seen.add(label)
                 yield (label, *besides)
@@ -124,15 +124,16 @@ def candidates(
 
 
 def _shapes(
-    name: str, model: nn.Module, batch: Batch, scores: torch.Tensor | None
+    name: str, model: nn.Module, batch: Batch, scores: torch.Tensor | None, high: int
 ) -> Iterator[Label]:
+    """Yield the label of each possible shape; `high` is valid as a number of classes."""
     ids = _token_ids(batch)
     config = getattr(model, "config", None)
     if scores is None:
         if ids is not None:
-            yield Label(name=name, shape=None, high=_vocabulary(model))
+            yield Label(name=name, shape=None, high=high)
         elif (tokens := _decoder_tokens(config)) is not None:
-            yield Label(name=name, shape=(tokens,), high=_vocabulary(model))
+            yield Label(name=name, shape=(tokens,), high=high)
         yield Label(name=name, high=2)
         return
     n = batch.tensors()[0].shape[0]
@@ -147,17 +148,16 @@ def _shapes(
         if classes == 1:
             yield Label(name=name, rows=rows)
             yield same
-        yield Label(name=name, rows=rows, high=max(2, classes))
+        yield Label(name=name, rows=rows, high=high)
         yield same
     elif scores.dim() == 3:
-        classes = scores.shape[-1]
         if ids is not None:
-            yield Label(name=name, shape=None, high=classes)
+            yield Label(name=name, shape=None, high=high)
         if type(model).__name__.endswith("ForCTC"):
             # As many characters as an alignment can have room for between blanks.
-            yield Label(name=name, shape=(max(1, scores.shape[1] // 2),), high=max(2, classes))
-        yield Label(name=name, shape=(scores.shape[1],), rows=rows, high=classes)
-        yield Label(name=name, shape=(scores.shape[2],), rows=rows, high=scores.shape[1])
+            yield Label(name=name, shape=(max(1, scores.shape[1] // 2),), high=high)
+        yield Label(name=name, shape=(scores.shape[1],), rows=rows, high=high)
+        yield Label(name=name, shape=(scores.shape[2],), rows=rows, high=high)
         yield same
     else:
         spatial = scores.dim() - 2
@@ -167,8 +167,8 @@ def _shapes(
             yield same
         for x in batch.tensors():
             if x.dim() > spatial:
-                yield Label(name=name, shape=tuple(x.shape[-spatial:]), high=max(2, classes))
-        yield Label(name=name, shape=tuple(scores.shape[2:]), rows=rows, high=max(2, classes))
+                yield Label(name=name, shape=tuple(x.shape[-spatial:]), high=high)
+        yield Label(name=name, shape=tuple(scores.shape[2:]), rows=rows, high=high)
         yield same
 
 
@@ -200,10 +200,28 @@ def _decoder_tokens(config: Any) -> int | None:
     return None
 
 
+def _valid_classes(output: Any, model: nn.Module) -> int:
+    """Return a number of classes that no loss of an output calls too large.
+
+    A label out of range ends a CUDA context. The classes may be in any dimension of the scores, and any
+    output may be the scores.
+    """
+    vocabularies = Widths.of(model).vocabularies
+    most = []
+    for _, tensor in float_leaves(output):
+        sizes = [size for size in tensor.shape[1:] if size > 1]
+        if sizes:
+            is_vocabulary = tensor.dim() == 3 and tensor.shape[-1] in vocabularies
+            most.append(tensor.shape[-1] if is_vocabulary else min(sizes))
+    return max(2, min(most, default=2))
+
+
 def _vocabulary(model: nn.Module) -> int:
-    """Return a number that is valid as the number of classes: the smallest vocabulary, or 2."""
-    sizes = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    """Return the same for a model that returns nothing without labels.
+
+    The smallest table of embeddings is no larger than that of the tokens.
+    """
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if isinstance(size, int):
         return max(2, size)
-    return max(2, max(sizes)) if sizes else 2
+    return max(2, min(Widths.of(model).vocabularies, default=2))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
 from bsfind.workload.blame import stands_for_torch
-from bsfind.workload.criteria import Criterion, Term, class_dimension
+from bsfind.workload.criteria import Criterion, Targets, Term, class_dimension
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import Path, float_leaves, named, tensor_at
 
@@ -66,35 +68,35 @@ class LossOfTerms(Loss):
     def __init__(self, terms_of: TermsOf) -> None:
         self._terms_of = terms_of
         self._terms: Sequence[Term] | None = None
-        self._makers: list[Callable[[], torch.Tensor] | None] = []
-        self._targets: list[torch.Tensor | None] = []
+        self._needed: list[Targets | None] = []
+        self._targets: dict[Targets, torch.Tensor] = {}
 
     def make_targets(self) -> None:
-        """Make targets of the shapes that the first step's had."""
-        self._targets = [None if make is None else make() for make in self._makers]
+        """Make targets of the shapes that the first step's had; terms that need the same share them."""
+        needed = dict.fromkeys(targets for targets in self._needed if targets is not None)
+        self._targets = {targets: targets.make() for targets in needed}
 
     def release_targets(self) -> None:
         """Let go of the targets of the last step."""
-        self._targets = []
+        self._targets = {}
 
     @property
     def targets(self) -> Sequence[torch.Tensor]:
         """The targets of this step, as far as they are made."""
-        return [targets for targets in self._targets if targets is not None]
+        return list(self._targets.values())
 
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
         """Return the sum of the terms."""
         if self._terms is None:
             self._terms = self._terms_of(output, batch)
         tensors = [tensor_at(output, term.path) for term in self._terms]
-        if not self._targets:
-            self._makers = [
-                term.target_maker(scores) for term, scores in zip(self._terms, tensors, strict=True)
-            ]
+        needed = [term.targets(scores) for term, scores in zip(self._terms, tensors, strict=True)]
+        if needed != self._needed:  # the first step, or one with another number of rows
+            self._needed = needed
             self.make_targets()
         values = [
-            term.loss(scores, targets)
-            for term, scores, targets in zip(self._terms, tensors, self._targets, strict=True)
+            term.loss(scores, None if targets is None else self._targets[targets])
+            for term, scores, targets in zip(self._terms, tensors, needed, strict=True)
         ]
         total = values[0]
         for value in values[1:]:
@@ -123,7 +125,24 @@ def make_loss(name: str) -> Loss:
         function = function()
     if not callable(function):
         raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
+    _check_arguments(name, function)
     return FunctionLoss(function)
+
+
+def _check_arguments(name: str, function: Callable[..., Any]) -> None:
+    called = function.forward if isinstance(function, nn.Module) else function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # of a function that is written in C
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        raise TargetError(
+            f"`{name}` cannot be called as `fn(output)`: {error}",
+            hint="it gets the model's output and nothing else, and makes the targets itself; "
+            "`--loss cross-entropy` and `--loss mse` are given synthetic targets",
+        ) from None
 
 
 def _cross_entropy(output: Any, batch: Batch) -> Sequence[Term]:

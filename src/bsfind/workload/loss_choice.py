@@ -7,7 +7,8 @@ loss that is not known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,11 +17,18 @@ from torch import nn
 
 from bsfind.oom import FailureKind, classify
 from bsfind.records import Assumption
-from bsfind.workload.criteria import Criterion, Term, Widths, criterion_of, shape_of
+from bsfind.workload.criteria import (
+    Criterion,
+    Term,
+    Widths,
+    batch_dimension,
+    criterion_of,
+    shape_of,
+)
 from bsfind.workload.inputs import Batch
 from bsfind.workload.labels import Label, candidates, missing_labels
 from bsfind.workload.loss import mean_of
-from bsfind.workload.outputs import float_leaves, name_of, named, trained_by
+from bsfind.workload.outputs import Path, float_leaves, is_made_from, name_of, named, trained_by
 
 __all__ = ["LossChoice"]
 
@@ -35,13 +43,13 @@ class _Chosen:
         terms: whose sum it is.
         name: for people.
         why: it was chosen, no full stop.
-        stand_in_bytes: of the output for each sample, where no loss is known; None where one is.
+        is_stand_in: whether no loss is known.
     """
 
     terms: Sequence[Term]
     name: str
     why: str
-    stand_in_bytes: int | None = None
+    is_stand_in: bool = False
 
 
 class LossChoice:
@@ -87,15 +95,21 @@ class LossChoice:
         Raises:
             Exception: what the model raises without labels, where it does not run with them either.
         """
+        if not missing_labels(model, len(batch.args), batch.kwargs):
+            self._has_tried_labels = True
+            return
         output, failure = None, None
         try:
             output = forward(batch)
         except Exception as error:
             _raise_unless_of_the_model(error)
             failure = error
-        if output is None or _own(output) is None:
+            output = _in_evaluation(model, forward, batch)
+        if failure is not None or _own(output) is None:
             self._labels = self._accepted(model, forward, batch, output)
         if failure is not None and not self._labels:
+            if self._refusal and sys.version_info >= (3, 11):
+                failure.add_note(f"With synthetic labels it raises {self._refusal}")
             raise failure
         self._has_tried_labels = True
 
@@ -155,6 +169,10 @@ class LossChoice:
             "why": f"`forward` takes `{names[0]}`, which was not given, and returns a loss then",
         }
 
+    def forget_loss(self) -> None:
+        """Choose anew at the next output: the first one was not that of the largest step."""
+        self._chosen = None
+
     # ------------------------------------------------------------------------------- for people
 
     @property
@@ -165,9 +183,23 @@ class LossChoice:
         return Assumption(what="loss", value=self._chosen.name, why=self._chosen.why)
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
-        return self._chosen.stand_in_bytes if self._chosen else None
+    def is_stand_in(self) -> bool:
+        """Whether a mean stands in for a loss that is not known."""
+        return self._chosen is not None and self._chosen.is_stand_in
+
+
+def _in_evaluation(model: nn.Module, forward: Callable[[Batch], Any], batch: Batch) -> Any | None:
+    """Return the output of a model in evaluation: many ask for labels in training only."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return forward(batch)
+    except Exception as error:
+        _raise_unless_of_the_model(error)
+        return None
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _raise_unless_of_the_model(error: Exception) -> None:
@@ -210,26 +242,60 @@ def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Ch
     inputs, widths = batch.tensors(), Widths.of(model)
     scalars = [path for path, t in float_leaves(output) if t.dim() == 0 and t.requires_grad]
     tensors = [(path, t) for path, t in _candidates(output) if t.dim() > 0 and t.requires_grad]
-    ends = {path: trained_by([t]) for path, t in tensors}
-    terms: list[Term] = []
-    for path, tensor in tensors:
-        if any(ends[path] < others for others in ends.values()):
-            continue  # features, say, from which another output is made
-        criterion = criterion_of(tensor, inputs, widths)
-        term = Term(path=path, criterion=criterion, shape=tuple(tensor.shape))
-        if any(ends[path] == ends[other.path] and not _alike(term, other) for other in terms):
-            continue
-        terms.append(term)
+    terms = [
+        Term(
+            path=path,
+            criterion=criterion_of(tensor, inputs, widths),
+            shape=tuple(tensor.shape),
+            batch_dim=batch_dimension(tensor, inputs),
+        )
+        for path, tensor in _results(tensors)
+    ]
+    ends = {path: trained_by([tensor]) for path, tensor in tensors}
+    by_products: set[Path] = set()
+    for term in sorted(terms, key=lambda term: -len(ends[term.path])):
+        others = [other for other in terms if other.path not in by_products]
+        if _is_by_product(term, others, ends, widths):
+            by_products.add(term.path)
+    terms = [term for term in terms if term.path not in by_products]
     refused = f"; with labels the model raises {refusal}" if refusal else ""
     if all(term.criterion.kind == "mean" for term in terms):
         why = terms[0].criterion.why if terms else "the output has nothing to train"
-        return _stand_in(output, why + refused, batch)
+        return _stand_in(output, why + refused)
     own = [Term(path=path, criterion=_OWN, shape=()) for path in scalars]
     name = " + ".join(_described(terms))
     if own:
         name += " + the model's own " + ", ".join(name_of(term.path) for term in own)
     why = "; ".join(dict.fromkeys(term.criterion.why for term in terms)) + refused
     return _Chosen(terms=[*terms, *own], name=name, why=why)
+
+
+def _results(tensors: Sequence[tuple[Path, torch.Tensor]]) -> list[tuple[Path, torch.Tensor]]:
+    """Return the tensors of an output that have a loss of their own.
+
+    Of two that are made from each other it is the later one where parameters are between them: the
+    earlier one is its features. Without any, the later one is the same in another form, as
+    probabilities are.
+    """
+    left_out: set[Path] = set()
+    for path, tensor in tensors:
+        for other_path, other in tensors:
+            if not left_out.isdisjoint((path, other_path)) or not is_made_from(tensor, other):
+                continue
+            left_out.add(other_path if trained_by([tensor], beyond=other) else path)
+    return [(path, tensor) for path, tensor in tensors if path not in left_out]
+
+
+def _is_by_product(
+    term: Term, terms: Sequence[Term], ends: Mapping[Path, frozenset[Any]], widths: Widths
+) -> bool:
+    """Tell whether a result trains less than another one, and is no result at another depth of it."""
+    larger = [other for other in terms if ends[term.path] < ends[other.path]]
+    is_vocabulary = (
+        term.criterion.kind == "cross-entropy"
+        and term.shape[term.criterion.class_dim] in widths.vocabularies
+    )
+    return bool(larger) and not is_vocabulary and not any(_alike(term, o) for o in larger)
 
 
 def _candidates(output: Any) -> list[Any]:
@@ -263,10 +329,7 @@ def _described(terms: Sequence[Term]) -> list[str]:
     return [term.describe() for term in terms]
 
 
-def _stand_in(output: Any, why: str, batch: Batch) -> _Chosen:
+def _stand_in(output: Any, why: str) -> _Chosen:
     terms = mean_of(output)
-    sizes = [tensor.numel() * tensor.element_size() for _, tensor in float_leaves(output)]
-    of_batch = batch.tensors()
-    samples = max(1, of_batch[0].shape[0] if of_batch and of_batch[0].dim() else 1)
     name = terms[0].describe() if len(terms) == 1 else f"mean of {len(terms)} outputs"
-    return _Chosen(terms=terms, name=name, why=why, stand_in_bytes=sum(sizes) // samples)
+    return _Chosen(terms=terms, name=name, why=why, is_stand_in=True)

@@ -11,7 +11,17 @@ from torch import nn
 
 from bsfind.errors import TargetError
 
-__all__ = ["Path", "float_leaves", "leaves", "name_of", "named", "tensor_at", "trained_by"]
+__all__ = [
+    "Path",
+    "float_leaves",
+    "is_made_from",
+    "leaves",
+    "name_of",
+    "named",
+    "nbytes_of",
+    "tensor_at",
+    "trained_by",
+]
 
 Path = tuple[Any, ...]
 """Where a tensor is in an output: keys of mappings, indices of sequences, names of attributes."""
@@ -39,6 +49,16 @@ def leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
 def float_leaves(output: Any) -> list[tuple[Path, torch.Tensor]]:
     """Return the floating tensors of an output."""
     return [(path, tensor) for path, tensor in leaves(output) if tensor.is_floating_point()]
+
+
+def nbytes_of(output: Any) -> int:
+    """Return the bytes of the tensors of an output, of each storage once; scalars do not count."""
+    storages = {}
+    for _, tensor in leaves(output):
+        if tensor.dim() and tensor.layout == torch.strided:
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = storage.nbytes()
+    return sum(storages.values())
 
 
 def named(output: Any, name: str) -> torch.Tensor | None:
@@ -79,13 +99,34 @@ def name_of(path: Path) -> str:
     )
 
 
-def trained_by(tensors: Iterable[torch.Tensor]) -> frozenset[Any]:
-    """Return the ends of the autograd graph of these tensors: one for each parameter they train."""
+def trained_by(
+    tensors: Iterable[torch.Tensor], *, beyond: torch.Tensor | None = None
+) -> frozenset[Any]:
+    """Return the ends of the autograd graph of these tensors: one for each parameter they train.
+
+    Args:
+        tensors: of an output.
+        beyond: another tensor of it, whose own graph is left out; None: nothing is.
+    """
+    end = beyond.grad_fn if beyond is not None else None
+    return frozenset(node for node in _graph(tensors, end) if not node.next_functions)
+
+
+def is_made_from(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether a tensor of an output is computed from another one of it."""
+    if tensor.grad_fn is other.grad_fn:
+        return False  # the same tensor, or two results of one operator
+    return other.grad_fn in _graph([tensor], other.grad_fn)
+
+
+def _graph(tensors: Iterable[torch.Tensor], end: Any) -> set[Any]:
+    """Return the autograd nodes of tensors, those behind the node `end` left out."""
     seen: set[Any] = set()
     waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     while waiting:
         node = waiting.pop()
         if node not in seen:
             seen.add(node)
-            waiting.extend(other for other, _ in node.next_functions if other is not None)
-    return frozenset(node for node in seen if not node.next_functions)
+            if node is not end:
+                waiting.extend(other for other, _ in node.next_functions if other is not None)
+    return seen

@@ -22,7 +22,7 @@ from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import Assumption
+from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.workload import lightning
 from bsfind.workload.batch_dimension import watching_batch_dimension
@@ -30,9 +30,11 @@ from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.checkpointing import enable_checkpointing
 from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
+from bsfind.workload.lazy_layers import initialize_lazy_layers
 from bsfind.workload.loss import Loss, LossOfTerms, make_loss
 from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.optimizer import make_optimizer
+from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
 
@@ -93,6 +95,18 @@ class LoadedWorkload:
         model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
         if was_wrapped:
             self.notes["data_parallel"] = DATA_PARALLEL_NOTE
+        self._step_fn = self._resolve_step()
+        run = functools.partial(self._step_fn, model) if self._step_fn is not None else model
+        initialize_lazy_layers(
+            model,
+            run,
+            lambda size: batch_maker(
+                *(workload.inputs, workload.batch_fn),
+                device=torch.device("cpu"),
+                float_dtype=None,
+                channels_last=False,
+            )(size),
+        )
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
@@ -111,8 +125,8 @@ class LoadedWorkload:
             float_dtype=plan.model_dtype,
             channels_last=workload.channels_last,
         )
-        self._step_fn = self._resolve_step()
         self.choice = choice or LossChoice(device, plan.model_dtype)
+        self._output_bytes = 0
 
     def _resolve_step(self) -> Callable[..., Any] | None:
         if self.workload.step is None:
@@ -228,8 +242,23 @@ class LoadedWorkload:
             elif self.trains_itself:
                 value = lightning.training_loss(self._callable, batch)
             else:
-                value = loss(self._callable(*batch.args, **batch.kwargs), batch)
+                value = loss(self._noted(self._callable(*batch.args, **batch.kwargs), batch), batch)
         return _checked_loss(value)
+
+    def _noted(self, output: Any, batch: Batch) -> Any:
+        """Return the output; note what it takes."""
+        samples = next((x.shape[0] for x in batch.tensors() if x.dim()), 1)
+        self._output_bytes = max(self._output_bytes, nbytes_of(output) // max(1, samples))
+        return output
+
+    @property
+    def output(self) -> OutputMemory | None:
+        """What the model returned to the loss; None if nothing that a loss was made of here."""
+        if not self._output_bytes:
+            return None
+        return OutputMemory(
+            bytes_per_sample=self._output_bytes, is_stand_in=self.choice.is_stand_in
+        )
 
     @stands_for_torch
     def infer(self, batch: Batch) -> Any:

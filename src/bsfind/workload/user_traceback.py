@@ -116,10 +116,10 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
 
 
 _ARGUMENTS = re.compile(r"forward\(\)|positional argument|keyword argument", re.IGNORECASE)
-_TOO_MANY_DIMENSIONS = re.compile(
-    r"[Ee]xpected (?:\d-?D \(unbatched\) or )?(?P<expected>\d)-?D .*input of size: \[(?P<size>[\d, ]+)\]"
-    r"|(?:input|tensor).* must (?:have|be) (?P<wanted>\d)[- ]?[dD].*got (?P<got>\d)"
-)
+_GOT = re.compile(r"\b(?:got|received)\b(?P<given>.*)", re.DOTALL)
+_DIMENSIONS = re.compile(r"\b(\d)[- ]?[dD](?:im\w*)?\b")
+_SIZE = re.compile(r"\[(\d+(?:, \d+)*)\]")
+_DEVICES = re.compile(r"same device|\bis on (the )?cpu\b", re.IGNORECASE)
 _SHAPES = re.compile(
     r"\b(shapes?|sizes?|dim|dims|dimensions?|dimensional|channels?|stride|view|reshape|broadcast\w*"
     r"|index \S+ is out of bounds|out of range|\d-?D|unpack|rank)\b",
@@ -136,15 +136,31 @@ def _about_inputs(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, TypeError) and _ARGUMENTS.search(text):
         return ": `--input NAME=SHAPE` gives an argument of `forward` by its name"
+    if _DEVICES.search(text):
+        return ": does the code make its own tensors on their device (`device=x.device`)?"
     front = "bsfind puts the batch dimension in front of each shape"
-    if found := _TOO_MANY_DIMENSIONS.search(text):
-        size = found["size"]
-        given = size.count(",") + 1 if size else int(found["got"])
-        if given == int(found["expected"] or found["wanted"]) + 1:
-            return f", one dimension too many: shapes have no batch dimension, {front}"
+    if _has_one_dimension_too_many(text):
+        return f", one dimension too many: shapes have no batch dimension, {front}"
     if _SHAPES.search(text):
         return f": do these shapes fit the model? ({front})"
     return ": do these dtypes fit the model?" if _DTYPES.search(text) else ""
+
+
+def _has_one_dimension_too_many(text: str) -> bool:
+    """Tell whether a layer says that it got one dimension more than the most that it takes.
+
+    As `Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [4, 2, 3, 8, 8]`,
+    `expected 4D input (got 5D input)`, `LSTM: Expected input to be 2D or 3D, got 4D instead`.
+    """
+    got = _GOT.search(text)
+    if got is None:
+        return False
+    wanted = [int(count) for count in _DIMENSIONS.findall(text[: got.start()])]
+    size, count = _SIZE.search(got["given"]), re.search(r"\d", got["given"])
+    if not wanted or count is None:
+        return False
+    given = size[1].count(",") + 1 if size else int(count[0])
+    return given == max(wanted) + 1
 
 
 def _said(error: BaseException) -> str | None:

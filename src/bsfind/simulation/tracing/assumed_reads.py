@@ -9,6 +9,7 @@ from __future__ import annotations
 import linecache
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FrameType
@@ -16,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from bsfind.errors import BsfindError
+from bsfind.errors import BsfindError, UntraceableError
 from bsfind.simulation.tracing.value_ranges import Range
 from bsfind.workload.blame import is_raised, is_user_frame
 
@@ -26,6 +27,8 @@ _OURS = str(Path(__file__).resolve().parents[2])
 _MODULE = str(Path("torch", "nn", "modules", "module.py"))
 _MAX_OTHER_ANSWERS = 16
 _MAX_NAMED = 3
+_MAX_READS = 10_000
+"""Reads in one place after which it is taken for a loop that only another answer would end."""
 
 _Site = tuple[tuple[CodeType, int], ...]
 """A place in the code: functions and positions in them, up to the call of the module."""
@@ -45,6 +48,7 @@ class AssumedReads:
         self._others: set[_Site] = set()
         self._recent: dict[_Site, None] = {}
         self._pending: dict[str, bool | int] = {}
+        self._reads: Counter[_Site] = Counter()
 
     def answer(self, dtype: torch.dtype, known: Range) -> bool | int | float:
         """Return the value that a read gets.
@@ -55,6 +59,9 @@ class AssumedReads:
         """
         frames = list(_frames())
         site = tuple((frame.f_code, frame.f_lasti) for frame in frames)
+        self._reads[site] += 1
+        if self._reads[site] > _MAX_READS:
+            raise _EndlessLoopError(site, frames)
         value = known.guess
         if site in self._others:
             other = 1.0 if value == 0 else 0.0
@@ -87,20 +94,31 @@ class AssumedReads:
             self._note("value_assumed", "further lines read values that depend on data")
 
     def run(self, attempt: Callable[[], _Result]) -> _Result:
-        """Run what reads values; where it raises, again with other answers, each tried once.
+        """Run what reads values; where it raises, or loops, again with other answers, each tried once.
 
         Args:
             attempt: what to run, from its start.
 
         Raises:
+            UntraceableError: a loop ends with neither answer.
             Exception: of the last attempt.
         """
         before = set(self._others)
         while True:
             self._recent.clear()
             self._pending.clear()
+            self._reads.clear()
             try:
                 result = attempt()
+            except _EndlessLoopError as loop:
+                if loop.site in self._others:
+                    self._others = before
+                    raise UntraceableError(
+                        f"`{loop.place}` loops until a value has changed, which cannot be predicted",
+                        hint="`--device cuda` measures instead, on a machine with a GPU",
+                    ) from None
+                traceback.clear_frames(loop.__traceback__)
+                self._others.add(loop.site)
             except Exception as error:
                 site = self._responsible(error) if _is_check(error) else None
                 if site is None or len(self._others) >= len(before) + _MAX_OTHER_ANSWERS:
@@ -126,6 +144,15 @@ class AssumedReads:
             if site not in self._others and any(code in raised for code, _ in site):
                 return site
         return None
+
+
+class _EndlessLoopError(BaseException):
+    """A loop of the user's code does not end: not an `Exception`, which the loop may catch."""
+
+    def __init__(self, site: _Site, frames: list[FrameType]) -> None:
+        self.site = site
+        own = next((frame for frame in frames if is_user_frame(frame.f_code)), frames[0])
+        self.place = f"{Path(own.f_code.co_filename).name}:{own.f_lineno}"
 
 
 def _is_check(error: Exception) -> bool:

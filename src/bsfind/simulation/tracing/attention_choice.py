@@ -25,6 +25,7 @@ from bsfind.simulation.tracing.attention_backend import (
 from bsfind.simulation.tracing.torch_private import (
     is_reduced_math_attention_allowed,
 )
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["kernels", "meta_kernels"]
 
@@ -109,6 +110,16 @@ def _repeated_heads(tensor: Tensor, heads: int) -> Tensor:
     """`pre_process_group_query_attention_input`."""
     own = tensor.shape[-3]
     return tensor if own == heads else tensor.repeat_interleave(heads // own, -3)
+
+
+@stands_for_torch
+def _check_lengths(key: Tensor, value: Tensor) -> None:
+    """Refuse what `_efficient_attention_forward` of native/transformers/cuda/attention.cu refuses."""
+    if key.shape[2] != value.shape[2]:
+        raise RuntimeError(
+            "key and value must have the same sequence length, "
+            f"but got {key.shape[2]} and {value.shape[2]}"
+        )
 
 
 def _efficient_forward(
@@ -217,6 +228,7 @@ def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
                 out = aten.slice.Tensor(out, -1, 0, features)
             return out
         if backend == AttentionBackend.EFFICIENT:
+            _check_lengths(key, value)
             if mask is not None:
                 mask = _efficient_mask(mask, query, key)
             out = aten._scaled_dot_product_efficient_attention.default(

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.torch_private import (
-    suggested_format,
-)
+from bsfind.simulation.tracing.torch_private import suggested_format
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["kernels", "meta_kernels", "runs_on_cudnn"]
 
@@ -74,6 +73,7 @@ def _batch_norm(
             out = out * weight[0]
         return out if bias is None else out + bias[0]
     statistics = (running_mean, running_var)
+    _check_channels(x, running_mean, running_var, weight, bias)
     if runs_on_cudnn(x, weight, bias, *statistics, training):
         assert weight is not None
         assert bias is not None
@@ -86,6 +86,21 @@ def _batch_norm(
         return out
     out = aten.native_batch_norm.default(x, weight, bias, *statistics, training, momentum, eps)[0]
     return out
+
+
+@stands_for_torch
+def _check_channels(x: Tensor, *tensors: Tensor | None) -> None:
+    """Refuse statistics and parameters of another number of channels (`_batch_norm_impl_index`).
+
+    Args:
+        x: the input.
+        tensors: `running_mean`, `running_var`, `weight`, `bias`.
+    """
+    for name, tensor in zip(
+        ("running_mean", "running_var", "weight", "bias"), tensors, strict=True
+    ):
+        if tensor is not None and tensor.numel() != x.shape[1]:
+            raise RuntimeError(f"{name} should contain {x.shape[1]} elements not {tensor.numel()}")
 
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:

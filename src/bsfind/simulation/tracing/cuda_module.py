@@ -8,6 +8,7 @@ memory are answered with nothing allocated.
 from __future__ import annotations
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,13 @@ class _Event(_Stream):
     """An event, which has happened."""
 
 
+class _Device(contextlib.nullcontext[None]):
+    """The only device: a class, as torch asks `isinstance(x, torch.cuda.device)`."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+
 _COUNTERS = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
 
 
@@ -87,7 +95,9 @@ def _zero() -> Callable[..., int]:
     return lambda *_, **__: 0
 
 
-def _replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
+def _replacements(
+    gpu: CudaTarget, properties: SimulatedGpu, allocated: Callable[[], int]
+) -> dict[str, Any]:
     null = contextlib.nullcontext
     major, minor = gpu.capability
     random_state = torch.zeros(16, dtype=torch.uint8)
@@ -100,8 +110,8 @@ def _replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
         "device_count": lambda: 1,
         "current_device": lambda: 0,
         "set_device": _nothing(),
-        "device": lambda *_: null(),
-        "device_of": lambda *_: null(),
+        "device": _Device,
+        "device_of": _Device,
         "get_device_name": lambda *_: properties.name,
         "get_device_capability": lambda *_: (major, minor),
         "get_device_properties": lambda *_: properties,
@@ -111,13 +121,16 @@ def _replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
         "synchronize": _nothing(),
         "empty_cache": _nothing(),
         "ipc_collect": _nothing(),
-        "mem_get_info": lambda *_: (properties.total_memory, properties.total_memory),
-        "memory_stats": lambda *_: {},
+        "mem_get_info": lambda *_: (
+            max(0, properties.total_memory - allocated()),
+            properties.total_memory,
+        ),
+        "memory_stats": lambda *_: _memory_stats(allocated()),
         "memory_snapshot": lambda *_: [],
         "reset_peak_memory_stats": _nothing(),
         "reset_max_memory_allocated": _nothing(),
         "set_per_process_memory_fraction": _nothing(),
-        **{name: _zero() for name in _COUNTERS},
+        **{name: lambda *_, **__: allocated() for name in _COUNTERS},
         **{name: _nothing() for name in ("manual_seed", "manual_seed_all", "seed", "seed_all")},
         "initial_seed": _zero(),
         "get_rng_state": lambda *_: random_state.clone(),
@@ -156,6 +169,16 @@ _WITHOUT_MEANING = (
 """What captures, hands out or replaces memory past the caching allocator that is modelled."""
 
 
+def _memory_stats(allocated: int) -> dict[str, int]:
+    """Return `torch.cuda.memory_stats()`: what is allocated, and zero of what is only counted."""
+    sizes = (
+        f"{kind}_bytes.all.{when}"
+        for kind in ("allocated", "reserved", "active", "requested")
+        for when in ("current", "peak", "allocated")
+    )
+    return defaultdict(int, dict.fromkeys(sizes, allocated))
+
+
 class _CudaRuntime:
     """`torch.cuda.cudart()`: the profiler's switches."""
 
@@ -172,16 +195,31 @@ class _CudaRuntime:
         return torch.cuda.mem_get_info()
 
 
+class _KeepOnHost:
+    """Lets `torch.load` leave on the host what was saved, or is wanted, on the GPU.
+
+    Weights are copied from there wherever they belong.
+    """
+
+    is_active = False
+
+    def __call__(self, storage: Any, location: str) -> Any:
+        return storage if self.is_active and location.startswith("cuda") else None
+
+
+_keep_on_host = _KeepOnHost()
+torch.serialization.register_package(1, lambda _: None, _keep_on_host)  # before CUDA's, which is 20
+
+
 _NVTX = ("range_push", "range_pop", "range_start", "range_end", "mark")
 
 
-def _accelerator_replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict[str, Any]:
+def _accelerator_replacements(answers: dict[str, Any]) -> dict[str, Any]:
     """What `torch.accelerator` answers; torch's optimizers ask it from 2.14 on."""
     same = (
         *("is_available", "device_count", "current_stream", "set_stream", "synchronize"),
         *("empty_cache", "memory_stats", "reset_peak_memory_stats", *_COUNTERS),
     )
-    answers = _replacements(gpu, properties)
     return {name: answers[name] for name in same} | {
         "current_accelerator": lambda *_, **__: torch.device("cuda"),
         "current_device_index": _zero(),
@@ -195,7 +233,10 @@ def _accelerator_replacements(gpu: CudaTarget, properties: SimulatedGpu) -> dict
 
 @contextlib.contextmanager
 def simulated_cuda_module(
-    gpu: CudaTarget, properties: SimulatedGpu, clear_autocast_cache: Callable[[], None]
+    gpu: CudaTarget,
+    properties: SimulatedGpu,
+    clear_autocast_cache: Callable[[], None],
+    allocated: Callable[[], int],
 ) -> Iterator[None]:
     """Let torch's Python code find a GPU while inside.
 
@@ -203,6 +244,7 @@ def simulated_cuda_module(
         gpu: which one.
         properties: of the GPU.
         clear_autocast_cache: called when the outermost autocast is left.
+        allocated: returns the bytes of the tensors on it, which code may ask for.
     """
     import torch.cuda.amp.common
 
@@ -220,7 +262,7 @@ def simulated_cuda_module(
                 setattr(owner, name, value)
 
         undo.enter_context(cuda_build(gpu))
-        answers = _replacements(gpu, properties)
+        answers = _replacements(gpu, properties, allocated)
         # Most of these functions are in a module of their own, which code asks too.
         owners = (
             *(torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams),
@@ -237,8 +279,10 @@ def simulated_cuda_module(
         replace(torch.backends.cudnn, "is_available", lambda: True)
         replace(torch.backends.cudnn, "version", lambda: cudnn)
         if hasattr(torch, "accelerator"):  # torch 2.6
-            for name, value in _accelerator_replacements(gpu, properties).items():
+            for name, value in _accelerator_replacements(answers).items():
                 replace(torch.accelerator, name, value)
         replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
         replace(torch, "clear_autocast_cache", clear)
+        _keep_on_host.is_active = True
+        undo.callback(setattr, _keep_on_host, "is_active", False)
         yield

@@ -160,11 +160,15 @@ class Dispatcher:
         left = self.recorder.born_since(count)
         if not keeping and any(block not in self._met for block, _ in left):
             return False
-        for _, storage in left:
-            KEPT.add(storage, self.values.take(storage))
-        self._met.clear()
+        self.hand_over(count)
         self.recorder.rewind(count)
         return True
+
+    def hand_over(self, count: int) -> None:
+        """Let what is left of blocks from `count` on be what the user's code keeps (see kept.py)."""
+        for _, storage in self.recorder.born_since(count):
+            KEPT.add(storage, self.values.take(storage))
+        self._met.clear()
 
     def _meet(self, value: Any) -> None:
         """Count what the user's code had kept as allocated now."""

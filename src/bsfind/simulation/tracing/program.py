@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from bsfind.simulation.allocator import Block, CachingAllocator
@@ -122,15 +123,18 @@ class Program:
         activation = 0
         begin = before = 0
         sizes = [event for event in (*self.load_events, *self.trial_events) if event >= 0]
-        held = _held(self.load_events, sizes)
+        held = most_held = sum(_changes(self.load_events, sizes))
         for end, name in self.marks:
             part = self.trial_events[begin:end]
             if name == "forward_begin":
                 allocated = max(allocated, allocator.peak_allocated_bytes)
                 reserved = max(reserved, allocator.peak_reserved_bytes)
                 allocator.reset_peaks()
+                most_held = held
             replay(allocator, blocks, part, self.optional, begin)
-            held += _held(part, sizes)
+            changes = _changes(part, sizes)
+            most_held = max(most_held, held + max(accumulate(changes), default=0))
+            held += sum(changes)
             begin = end
             if name == "forward_begin":
                 before = held
@@ -142,7 +146,7 @@ class Program:
                 memory.append(
                     StepMemory(
                         held_bytes=held - end_of_step.gradient_bytes,
-                        peak_bytes=allocator.peak_allocated_bytes,
+                        peak_bytes=most_held,
                         is_warm_up=end_of_step.is_warm_up,
                     )
                 )
@@ -160,9 +164,9 @@ class Program:
         )
 
 
-def _held(events: Sequence[int], sizes: Sequence[int]) -> int:
-    """Return by how much events change the requested bytes, given the sizes of all blocks."""
-    return sum(event if event >= 0 else -sizes[-event - 1] for event in events)
+def _changes(events: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return by how much each event changes the requested bytes, given the sizes of all blocks."""
+    return [event if event >= 0 else -sizes[-event - 1] for event in events]
 
 
 def program_of(

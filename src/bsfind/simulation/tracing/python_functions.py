@@ -23,6 +23,7 @@ import torch.nn.functional
 from bsfind.simulation.tracing.torch_private import (
     disabled_torch_function,
     has_torch_function,
+    register_scripted,
     torch_function_modes,
 )
 
@@ -63,6 +64,8 @@ def undelegated_functions() -> Iterator[None]:
         for name in _ANSWERS
         if hasattr(module, name)
     ]
+    for answer in _ANSWERS.values():
+        register_scripted(answer, "aten::has_torch_function")
     for module, name, _ in replaced:
         setattr(module, name, _ANSWERS[name])
     try:

@@ -137,6 +137,11 @@ class Recorder:
         """The number of the next block."""
         return self._count
 
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of the storages that are alive on the simulated GPU."""
+        return sum(nbytes for _, _, nbytes in self._storages.values())
+
     def mark(self, name: str) -> None:
         """Record a point of the step."""
         self.entries.append((MARK, name))

@@ -27,6 +27,7 @@ from bsfind.simulation.tracing.torch_private import (
     flat_weights,
     flat_weights_names,
 )
+from bsfind.workload.blame import stands_for_torch
 
 __all__ = ["RecurrentLayers", "autocast_kernel", "flatten_parameters"]
 
@@ -177,6 +178,22 @@ class RecurrentLayers:
         return {**chosen, "lstm_cell": _lstm_cell, "gru_cell": _gru_cell}
 
 
+@stands_for_torch
+def _check_states(x: Tensor, w_hh: Tensor, states: dict[str, Tensor]) -> None:
+    """`check_rnn_cell_forward_hidden` of aten/src/ATen/native/RNN.cpp."""
+    for label, state in states.items():
+        if x.shape[0] != state.shape[0]:
+            raise RuntimeError(
+                f"Input batch size {x.shape[0]} doesn't match hidden{label} "
+                f"batch size {state.shape[0]}"
+            )
+        if state.shape[1] != w_hh.shape[1]:
+            raise RuntimeError(
+                f"hidden{label} has inconsistent hidden_size: got {state.shape[1]}, "
+                f"expected {w_hh.shape[1]}"
+            )
+
+
 def _lstm_cell(
     x: Tensor,
     hx: Sequence[Tensor],
@@ -186,6 +203,7 @@ def _lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`LSTMCell` of aten/src/ATen/native/RNN.cpp: the biases go into the fused kernel."""
+    _check_states(x, w_hh, {"[0]": hx[0], "[1]": hx[1]})
     of_input = torch.matmul(x, w_ih.t())
     of_state = torch.matmul(hx[0], w_hh.t())
     hy, cy, _ = aten._thnn_fused_lstm_cell.default(of_input, of_state, hx[1], b_ih, b_hh)
@@ -201,6 +219,7 @@ def _gru_cell(
     b_hh: Tensor | None = None,
 ) -> Tensor:
     """`GRUCell` of aten/src/ATen/native/RNN.cpp."""
+    _check_states(x, w_hh, {"": hx})
     of_input = torch.matmul(x, w_ih.t())
     of_state = torch.matmul(hx, w_hh.t())
     hy: Tensor = aten._thnn_fused_gru_cell.default(of_input, of_state, hx, b_ih, b_hh)[0]

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
+from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.tracing.calls import flat_tensors
 from bsfind.simulation.tracing.torch_private import TorchFunctionOff, without_fake
 from bsfind.workload.blame import (
@@ -27,8 +28,9 @@ from bsfind.workload.blame import (
     stands_for_torch,
     user_line,
 )
+from bsfind.workload.user_traceback import user_error, user_traceback
 
-__all__ = ["no_kernel", "raise_refusal", "refusing", "untraceable"]
+__all__ = ["no_kernel", "raise_refusal", "refusing", "report_of", "untraceable"]
 
 _MAX_BYTES = 1 << 28
 """Of the tensors of a call that is tried on the CPU."""
@@ -77,8 +79,9 @@ def _meaning(
             "cuda:0 and cpu!"
         )
     if refusal is not None:
-        # C++ checks on the GPU as it does here, and with the values that the zeros are not.
-        refusal = error if is_from_cpp(error) else refusal
+        # C++ checks on the GPU as it does here, and with the values that the zeros are not. The frames
+        # of a kernel of bsfind in which it was raised have no part in it.
+        refusal = error.with_traceback(None) if is_from_cpp(error) else refusal
         setattr(refusal, _REFUSED, True)
         return refusal
     said = f"{type(error).__name__}: {error}"
@@ -105,6 +108,27 @@ def untraceable(operator: str, why: str) -> UntraceableError:
     )
 
 
+def report_of(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
+    """Return the error that reports what ended a trace.
+
+    Args:
+        error: what was raised.
+        doing: what was going on, as in `user_error`.
+        inputs: the model's inputs as text, if there were any.
+    """
+    in_words_of_cuda(error)
+    if type(error).__module__.startswith(_COMPILER):
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        return UntraceableError(
+            f"the code compiles itself (`torch.compile`), and compiled kernels choose their memory "
+            f"themselves, {doing}",
+            detail=f"{said}\n{user_traceback(error)}",
+            hint="leave it out for an estimate of the uncompiled step, or measure on a GPU",
+        )
+    return user_error(error, doing=doing, inputs=inputs)
+
+
+_COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch")
 _BACKEND = re.compile(r"Could not run '([\w:.]+)' with arguments from the '(\w+)' backend")
 
 

@@ -9,13 +9,15 @@ size has to be traced.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bsfind.errors import TargetError
 from bsfind.simulation.operators.call import Call, TensorSpec
 from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, Entry
 
-__all__ = ["ScaledTrace", "fit"]
+__all__ = ["ScaledTrace", "Traces", "fit"]
 
 _Number = Callable[[int], int]
 _Made = Callable[[int], Any]
@@ -34,6 +36,75 @@ class ScaledTrace:
     def at(self, batch_size: int) -> list[Entry]:
         """Return the entries at a batch size."""
         return [make(batch_size) if varies else make for varies, make in self._parts]
+
+
+class Traces:
+    """The traces of a workload by batch size, and those of other sizes that follow from them."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._traced: dict[int, Sequence[Entry]] = {}
+        self._scaled: ScaledTrace | None = None
+        self._may_scale = True
+
+    @property
+    def scale(self) -> bool:
+        """Whether other batch sizes follow from those that were traced."""
+        return self._scaled is not None
+
+    def clear(self) -> None:
+        """Forget all traces."""
+        self._traced.clear()
+        self._scaled = None
+
+    def at(
+        self,
+        batch_size: int,
+        steps: int,
+        trace: Callable[[int, int], Sequence[Entry]],
+        *,
+        exact: bool,
+    ) -> Sequence[Entry]:
+        """Return the trace of a trial.
+
+        The first batch sizes are traced. From the third on, others follow from these, where the
+        structure of the step allows it, and where they are multiples of what those have in common: the
+        user's code may refuse others.
+
+        Args:
+            batch_size: of the trial.
+            steps: of the optimizer.
+            trace: traces so many steps at a batch size.
+            exact: trace this very batch size.
+
+        Raises:
+            BsfindError: of `trace`.
+        """
+        if steps != self._steps:
+            self._steps = steps
+            self.clear()
+        entries = self._traced.get(batch_size)
+        if entries is not None:
+            return entries
+        follows = self._scaled is not None and batch_size % math.gcd(*self._traced) == 0
+        if self._scaled is not None and follows and not exact:
+            return self._scaled.at(batch_size)
+        try:
+            entries = trace(batch_size, steps)
+        except TargetError:
+            if follows:  # this size was not the only one: no other follows from any more
+                self._scaled, self._may_scale = None, False
+            raise
+        self._remember(batch_size, entries)
+        return entries
+
+    def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
+        self._traced[batch_size] = entries
+        # A batch of one is special: it has no stride of its own.
+        several = sorted(size for size in self._traced if size > 1)
+        if self._may_scale and self._scaled is None and len(several) >= 3:
+            chosen = (several[0], several[len(several) // 2], several[-1])
+            self._scaled = fit([(size, self._traced[size]) for size in chosen])
 
 
 def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> ScaledTrace | None:

@@ -59,6 +59,7 @@ __all__ = [
     "own_implementations",
     "parameters_of",
     "parse_to",
+    "register_scripted",
     "replace_backward_engine",
     "replace_groups_of_tensors",
     "schema_of",
@@ -241,6 +242,8 @@ TorchFunctionOff = _named("torch._C.DisableTorchFunction")
 disabled_torch_function = _named("torch._C._disabled_torch_function_impl")
 torch_function_modes = _named("torch._C._len_torch_function_stack")
 has_torch_function = _named("torch._C._has_torch_function")
+register_scripted = _named("torch.jit._builtins._register_builtin")
+"""Says which operator TorchScript compiles a Python function to."""
 parse_to = _named("torch._C._nn._parse_to")
 
 # ------------------------------------------------------------------------- tensors and storages

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import dataclasses
 import gc
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 
@@ -14,11 +13,10 @@ import torch
 
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.records import Assumption
+from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.fixed_memory import FixedMemory
 from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
 from bsfind.simulation.operators.registry import load_rules
 from bsfind.simulation.tracing.autocast import AutocastCuda
 from bsfind.simulation.tracing.building import Builder
@@ -31,12 +29,14 @@ from bsfind.simulation.tracing.dispatch import Dispatcher
 from bsfind.simulation.tracing.engine import GradientSums
 from bsfind.simulation.tracing.kept import clear_function_caches
 from bsfind.simulation.tracing.layouts import layout_handlers
+from bsfind.simulation.tracing.model_memory import fixed_memory_of
 from bsfind.simulation.tracing.narrow_kernels import narrow_kernel_handlers
 from bsfind.simulation.tracing.packing import packing_handlers
 from bsfind.simulation.tracing.program import Program, Source, program_of
 from bsfind.simulation.tracing.python_functions import undelegated_functions
 from bsfind.simulation.tracing.recorder import Entry, Recorder
-from bsfind.simulation.tracing.scaling import ScaledTrace, fit
+from bsfind.simulation.tracing.refusals import report_of
+from bsfind.simulation.tracing.scaling import Traces
 from bsfind.simulation.tracing.self_check import problems
 from bsfind.simulation.tracing.sparse import sparse_handlers
 from bsfind.simulation.tracing.step_operators import StepOperators, operators_of
@@ -49,7 +49,6 @@ from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 from bsfind.workload.target import build_model, keyword_arguments
-from bsfind.workload.user_traceback import user_error
 
 __all__ = ["Tracer"]
 
@@ -132,10 +131,7 @@ class Tracer:
         self._choice: LossChoice | None = None
         self._optimizer: str | None = None
         self._largest = LargestStep()
-        self._steps = 0
-        self._traces: dict[int, Sequence[Entry]] = {}
-        self._scaled: ScaledTrace | None = None
-        self._may_scale = True
+        self._traces = Traces()
         self._operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
@@ -161,7 +157,8 @@ class Tracer:
         """Give torch back its own operators."""
         self._loaded = None
         self._open.close()
-        self._start_over()
+        self._collect()
+        self._dispatcher.hand_over(0)  # to the tracer that comes next
         gc.unfreeze()
 
     @contextlib.contextmanager
@@ -169,7 +166,10 @@ class Tracer:
         """Let this thread's torch run on the simulated GPU."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                simulated_cuda_module(self._gpu, self._properties, self._autocast.clear_cache)
+                simulated_cuda_module(
+                    *(self._gpu, self._properties, self._autocast.clear_cache),
+                    lambda: self._recorder.allocated_bytes,
+                )
             )
             stack.enter_context(self._composites.active(self._dispatcher.is_on_gpu))
             stack.enter_context(cuda_groups(self._dispatcher.is_on_gpu))
@@ -200,9 +200,10 @@ class Tracer:
                     f"second time, in {format_bytes(self._builder.weight_bytes)} of the host's "
                     f"memory; the prediction is the same. The reason: {why}",
                 )
-        except Exception as error:
-            in_words_of_cuda(error)
-            raise user_error(error, doing="building the model") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # `sys.exit`, say
+            raise report_of(error, doing="building the model") from error
         self._make_first_optimizer()
         self._recorder.model_is_loaded(self._workload_on_gpu.model)
         gc.collect()
@@ -216,8 +217,10 @@ class Tracer:
             return
         try:
             self._optimizer = type(self._workload_on_gpu.make_optimizer()).__name__
-        except (Exception, SystemExit) as error:
-            raise user_error(error, doing="building the optimizer") from error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise report_of(error, doing="building the optimizer") from error
 
     def _failure_without_memory(self) -> str | None:
         """Build the model with weights that have no memory; returns why that failed, if it did."""
@@ -234,7 +237,7 @@ class Tracer:
         except TargetError:
             raise
         except Exception as error:  # not kept: its frames hold the model
-            return user_error(error, doing="building the model").message
+            return report_of(error, doing="building the model").message
         return None
 
     def _built(self) -> LoadedWorkload:
@@ -250,13 +253,17 @@ class Tracer:
     def _start_over(self) -> None:
         """Forget the model, and all that it had on the GPU but what the user's code keeps."""
         self._loaded = None
-        if self._dispatcher.rewind(0):
-            return
+        if not self._dispatcher.rewind(0):
+            self._collect()
+            self._dispatcher.rewind(0, keeping=True)
+
+    @staticmethod
+    def _collect() -> None:
+        """Free what nothing but cycles and the caches of functions hold."""
         gc.unfreeze()
         gc.collect()
         if clear_function_caches():
             gc.collect()
-        self._dispatcher.rewind(0, keeping=True)
 
     def _forget_trial(self) -> bool:
         """Forget the last trial; False: it left something in the model."""
@@ -293,37 +300,12 @@ class Tracer:
 
     def fixed_memory(self) -> FixedMemory:
         """Return what the step takes at any batch size. No trial may be going on."""
-        model = self._workload_on_gpu.model
-        parameters = list(model.parameters())
-        nbytes = sum(tensor.nbytes for tensor in (*parameters, *model.buffers()))
-        if self._workload.mode != "train":
-            return FixedMemory(parameter_bytes=nbytes)
-        trained = [parameter for parameter in parameters if parameter.requires_grad]
         try:
-            return FixedMemory(
-                parameter_bytes=nbytes,
-                gradient_bytes=sum(parameter.nbytes for parameter in trained),
-                optimizer_bytes=self._optimizer_bytes(trained),
-                optimizer=self._optimizer,
-            )
+            return fixed_memory_of(self._workload_on_gpu, self._optimizer)
         finally:
             self._workload_on_gpu.clear_gradients()
             gc.collect()
             self._dispatcher.rewind(self._first_block)
-
-    def _optimizer_bytes(self, trained: Sequence[torch.nn.Parameter]) -> int | None:
-        """Return the size of the optimizer's state after a step; None: it takes no such step."""
-        try:
-            optimizer = self._workload_on_gpu.make_optimizer()
-            for parameter in trained:
-                parameter.grad = torch.empty_like(parameter)
-            optimizer.step()
-        except Exception:  # it needs a closure, or gradients of its own
-            return None
-        states = [value for state in optimizer.state.values() for value in state.values()]
-        return sum(
-            value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_cuda
-        )
 
     @property
     def operators(self) -> StepOperators | None:
@@ -337,9 +319,9 @@ class Tracer:
         return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
-    def stand_in_bytes(self) -> int | None:
-        """Bytes of the output for each sample where a mean stands in for its loss; else None."""
-        return self._workload_on_gpu.choice.stand_in_bytes
+    def output(self) -> OutputMemory | None:
+        """What the model returned to a loss of bsfind's; None if to none."""
+        return self._workload_on_gpu.output
 
     @property
     def notes(self) -> dict[str, str]:
@@ -362,7 +344,7 @@ class Tracer:
     @property
     def scales(self) -> bool:
         """Whether other batch sizes follow from those that were traced."""
-        return self._scaled is not None
+        return self._traces.scale
 
     def model_program(self) -> Program:
         """Return the program that ends when the model is on the GPU."""
@@ -378,36 +360,17 @@ class Tracer:
     ) -> Program:
         """Return the program of a trial of so many optimizer steps.
 
-        The first batch sizes are traced. From the third on, others follow from these, where the
-        structure of the step allows it, and where they are multiples of what those have in common: the
-        user's code may refuse others.
-
         Args:
             batch_size: of the trial.
             steps: of the optimizer.
-            exact: trace this very batch size.
+            exact: trace this very batch size (see `Traces.at`).
             sources: gets the source of each block, see `program_of`.
 
         Raises:
             UntraceableError: an operator needs values, or has no model.
             BsfindError: the user's code failed.
         """
-        if steps != self._steps:
-            self._steps = steps
-            self._traces.clear()
-            self._scaled = None
-        entries = self._traces.get(batch_size)
-        follows = self._scaled is not None and batch_size % math.gcd(*self._traces) == 0
-        if entries is None and self._scaled is not None and follows and not exact:
-            entries = self._scaled.at(batch_size)
-        if entries is None:
-            try:
-                entries = self._traced(batch_size, steps)
-            except TargetError:
-                if follows:  # this size was not the only one: no other follows from any more
-                    self._scaled, self._may_scale = None, False
-                raise
-            self._remember(batch_size, entries)
+        entries = self._traces.at(batch_size, steps, self._traced, exact=exact)
         return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
 
     def _gpu_as_set(self) -> CudaTarget:
@@ -418,19 +381,12 @@ class Tracer:
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
-    def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
-        self._traces[batch_size] = entries
-        # A batch of one is special: it has no stride of its own.
-        several = sorted(size for size in self._traces if size > 1)
-        if self._may_scale and self._scaled is None and len(several) >= 3:
-            chosen = (several[0], several[len(several) // 2], several[-1])
-            self._scaled = fit([(size, self._traces[size]) for size in chosen])
-
     def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
         self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size))
         notes = dict(self._recorder.notes)
         while not self._running(batch_size, lambda: self._run(batch_size, steps)):
             self._recorder.notes = notes  # what other draws would have needed to know
+            self._workload_on_gpu.choice.forget_loss()
         self._operators = operators_of(self._entries)
         return self._entries
 
@@ -460,9 +416,10 @@ class Tracer:
 
         try:
             return self._dispatcher.reads.run(attempt)
-        except Exception as error:
-            in_words_of_cuda(error)
-            raise user_error(
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise report_of(
                 error,
                 doing=f"batch size {batch_size} in {self._plan.name}",
                 inputs=self._loaded.last_batch if self._loaded is not None else None,

@@ -14,6 +14,7 @@ import torch
 
 from bsfind.simulation.tracing.dispatch import OperatorFacts
 from bsfind.simulation.tracing.refusals import untraceable
+from bsfind.workload.blame import stands_for_torch
 
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, Handler
@@ -47,6 +48,8 @@ def value_handlers() -> dict[str, Handler]:
         "aten::record_stream": lambda *_: None,
         **dict.fromkeys(_SHAPED_BY_VALUES, _shaped_by_values),
         "aten::bincount": _bincount,
+        "aten::embedding": _embedding,
+        **dict.fromkeys(("aten::nll_loss_forward", "aten::nll_loss2d_forward"), _nll_loss),
         **dict.fromkeys(_INDEXING, _index),
     }
 
@@ -196,6 +199,43 @@ def _bincount(
         out = torch.empty((bins,), dtype=dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
     return out
+
+
+def _embedding(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    out = dispatcher.run(facts, args, kwargs)
+    _check_indices(dispatcher, args[1], args[0].shape[0], "rows of the embedding")
+    return out
+
+
+def _nll_loss(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    out = dispatcher.run(facts, args, kwargs)
+    logits, target, ignored = args[0], args[1], args[4]
+    classes = logits.shape[min(1, logits.dim() - 1)]
+    _check_indices(dispatcher, target, classes, "classes", ignored)
+    return out
+
+
+@stands_for_torch
+def _check_indices(
+    dispatcher: Dispatcher, indices: torch.Tensor, size: int, what: str, ignored: int | None = None
+) -> None:
+    """Refuse indices that are known to be out of range: a kernel on a GPU asserts that they are not."""
+    values = dispatcher.values.of(indices) if indices.is_meta else indices
+    if values is None:
+        return
+    if ignored is not None:
+        values = values[values != ignored]
+    if values.numel():
+        low, high = (int(end) for end in values.aminmax())
+        if low < 0 or high >= size:
+            raise IndexError(
+                f"index out of range: {low if low < 0 else high}, for {size} {what} "
+                "(on a GPU: device-side assert triggered)"
+            )
 
 
 def _check_errors(

@@ -16,6 +16,7 @@ import torch
 
 from bsfind.simulation.tracing.torch_private import address_of
 from bsfind.simulation.tracing.value_ranges import Ranges
+from bsfind.simulation.tracing.value_rules import RULES
 
 __all__ = ["Values"]
 
@@ -57,7 +58,7 @@ class Values:
 
     def __init__(self) -> None:
         self._twins: dict[int, torch.Tensor] = {}
-        self.ranges = Ranges(self.of)
+        self.ranges = Ranges(self.of, RULES)
 
     def forget_storage(self, key: int) -> None:
         """Drop a storage's twin, if it has one."""

@@ -185,7 +185,7 @@ def _decomposition(name: str, argument: str, kernel: str | None) -> Check:
     return check
 
 
-for _operator, _name, _argument, _kernel in (
+for _operator, _name, _argument, _needed in (
     ("linalg_vector_norm", "linalg.vector_norm", "self", None),
     ("linalg_cholesky_ex", "linalg.cholesky", "self", "cholesky_cusolver"),
     ("_linalg_det", "linalg.det", "A", "lu_factor_cusolver"),
@@ -195,7 +195,7 @@ for _operator, _name, _argument, _kernel in (
     ("linalg_matrix_exp", "linalg.matrix_exp", "self", None),
     ("linalg_inv_ex", "linalg.inv", "A", None),
 ):
-    checks(f"aten::{_operator}")(_decomposition(_name, _argument, _kernel))
+    checks(f"aten::{_operator}")(_decomposition(_name, _argument, _needed))
 
 
 @checks("aten::_linalg_solve_ex")

@@ -62,3 +62,15 @@ def _is_depthwise(call: Call, x: TensorSpec, weight: TensorSpec) -> bool:
         and not x.dtype.is_complex
         and output_memory_format(x, weight) == torch.contiguous_format
     )
+
+
+@checks("aten::convolution")
+def _channels_of_transposed(call: Call) -> None:
+    """`check_shape_forward` of native/Convolution.cpp, which the meta kernel makes of others only."""
+    x, weight = call.tensor("input"), call.tensor("weight")
+    if call["transposed"] and x.shape[1] != weight.shape[0]:
+        raise RuntimeError(
+            f"Given transposed=1, weight of size {list(weight.shape)}, expected "
+            f"input{list(x.shape)} to have {weight.shape[0]} channels, "
+            f"but got {x.shape[1]} channels instead"
+        )
