@@ -97,6 +97,7 @@ _OTHER_TEXTS = {
     ("stft", "bool"),
     *((f"embedding_bag, {kind}", "bool") for kind in ("sum", "mean", "max", "weights")),
     ("RNN", "int64"),
+    ("index, two", "float32"),  # the position of a mask that is too short
 }
 # No models' dtypes.
 _ACCEPTED_TOO = {

@@ -219,7 +219,8 @@ def _run(question: Question) -> None:
 
 
 def _tensor(operand: Operand, dtype: torch.dtype, device: str) -> torch.Tensor:
-    has_values = device == "cpu" or operand.own is not None  # what is garbage may not be an index
+    # Garbage may be no index and no variance; values that are known cost the tracer time.
+    has_values = device == "cpu" or not operand.differentiable
     make = torch.zeros if has_values else torch.empty
     tensor = make(operand.shape, dtype=dtype, device=device)
     has_gradient = operand.differentiable and (dtype.is_floating_point or dtype.is_complex)
