@@ -58,6 +58,8 @@ DIFFERENCES: dict[str, Known] = {
     "STUB longest_sequence-fp32-16": Known(23.6572, 16.5, _ZEROS),
     "STUB longest_sequence-amp-bf16-16": Known(23.3861, 16.0, _ZEROS),
     "STUB counted-fp32-64": Known(0.0079, 0.0, _ZEROS),
+    "STUB checked-fp32-64": Known(0.0001, 0.0, _ZEROS),
+    "STUB checked-amp-fp16-64": Known(0.0001, 0.0, _ZEROS),
     "STUB selected-fp32-4": Known(379.0752, 32.0, _ZEROS),
     "CUDNN unet-fp32-4": Known(0.0, 0.0, _CHOICE),
     "CUDNN unet_dice-amp-bf16-4": Known(0.0, 0.0, _CHOICE),

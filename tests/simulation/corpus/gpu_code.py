@@ -196,7 +196,21 @@ CASES = (
     _case(
         "counted", "Counted", "64", batch_sizes=(64,), branches_on_values=True, precisions=("fp32",)
     ),
-    _case("cropped", "Cropped", "3,64,64", precisions=("fp32",), kind="convolutional"),
+    _case(
+        "cropped",
+        "Cropped",
+        "3,64,64",
+        loss="mean",
+        precisions=("fp32",),
+        kind="convolutional",
+    ),
     _case("checked", "Checked", "128", batch_sizes=(64,), branches_on_values=True),
-    _case("selected", "Selected", "90,64", branches_on_values=True, precisions=("fp32",)),
+    _case(
+        "selected",
+        "Selected",
+        "90,64",
+        loss="mean",
+        branches_on_values=True,
+        precisions=("fp32",),
+    ),
 )

@@ -338,7 +338,7 @@ CASES = (
     _case("own_functions", "OwnFunctions", "128", batch_sizes=(256,)),
     _case("hooks", "Hooked", "128", batch_sizes=(256,)),
     _case("buffers", "RunningBuffers", "256", batch_sizes=(64,)),
-    _case("many_outputs", "ManyOutputs", batch_fn=":nested_batch", batch_sizes=(64,)),
+    _case("many_outputs", "ManyOutputs", batch_fn=":nested_batch", loss="mean", batch_sizes=(64,)),
     _resnet("host_batch", "ResNet", batch_fn=":host_batch", precisions=("fp32",)),
     _case(
         "autocast_inside",

@@ -219,9 +219,9 @@ def _run(question: Question) -> None:
 
 
 def _tensor(operand: Operand, dtype: torch.dtype, device: str) -> torch.Tensor:
-    make = (
-        torch.zeros if device == "cpu" else torch.empty
-    )  # the tracer follows values that it knows
+    # Garbage may be no index and no variance; values that are known cost the tracer time.
+    has_values = device == "cpu" or not operand.differentiable
+    make = torch.zeros if has_values else torch.empty
     tensor = make(operand.shape, dtype=dtype, device=device)
     has_gradient = operand.differentiable and (dtype.is_floating_point or dtype.is_complex)
     return tensor.requires_grad_() if has_gradient else tensor

@@ -141,6 +141,8 @@ def no_kernel(error: Exception) -> str:
         return (
             f"torch {torch.__version__} has no kernel of `{found[1]}`{sparse} that needs no values"
         )
+    if "out of meta tensor" in said:
+        return f"torch {torch.__version__} needs values that are on the GPU"
     first = said.strip().splitlines()[0]
     return f"torch {torch.__version__} does not run it without a GPU ({first})"
 

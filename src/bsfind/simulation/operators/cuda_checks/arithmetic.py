@@ -59,7 +59,7 @@ def _refuses_bools(kernel: str) -> Check:
     return check
 
 
-for _operator, _kernel in (
+for _of_numbers, _missing in (
     ("pow.Tensor_Tensor", "pow_cuda"),
     ("fmod.Tensor", "fmod_cuda"),
     ("addcmul", "addcmul_cuda"),
@@ -67,7 +67,7 @@ for _operator, _kernel in (
     ("floor", "floor_cuda"),
     ("bucketize.Tensor", "searchsorted_out_cuda"),
 ):
-    checks(f"aten::{_operator}")(_refuses_bools(_kernel))
+    checks(f"aten::{_of_numbers}")(_refuses_bools(_missing))
 
 
 @checks("aten::argmax", "aten::argmin")
