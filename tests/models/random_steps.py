@@ -113,6 +113,27 @@ class Certain(OneDrawForAll):
         return x
 
 
+class SeededInEachStep(OneDrawForAll):
+    """Half of the layers run in every step: the generator is seeded anew, to the same draw."""
+
+    def __init__(self, drawn: str) -> None:
+        super().__init__()
+        self.drawn = drawn
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.drawn == "torch":
+            generator = torch.Generator().manual_seed(1)
+            draw = torch.rand((), generator=generator).item()  # 0.76
+        elif self.drawn == "python":
+            draw = random.Random(1).random() + 0.5  # 0.63
+        else:
+            draw = np.random.default_rng(1).random()  # 0.51
+        x = self.first(x)
+        for layer in self.layers[:: 1 + (0.5 < draw < 0.9)]:
+            x = layer(x)
+        return x
+
+
 class TwoRules(OneDrawForAll):
     """One half of the layers is kept where little is drawn, the other where much is."""
 

@@ -112,6 +112,15 @@ def test_what_has_the_probability_zero_is_not_tried(without_drops: Trial) -> Non
     assert told.codes == []
 
 
+@pytest.mark.parametrize("drawn", ["torch", "python", "numpy"])
+def test_what_a_fixed_seed_draws_in_each_step_is_as_it_is(drawn: str, without_drops: Trial) -> None:
+    found, told = trial("SeededInEachStep", drawn=drawn)
+    assert found.peak_allocated_bytes is not None
+    assert without_drops.peak_allocated_bytes is not None
+    assert found.peak_allocated_bytes < without_drops.peak_allocated_bytes
+    assert told.codes == []
+
+
 def test_draws_that_the_model_cannot_run_with_are_left_out() -> None:
     found, told = trial("NeedsALayer")
     assert found.status == "ok"

@@ -9,6 +9,7 @@ step's structure, and are left alone; so are permutations.
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 import random
@@ -245,6 +246,8 @@ class _HostDraws:
 
     Attributes:
         seen: places that draw, in the order in which they were met, with what they can draw.
+        constant: what places have drawn so far from generators of the user's own. Where these are seeded
+            anew in each step, they always draw the same, and the draw decides nothing.
         forced: the fraction of the span that each place draws; None: what it happens to draw.
         is_forcing_new: whether places that are not in `forced` draw the largest value.
         batch_size: of the trial. That many real numbers are one for each sample.
@@ -254,6 +257,7 @@ class _HostDraws:
 
     def __init__(self) -> None:
         self.seen: dict[Site, Span] = {}
+        self.constant: dict[Site, Any] = {}
         self.forced: Mapping[Site, float | None] = {}
         self.is_forcing_new = False
         self.batch_size = 0
@@ -276,18 +280,35 @@ class _HostDraws:
                 setattr(owner, name, value)
             yield
 
-    def value(self, span: Span, drawn: Any, frame: Any) -> Any:
-        """Return what a draw is to be; None: what it is."""
+    def value(self, span: Span, drawn: Any, frame: Any, *, is_own: bool) -> Any:
+        """Return what a draw is to be; None: what it is.
+
+        Args:
+            span: what it can be.
+            drawn: what it is.
+            frame: that draws.
+            is_own: whether it is from a generator of the user's own.
+        """
         counts = self._counts(drawn, span)
         site = None if counts is None else _site_of(frame)
         if site is None:
             return None
         if site not in self.forced:
-            if not counts:
+            is_known = site in self.seen
+            if not counts or (is_own and not is_known and self._is_constant(site, drawn)):
                 return None
             self.seen.setdefault(site, span)
         fraction = self.forced.get(site, 1.0 if self.is_forcing_new else None)
         return None if fraction is None else span.at(fraction)
+
+    def _is_constant(self, site: Site, drawn: Any) -> bool:
+        """Tell whether a place has drawn the same as at its first draw of the trial."""
+        if site not in self.constant:
+            is_tensor = isinstance(drawn, torch.Tensor)
+            self.constant[site] = drawn.clone() if is_tensor else copy.copy(drawn)
+        known = self.constant[site]
+        same = known == drawn
+        return bool(same.all() if hasattr(same, "all") else same)
 
     def _counts(self, drawn: Any, span: Span) -> bool | None:
         """Tell whether what was drawn is something that the host may branch on.
@@ -364,7 +385,8 @@ def _watched(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) -> C
             span = span_of(*args[skip:], **kwargs)
         except (TypeError, ValueError, RuntimeError):  # its arguments do not tell
             return result
-        value = None if span is None else draws.value(span, result, frame)
+        is_own = skip == 1 or kwargs.get("generator") is not None
+        value = None if span is None else draws.value(span, result, frame, is_own=is_own)
         if value is None:
             return result
         if is_tensor:

@@ -77,7 +77,7 @@ class LargestStep:
         if not self._is_watching:
             yield
             return
-        draws.seen = {}
+        draws.seen, draws.constant = {}, {}
         draws.forced = self._decided[batch_size == 1]
         draws.batch_size = batch_size
         draws.is_active = True
