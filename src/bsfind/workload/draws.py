@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import random
@@ -272,7 +273,7 @@ class _HostDraws:
         random`): they do nothing of their own while no draws are watched.
         """
         with contextlib.ExitStack() as undo:
-            for owner, name, value in list(_replacements()):
+            for owner, name, value in _replacements():
                 if name in vars(owner):
                     undo.callback(setattr, owner, name, vars(owner)[name])
                 else:  # inherited
@@ -427,8 +428,13 @@ def _own_generators(numpy: Any) -> Iterator[tuple[Any, str, Any]]:
     yield numpy.random, "default_rng", default_rng
 
 
-def _replacements() -> Iterator[tuple[Any, str, Any]]:
-    """Yield (owner, name, watched function) of all functions that draw."""
+@functools.cache
+def _replacements() -> tuple[tuple[Any, str, Any], ...]:
+    """Return (owner, name, watched function) of all functions that draw; called while none is watched."""
+    return tuple(_made_replacements())
+
+
+def _made_replacements() -> Iterator[tuple[Any, str, Any]]:
     for name, span_of in _PYTHON.items():
         yield random, name, _watched(getattr(random, name), span_of)
         yield random.Random, name, _watched(getattr(random.Random, name), span_of, skip=1)
