@@ -62,7 +62,7 @@ def test_the_multiple_that_is_asked_for_holds_for_every_trial(multiple: int) -> 
 def test_a_queue_that_the_batch_has_to_divide() -> None:
     result, sizes = refused(f"{CHOOSY}:Queue", *IMAGES)
     assert result["max_batch_size"] == result["recommended_batch_size"] == 4096
-    assert sizes["accepted"] == "powers of two"
+    assert sizes["accepted"] == "divisors of 4096"
     assert sizes["error"].startswith("AssertionError in choosy.py:")
 
 
