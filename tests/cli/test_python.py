@@ -135,8 +135,8 @@ def test_a_search_says_nothing_and_tells_each_trial(tmp_path: Path) -> None:
         ("find('nowhere:Net', (3,), gpu='a10g')", "TargetError: cannot import `nowhere`"),
         (
             "find('well_behaved:ConvNet', (4, 32, 32), app_dir=MODELS, gpu='a10g')",
-            "TargetError: `RuntimeError: Given groups=1, weight of size [32, 3, 3, 3], expected input[5, 4, 32, 32] "
-            "to have 3 channels, but got 4 channels instead` in well_behaved.py:22",
+            "TargetError: `RuntimeError: Given groups=1, weight of size [32, 3, 3, 3], expected "
+            "input[5, 4, 32, 32] to have 3 channels, but got 4 channels instead` in well_behaved.py:22",
         ),
         ("find('a:b', (3,), gpu='rtx-4091')", "UsageError: "),
     ],
