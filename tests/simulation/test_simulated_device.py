@@ -276,7 +276,9 @@ def test_what_every_batch_size_raises_is_raised() -> None:
     made._tracer.fault = mistake  # type: ignore[union-attr]
     with pytest.raises(TargetError, match="missing 1 argument"):
         made.run_trial(1, 3)
-    made._tracer.fault = SystemExit(3)  # type: ignore[union-attr]
+    left = TargetError("the code called `sys.exit(3)`")
+    left.__cause__ = SystemExit(3)
+    made._tracer.fault = left  # type: ignore[union-attr]
     with pytest.raises(TargetError, match=r"sys\.exit"):
         made.run_trial(1, 3)
 

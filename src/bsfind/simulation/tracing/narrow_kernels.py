@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from bsfind.simulation.tracing.dispatch import Dispatcher, Handler, OperatorFacts
 
-__all__ = ["narrow_kernel_handlers"]
+__all__ = ["narrow_kernel_handlers", "with_long_labels"]
 
 
 def narrow_kernel_handlers() -> dict[str, Handler]:
@@ -18,8 +18,7 @@ def narrow_kernel_handlers() -> dict[str, Handler]:
         "aten::masked_fill.Tensor": _fill_with_number,
         "aten::masked_fill_.Tensor": _fill_with_number,
         "aten::where.self": _byte_condition,
-        "aten::nll_loss_forward": _class_indices,
-        "aten::nll_loss_backward": _class_indices,
+        "aten::nll_loss_backward": _nll_loss_backward,
     }
 
 
@@ -44,18 +43,25 @@ def _byte_condition(
     return dispatcher.run(facts, args, kwargs)
 
 
-def _class_indices(
+def _nll_loss_backward(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
-    """Take labels of uint8, as `nll_loss_forward_out_cuda` does (cuda/Loss.cu)."""
+    return dispatcher.run(facts, *with_long_labels(dispatcher, facts, args, kwargs))
+
+
+def with_long_labels(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of `nll_loss` with labels of uint8, which CUDA takes too, as int64.
+
+    `nll_loss_forward_out_cuda` of aten/src/ATen/native/cuda/Loss.cu, torch 2.13.
+    """
     position = 1 if facts.name == "aten::nll_loss_forward" else 2
     target = args[position] if len(args) > position else kwargs.get("target")
     if target is None or target.dtype != torch.uint8:
-        return dispatcher.run(facts, args, kwargs)
+        return args, kwargs
     with dispatcher.unseen():
         indices = target.long()
     if len(args) > position:
-        args = (*args[:position], indices, *args[position + 1 :])
-    else:
-        kwargs = {**kwargs, "target": indices}
-    return dispatcher.run(facts, args, kwargs)
+        return (*args[:position], indices, *args[position + 1 :]), kwargs
+    return args, {**kwargs, "target": indices}

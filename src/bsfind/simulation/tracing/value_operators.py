@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bsfind.simulation.tracing.dispatch import OperatorFacts
+from bsfind.simulation.tracing.narrow_kernels import with_long_labels
 from bsfind.simulation.tracing.refusals import untraceable
 from bsfind.workload.blame import stands_for_torch
 
@@ -49,7 +50,8 @@ def value_handlers() -> dict[str, Handler]:
         **dict.fromkeys(_SHAPED_BY_VALUES, _shaped_by_values),
         "aten::bincount": _bincount,
         "aten::embedding": _embedding,
-        **dict.fromkeys(("aten::nll_loss_forward", "aten::nll_loss2d_forward"), _nll_loss),
+        "aten::nll_loss_forward": _nll_loss,
+        "aten::nll_loss2d_forward": _nll_loss2d,
         **dict.fromkeys(_INDEXING, _index),
     }
 
@@ -210,6 +212,12 @@ def _embedding(
 
 
 def _nll_loss(
+    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    return _nll_loss2d(dispatcher, facts, *with_long_labels(dispatcher, facts, args, kwargs))
+
+
+def _nll_loss2d(
     dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     out = dispatcher.run(facts, args, kwargs)
