@@ -112,8 +112,8 @@ class KeepsLastOutput(Base):
 
 
 def runs_on_a_gpu() -> bool:
-    """Whether memory is really allocated: a prediction counts none."""
-    return torch.cuda.memory_allocated() > 0
+    """Whether the GPU is there, real or fake: a prediction describes it by a class of bsfind's."""
+    return type(torch.cuda.get_device_properties(0)).__module__.partition(".")[0] != "bsfind"
 
 
 class Announces(Base):

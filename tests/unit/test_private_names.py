@@ -20,8 +20,9 @@ ALLOWED = {
     # Of the measuring device, which a torch without it does without.
     ("devices/cuda.py", "torch._C"),
     ("devices/cuda.py", "torch._C._cuda_clearCublasWorkspaces"),
-    # Of measured steps too, which go without the tracer: tells storages that gradients share.
+    # Of measured steps too, which go without the tracer: tells storages that gradients or outputs share.
     ("workload/step.py", "storage._cdata"),
+    ("workload/outputs.py", "storage._cdata"),
     # Not torch's.
     ("worker/loop.py", "os._exit"),
     ("workload/blame.py", "sys._getframe"),
