@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bsfind.device_faults import gone
-from bsfind.errors import BsfindError, NoGpuError, TargetError, TimeLimitError, WorkerError
+from bsfind.errors import (
+    BsfindError,
+    NoDeviceError,
+    NoGpuError,
+    TargetError,
+    TimeLimitError,
+    WorkerError,
+)
 from bsfind.findings import assumption_of_output, report_of, stand_in_warning
 from bsfind.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.memory_watch import MemoryWatch
@@ -379,7 +386,9 @@ class Finder:
     def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
         fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]
         if fatal and not self._is_answered(results):
-            return "failed"
+            lost_gpu = any(isinstance(error, NoDeviceError) for error in fatal)
+            has_run = any(result.max_batch_size is not None for result in results)
+            return "partial" if lost_gpu and has_run else "failed"
         timed_out = any(t.status == "timeout" for result in results for t in result.trials)
         return "complete" if self._is_finished and not timed_out else "partial"
 
