@@ -16,9 +16,8 @@ from rich.text import Text
 
 from bsfind.cli.console import Terminal
 from bsfind.errors import ExitCode, UsageError
-from bsfind.explain.account import Account
+from bsfind.explain.breakdown import Breakdown
 from bsfind.explain.cause import CauseKind
-from bsfind.explain.document import document
 from bsfind.explain.explanation import Error, Explanation, explain
 from bsfind.explain.texts import Kind
 from bsfind.report.width import fits, sentence
@@ -76,7 +75,7 @@ def print_explanation(log: str | None, *, as_json: bool) -> int:
             hint="give a log file, or `-`",
         ) from None
     if as_json:
-        sys.stdout.write(json.dumps(document(explanation), indent=2, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(explanation.to_json(), indent=2, ensure_ascii=False) + "\n")
     else:
         show(explanation, Terminal().out)
     return ExitCode.OK if explanation.errors else ExitCode.DOES_NOT_FIT
@@ -102,7 +101,7 @@ def show(explanation: Explanation, console: Console) -> None:
         return
     error = explanation.errors[0]
     _sentence(console, _title(error), style="bold")
-    account = error.account
+    account = error.breakdown
     if account.drawable:
         console.print()
         _draw(account, console)
@@ -138,15 +137,15 @@ def _title(error: Error) -> str:
         parts.append(error.source.name)
     if error.figures.gpu_index is not None:
         parts.append(f"GPU {error.figures.gpu_index}")
-    if error.account.total_bytes is not None:
-        parts.append(f"{format_bytes(error.account.total_bytes)} in all")
+    if error.breakdown.total_bytes is not None:
+        parts.append(f"{format_bytes(error.breakdown.total_bytes)} in all")
     if error.figures.tried_bytes is not None:
         parts.append(f"{format_bytes(error.figures.tried_bytes)} asked for")
     parts.append(f"line {error.line:,}")
     return " · ".join(parts)
 
 
-def _draw(account: Account, console: Console) -> None:
+def _draw(account: Breakdown, console: Console) -> None:
     total = account.total_bytes or 1
     plain = console.encoding.lower().replace("-", "") != "utf8"
     parts = [
@@ -189,7 +188,7 @@ def _percent(size: int | None, total: int) -> str:
     return _percents([size or 0], total)[0]
 
 
-def _no_breakdown(account: Account, total: int) -> str:
+def _no_breakdown(account: Breakdown, total: int) -> str:
     return (
         f"The figures add up to {format_bytes(total + account.overflow_bytes)}, more than "
         f"{format_bytes(total)}: part of it is in the host's memory (Windows, integrated GPUs, MPS), or they "
