@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cuda_checks.attention import validate_attention
 from bsfind.simulation.trace.torch_private import (
     is_cudnn_attention_enabled,
@@ -87,7 +87,7 @@ class AttentionQuestion:
 
 
 @stands_for_torch
-def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionBackend:
+def choose_attention(question: AttentionQuestion, gpu: GpuSpec) -> AttentionBackend:
     """Return the first backend in order of priority that can run (`select_sdp_backend`).
 
     Raises:
@@ -105,14 +105,14 @@ def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionB
     raise RuntimeError("No available kernel. Aborting execution.")
 
 
-def _priorities(gpu: CudaTarget) -> tuple[int, ...]:
+def _priorities(gpu: GpuSpec) -> tuple[int, ...]:
     order = tuple(sdp_priorities())
     if order == _DEFAULT_ORDER and _prefers_cudnn(gpu):
         return (3, 1, 2, 0)
     return order
 
 
-def _prefers_cudnn(gpu: CudaTarget) -> bool:
+def _prefers_cudnn(gpu: GpuSpec) -> bool:
     """`check_prefer_cudnn_attention`: Hopper and data centre Blackwell since torch 2.10.
 
     Before, the wheels' cuDNN was older than the 9.15.1 that is asked for, and it had to be asked for
@@ -127,7 +127,7 @@ def _prefers_cudnn(gpu: CudaTarget) -> bool:
     return gpu.capability[0] in (9, 10)
 
 
-def _can_use_cudnn(question: AttentionQuestion, gpu: CudaTarget) -> bool:
+def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
     if not is_cudnn_attention_enabled() or not _are_4d(question):
         return False
@@ -160,7 +160,7 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     return key.shape[2] != 1 and not (dropout != 0 and query.shape[2] == 1)
 
 
-def _can_use_flash(question: AttentionQuestion, gpu: CudaTarget) -> bool:
+def _can_use_flash(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
     if not is_flash_attention_enabled() or not _are_4d(question):
         return False
@@ -184,7 +184,7 @@ def _can_use_flash(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     )
 
 
-def _can_use_efficient(question: AttentionQuestion, gpu: CudaTarget) -> bool:
+def _can_use_efficient(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
     if not is_efficient_attention_enabled() or not _are_4d(question):
         return False
@@ -255,7 +255,7 @@ def _has_matching_heads(
     return heads == key_heads == value_heads
 
 
-def _gemm_alignment(dtype: torch.dtype, gpu: CudaTarget) -> int:
+def _gemm_alignment(dtype: torch.dtype, gpu: GpuSpec) -> int:
     """`minimum_gemm_alignment`, in elements."""
     is_half = dtype in HALVES
     alignment = 4 if gpu.capability >= (8, 0) else 1
@@ -417,7 +417,7 @@ def _cudnn_forward(
     return out, logsumexp, None, None, length, key.shape[2], seed, offset, None
 
 
-def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return kernels that make the outputs as CUDA's do."""
     return {
         "_scaled_dot_product_efficient_attention": _efficient_forward,
@@ -425,7 +425,7 @@ def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
     }
 
 
-def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return the kernels by the operators' names, each called with the operator's arguments."""
 
     def attention(

@@ -22,7 +22,7 @@ import torch
 import torch.utils.checkpoint
 
 from bsfind.errors import UntraceableError
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.masquerade.device import TENSOR_TYPES
 from bsfind.simulation.trace.torch_private import native_module
 from bsfind.workload.blame import user_line
@@ -101,7 +101,7 @@ def _zero() -> Callable[..., int]:
 
 
 def _replacements(
-    gpu: CudaTarget, properties: SimulatedGpu, allocated: Callable[[], int]
+    gpu: GpuSpec, properties: SimulatedGpu, allocated: Callable[[], int]
 ) -> dict[str, Any]:
     null = contextlib.nullcontext
     major, minor = gpu.capability
@@ -238,7 +238,7 @@ def _accelerator_replacements(answers: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def simulated_cuda_module(
-    gpu: CudaTarget,
+    gpu: GpuSpec,
     properties: SimulatedGpu,
     clear_autocast_cache: Callable[[], None],
     allocated: Callable[[], int],
@@ -297,7 +297,7 @@ _PREFIXES = ("_cuda_", "_CUDA", "_Cuda", "_cudnn_", "_nccl_")
 _NCCL_VERSION = (2, 28, 9)
 
 
-def versions(gpu: CudaTarget) -> tuple[str, int]:
+def versions(gpu: GpuSpec) -> tuple[str, int]:
     """Return the versions of CUDA and cuDNN that the default wheels of a torch come with."""
     if gpu.torch_version >= (2, 11):
         return "13.0", 92000
@@ -317,7 +317,7 @@ def refuse(name: str) -> NoReturn:
     )
 
 
-def _answers(gpu: CudaTarget) -> dict[str, Any]:
+def _answers(gpu: GpuSpec) -> dict[str, Any]:
     """Return what these names are, by name."""
     major, minor = gpu.capability
     cuda, _ = versions(gpu)
@@ -386,7 +386,7 @@ def refusing_class(module: str, name: str) -> type:
 
 
 @contextlib.contextmanager
-def cuda_build(gpu: CudaTarget) -> Iterator[None]:
+def cuda_build(gpu: GpuSpec) -> Iterator[None]:
     """Let `torch._C` have the names of a CUDA build while inside.
 
     Args:
