@@ -53,8 +53,7 @@ def diff(
     """
     from bsfind.cli.console import Terminal
     from bsfind.records import ReportWarning
-    from bsfind.report.diff import compare
-    from bsfind.report.diff_table import print_difference
+    from bsfind.report.diff import compare, print_difference
 
     terminal = Terminal()
     difference = compare(_read(old), _read(new), float(threshold))
