@@ -14,7 +14,7 @@ on values, on other calls or on the batch size, so they can be applied again to 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -128,6 +128,14 @@ class Call:
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
+
+    def tensors(self) -> Iterator[tuple[str, TensorSpec]]:
+        """Yield the tensors among the arguments, those of lists too, with the arguments' names."""
+        for name, value in self.arguments.items():
+            if isinstance(value, TensorSpec):
+                yield name, value
+            elif isinstance(value, tuple):
+                yield from ((name, item) for item in value if isinstance(item, TensorSpec))
 
     def tensor(self, name: str) -> TensorSpec:
         """Return a tensor argument.
@@ -243,22 +251,13 @@ def rule_for(operator: str, overload: str) -> Rule | None:
 
 
 _MODULES = (
-    "attention",
-    "convolution",
-    "elementwise",
-    "embedding",
-    "indexing",
-    "losses",
-    "matmul",
-    "normalization",
-    "pooling",
-    "recurrent",
-    "reductions",
-    "sorting",
+    *("attention", "convolution", "elementwise", "embedding", "indexing", "losses", "matmul"),
+    *("normalization", "pooling", "recurrent", "reductions", "sorting"),
+    *("checks.arithmetic", "checks.indexing", "checks.layers", "checks.losses"),
 )
 
 
 def load_rules() -> None:
-    """Import every module that registers rules."""
+    """Import every module that registers rules or checks."""
     for module in _MODULES:
         import_module(f"bsfind.simulation.kernels.{module}")

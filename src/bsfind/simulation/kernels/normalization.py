@@ -120,7 +120,7 @@ def _reduction_blocks(x: TensorSpec) -> tuple[int, int]:
     return -(-channels // width), shared if shared >= 8 else 1
 
 
-def _is_channels_last(x: TensorSpec) -> bool:
+def is_channels_last(x: TensorSpec) -> bool:
     """`batch_norm_use_channels_last_kernels`."""
     if x.is_contiguous(torch.channels_last) or x.is_contiguous(torch.channels_last_3d):
         return True
@@ -164,7 +164,7 @@ def native_batch_norm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         return
     if not _has_own_kernel(x):
         _general_statistics(x, gpu, trace)
-    elif _is_channels_last(x):
+    elif is_channels_last(x):
         _shared_reduction(x, 4, trace)
 
 
@@ -176,7 +176,7 @@ def native_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> 
     wants_x, wants_weight, wants_bias = call["output_mask"]
     reduces = training or wants_weight or wants_bias
     is_small = x.numel < 2**31 - 1 and grad.numel < 2**31 - 1
-    if x.numel == 0 or (reduces and wants_x and not _is_channels_last(x) and is_small):
+    if x.numel == 0 or (reduces and wants_x and not is_channels_last(x) and is_small):
         return
     per_channel = x.shape[1] * (8 if x.dtype == torch.float64 else _FLOAT)
     if not _has_elements(call.maybe_tensor("save_invstd")):
@@ -186,11 +186,11 @@ def native_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> 
         sums = [trace.scratch(per_channel), trace.scratch(per_channel)]
         trace.output(1)
         trace.output(2)
-        if _is_channels_last(x) and _is_channels_last(grad):
+        if is_channels_last(x) and is_channels_last(grad):
             _shared_reduction(x, 2, trace)
     if wants_x:
         weight = call.maybe_tensor("weight")
-        is_mixed = _is_channels_last(x) != _is_channels_last(grad)
+        is_mixed = is_channels_last(x) != is_channels_last(grad)
         one = None
         if training and weight is None and is_mixed:
             one = trace.scratch(x.element_size if x.dtype == torch.float64 else _FLOAT)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.cuda_checks.attention import validate_attention
+from bsfind.simulation.kernels.checks.layers import validate_attention
 from bsfind.simulation.trace.cuda_paths.attention_backend import (
     HALVES,
     AttentionBackend,
