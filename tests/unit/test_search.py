@@ -16,7 +16,7 @@ from bsfind.search.estimate import line_through_peaks
 GIB = 1 << 30
 
 
-def no_guess(trials: Sequence[Trial]) -> int | None:
+def no_estimate(trials: Sequence[Trial]) -> int | None:
     return None
 
 
@@ -26,9 +26,9 @@ def run(
     smallest: int = 1,
     largest: int = 2**31 - 1,
     tolerance: float = 0.005,
-    guess: Callable[[Sequence[Trial]], int | None] = no_guess,
+    estimate: Callable[[Sequence[Trial]], int | None] = no_estimate,
 ) -> Bracket:
-    search = Bracket(smallest=smallest, largest=largest, tolerance=tolerance, estimate=guess)
+    search = Bracket(smallest=smallest, largest=largest, tolerance=tolerance, estimate=estimate)
     asked: set[int] = set()
     while (batch_size := search.next()) is not None:
         assert smallest <= batch_size <= largest
@@ -124,7 +124,12 @@ def linear_trial(n: int, *, fixed: int, slope: int, capacity: int) -> Trial:
 def test_linear_peaks_cost_four_trials(maximum: int, fixed: int) -> None:
     capacity = 24 * GIB
     slope = (capacity - fixed) // maximum
-    search = Bracket(smallest=1, largest=10**9, tolerance=0.005, estimate=lambda trials: line_through_peaks(trials, capacity))
+    search = Bracket(
+        smallest=1,
+        largest=10**9,
+        tolerance=0.005,
+        estimate=lambda trials: line_through_peaks(trials, capacity),
+    )
     while (n := search.next()) is not None:
         search.record(linear_trial(n, fixed=fixed, slope=slope, capacity=capacity))
     exact = (capacity - fixed) // slope
@@ -163,7 +168,7 @@ def test_batch_norm_refusing_one_sample_is_no_obstacle() -> None:
 
 
 def test_a_timeout_ends_the_search_without_proof() -> None:
-    search = Bracket(smallest=1, largest=100, tolerance=0.0, estimate=no_guess)
+    search = Bracket(smallest=1, largest=100, tolerance=0.0, estimate=no_estimate)
     assert search.next() == 5
     search.record(Trial(batch_size=5, status="ok"))
     assert search.next() == 10
@@ -174,7 +179,7 @@ def test_a_timeout_ends_the_search_without_proof() -> None:
 
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="no batch size"):
-        Bracket(smallest=5, largest=4, tolerance=0.0, estimate=no_guess)
+        Bracket(smallest=5, largest=4, tolerance=0.0, estimate=no_estimate)
 
 
 def searched(largest: int, expected: int | None, tolerance: float = 0.005) -> Bracket:

@@ -61,9 +61,7 @@ def searched(replays: Replays, **limits: Any) -> tuple[PrecisionResult, Precisio
         cast("DeviceInfo", predicted_report().device), capacity_bytes=replays.capacity
     )
     settings = dataclasses.replace(SETTINGS, limits=SearchLimits(**limits))
-    search = PrecisionSearch(
-        "fp32", settings, device, cast("Any", replays), Simulated(), Events()
-    )
+    search = PrecisionSearch("fp32", settings, device, cast("Any", replays), Simulated(), Events())
     return search.run(), search
 
 

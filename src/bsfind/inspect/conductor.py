@@ -59,7 +59,10 @@ class Inspector:
         choice, real = self._choice()
         with Worker(self._events.output, self._warn) as worker:
             device = worker.open(choice, self._clock.for_start(), inspect=True)
-            results = tuple(self._inspect(worker, device, name) for name in resolved(self._settings.precisions, device))
+            results = tuple(
+                self._inspect(worker, device, name)
+                for name in resolved(self._settings.precisions, device)
+            )
         settings = dataclasses.replace(self._settings, device=choice)
         return InspectionReport(
             bsfind_version=__version__,

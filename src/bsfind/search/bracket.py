@@ -240,7 +240,8 @@ class Bracket:
         self._num_probes_above += 1
         if self._num_probes_above == 1:
             return 1
-        return self._gap(best) * 2 ** max(0, self._num_probes_above - 3)
+        doublings = max(0, self._num_probes_above - 3)
+        return self._gap(best) << doublings
 
     def _unguided_step(self, best: int) -> int:
         """Return how far above the best to look without an estimate: twice, or a few percent first."""

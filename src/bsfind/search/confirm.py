@@ -96,7 +96,9 @@ class Confirmation:
                 largest = trial.batch_size - 1  # not for want of memory: the next size may do
                 continue
             failed.append(trial)
-            largest = step_down(trial.batch_size, attempt + _LATE_FAILURE_ATTEMPTS * self._is_late(trial))
+            largest = step_down(
+                trial.batch_size, attempt + _LATE_FAILURE_ATTEMPTS * self._is_late(trial)
+            )
         self.has_failed = self.trial is None and bool(failed)
         self.has_failed_late = self.has_failed and any(map(self._is_late, failed))
         self._warn_failed(failed)
@@ -129,7 +131,8 @@ class Confirmation:
             if trial is None or trial.leak is not None:
                 return
             if trial.status == "ok" and (
-                not trial.steady_alloc_retries or (_has_many_retries(best) and not _has_many_retries(trial))
+                not trial.steady_alloc_retries
+                or (_has_many_retries(best) and not _has_many_retries(trial))
             ):
                 best = trial
                 self._accept(trial)
@@ -181,7 +184,9 @@ class Confirmation:
         if reported is None:
             return
         instead = f"{self.trial.batch_size} is" if self.trial else "nothing is"
-        what = {"oom": "ran out of memory", "timeout": "took too long"}.get(reported.status, "failed")
+        what = {"oom": "ran out of memory", "timeout": "took too long"}.get(
+            reported.status, "failed"
+        )
         where = "in a fresh process"
         if self._sizes.has_run(reported.batch_size):
             where = "ran in the search, but in a fresh process it"

@@ -117,9 +117,7 @@ class PrecisionSearch:
         self._predicted = predicted
         if predicted is not None:
             self.sizes.assume(predicted.refused_sizes)
-        self.estimate = Estimate(
-            self._capacity, self.runner.recordings, self._allocator, predicted
-        )
+        self.estimate = Estimate(self._capacity, self.runner.recordings, self._allocator, predicted)
         only = self._settings.batch_size
         self.bracket = Bracket(
             smallest=only or self.limits.min_batch_size,
@@ -345,7 +343,8 @@ class PrecisionSearch:
                 smallest_failed=bracket.smallest_failed,
                 is_proven=bracket.is_proven,
                 smallest_useful=self.sizes.above(self.limits.min_batch_size - 1),
-                refused_sizes=self.sizes.found() or (predicted.refused_sizes if predicted else None),
+                refused_sizes=self.sizes.found()
+                or (predicted.refused_sizes if predicted else None),
                 timings=tuple(self.timing.trials),
                 leaking=self._leaking,
                 confirmed=confirmation.trial,

@@ -102,9 +102,7 @@ class Predictor:
                 runner = TrialRunner(
                     settings, precision, self._pool, self._clock, keeps_worker=True, opened=opened
                 )
-                search = PrecisionSearch(
-                    precision, settings, device, runner, Simulated(), Events()
-                )
+                search = PrecisionSearch(precision, settings, device, runner, Simulated(), Events())
                 result = search.run()
                 opened = runner.left_over
                 is_whole = result.status == "ok" and result.is_maximum_proven
@@ -125,8 +123,8 @@ _MIG_SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
 def simulated_counterpart(device: DeviceInfo) -> DeviceChoice | None:
     """Return the simulated GPU that is like a real one; None if the catalogue has none.
 
-    A MIG slice ("NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than its card, and the choice of
-    kernels and their workspaces depends on them: the card is not like it. Memory may differ from the
+    A MIG slice ("NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than its card, and the choice
+    of kernels and their workspaces depends on them: the card is not like it. Memory may differ from the
     catalogue's, by ECC or another edition of a card: the simulated GPU has what the real one has.
     """
     if _MIG_SLICE.search(device.name):

@@ -204,4 +204,3 @@ class TrialRunner:
     def check_time(self) -> None:
         """Raise TimeLimitError if the time for the whole search is over."""
         self._clock.check()
-
