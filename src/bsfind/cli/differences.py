@@ -10,8 +10,7 @@ from typing import Any
 from bsfind.cli.console import Terminal
 from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report, ReportWarning
-from bsfind.report.diff import compare
-from bsfind.report.diff_table import print_difference
+from bsfind.report.diff import compare, print_difference
 
 
 def print_diff(old: str, new: str, threshold: Any, *, as_json: bool) -> int:

@@ -12,7 +12,7 @@ from bsfind.inspect.records import InspectionReport, PrecisionInspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
 from bsfind.search.assumptions import assumption_of_output, assumptions_of, stand_in_warning
 from bsfind.search.events import Events, Progress
-from bsfind.search.finder import resolved, unsupported
+from bsfind.search.finder import precisions_of, unsupported
 from bsfind.search.predict_first import simulated_counterpart
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget
@@ -58,10 +58,10 @@ class Inspector:
         """
         choice, real = self._choice()
         with Worker(self._events.output, self._warn) as worker:
-            device = worker.open(choice, self._clock.for_start(), inspect=True)
+            device = worker.open(choice, self._clock.for_start())
             results = tuple(
                 self._inspect(worker, device, name)
-                for name in resolved(self._settings.precisions, device)
+                for name in precisions_of(self._settings, device)
             )
         settings = dataclasses.replace(self._settings, device=choice)
         return InspectionReport(
@@ -110,8 +110,9 @@ class Inspector:
         if why_not is not None:
             return PrecisionInspection(precision=precision, status="unsupported", message=why_not)
         self._events.progress(Progress(precision=precision, doing="loading"))
-        model = worker.load(self._settings.workload, precision, self._clock.for_start())
-        self._class_name = model.class_name
+        self._class_name = worker.load_to_inspect(
+            self._settings.workload, precision, self._clock.for_start()
+        )
         self._events.progress(
             Progress(precision=precision, doing="inspecting", batch_size=self._batch_size)
         )

@@ -162,7 +162,7 @@ class Finder:
             if not opened.policy.is_measured:
                 pool.expect_no_more()
             pool.prepare()
-            precisions = resolved(self._settings.precisions, opened.device)
+            precisions = precisions_of(self._settings, opened.device)
             predictor.begin(opened.device, precisions)
             left_over = self._search_all(opened, precisions, pool, worker, predictor.result)
         self._look_at_fragmentation()
@@ -342,10 +342,10 @@ def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo 
     return dataclasses.replace(model, kind=model.kind or before.kind)
 
 
-def resolved(precisions: Sequence[str], device: DeviceInfo) -> list[str]:
-    """Return the precisions to run on a device: `amp` resolved, none twice."""
+def precisions_of(settings: Settings, device: DeviceInfo) -> list[str]:
+    """Return the precisions to search on a device: `amp` resolved, none twice."""
     amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
-    return list(dict.fromkeys(amp if name == "amp" else name for name in precisions))
+    return list(dict.fromkeys(amp if p == "amp" else p for p in settings.precisions))
 
 
 def unsupported(precision: str, device: DeviceInfo) -> str | None:

@@ -33,18 +33,62 @@ gradient_bytes, is_warm_up)`, as `TrainingSteps` says of the step"""
 Entry = tuple[Any, ...]
 
 
+class Observer:
+    """Told what a trace does, as it happens; this one ignores it (see `inspect.attribution`).
+
+    Attributes:
+        recorder: the recorder of the trace, which sets it.
+    """
+
+    recorder: Recorder
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return a context that is entered for as long as the tracer is open."""
+        return contextlib.nullcontext()
+
+    def making_inputs(self) -> AbstractContextManager[None]:
+        """Return a context that is entered around the making of each batch."""
+        return contextlib.nullcontext()
+
+    def model_is_loaded(self, model: nn.Module) -> None:
+        """The model is on the simulated GPU."""
+
+    def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
+        """The loss has these targets."""
+
+    def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
+        """Autocast has made a copy of a parameter."""
+
+    def allocates(self, block: int) -> None:
+        """A storage is adopted as a block."""
+
+    def calls(self) -> None:
+        """A call whose kernel has a rule becomes the next entry."""
+
+    def marks(self, name: str) -> None:
+        """A point of the step becomes the next entry."""
+
+    def rewinds(self, count: int) -> None:
+        """Entries start anew, with blocks numbered from `count` on."""
+
+
 class Recorder:
     """Writes down every birth and death of a storage on the simulated GPU.
 
     A storage dies when its last reference does, which a weak reference tells at that very moment:
     the lifetimes are those of the user's program and of autograd, not an estimate.
 
+    Args:
+        observer: told what is recorded; None: nobody is.
+
     Attributes:
         entries: what happened, in order.
         notes: what the reader of the result must know, by code.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer | None = None) -> None:
+        self.observer = observer or Observer()
+        self.observer.recorder = self
         self.entries: list[Entry] = []
         self.notes: dict[str, str] = {}
         self._storages: dict[int, tuple[int, weakref.ref[Any], int]] = {}
@@ -58,7 +102,12 @@ class Recorder:
 
     def knows(self, storage: Any) -> bool:
         """Tell whether a storage lies on the simulated GPU."""
-        return address_of(storage) in self._storages
+        return self.block_of(storage) is not None
+
+    def block_of(self, storage: Any) -> int | None:
+        """Return the block of a storage; None if it does not lie on the simulated GPU."""
+        known = self._storages.get(address_of(storage))
+        return None if known is None else known[0]
 
     def adopt(self, storage: Any) -> int | None:
         """Take a storage in, if it is new; returns its block, None if it was known already."""
@@ -87,6 +136,7 @@ class Recorder:
             node = current_node()
             if node is not None:
                 self._birth_node[block] = sequence_number(node)
+        self.observer.allocates(block)
         return block
 
     def born(self, tensor: torch.Tensor, operator: str) -> None:
@@ -107,6 +157,7 @@ class Recorder:
                 blocks.append(None)
             else:
                 blocks.append((block, output.untyped_storage().nbytes()))
+        self.observer.calls()
         self.entries.append((CALL, rule, call, tuple(blocks), self.thread, operator))
 
     def born_since(self, count: int) -> list[tuple[int, Any]]:
@@ -129,6 +180,7 @@ class Recorder:
         self._count = count
         self._birth_node.clear()
         self.entries = []
+        self.observer.rewinds(count)
 
     @property
     def count(self) -> int:
@@ -142,6 +194,7 @@ class Recorder:
 
     def mark(self, name: str) -> None:
         """Record a point of the step."""
+        self.observer.marks(name)
         self.entries.append((MARK, name))
 
     def step_is_over(self, gradient_bytes: int, *, is_warm_up: bool) -> None:
@@ -174,25 +227,6 @@ class Recorder:
     def note(self, code: str, message: str) -> None:
         """Keep something for the reader of the result, once for each code (`code` or `code:what`)."""
         self.notes.setdefault(code, message)
-
-    # --------------------------------------- told by the tracer, for a recorder that attributes
-
-    def watching(self) -> AbstractContextManager[None]:
-        """Return what is entered around all that is traced: nothing."""
-        return contextlib.nullcontext()
-
-    def model_is_loaded(self, model: nn.Module) -> None:
-        """Take note of the model on the simulated GPU."""
-
-    def making_inputs(self) -> AbstractContextManager[None]:
-        """Return what is entered around the making of a batch: nothing."""
-        return contextlib.nullcontext()
-
-    def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
-        """Take note of the targets of the loss."""
-
-    def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
-        """Take note of autocast's copy of a parameter."""
 
     @property
     def thread(self) -> str:

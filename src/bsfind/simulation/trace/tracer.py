@@ -36,7 +36,7 @@ from bsfind.simulation.trace.masquerade.python_functions import undelegated_func
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
 from bsfind.simulation.trace.model_memory import fixed_memory_of
 from bsfind.simulation.trace.program import Program, Source, program_of
-from bsfind.simulation.trace.recorder import Entry, Recorder
+from bsfind.simulation.trace.recorder import Entry, Observer, Recorder
 from bsfind.simulation.trace.refusals import report_of
 from bsfind.simulation.trace.scaling import Traces
 from bsfind.simulation.trace.self_check import problems
@@ -64,7 +64,7 @@ class Tracer:
         precision: in which precision (never `amp`).
         gpu: whose kernels are modelled.
         properties: of the GPU, for code that asks.
-        recorder: keeps the books; None: one that does not attribute.
+        observer: told what the trace does, as it happens; None: nobody is.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
@@ -77,7 +77,7 @@ class Tracer:
         precision: str,
         gpu: GpuSpec,
         properties: SimulatedGpu | None = None,
-        recorder: Recorder | None = None,
+        observer: Observer | None = None,
     ) -> None:
         if workload.compile:
             raise UntraceableError(
@@ -99,13 +99,14 @@ class Tracer:
         check_torch()
         load_rules()
         self._sums = GradientSums()
-        self._recorder = recorder or Recorder()
+        self._recorder = Recorder(observer)
+        self._observer = self._recorder.observer
         for problem in problems():
             self._recorder.note(
                 "estimate",
                 f"this is an estimate, not exact: the tracer does not fit this torch: {problem}",
             )
-        self._autocast = AutocastCuda(self._recorder.has_cast)
+        self._autocast = AutocastCuda(self._observer.has_cast)
         self._composites = CudaComposites(gpu)
         self._dispatcher = Dispatcher(
             self._recorder,
@@ -179,7 +180,7 @@ class Tracer:
             disguise = GpuDisguise(self._dispatcher)
             stack.enter_context(disguise.in_backward())
             stack.enter_context(disguise)
-            stack.enter_context(self._recorder.watching())
+            stack.enter_context(self._observer.watching())
             yield
 
     # ------------------------------------------------------------------------------- the model
@@ -203,7 +204,7 @@ class Tracer:
         except BaseException as error:  # `sys.exit`, say
             raise report_of(error, doing="building the model") from error
         self._make_first_optimizer()
-        self._recorder.model_is_loaded(self._workload_on_gpu.model)
+        self._observer.model_is_loaded(self._workload_on_gpu.model)
         gc.collect()
         gc.freeze()
         self._load_entries = self._recorder.entries
@@ -428,7 +429,7 @@ class Tracer:
         recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
 
         def forward_is_done() -> None:
-            recorder.has_targets(runner.targets)
+            self._observer.has_targets(runner.targets)
             recorder.mark("forward_end")
 
         def size_of_step() -> StepSize:
@@ -437,7 +438,7 @@ class Tracer:
             runner.run(batch_size)
             return recorder.size_since(first)
 
-        runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
+        runner = TrainingSteps(loaded, forward_is_done, self._observer.making_inputs)
         with largest.searched(batch_size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             while runner.wants_more(steps):
