@@ -70,7 +70,7 @@ def test_the_card_does_not_answer_for_its_slice(uuid: str) -> None:
 
 def test_the_uuid_of_a_slice_is_what_the_process_was_given() -> None:
     torch = pytest.importorskip("torch")
-    from bsfind.devices.cuda_choice import identity
+    from bsfind.devices.cuda_gpu import identity
 
     card = SimpleNamespace(uuid=CARD.removeprefix("GPU-"), name="NVIDIA A100 MIG 1g.5gb")
     first = torch.device("cuda", 0)
