@@ -257,7 +257,7 @@ def test_a_report_of_check(files: dict[str, Path]) -> None:
         ("[]", "it has other fields"),
         ('{"schema_version": "0.9"}', "schema version 0.9, not 1.0"),
         ('{"schema_version": "1.0"}', "it has no 'device'"),
-        ("\udcff", "it is no text"),
+        ("\udcff", "it is not a text file"),
     ],
 )
 def test_what_is_no_report(content: str, why: str, files: dict[str, Path], tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_what_is_no_report(content: str, why: str, files: dict[str, Path], tmp_p
     file.write_bytes(content.encode(errors="surrogateescape"))
     done = bsfind("diff", files["narrow"], file)
     assert done.returncode == 2
-    assert f"error: `{file}` is not a report of bsfind: {why}" in done.stderr
+    assert f"error: `{file}` is not a bsfind report: {why}" in done.stderr
     assert done.stdout == ""
 
 

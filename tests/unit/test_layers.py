@@ -43,7 +43,7 @@ LAYERS = {
     "search": {*LEAVES, "failures", "simulation", "worker"},
     "report": {*LEAVES, "search", "simulation", "inspect.records"},
     "inspect": {*LEAVES, "inspect.records", "report", "search", "worker"},
-    "explain": {*LEAVES, "failures"},
+    "explain": {*LEAVES, "failures", "report"},
     "cli": {
         *(*LEAVES, "devices", "explain", "inspect", "inspect.records", "report", "search"),
         *("simulation", "worker"),
@@ -205,6 +205,7 @@ def test_the_terminal_belongs_to_the_command_line_and_the_table() -> None:
         not in (
             *("bsfind.report.table", "bsfind.report.width"),
             "bsfind.inspect.render",
+            "bsfind.explain.render",
             *("bsfind.report.terminal_plot", "bsfind.report.diff"),
         )
     ]

@@ -1,27 +1,19 @@
-"""What `bsfind explain` prints: the account of the card, the cause, the remedies."""
+"""The screen of `bsfind explain`: what holds the GPU's memory, the cause, what to do."""
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from pathlib import Path
-from typing import BinaryIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsfind.cli.console import Terminal
-from bsfind.errors import ExitCode, UsageError
-from bsfind.explain.account import Account
+from bsfind.explain.breakdown import Breakdown
 from bsfind.explain.cause import CauseKind
-from bsfind.explain.document import document
-from bsfind.explain.explanation import Error, Explanation, explain
+from bsfind.explain.explanation import Error, Explanation
 from bsfind.explain.texts import Kind
-from bsfind.report.width import fits, sentence
+from bsfind.report.width import fits, is_utf8, sentence
 from bsfind.units import format_bytes
 
 _TITLES = {
@@ -60,40 +52,7 @@ _PARTS = (
 _BAR_WIDTH = 72
 
 
-def print_explanation(log: str | None, *, as_json: bool) -> int:
-    """Read a log and print its explanation; returns the exit code.
-
-    Raises:
-        UsageError: there is nothing to read, or it cannot be read.
-    """
-    try:
-        with _open(log) as stream:
-            explanation = explain(stream)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read `{log}`",
-            detail=error.strerror or str(error),
-            hint="give a log file, or `-`",
-        ) from None
-    if as_json:
-        sys.stdout.write(json.dumps(document(explanation), indent=2, ensure_ascii=False) + "\n")
-    else:
-        show(explanation, Terminal().out)
-    return ExitCode.OK if explanation.errors else ExitCode.DOES_NOT_FIT
-
-
-def _open(log: str | None) -> AbstractContextManager[BinaryIO]:
-    if log is not None and log != "-":
-        return Path(log).open("rb")
-    if sys.stdin is None or (log is None and sys.stdin.isatty()):
-        raise UsageError(
-            "no log is given",
-            hint="`bsfind explain FILE`, or `python train.py 2>&1 | bsfind explain`",
-        )
-    return nullcontext(sys.stdin.buffer)
-
-
-def show(explanation: Explanation, console: Console) -> None:
+def print_explanation(explanation: Explanation, console: Console) -> None:
     """Print an explanation in the width of the console."""
     if not explanation.errors:
         console.print(Text(_TITLES[Kind.NOT_OOM], style="bold"), soft_wrap=True)
@@ -102,13 +61,13 @@ def show(explanation: Explanation, console: Console) -> None:
         return
     error = explanation.errors[0]
     _sentence(console, _title(error), style="bold")
-    account = error.account
-    if account.drawable:
+    breakdown = error.breakdown
+    if breakdown.drawable:
         console.print()
-        _draw(account, console)
-    if account.total_bytes is not None and account.overflow_bytes:
+        _draw(breakdown, console)
+    if breakdown.total_bytes is not None and breakdown.overflow_bytes:
         console.print()
-        _sentence(console, _no_breakdown(account, account.total_bytes))
+        _sentence(console, _no_breakdown(breakdown, breakdown.total_bytes))
     console.print()
     label = "Likely cause" if error.cause.likely else "Possible cause"
     if error.cause.kind is CauseKind.UNKNOWN:
@@ -138,29 +97,29 @@ def _title(error: Error) -> str:
         parts.append(error.source.name)
     if error.figures.gpu_index is not None:
         parts.append(f"GPU {error.figures.gpu_index}")
-    if error.account.total_bytes is not None:
-        parts.append(f"{format_bytes(error.account.total_bytes)} in all")
+    if error.breakdown.total_bytes is not None:
+        parts.append(f"{format_bytes(error.breakdown.total_bytes)} in all")
     if error.figures.tried_bytes is not None:
         parts.append(f"{format_bytes(error.figures.tried_bytes)} asked for")
     parts.append(f"line {error.line:,}")
     return " · ".join(parts)
 
 
-def _draw(account: Account, console: Console) -> None:
-    total = account.total_bytes or 1
-    plain = console.encoding.lower().replace("-", "") != "utf8"
+def _draw(breakdown: Breakdown, console: Console) -> None:
+    total = breakdown.total_bytes or 1
+    plain = not is_utf8(console)
     parts = [
-        (getattr(account, name), label, ascii_mark if plain else mark, style)
+        (getattr(breakdown, name), label, ascii_mark if plain else mark, style)
         for name, label, mark, ascii_mark, style in _PARTS
-        if getattr(account, name) is not None
+        if getattr(breakdown, name) is not None
     ]
     width = min(_BAR_WIDTH, console.width)
     console.print(_bar([(size, mark, style) for size, _, mark, style in parts], total, width))
-    rows = [*parts, (account.tried_bytes, "asked for", " ", "bold")]
+    rows = [*parts, (breakdown.tried_bytes, "asked for", " ", "bold")]
     longest = max(len(label) for _, label, _, _ in rows)
     percents = [
         *_percents([size for size, *_ in parts], total),
-        _percent(account.tried_bytes, total),
+        _percent(breakdown.tried_bytes, total),
     ]
     for (size, label, mark, style), percent in zip(rows, percents, strict=True):
         if size is None:
@@ -189,9 +148,9 @@ def _percent(size: int | None, total: int) -> str:
     return _percents([size or 0], total)[0]
 
 
-def _no_breakdown(account: Account, total: int) -> str:
+def _no_breakdown(breakdown: Breakdown, total: int) -> str:
     return (
-        f"The figures add up to {format_bytes(total + account.overflow_bytes)}, more than "
+        f"The figures add up to {format_bytes(total + breakdown.overflow_bytes)}, more than "
         f"{format_bytes(total)}: part of it is in the host's memory (Windows, integrated GPUs, MPS), or they "
         "are of different moments. They give no breakdown."
     )
