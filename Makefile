@@ -96,7 +96,7 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
 
-docs: $(VENV)/.ready ## Write docs/cli.md and docs/screens.md anew
+docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md and quotes of screens
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/capture_screens.py
 

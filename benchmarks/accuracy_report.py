@@ -1,7 +1,7 @@
 """Writes what the accuracy benchmark found where it is read: `python -m benchmarks.accuracy_report`.
 
 From benchmarks/results/simulation_accuracy_*.json:
-    src/bsfind/simulation/accuracy.json   the figures that reports of bsfind show beside a prediction
+    src/bsfind/simulation/gpus/accuracy.json   the figures that reports of bsfind show beside a prediction
     docs/accuracy.md                      the page, with what is exact and what is not
 """
 
@@ -18,7 +18,7 @@ from tests.simulation.known_differences import DIFFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-FIGURES = ROOT / "src" / "bsfind" / "simulation" / "accuracy.json"
+FIGURES = ROOT / "src" / "bsfind" / "simulation" / "gpus" / "accuracy.json"
 PAGE = ROOT / "docs" / "accuracy.md"
 PUBLISHED = RESULTS / "published_table_rtx3090.json"
 
@@ -45,7 +45,7 @@ def _ran(documents: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the document of `bsfind.simulation.accuracy`."""
+    """Return the document of `bsfind.simulation.gpus.accuracy`."""
     rows = _compared(documents)
     gpus = " and ".join(dict.fromkeys(row["gpu"] for row in rows))
     (torch,) = {row["torch"] for row in rows}

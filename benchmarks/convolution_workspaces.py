@@ -39,9 +39,9 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.operators.cudnn_problem import ConvolutionProblem
-from bsfind.simulation.operators.cudnn_workspace import workspace_bytes
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
+from bsfind.simulation.kernels.cudnn_workspace import workspace_bytes
 
 sys.path.insert(0, str(Path(__file__).parent))
 from convolution_shapes import Shape, drawn_depthwise, drawn_layers, drawn_shapes, held_out_layers

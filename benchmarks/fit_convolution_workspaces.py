@@ -1,4 +1,4 @@
-"""Fit the trees of `bsfind.simulation.operators.cudnn_engines` to sampled workspaces.
+"""Fit the trees of `bsfind.simulation.kernels.cudnn_engines` to sampled workspaces.
 
     python benchmarks/fit_convolution_workspaces.py SAMPLES.jsonl...
 
@@ -24,9 +24,9 @@ from sklearn.tree import DecisionTreeClassifier
 sys.path.insert(0, str(Path(__file__).parent))
 from convolution_workspaces import Sample, is_held_out, layer_of, read_samples
 
-from bsfind.simulation.operators import cudnn_engines, cudnn_workspace
-from bsfind.simulation.operators.cudnn_engines import LEAF, MULTIPROCESSORS, features, tree_key
-from bsfind.simulation.operators.cudnn_workspace import copies
+from bsfind.simulation.kernels import cudnn_engines, cudnn_workspace
+from bsfind.simulation.kernels.cudnn_engines import LEAF, MULTIPROCESSORS, features, tree_key
+from bsfind.simulation.kernels.cudnn_workspace import copies
 
 TARGET = Path(cudnn_engines.__file__).with_name(cudnn_engines.DATA_FILE)
 

@@ -11,7 +11,11 @@ from tests.simulation.forks import in_fork
 from tests.simulation.oracle import Oracle
 from tests.simulation.simulated import target_of
 
-from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
+from bsfind.simulation.allocator.caching_allocator import (
+    CachingAllocator,
+    SimulatedOutOfMemoryError,
+)
+from bsfind.simulation.allocator.device_memory import DeviceMemory
 
 __all__ = ["searches"]
 
@@ -55,7 +59,7 @@ def _search(case: Case, precision: str, oracle: Oracle) -> dict[str, Any]:
 
 
 def _predicted(case: Case, precision: str, result: dict[str, Any]) -> dict[str, Any]:
-    from bsfind.simulation.tracing.tracer import Tracer
+    from bsfind.simulation.trace.tracer import Tracer
 
     with Tracer(case.workload, precision, target_of(result)) as tracer:
 

@@ -101,7 +101,7 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
     from benchmarks.workloads import workload_of
 
     from bsfind.cli.main import main
-    from bsfind.precision_search import PrecisionSearch
+    from bsfind.search.precision import PrecisionSearch
     from bsfind.settings import DeviceChoice, Settings
     from bsfind.worker.client import TrialAnswer, Worker
 

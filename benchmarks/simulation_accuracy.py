@@ -164,7 +164,7 @@ def _classify(gpu: str) -> None:
 
 
 def _traced_kind(case: Case) -> dict[str, Any]:
-    from bsfind.simulation.tracing.tracer import Tracer
+    from bsfind.simulation.trace.tracer import Tracer
 
     with Tracer(case.workload, case.precisions[0], TARGETS["h100"]) as tracer:
         tracer.program(case.batch_sizes[0], steps=1)

@@ -18,7 +18,7 @@ import typer
 from typer.models import OptionInfo, ParameterInfo
 
 from bsfind.cli.main import app
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode
 
 __all__ = ["PAGE", "reference"]
 

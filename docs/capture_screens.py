@@ -1,4 +1,4 @@
-"""Writes docs/screens.md: what commands show at terminals of 60, 80 and 120 columns.
+"""Writes docs/screens.md, what commands show at terminals of 60, 80 and 120 columns, and quotes of them.
 
     python docs/capture_screens.py
 
@@ -22,9 +22,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["LOG", "PAGE", "SCREENS", "WIDTHS", "Screen", "capture", "page"]
-
 PAGE = Path(__file__).parent / "screens.md"
+QUOTING = (Path(__file__).parents[1] / "README.md", Path(__file__).parent / "inspect.md")
+"""Documents that quote some of the screens."""
+
 WIDTHS = (60, 80, 120)
 
 LOG = """\
@@ -149,5 +150,26 @@ def _first(text: str, count: int | None) -> str:
     return "".join(lines[:count]) + f"({len(lines) - count} more lines)\n"
 
 
+def with_screens(text: str, written: str) -> str:
+    """Return a document with the screens that it quotes as the page has them, at 120 columns.
+
+    Args:
+        text: the document; a screen follows the line `$ COMMAND` in a code block.
+        written: text of the page.
+    """
+    for screen in SCREENS:
+        command = re.escape(screen.command)
+        shown = re.search(
+            rf"`{command}`.*?^{WIDTHS[-1]} columns:\n\n```text\n(.*?)```", written, re.M | re.S
+        )
+        assert shown is not None
+        quoted = rf"(?<=^\$ {command}\n).*?(?=^```)"
+        text = re.sub(quoted, shown[1].replace("\\", r"\\"), text, count=1, flags=re.M | re.S)
+    return text
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    for file in QUOTING:
+        quoting = with_screens(file.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
+        file.write_text(quoting, encoding="utf-8")

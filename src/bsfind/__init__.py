@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         UsageError,
         WorkerError,
     )
-    from bsfind.input_spec import InputSpec
+    from bsfind.inputs import InputSpec
     from bsfind.records import PrecisionResult, Recommendation, Trial
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ _HOMES = {
         ),
         "bsfind.errors",
     ),
-    "InputSpec": "bsfind.input_spec",
+    "InputSpec": "bsfind.inputs",
     **dict.fromkeys(("PrecisionResult", "Recommendation", "Trial"), "bsfind.records"),
 }
 """The modules of the public names (PEP 562)."""

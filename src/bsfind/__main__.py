@@ -8,8 +8,6 @@ to lose: a signal just ends the process. The search has its own handlers (`cli/i
 import os
 import signal
 
-__all__ = ["main"]
-
 
 def _leave_at_once() -> None:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -20,8 +20,6 @@ from typing import Any
 
 from bsfind.errors import TargetError
 
-__all__ = ["ImportPath", "is_import_path", "parse_import_path", "parse_value", "resolve"]
-
 _ATTRIBUTE = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _CALL = re.compile(rf"([^\s:]+:{_ATTRIBUTE})\(\)")
 

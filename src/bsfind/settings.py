@@ -15,15 +15,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.units import Headroom, exact_size, plain_number
-
-__all__ = [
-    "DeviceChoice",
-    "SearchLimits",
-    "Settings",
-    "Workload",
-]
 
 LARGEST_BATCH_SIZE = 2**31 - 1
 """Where the search ends if memory does not end it: CUDA kernels index samples with int32."""
@@ -317,3 +310,10 @@ def _size(nbytes: int | None) -> str | None:
 
 def _percent(value: float) -> str:
     return f"{plain_number(value * 100)}%"
+
+
+PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
+"""The precisions that a step can run in."""
+
+REQUESTABLE_PRECISIONS = (*PRECISIONS, "amp")
+"""What may be asked for: `amp` becomes amp-bf16 or amp-fp16 once the GPU is known."""

@@ -7,9 +7,6 @@ import time
 from bsfind.errors import TimeLimitError
 from bsfind.units import format_duration
 
-__all__ = ["TimeBudget"]
-
-
 _START_S = 300.0
 """A large model on a cold file system: what a short `--trial-timeout` is not meant for."""
 

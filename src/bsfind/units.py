@@ -9,23 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = [
-    "GIB",
-    "KIB",
-    "MIB",
-    "Headroom",
-    "exact_size",
-    "format_bytes",
-    "format_count",
-    "format_duration",
-    "format_parameters",
-    "parse_duration",
-    "parse_fraction",
-    "parse_headroom",
-    "parse_size",
-    "plain_number",
-]
-
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30

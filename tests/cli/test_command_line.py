@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bsfind import __version__
-from bsfind.simulation.gpu_catalogue import known_gpus
+from bsfind.simulation.gpus.catalogue import known_gpus
 from bsfind.units import format_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,7 +122,8 @@ def test_a_typo_costs_no_import_of_torch(options: tuple[str, ...]) -> None:
 
 def test_help_loads_next_to_nothing_of_bsfind() -> None:
     ours = {name for name in loaded_modules("--help") if name.startswith("bsfind.")}
-    assert not {name for name in ours if name.split(".")[1] in ("worker", "finder", "devices")}
+    assert not {name for name in ours if name.split(".")[1] in ("worker", "devices")}
+    assert "bsfind.search.finder" not in ours
 
 
 def test_every_module_imports_alone() -> None:
@@ -130,8 +131,9 @@ def test_every_module_imports_alone() -> None:
     files = [
         path
         for path in (ROOT / "src" / "bsfind").rglob("*.py")
-        if not {"workload", "tracing", "operators"} & set(path.parts)
-        and path.stem not in ("cuda", "memory_history", "simulated", "demo")
+        if not {"workload", "trace", "kernels"} & set(path.parts)
+        and path.stem
+        not in ("cuda", "memory_history", "simulated", "demo", "attribution", "device")
     ]
     assert len(files) > 30
     code = "import importlib, sys\nfor name in sys.argv[1:]:\n"

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 
 from bsfind.report.json import schema
-from bsfind.simulation.gpu_catalogue import find_gpu
+from bsfind.simulation.gpus.catalogue import find_gpu
 
 pytest.importorskip("pty", reason="terminals are tested where there are any")
 

@@ -54,6 +54,13 @@ def is_to_be_copied(line: str) -> bool:
     return line.startswith("   ") and not line.startswith("    ")
 
 
+@pytest.mark.parametrize("document", capture_screens.QUOTING, ids=lambda path: path.name)
+def test_documents_quote_the_screens(document: Path) -> None:
+    text, page = document.read_text(), (DOCS / "screens.md").read_text()
+    assert any(f"$ {command}\n{SCREENS[command, 120]}```" in text for command in COMMANDS)
+    assert capture_screens.with_screens(text, page) == text
+
+
 def test_every_command_is_there_at_every_width() -> None:
     assert list(SCREENS) == [(command, width) for command in COMMANDS for width in WIDTHS]
     assert {command.split()[1] for command in COMMANDS} == {

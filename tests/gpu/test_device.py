@@ -16,7 +16,7 @@ def in_worker(gpu: Gpu, body: str) -> object:
     """Run `body` with an opened worker `w` and a loaded ConvNet; return what it puts in `answer`."""
     code = f"""
     import json
-    from bsfind.input_spec import parse_input_shape
+    from bsfind.inputs import parse_input_shape
     from bsfind.settings import DeviceChoice, Workload
     from bsfind.worker.client import Worker
     with Worker(lambda line: None) as w:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bsfind.gpu_lock import GpuLock
+from bsfind.failures.gpu_lock import GpuLock
 from tests.gpu.gpu import LIMIT, MODELS, Gpu
 from tests.gpu.processes import left_behind, wait_for
 from tests.gpu.staged import StagedSearch
@@ -24,7 +24,7 @@ CHECK = ("check", MODEL, "-b", "4", "--input-shape", "3,32,32", "--precision", "
 def other(fake_gpu: Gpu) -> Iterator[int]:
     """A process that has the lock of the fake GPU; its PID."""
     code = (
-        "import sys, time; from pathlib import Path; from bsfind.gpu_lock import GpuLock\n"
+        "import sys, time; from pathlib import Path; from bsfind.failures.gpu_lock import GpuLock\n"
         f"lock = GpuLock({FAKE_UUID!r}, Path({str(fake_gpu.locks)!r}))\n"
         "assert lock.take(); print(flush=True); time.sleep(1000)"
     )

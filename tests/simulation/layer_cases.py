@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.composites import CudaComposites
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.simulation.operator_probe import call_from
 
-from bsfind.simulation.operators.call import CudaTarget, Steps, TensorSpec, rule_for
+from bsfind.simulation.kernels.call import CudaTarget, Steps, TensorSpec, rule_for
 
 TARGETS = {
     "h100": CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),

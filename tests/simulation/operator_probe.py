@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bsfind.simulation.operators.call import Call, TensorSpec
-from bsfind.simulation.tracing.calls import call_of, flat_tensors
+from bsfind.simulation.kernels.call import Call, TensorSpec
+from bsfind.simulation.trace.calls import call_of, flat_tensors
 
 
 def encoded(value: Any) -> Any:

@@ -10,14 +10,14 @@ from unittest import mock
 
 from tests.simulation.corpus.case import Run
 
-from bsfind.simulation.allocator import (
-    Block,
+from bsfind.simulation.allocator.blocks import Block
+from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
-    DeviceMemory,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.operators import attention
-from bsfind.simulation.operators.call import CudaTarget, Steps
+from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.kernels import attention
+from bsfind.simulation.kernels.call import CudaTarget, Steps
 
 __all__ = ["Answer", "peaks_of", "simulate", "target_of"]
 
@@ -62,7 +62,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
         result: the oracle's answer, for its GPU.
         cudnn: cuDNN asks for workspaces; False: as with a stub in cuDNN's place.
     """
-    from bsfind.simulation.tracing.tracer import Tracer
+    from bsfind.simulation.trace.tracer import Tracer
 
     with (
         contextlib.nullcontext() if cudnn else _without_cudnn_workspaces(),

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.simulation.allocator import (
+from bsfind.simulation.allocator.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
-    DeviceMemory,
     SimulatedOutOfMemoryError,
 )
+from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.units import GIB, KIB, MIB
 
 

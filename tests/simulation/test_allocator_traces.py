@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.simulation.allocator import (
+from bsfind.simulation.allocator.caching_allocator import (
     AllocatorSettings,
     CachingAllocator,
-    DeviceMemory,
     SimulatedOutOfMemoryError,
 )
+from bsfind.simulation.allocator.device_memory import DeviceMemory
 
 TRACES = sorted((Path(__file__).parent / "data").glob("*.json.gz"))
 

@@ -11,8 +11,8 @@ from tests.simulation.operator_comparison import TARGETS, differences
 from tests.simulation.oracle import why_there_is_none
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bsfind.simulation.operators.registry import load_rules
-from bsfind.simulation.tracing.attention_backend import (
+from bsfind.simulation.kernels.registry import load_rules
+from bsfind.simulation.trace.cuda_paths.attention_backend import (
     AttentionBackend,
     AttentionQuestion,
     choose_attention,

@@ -11,15 +11,16 @@ from tests.simulation.corpus import by_name
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from bsfind.input_spec import parse_input_shape
-from bsfind.inspection import Composition
+from bsfind.inputs import parse_input_shape
+from bsfind.inspect.attribution import AttributingRecorder
+from bsfind.inspect.compose import Course, categories_of, compose
+from bsfind.inspect.records import Composition
 from bsfind.settings import Workload
-from bsfind.simulation.allocator import CachingAllocator, DeviceMemory
-from bsfind.simulation.composition import Course, categories_of, compose
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.attribution import AttributingRecorder
-from bsfind.simulation.tracing.program import Program, Source
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.program import Program, Source
+from bsfind.simulation.trace.tracer import Tracer
 from bsfind.units import GIB, MIB
 
 A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))

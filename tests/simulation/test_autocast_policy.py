@@ -10,8 +10,8 @@ import torch
 import torch.cuda.amp.common
 from torch.nn import functional as F  # noqa: N812
 
-from bsfind.simulation.tracing.autocast import AutocastCuda, operator_lists
-from bsfind.simulation.tracing.autocast_lists import TORCH_2_13
+from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda, operator_lists
+from bsfind.simulation.trace.cuda_paths.autocast_lists import TORCH_2_13
 
 HALF, FLOAT = torch.float16, torch.float32
 

@@ -13,11 +13,11 @@ import torch
 from tests.models import built
 
 from bsfind.errors import UntraceableError
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing import building
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace import building
+from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "built.py"
 A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.operators.call import TensorSpec
-from bsfind.simulation.tracing.calls import call_of, flat_tensors, spec_of
+from bsfind.simulation.kernels.call import TensorSpec
+from bsfind.simulation.trace.calls import call_of, flat_tensors, spec_of
 
 aten = torch.ops.aten
 

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from bsfind.inspection import CATEGORIES, Composition
-from bsfind.simulation.allocator import CachingAllocator, DeviceMemory
-from bsfind.simulation.composition import Allocation, Course, Origin, categories_of, compose
+from bsfind.inspect.compose import Allocation, Course, Origin, categories_of, compose
+from bsfind.inspect.records import CATEGORIES, Composition
+from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.units import MIB
 
 

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsfind.simulation.operators import convolution as rules
-from bsfind.simulation.operators.call import Call, CudaTarget, Steps, TensorSpec
-from bsfind.simulation.operators.convolution_backend import (
+from bsfind.simulation.kernels import convolution as rules
+from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.convolution_backend import (
     Convolution,
     output_memory_format,
     select_backend,
     view_as_2d,
 )
-from bsfind.simulation.operators.cudnn_problem import ConvolutionProblem
-from bsfind.simulation.operators.cudnn_workspace import FAMILIES, copies, workspace_bytes
+from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
+from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, copies, workspace_bytes
 
 DATA = Path(__file__).parent / "data"
 GPUS = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bsfind.devices.simulated import SimulatedDevice
-from bsfind.input_spec import parse_input_shape
+from bsfind.inputs import parse_input_shape
 from bsfind.records import Trial
 from bsfind.settings import DeviceChoice, Workload
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bsfind.simulation.device_memory import DeviceMemory
+from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.units import MIB
 
 

@@ -12,11 +12,11 @@ from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.dtype_cases import Question, answer, questions
 
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.operators.cuda_checks.texts import in_words_of_cuda
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.cuda_checks.texts import in_words_of_cuda
+from bsfind.simulation.trace.tracer import Tracer
 
 pytestmark = pytest.mark.skipif(
     not fakegpu.available(FAKE_VENV), reason=f"no fake GPU: `make setup` builds it ({FAKE_VENV})"

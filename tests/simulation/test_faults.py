@@ -13,14 +13,15 @@ import torch
 from tests.workload.test_blame import function
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing import grouped_products, torch_private
-from bsfind.simulation.tracing.dispatch import Dispatcher
-from bsfind.simulation.tracing.self_check import problems
-from bsfind.simulation.tracing.torch_private import missing
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace import torch_private
+from bsfind.simulation.trace.cuda_paths import grouped_products
+from bsfind.simulation.trace.dispatch import Dispatcher
+from bsfind.simulation.trace.self_check import problems
+from bsfind.simulation.trace.torch_private import missing
+from bsfind.simulation.trace.tracer import Tracer
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "tests" / "models" / "faults.py"
@@ -70,7 +71,7 @@ def test_a_bug_under_the_users_forward_is_bsfinds(
     monkeypatch: pytest.MonkeyPatch, where: str, body: str
 ) -> None:
     with tracer("WrongShape", 8) as opened:
-        monkeypatch.setattr(Dispatcher, where, function("simulation/tracing/dispatch.py", body))
+        monkeypatch.setattr(Dispatcher, where, function("simulation/trace/dispatch.py", body))
         # Before anything that PyTorch would refuse.
         with pytest.raises(InternalError) as raised:
             opened.program(4, 2)
@@ -79,9 +80,9 @@ def test_a_bug_under_the_users_forward_is_bsfinds(
 
 def test_a_kernel_that_misuses_an_operator_is_bsfinds(monkeypatch: pytest.MonkeyPatch) -> None:
     body = "return torch.ones(2, 3) @ torch.ones(4, 5)"
-    broken = function("simulation/tracing/attention_choice.py", body)
+    broken = function("simulation/trace/cuda_paths/attention_choice.py", body)
     monkeypatch.setattr(
-        "bsfind.simulation.tracing.attention_choice.kernels",
+        "bsfind.simulation.trace.cuda_paths.attention_choice.kernels",
         lambda _gpu: {"scaled_dot_product_attention": broken},
     )
     assert type(failure("Masked", 6, 16)) is InternalError

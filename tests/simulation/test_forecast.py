@@ -9,11 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.simulation.allocator import CachingAllocator, SimulatedOutOfMemoryError
-from bsfind.simulation.allocator_settings import AllocatorSettings
-from bsfind.simulation.device_memory import DeviceMemory
-from bsfind.simulation.forecast import largest_that_fits
-from bsfind.simulation.recording import Recording
+from bsfind.search.forecast import largest_that_fits
+from bsfind.simulation.allocator.caching_allocator import (
+    CachingAllocator,
+    SimulatedOutOfMemoryError,
+)
+from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.allocator.recording import Recording
+from bsfind.simulation.allocator.settings import AllocatorSettings
 
 MIB = 1 << 20
 SETTINGS = AllocatorSettings(torch_version="2.13")

@@ -14,8 +14,8 @@ from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.operator_comparison import TARGETS, differences
 
-from bsfind.simulation.operators.call import Call, Steps, TensorSpec, rule_for
-from bsfind.simulation.operators.registry import load_rules
+from bsfind.simulation.kernels.call import Call, Steps, TensorSpec, rule_for
+from bsfind.simulation.kernels.registry import load_rules
 
 needs_fake_gpu = pytest.mark.skipif(
     not fakegpu.available(FAKE_VENV), reason=f"no fake GPU: `make setup` builds it ({FAKE_VENV})"

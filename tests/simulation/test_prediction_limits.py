@@ -11,7 +11,7 @@ import torch
 
 from bsfind.devices.prediction_limits import version_warnings
 from bsfind.devices.simulated import SimulatedDevice
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import DeviceChoice, Workload
 
 MODELS = Path(__file__).parents[1] / "models" / "operators.py"

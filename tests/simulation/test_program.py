@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bsfind.simulation.allocator import (
+from bsfind.failures.leaks import StepMemory
+from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
-    DeviceMemory,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.operators.call import Call, CudaTarget, Steps, TensorSpec
-from bsfind.simulation.tracing.program import Program, program_of
-from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE
-from bsfind.stability import StepMemory
+from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.trace.program import Program, program_of
+from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE
 
 MIB = 1 << 20
 GPU = CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13))

@@ -12,11 +12,11 @@ import torch
 from tests.models.random_steps import DEPTH, KEEPS
 
 from bsfind.devices.simulated import SimulatedDevice
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.records import Trial
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.tracer import Tracer
 from bsfind.units import MIB
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import reproducible_building, seed_generators

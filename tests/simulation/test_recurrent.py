@@ -10,14 +10,14 @@ from tests.simulation.operator_comparison import TARGETS, differences
 from tests.simulation.oracle import why_there_is_none
 from torch import nn
 
-from bsfind.simulation.operators.recurrent import (
+from bsfind.simulation.kernels.recurrent import (
     RecurrentShape,
     cudnn_temporary_bytes,
     set_temporary_bytes,
     temporary_bytes,
 )
-from bsfind.simulation.operators.registry import load_rules
-from bsfind.simulation.tracing.recurrent import flatten_parameters
+from bsfind.simulation.kernels.registry import load_rules
+from bsfind.simulation.trace.cuda_paths.recurrent import flatten_parameters
 
 without_gpu = why_there_is_none()
 

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.simulation.operators.call import Call, CudaTarget, Steps, TensorSpec
-from bsfind.simulation.tracing.program import program_of
-from bsfind.simulation.tracing.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
-from bsfind.simulation.tracing.scaling import fit
+from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.trace.program import program_of
+from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
+from bsfind.simulation.trace.scaling import fit
 
 GPU = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 

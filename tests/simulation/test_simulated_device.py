@@ -15,12 +15,12 @@ import pytest
 from bsfind.devices.base import DoesNotFit
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.errors import TargetError, UsageError
-from bsfind.input_spec import parse_input_shape
+from bsfind.failures.leaks import StepMemory
+from bsfind.inputs import parse_input_shape
 from bsfind.records import Assumption, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.allocator import CachingAllocator
-from bsfind.simulation.fixed_memory import FixedMemory
-from bsfind.stability import StepMemory
+from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.gpus.fixed_memory import FixedMemory
 from bsfind.units import GIB, MIB
 
 WORKLOAD = Workload(target="pkg.mod:Net", inputs=(parse_input_shape("3"),))
@@ -56,7 +56,7 @@ class FakeProgram:
 
 
 class FakeTracer:
-    """Stands in for `bsfind.simulation.tracing.tracer.Tracer`."""
+    """Stands in for `bsfind.simulation.trace.tracer.Tracer`."""
 
     class_name = "Net"
     weights_dtype: str | None = None
@@ -98,7 +98,7 @@ class FakeTracer:
 def tracer(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FakeTracer]]:
     modules = {"tracer": {"Tracer": FakeTracer}, "cuda_module": {"SimulatedGpu": SimpleNamespace}}
     for name, content in modules.items():
-        module = ModuleType(f"bsfind.simulation.tracing.{name}")
+        module = ModuleType(f"bsfind.simulation.trace.{name}")
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(FakeTracer, "opened", [])

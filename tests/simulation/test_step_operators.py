@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.step_operators import StepOperators
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.step_operators import StepOperators
+from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "operators.py"
 A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from bsfind.errors import UntraceableError
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.allocator import CachingAllocator, DeviceMemory
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.self_check import problems
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.self_check import problems
+from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "traced.py"
 TOKENS = InputSpec(name="x", shape=(5,), dtype="int64", low=0, high=1000)

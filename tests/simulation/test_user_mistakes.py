@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from bsfind.errors import TargetError, UntraceableError
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.simulation.tracing.program import Program
-from bsfind.simulation.tracing.tracer import Tracer
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.program import Program
+from bsfind.simulation.trace.tracer import Tracer
 
 T4 = CudaTarget(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13))
 
@@ -154,7 +154,7 @@ def test_scripted_modules_call_torchs_functions(tmp_path: Path) -> None:
 
 
 def test_a_loop_until_a_value_changes_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bsfind.simulation.tracing.assumed_reads._MAX_READS", 50)
+    monkeypatch.setattr("bsfind.simulation.trace.assumed_reads._MAX_READS", 50)
     loop = "m = y > 5\nwhile not m.any():\n    m = m | (torch.rand_like(y) > 0.5)\nreturn y * m"
     _, notes = traced(tmp_path, loop)
     assert any("it is taken as True" in note for note in notes.values())
@@ -163,7 +163,7 @@ def test_a_loop_until_a_value_changes_ends(tmp_path: Path, monkeypatch: pytest.M
 def test_a_loop_without_an_end_names_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bsfind.simulation.tracing.assumed_reads._MAX_READS", 50)
+    monkeypatch.setattr("bsfind.simulation.trace.assumed_reads._MAX_READS", 50)
     loop = "while True:\n    if y.sum() > 0 and y.sum() < 0:\n        return y"
     with pytest.raises(UntraceableError, match=r"mistake.py:\d+` loops until a value has changed"):
         traced(tmp_path, loop)

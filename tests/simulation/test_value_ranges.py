@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from bsfind.simulation.tracing.value_ranges import Range, Ranges
-from bsfind.simulation.tracing.value_rules import RULES
+from bsfind.simulation.trace.value_ranges import Range, Ranges
+from bsfind.simulation.trace.value_rules import RULES
 
 
 def after(name: str, *args: Any, known: dict[int, Range] | None = None, **kwargs: Any) -> Range:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bsfind.input_spec import InputSpec
+from bsfind.inputs import InputSpec
 from bsfind.records import (
     Accuracy,
     Assumption,

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsfind.accepted_sizes import AcceptedSizes, Multiples, Series
 from bsfind.records import Trial
-from bsfind.search import LineThroughPeaks, Search
+from bsfind.search.accepted_sizes import AcceptedSizes, Multiples, Series
+from bsfind.search.bracket import LineThroughPeaks, Search
 
 MIB = 1 << 20
 Accepts = Callable[[int], bool]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bsfind.records import Accuracy, ErrorBound
-from bsfind.simulation.accuracy import Measured, measured
+from bsfind.simulation.gpus.accuracy import Measured, measured
 
 BOUND = ErrorBound(median=0.0, p95=0.01)
 ACCURACY = Accuracy(runs=60, against="torch 2.13.0", allocated=BOUND, reserved=BOUND)

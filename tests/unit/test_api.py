@@ -23,8 +23,8 @@ from torch import nn
 import bsfind
 from bsfind import records
 from bsfind.api import find as api
-from bsfind.cli.check import check as check_command
-from bsfind.cli.run import run as run_command
+from bsfind.cli.commands.check import check as check_command
+from bsfind.cli.commands.run import run as run_command
 from bsfind.settings import Settings
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from bsfind import __version__
 from bsfind.cli.configuration import REPEATABLE
 from bsfind.cli.main import app
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode
 
 SOURCE = Path(__file__).parents[2] / "src" / "bsfind"
 

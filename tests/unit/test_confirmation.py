@@ -7,10 +7,10 @@ from typing import Any, cast
 
 import pytest
 
-from bsfind.accepted_sizes import AcceptedSizes
-from bsfind.confirmation import Confirmation
 from bsfind.errors import TimeLimitError
 from bsfind.records import Leak, Trial
+from bsfind.search.accepted_sizes import AcceptedSizes
+from bsfind.search.confirm import Confirmation
 from bsfind.settings import SearchLimits
 from bsfind.units import GIB
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bsfind.simulation.context_memory import context_bytes, loads_lazily
-from bsfind.simulation.gpu_catalogue import find_gpu, known_gpus
+from bsfind.simulation.gpus.catalogue import find_gpu, known_gpus
+from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.units import MIB
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bsfind.device_faults import device_fault
-from bsfind.errors import BsfindError, GpuFaultError, TargetError
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import BsfindError, ExitCode, GpuFaultError, TargetError
+from bsfind.failures.gpu_faults import device_fault
 
 ADVICE = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace "

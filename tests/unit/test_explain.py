@@ -19,7 +19,7 @@ from bsfind.explain.figures import Figures, read_figures, read_size
 from bsfind.explain.log import clean
 from bsfind.explain.texts import Kind
 from bsfind.explain.wrapping import join
-from bsfind.oom import FailureKind, classify
+from bsfind.failures.oom import FailureKind, classify
 
 GIB, MIB = 1 << 30, 1 << 20
 FILE = Path(__file__).parent / "data" / "oom_texts.jsonl"

@@ -16,7 +16,7 @@ from command_line import command_line
 from rich.console import Console
 
 from bsfind.cli.explanation import show
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode
 from bsfind.explain.explanation import explain_text
 
 RANK = (

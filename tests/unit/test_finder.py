@@ -11,20 +11,19 @@ import jsonschema
 import pytest
 from example_report import SETTINGS, predicted_report
 
-import bsfind.finder
-import bsfind.predictor
+import bsfind.search.finder
+import bsfind.search.predictor
 from bsfind.cli.session import exit_code
 from bsfind.errors import (
     BsfindError,
+    ExitCode,
     InternalError,
     NoDeviceError,
     NoGpuError,
     TimeLimitError,
     WorkerError,
 )
-from bsfind.exit_codes import ExitCode
-from bsfind.finder import Finder
-from bsfind.input_spec import parse_input, parse_input_shape
+from bsfind.inputs import parse_input, parse_input_shape
 from bsfind.records import (
     Assumption,
     DeviceInfo,
@@ -36,6 +35,7 @@ from bsfind.records import (
 )
 from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
+from bsfind.search.finder import Finder
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget
 from bsfind.units import MIB, format_bytes
@@ -145,8 +145,8 @@ class NoPool:
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[FakePool]:
     monkeypatch.setattr(FakePool, "workers", [])
-    monkeypatch.setattr(bsfind.finder, "WorkerPool", FakePool)
-    monkeypatch.setattr(bsfind.predictor, "WorkerPool", NoPool)
+    monkeypatch.setattr(bsfind.search.finder, "WorkerPool", FakePool)
+    monkeypatch.setattr(bsfind.search.predictor, "WorkerPool", NoPool)
     return FakePool
 
 

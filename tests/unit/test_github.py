@@ -11,8 +11,7 @@ from example_report import example_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.errors import UsageError
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode, UsageError
 from bsfind.records import PrecisionResult, Report
 from bsfind.report.github import GitHubStep, annotation, outputs
 from bsfind.report.markdown import to_markdown

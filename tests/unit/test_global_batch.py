@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.accepted_sizes import Multiples, Series
-from bsfind.global_batch import split
+from bsfind.search.accepted_sizes import Multiples, Series
+from bsfind.search.global_batch import split
 
 SIZES = st.integers(1, 100_000)
 

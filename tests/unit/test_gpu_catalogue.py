@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfind.errors import UsageError
-from bsfind.simulation.gpu_catalogue import GENERIC_LIKE, CatalogueGpu, find_gpu, known_gpus
+from bsfind.simulation.gpus.catalogue import GENERIC_LIKE, CatalogueGpu, find_gpu, known_gpus
 from bsfind.units import GIB, MIB
 
 GPUS = known_gpus()

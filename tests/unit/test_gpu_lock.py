@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bsfind import gpu_lock
 from bsfind.errors import TimeLimitError
-from bsfind.gpu_lock import GpuLock, lock_folder, neighbour_warning, wait_for
+from bsfind.failures import gpu_lock
+from bsfind.failures.gpu_lock import GpuLock, lock_folder, neighbour_warning, wait_for
 from bsfind.time_budget import TimeBudget
 
 pytest.importorskip("fcntl")
@@ -24,7 +24,7 @@ UUID = "fa4e0000-0000"
 
 def hold_in_another_process(folder: Path) -> subprocess.Popen[str]:
     code = (
-        "import sys, time; from pathlib import Path; from bsfind.gpu_lock import GpuLock\n"
+        "import sys, time; from pathlib import Path; from bsfind.failures.gpu_lock import GpuLock\n"
         "lock = GpuLock(sys.argv[1], Path(sys.argv[2]))\n"
         "print(lock.take(), flush=True); time.sleep(1000)"
     )

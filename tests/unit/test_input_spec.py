@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.input_spec import DTYPES, InputSpec, parse_input, parse_input_shape
+from bsfind.inputs import DTYPES, InputSpec, parse_input, parse_input_shape
 
 EXAMPLE = "write it like `input_ids=128:int64:0..30522` or `labels=:int64:0..2`"
 

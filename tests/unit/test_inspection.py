@@ -13,7 +13,8 @@ import jsonschema
 import pytest
 from rich.console import Console
 
-from bsfind.inspection import (
+from bsfind.inspect.compose import Origin
+from bsfind.inspect.records import (
     CATEGORIES,
     Category,
     Composition,
@@ -23,10 +24,9 @@ from bsfind.inspection import (
     Moment,
     PrecisionInspection,
 )
+from bsfind.inspect.render import print_inspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
-from bsfind.report.composition import print_inspection
 from bsfind.report.json import inspection_schema, to_json
-from bsfind.simulation.composition import Origin
 from bsfind.units import GIB, MIB, format_bytes
 
 SIZES = {

@@ -13,106 +13,42 @@ SOURCE = Path(__file__).parents[2] / "src"
 PACKAGE = SOURCE / "bsfind"
 
 HEAVY = {"torch", "numpy", "pynvml", "matplotlib", "lightning", "pytorch_lightning"}
-LEAVES = {"units", "errors", "exit_codes", "input_spec", "precisions", "records", "settings"}
 
-# Each part of bsfind, and the parts that it may import (itself is understood).
+# Each package of bsfind, and the packages that it may import (itself is understood).
+# LEAVES say what was asked for and what was found; everything may know them.
+LEAVES = {"errors", "units", "inputs", "settings", "records", "import_path", "time_budget"}
 LAYERS = {
-    # What is known about settings, results and errors.
+    "errors": set(),
     "units": set(),
-    "exit_codes": set(),
-    "precisions": set(),
-    "input_spec": set(),
-    "oom": set(),
-    "errors": {"exit_codes"},
-    "subject": set(),
-    "records": {"subject", "units", "errors"},
-    "settings": {"units", "errors", "input_spec", "precisions"},
+    "inputs": set(),
     "import_path": {"errors"},
+    "settings": {"errors", "inputs", "units"},
+    "records": {"errors", "units"},
     "time_budget": {"errors", "units"},
-    "inspection": {"records"},
-    "progress": set(),
-    "device_faults": {"errors"},
-    "memory_watch": {"records", "units"},
-    "gpu_lock": {"records", "time_budget"},
-    # What decides.
-    "accepted_sizes": {"records"},
-    "search": {"accepted_sizes", "records", "units", "settings", "errors"},
-    "recommend": {"accepted_sizes", "records", "units", "settings", "errors"},
-    "stability": {"records", "units"},
-    "global_batch": {"accepted_sizes", "records"},
-    "timing": {"accepted_sizes", "records", "recommend", "settings"},
-    "remedies": {"settings"},
-    # Its tracer traces what `workload` trains, see TRACED.
-    "simulation": {*LEAVES, "import_path", "inspection", "stability", "workload"},
-    # What conducts.
-    "trial_runner": {*LEAVES, "time_budget", "worker", "simulation"},
-    "confirmation": {
-        *LEAVES,
-        *("accepted_sizes", "global_batch", "recommend", "trial_runner", "worker"),
-    },
-    "fragmentation": {
-        *LEAVES,
-        *("accepted_sizes", "recommend", "remedies", "simulation", "trial_runner", "worker"),
-    },
-    "precision_search": {
-        *LEAVES,
-        *(
-            "accepted_sizes",
-            "confirmation",
-            "fragmentation",
-            "progress",
-            "recommend",
-            "remedies",
-            "search",
-            "simulation",
-        ),
-        *("time_budget", "timing", "trial_runner", "worker"),
-    },
-    "simulated_search": {*LEAVES, "confirmation", "precision_search", "search"},
-    "predictor": {
-        *LEAVES,
-        *("simulated_search", "simulation", "time_budget", "trial_runner", "worker"),
-    },
-    "findings": {*LEAVES, "recommend", "simulation"},
-    "finder": {
-        *LEAVES,
-        *("device_faults", "findings", "gpu_lock", "memory_watch", "precision_search", "predictor"),
-        *(
-            "progress",
-            "recommend",
-            "remedies",
-            "search",
-            "simulated_search",
-            "simulation",
-            "time_budget",
-        ),
-        *("trial_runner", "worker"),
-    },
-    "inspector": {
-        *LEAVES,
-        *("finder", "findings", "inspection", "predictor", "progress", "time_budget", "worker"),
-    },
-    # The child process.
-    "worker": {*LEAVES, "inspection", "simulation", "devices", "memory_watch"},
-    "devices": {
-        *LEAVES,
-        *("inspection", "memory_watch", "oom", "simulation", "stability", "workload"),
-    },
-    "workload": {*LEAVES, "device_faults", "import_path", "oom"},
-    # What people see.
-    "report": {*LEAVES, "inspection", "recommend"},
-    "explain": {"oom", "units"},
+    "failures": LEAVES,
+    "workload": {*LEAVES, "failures"},
+    "simulation": {*LEAVES, "failures", "workload"},
+    "devices": {*LEAVES, "failures", "simulation", "workload"},
+    # `inspect` has a record, a part in the worker (a device), and a part in the parent.
+    "inspect.records": {"records"},
+    "inspect.device": {*LEAVES, "devices", "inspect.records", "simulation"},
+    "worker": {*LEAVES, "devices", "failures", "inspect.records", "inspect.device", "simulation"},
+    "search": {*LEAVES, "failures", "simulation", "worker"},
+    "report": {*LEAVES, "search", "inspect.records"},
+    "inspect": {*LEAVES, "inspect.records", "report", "search", "worker"},
+    "explain": {*LEAVES, "failures"},
     "cli": {
-        *LEAVES,
-        *("explain", "finder", "progress", "report", "import_path", "worker", "devices"),
-        *("inspection", "inspector", "remedies"),
-        "simulation",  # its list of known GPUs, see below
+        *(*LEAVES, "devices", "explain", "inspect", "inspect.records", "report", "search"),
+        *("simulation", "worker"),
     },
-    # The same from Python: what a command line asks for, it asks for.
-    "api": {*LEAVES, "cli", "finder", "import_path", "report"},
+    "api": {*LEAVES, "cli", "report", "search"},
     "demo": set(),
     "__main__": {"cli"},
 }
+
+
+# The part of `inspect` that runs in the worker, which loads it when it is asked to inspect.
+INSPECTING = {f"bsfind.inspect.{name}" for name in ("attribution", "compose", "device")}
 
 
 @dataclass(frozen=True)
@@ -138,6 +74,10 @@ MODULES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 
 def part_of(module: str) -> str:
     """Return the part of bsfind that a module belongs to: a package, or a module of its own."""
+    if module == "bsfind.inspect.records":
+        return "inspect.records"
+    if module in INSPECTING:
+        return "inspect.device"
     return module.split(".")[1] if "." in module else ""
 
 
@@ -168,7 +108,7 @@ IMPORTS = [
 
 
 # The parts of the simulation that need torch, in the worker alone; the rest is pure.
-TRACED = ("bsfind.simulation.tracing", "bsfind.simulation.operators")
+TRACED = ("bsfind.simulation.trace", "bsfind.simulation.kernels")
 
 
 def is_traced(module: str) -> bool:
@@ -211,7 +151,7 @@ def test_heavy_packages_belong_to_the_workers_side() -> None:
         found
         for found in IMPORTS
         if found.imported.split(".")[0] in HEAVY
-        and part_of(found.importer) not in ("workload", "devices", "demo")
+        and part_of(found.importer) not in ("workload", "devices", "demo", "inspect.device")
         and found.importer != "bsfind.report.png"  # lazily, see below
         and not is_traced(found.importer)
     ]
@@ -227,7 +167,7 @@ def test_the_pure_part_of_the_simulation_knows_nothing_of_the_tracer() -> None:
         and (is_traced(found.imported) or part_of(found.imported) == "workload")
     ]
     assert named(wrong) == []
-    assert "bsfind.simulation.operators.call" in MODULES
+    assert "bsfind.simulation.kernels.call" in MODULES
 
 
 def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> None:
@@ -236,8 +176,8 @@ def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> No
         for found in IMPORTS
         if is_traced(found.imported)
         and not is_traced(found.importer)
-        and found.importer
-        not in ("bsfind.devices.simulated", "bsfind.devices.inspecting", "bsfind.worker.loop")
+        and found.importer not in ("bsfind.devices.simulated", "bsfind.worker.loop")
+        and part_of(found.importer) != "inspect.device"
     ]
     assert named(wrong) == []
 
@@ -257,8 +197,8 @@ def test_the_terminal_belongs_to_the_command_line_and_the_table() -> None:
         and found.importer
         not in (
             *("bsfind.report.table", "bsfind.report.check", "bsfind.report.width"),
-            "bsfind.report.composition",
-            *("bsfind.report.terminal_plot", "bsfind.report.difference_table"),
+            "bsfind.inspect.render",
+            *("bsfind.report.terminal_plot", "bsfind.report.diff_table"),
         )
     ]
     assert named(wrong) == []
@@ -286,7 +226,7 @@ def test_of_the_simulation_the_command_line_knows_the_catalogue_alone() -> None:
         for found in IMPORTS
         if part_of(found.importer) == "cli"
         and part_of(found.imported) == "simulation"
-        and found.imported != "bsfind.simulation.gpu_catalogue"
+        and found.imported != "bsfind.simulation.gpus.catalogue"
     ]
     assert named(wrong) == []
 
@@ -310,8 +250,9 @@ def loaded_with(*modules: str) -> set[str]:
 def test_help_loads_nothing_of_a_search() -> None:
     loaded = loaded_with("bsfind.cli.main")
     assert "bsfind.cli.options" in loaded
+    loaded -= {"bsfind.search", "bsfind.search.variants"}  # the names that `--compare` takes
     assert not {part_of(m) for m in loaded if m.startswith("bsfind")} & {
-        *("finder", "worker", "workload", "devices", "simulation", "search"),
+        *("worker", "workload", "devices", "simulation", "search"),
     }
     assert not {m.split(".")[0] for m in loaded} & (HEAVY | {"rich"})
 
@@ -320,7 +261,7 @@ def test_the_parent_never_loads_torch() -> None:
     """Not even lazily: what the commands import inside functions counts as well."""
     lazily = [found.imported for found in IMPORTS if part_of(found.importer) == "cli"]
     loaded = loaded_with("bsfind.cli.main", *lazily)
-    assert "bsfind.finder" in loaded
+    assert "bsfind.search.finder" in loaded
     assert "bsfind.worker.client" in loaded
     assert not {m.split(".")[0] for m in loaded} & HEAVY
     assert not loaded & {"bsfind.devices.cuda", "bsfind.devices.simulated"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bsfind.memory_watch import MemoryLeft, MemoryWatch
+from bsfind.failures.memory_watch import MemoryLeft, MemoryWatch
 from bsfind.records import DeviceInfo, GpuProcess
 from bsfind.units import GIB, MIB
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from bsfind.devices import nvml
-from bsfind.predictor import twin_of
 from bsfind.records import DeviceInfo
+from bsfind.search.predictor import twin_of
 from bsfind.units import GIB
 
 CARD, SLICE = "GPU-aaaaaaaa-1111", "MIG-bbbbbbbb-2222"

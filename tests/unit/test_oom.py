@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bsfind.oom import OOM_TEXTS, FailureKind, OomText, classify, is_batch_norm_refusal
+from bsfind.failures.oom import OOM_TEXTS, FailureKind, OomText, classify, is_batch_norm_refusal
 
 CUDA_2_13 = (
     "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 23.54 GiB of "

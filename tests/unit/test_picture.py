@@ -17,11 +17,11 @@ from rich.console import Console
 
 from bsfind.errors import UsageError
 from bsfind.records import PrecisionResult, Report, Trial
-from bsfind.remedies import REMEDIES
 from bsfind.report.picture import picture_of
 from bsfind.report.png import check_can_draw, to_png
 from bsfind.report.svg import to_svg
 from bsfind.report.terminal_plot import print_plot
+from bsfind.search.variants import REMEDIES
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "bsfind"
-PARTS = ("simulation/tracing", "simulation/operators", "devices", "workload", "worker")
-LOOKUPS = SOURCE / "simulation" / "tracing" / "torch_private.py"
+PARTS = ("simulation/trace", "simulation/kernels", "devices", "workload", "worker")
+LOOKUPS = SOURCE / "simulation" / "trace" / "torch_private.py"
 
 ALLOWED = {
     # Documented for users (docs.pytorch.org/docs/stable/torch_cuda_memory.html); without them a
@@ -27,7 +27,7 @@ ALLOWED = {
     ("worker/loop.py", "os._exit"),
     ("workload/blame.py", "sys._getframe"),
     ("workload/draws.py", "sys._getframe"),
-    ("simulation/tracing/assumed_reads.py", "sys._getframe"),
+    ("simulation/trace/assumed_reads.py", "sys._getframe"),
 }
 
 

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.accepted_sizes import Multiples
-from bsfind.recommend import (
+from bsfind.records import PrecisionResult, Trial
+from bsfind.search.accepted_sizes import Multiples
+from bsfind.search.recommend import (
     SATURATION,
     best_that_leaves,
     next_throughput_probe,
@@ -20,7 +21,6 @@ from bsfind.recommend import (
     speed_up,
     step_down,
 )
-from bsfind.records import PrecisionResult, Trial
 
 
 def trial(batch_size: int, *, peak: int | None = None, speed: float | None = None) -> Trial:

@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from bsfind.cli.main import app
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from example_report import SETTINGS
 
-from bsfind.remedies import (
+from bsfind.search.variants import (
     REMEDIES,
     remedied,
     variables_of,
@@ -15,7 +15,7 @@ from bsfind.remedies import (
     why_unsupported,
     with_expandable_segments,
 )
-from bsfind.simulation.allocator_settings import AllocatorSettings
+from bsfind.simulation.allocator.settings import AllocatorSettings
 
 BOTH = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 

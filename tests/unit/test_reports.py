@@ -32,11 +32,8 @@ from rich.console import Console
 
 from bsfind import records
 from bsfind.errors import UsageError
-from bsfind.finder import Finder
-from bsfind.input_spec import DTYPES, InputSpec
-from bsfind.precisions import PRECISIONS, REQUESTABLE_PRECISIONS
+from bsfind.inputs import DTYPES, InputSpec
 from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning, Trial
-from bsfind.remedies import REMEDIES
 from bsfind.report import export, wording
 from bsfind.report.check import print_check
 from bsfind.report.csv import to_csv
@@ -47,7 +44,9 @@ from bsfind.report.markdown import to_markdown
 from bsfind.report.sentences import accuracy
 from bsfind.report.svg import to_svg
 from bsfind.report.table import print_report
-from bsfind.settings import SearchLimits, Workload
+from bsfind.search.finder import Finder
+from bsfind.search.variants import REMEDIES
+from bsfind.settings import PRECISIONS, REQUESTABLE_PRECISIONS, SearchLimits, Workload
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsfind.records import Trial
-from bsfind.search import LineThroughPeaks, Search
+from bsfind.search.bracket import LineThroughPeaks, Search
 
 GIB = 1 << 30
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from bsfind.cli.request import settings_from
 from bsfind.errors import UsageError
-from bsfind.input_spec import DTYPES, InputSpec
-from bsfind.precisions import REQUESTABLE_PRECISIONS
-from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
+from bsfind.inputs import DTYPES, InputSpec
+from bsfind.settings import REQUESTABLE_PRECISIONS, DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.units import Headroom
 
 IMPORT_PATHS = st.sampled_from(

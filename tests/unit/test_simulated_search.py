@@ -10,10 +10,10 @@ from example_report import SETTINGS, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.progress import Progress
 from bsfind.records import DeviceInfo, PrecisionResult, Trial
+from bsfind.search.events import Progress
+from bsfind.search.simulated import SimulatedSearch
 from bsfind.settings import SearchLimits
-from bsfind.simulated_search import SimulatedSearch
 from bsfind.units import MIB, Headroom
 
 

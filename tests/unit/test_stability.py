@@ -7,8 +7,7 @@ import dataclasses
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.records import Leak
-from bsfind.stability import (
+from bsfind.failures.leaks import (
     StepMemory,
     is_growing,
     leak_after,
@@ -18,6 +17,7 @@ from bsfind.stability import (
     steps_differ,
     steps_of_a_verdict,
 )
+from bsfind.records import Leak
 from bsfind.units import GIB, MIB
 
 

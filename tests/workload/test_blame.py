@@ -34,7 +34,7 @@ def user(call: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *_: call()
 
 
-RULE = "simulation/tracing/made_up.py"
+RULE = "simulation/trace/made_up.py"
 STEP = "workload/made_up.py"
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
-from bsfind.input_spec import parse_input, parse_input_shape
+from bsfind.inputs import parse_input, parse_input_shape
 from bsfind.settings import Workload
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bsfind.errors import TargetError, UsageError
-from bsfind.input_spec import parse_input, parse_input_shape
+from bsfind.inputs import parse_input, parse_input_shape
 from bsfind.settings import Workload
 from bsfind.workload.checkpointing import enable_checkpointing, repeated_blocks
 from bsfind.workload.inputs import Batch, batch_maker

@@ -19,15 +19,13 @@ from typing import Any, ParamSpec
 from bsfind.api.inputs import input_specs
 from bsfind.api.naming import Target, callable_name, is_worker, locate
 from bsfind.api.report import Report
-from bsfind.cli.check import check as check_command
+from bsfind.cli.commands.check import check as check_command
+from bsfind.cli.commands.run import run as run_command
 from bsfind.cli.keywords import read_keywords
 from bsfind.cli.request import settings_from
-from bsfind.cli.run import run as run_command
 from bsfind.errors import BsfindError, TimeLimitError, UsageError
-from bsfind.finder import Finder
 from bsfind.records import ReportWarning, Trial
-
-__all__ = ["check", "find"]
+from bsfind.search.finder import Finder
 
 Names = str | Sequence[str]
 """`"fp32,amp"` or `("fp32", "amp")`."""

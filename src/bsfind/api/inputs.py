@@ -7,9 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bsfind.errors import UsageError
-from bsfind.input_spec import DTYPES, InputSpec, parse_input, parse_input_shape
-
-__all__ = ["input_specs"]
+from bsfind.inputs import DTYPES, InputSpec, parse_input, parse_input_shape
 
 
 def input_specs(inputs: Any) -> list[InputSpec]:

@@ -22,8 +22,6 @@ from typing import Any
 from bsfind.errors import UsageError
 from bsfind.import_path import ImportPath, parse_import_path, resolve
 
-__all__ = ["Target", "callable_name", "is_worker", "locate"]
-
 _ADVICE = (
     "the search runs in another process, which imports the model: put it into a module "
     "(`%%writefile models.py` in a notebook) and pass `models.Net` or 'models.py:Net'"

@@ -14,8 +14,6 @@ from bsfind.report.png import check_can_draw
 from bsfind.report.sentences import answer
 from bsfind.report.svg import to_svg
 
-__all__ = ["Plot", "Report"]
-
 
 @dataclass(frozen=True)
 class Plot:

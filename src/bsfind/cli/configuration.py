@@ -21,15 +21,6 @@ from typing import Any
 
 from bsfind.errors import UsageError
 
-__all__ = [
-    "REPEATABLE",
-    "Configuration",
-    "as_text",
-    "find_configuration",
-    "profile_names",
-    "read_configuration",
-]
-
 REPEATABLE = frozenset(("model-arg", "input-shape", "input", "optimizer-arg"))
 """Options that may be given more than once."""
 

@@ -13,8 +13,6 @@ from bsfind.errors import BsfindError
 from bsfind.records import ReportWarning
 from bsfind.report.width import sentence
 
-__all__ = ["Terminal", "discard_stdout"]
-
 _PIPE_WIDTH = 120
 """Width of tables that go to a file or a pipe, if COLUMNS does not say otherwise."""
 

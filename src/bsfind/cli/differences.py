@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from bsfind.cli.console import Terminal
-from bsfind.errors import UsageError
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report, ReportWarning
-from bsfind.report.difference import compare
-from bsfind.report.difference_table import print_difference
-
-__all__ = ["print_diff"]
+from bsfind.report.diff import compare
+from bsfind.report.diff_table import print_difference
 
 
 def print_diff(old: str, new: str, threshold: Any, *, as_json: bool) -> int:

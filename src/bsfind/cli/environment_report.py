@@ -15,8 +15,6 @@ from bsfind.errors import BsfindError
 from bsfind.settings import DeviceChoice
 from bsfind.worker.client import Worker
 
-__all__ = ["print_environment"]
-
 _PACKAGES = (
     "torch",
     "typer",

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bsfind.cli.console import Terminal
-from bsfind.errors import UsageError
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode, UsageError
 from bsfind.explain.account import Account
 from bsfind.explain.cause import CauseKind
 from bsfind.explain.document import document
@@ -24,8 +23,6 @@ from bsfind.explain.explanation import Error, Explanation, explain
 from bsfind.explain.texts import Kind
 from bsfind.report.width import fits, sentence
 from bsfind.units import format_bytes
-
-__all__ = ["print_explanation", "show"]
 
 _TITLES = {
     Kind.CUDA_OOM: "CUDA out of memory",

@@ -12,8 +12,6 @@ from bsfind.records import Report
 from bsfind.report.export import check_writable, write_report
 from bsfind.report.formats import SLOW_FORMATS
 
-__all__ = ["Exports"]
-
 _PAUSE = 9
 """How long a slow format pauses after it was written, in times of what that took: where trials take
 milliseconds, as predicted ones do, drawing each would take most of the time."""

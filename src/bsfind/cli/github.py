@@ -6,12 +6,9 @@ import os
 import sys
 
 from bsfind.cli.console import Terminal
-from bsfind.errors import UsageError
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report, ReportWarning
 from bsfind.report.github import GitHubStep, annotation
-
-__all__ = ["GitHubReporter"]
 
 
 class GitHubReporter:

@@ -13,12 +13,10 @@ from rich.table import Table
 
 from bsfind.cli.console import Terminal
 from bsfind.devices import nvml
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode
 from bsfind.report.width import fits
-from bsfind.simulation.gpu_catalogue import CatalogueGpu, known_gpus
+from bsfind.simulation.gpus.catalogue import CatalogueGpu, known_gpus
 from bsfind.units import format_bytes
-
-__all__ = ["print_gpus"]
 
 
 def print_gpus(*, as_json: bool) -> int:

@@ -12,15 +12,12 @@ from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine
 from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
-from bsfind.errors import Terminated, UsageError
-from bsfind.exit_codes import ExitCode
-from bsfind.inspection import InspectionReport
-from bsfind.inspector import Inspector
-from bsfind.progress import Progress
-from bsfind.report.composition import print_inspection
+from bsfind.errors import ExitCode, Terminated, UsageError
+from bsfind.inspect.conductor import Inspector
+from bsfind.inspect.records import InspectionReport
+from bsfind.inspect.render import print_inspection
 from bsfind.report.json import to_json
-
-__all__ = ["run_inspection"]
+from bsfind.search.events import Progress
 
 
 def run_inspection(options: Mapping[str, Any], given: Collection[str]) -> int:

@@ -15,8 +15,6 @@ from typing import Any
 
 from bsfind.errors import Terminated
 
-__all__ = ["Interruption"]
-
 _PATIENCE_S = 5.0
 """How long an interrupted search may take to end before the next signal ends it on the spot."""
 

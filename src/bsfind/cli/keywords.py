@@ -13,8 +13,6 @@ from typer.models import ParameterInfo
 from bsfind.cli.configuration import REPEATABLE, as_text
 from bsfind.errors import UsageError
 
-__all__ = ["read_keywords"]
-
 
 def read_keywords(command: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a command as its command line would have parsed them.

@@ -16,18 +16,15 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bsfind import __version__
-from bsfind.cli.check import check
-from bsfind.cli.diff import diff
-from bsfind.cli.env import env
-from bsfind.cli.explain import explain
-from bsfind.cli.gpus import gpus
-from bsfind.cli.inspect import inspect
-from bsfind.cli.run import run
-from bsfind.cli.schema import schema
-from bsfind.errors import BsfindError, InternalError, Terminated, UsageError
-from bsfind.exit_codes import ExitCode
-
-__all__ = ["app", "main"]
+from bsfind.cli.commands.check import check
+from bsfind.cli.commands.diff import diff
+from bsfind.cli.commands.env import env
+from bsfind.cli.commands.explain import explain
+from bsfind.cli.commands.gpus import gpus
+from bsfind.cli.commands.inspect import inspect
+from bsfind.cli.commands.run import run
+from bsfind.cli.commands.schema import schema
+from bsfind.errors import BsfindError, ExitCode, InternalError, Terminated, UsageError
 
 _EPILOG = (
     "Exit codes: 0 a batch size is recommended, 1 nothing fits, 2 usage, 3 no usable GPU, "

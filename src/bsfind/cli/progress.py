@@ -11,11 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 from bsfind.cli.console import Terminal
-from bsfind.progress import Progress
 from bsfind.records import Trial
+from bsfind.search.events import Progress
 from bsfind.units import format_bytes, format_count, format_duration
-
-__all__ = ["ProgressLine", "trial_line"]
 
 
 class ProgressLine:

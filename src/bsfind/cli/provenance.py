@@ -12,8 +12,6 @@ from bsfind.cli.configuration import Configuration
 from bsfind.cli.options.configuration import CONFIGURATION
 from bsfind.units import exact_size, plain_number
 
-__all__ = ["given_options", "provenance", "tell_provenance"]
-
 _SIZES = ("memory_limit", "context_memory")
 _DURATIONS = ("trial_timeout", "time_budget")
 

@@ -6,12 +6,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from bsfind.errors import UsageError
-from bsfind.remedies import why_pointless
+from bsfind.search.variants import why_pointless
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
-from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, CatalogueGpu, find_gpu
+from bsfind.simulation.gpus.catalogue import DEFAULT_GPU, CatalogueGpu, find_gpu
 from bsfind.units import Headroom, format_bytes
-
-__all__ = ["settings_from"]
 
 
 def settings_from(options: Mapping[str, Any], given: Collection[str] = ()) -> Settings:

@@ -14,19 +14,23 @@ from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
 from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
-from bsfind.errors import BelowMinimumError, BsfindError, NoGpuError, Terminated, UsageError
-from bsfind.exit_codes import ExitCode
-from bsfind.finder import Finder
-from bsfind.progress import Progress
+from bsfind.errors import (
+    BelowMinimumError,
+    BsfindError,
+    ExitCode,
+    NoGpuError,
+    Terminated,
+    UsageError,
+)
 from bsfind.records import Report, Trial
 from bsfind.report import wording
 from bsfind.report.check import print_check
 from bsfind.report.json import to_json
 from bsfind.report.table import print_report
 from bsfind.report.terminal_plot import print_plot
+from bsfind.search.events import Progress
+from bsfind.search.finder import Finder
 from bsfind.settings import DeviceChoice, Settings
-
-__all__ = ["exit_code", "run_session"]
 
 
 def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:

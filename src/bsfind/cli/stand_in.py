@@ -8,9 +8,7 @@ import sys
 from bsfind.cli.console import Terminal
 from bsfind.errors import NoGpuError
 from bsfind.settings import DeviceChoice
-from bsfind.simulation.gpu_catalogue import DEFAULT_GPU, find_gpu
-
-__all__ = ["stand_in"]
+from bsfind.simulation.gpus.catalogue import DEFAULT_GPU, find_gpu
 
 
 def stand_in(

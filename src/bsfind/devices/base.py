@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bsfind.errors import BsfindError
-from bsfind.memory_watch import MemoryLeft
+from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.records import (
     Assumption,
     DeviceInfo,
@@ -17,9 +17,7 @@ from bsfind.records import (
     Trial,
 )
 from bsfind.settings import Workload
-from bsfind.simulation.recording import Recording
-
-__all__ = ["Device", "DoesNotFit"]
+from bsfind.simulation.allocator.recording import Recording
 
 
 class DoesNotFit(Exception):  # noqa: N818 (an answer, not an error)

@@ -14,8 +14,15 @@ from bsfind.devices.cuda_memory import memory_left, spilled_trial
 from bsfind.devices.cuda_steps import MeasuredSteps
 from bsfind.devices.memory_history import MemoryHistory
 from bsfind.errors import BsfindError, TargetError, UsageError
-from bsfind.memory_watch import MemoryLeft
-from bsfind.oom import (
+from bsfind.failures.leaks import (
+    STEPS_DIFFER,
+    draws_assumption,
+    draws_warning,
+    leak_message,
+    steady_retries,
+)
+from bsfind.failures.memory_watch import MemoryLeft
+from bsfind.failures.oom import (
     BATCH_NORM_REFUSAL,
     DEVICE_FAULT,
     FailureKind,
@@ -25,21 +32,12 @@ from bsfind.oom import (
 )
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning, Trial
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.recording import Recording
-from bsfind.stability import (
-    STEPS_DIFFER,
-    draws_assumption,
-    draws_warning,
-    leak_message,
-    steady_retries,
-)
+from bsfind.simulation.allocator.recording import Recording
 from bsfind.units import format_bytes
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
 from bsfind.workload.user_traceback import text_of, user_error
-
-__all__ = ["CudaDevice"]
 
 _EXHAUSTED_FRACTION = 0.01
 """With less than this part of the device left, an inconclusive text counts as out of memory."""

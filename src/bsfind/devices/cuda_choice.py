@@ -12,8 +12,6 @@ from bsfind.devices import nvml
 from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.settings import DeviceChoice
 
-__all__ = ["cuda_device", "identify", "identity", "unusable"]
-
 
 def cuda_device(choice: DeviceChoice) -> torch.device:
     """Return the device that was asked for.

@@ -7,11 +7,9 @@ import os
 import torch
 
 from bsfind.devices import nvml
-from bsfind.memory_watch import MemoryLeft
+from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.records import Trial
 from bsfind.units import MIB, format_bytes
-
-__all__ = ["memory_left", "spilled_trial"]
 
 _OWN_GROWTH = 512 * MIB
 """What libraries and kernels may take outside the pool after the device was opened, where the driver

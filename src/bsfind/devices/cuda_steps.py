@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 import torch
 
 from bsfind.errors import TargetError
+from bsfind.failures.leaks import StepMemory, leak_of, steps_differ
 from bsfind.records import Leak
-from bsfind.stability import StepMemory, leak_of, steps_differ
 from bsfind.workload.randomness import LargestStep, StepSize
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
-
-__all__ = ["MeasuredSteps"]
 
 
 @dataclass

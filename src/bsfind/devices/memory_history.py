@@ -13,9 +13,7 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.recording import Recording, resident_blocks
-
-__all__ = ["MemoryHistory"]
+from bsfind.simulation.allocator.recording import Recording, resident_blocks
 
 _MAX_ENTRIES = 500_000
 _SEGMENT_KEYS = ("address", "total_size", "stream", "segment_type")

@@ -16,8 +16,6 @@ from typing import Any
 
 from bsfind.records import GpuProcess
 
-__all__ = ["Gpu", "driver_version", "free_bytes", "list_gpus", "other_processes", "processes"]
-
 # NVML answers 2**64 - 1 where it does not know (WSL), and nvidia-ml-py turns that into None.
 _UNKNOWN_BYTES = 1 << 60
 

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from bsfind.records import ReportWarning
-from bsfind.simulation.accuracy import measured
+from bsfind.simulation.gpus.accuracy import measured
 
 if TYPE_CHECKING:
-    from bsfind.simulation.tracing.step_operators import StepOperators
-
-__all__ = ["setting_warnings", "version_warnings"]
+    from bsfind.simulation.trace.step_operators import StepOperators
 
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:

@@ -15,7 +15,16 @@ import torch
 from bsfind.devices.base import DoesNotFit
 from bsfind.devices.prediction_limits import setting_warnings, version_warnings
 from bsfind.errors import BsfindError, TargetError, UsageError
-from bsfind.oom import (
+from bsfind.failures.leaks import (
+    STEPS_DIFFER,
+    StepMemory,
+    draws_warning,
+    leak_message,
+    leak_of,
+    steady_retries,
+    steps_differ,
+)
+from bsfind.failures.oom import (
     BATCH_NORM_REFUSAL,
     FailureKind,
     classify,
@@ -32,30 +41,23 @@ from bsfind.records import (
     Trial,
 )
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.allocator import CachingAllocator, DeviceMemory, SimulatedOutOfMemoryError
-from bsfind.simulation.allocator_settings import AllocatorSettings
-from bsfind.simulation.context_memory import context_bytes, loads_lazily
-from bsfind.simulation.gpu_catalogue import CatalogueGpu, find_gpu
-from bsfind.simulation.operators.call import CudaTarget
-from bsfind.stability import (
-    STEPS_DIFFER,
-    StepMemory,
-    draws_warning,
-    leak_message,
-    leak_of,
-    steady_retries,
-    steps_differ,
+from bsfind.simulation.allocator.caching_allocator import (
+    CachingAllocator,
+    SimulatedOutOfMemoryError,
 )
+from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
+from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
+from bsfind.simulation.kernels.call import CudaTarget
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_traceback import text_of
 
 if TYPE_CHECKING:
-    from bsfind.simulation.fixed_memory import FixedMemory
-    from bsfind.simulation.tracing.cuda_module import SimulatedGpu
-    from bsfind.simulation.tracing.program import Program
-    from bsfind.simulation.tracing.tracer import Tracer
-
-__all__ = ["SimulatedDevice"]
+    from bsfind.simulation.gpus.fixed_memory import FixedMemory
+    from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
+    from bsfind.simulation.trace.program import Program
+    from bsfind.simulation.trace.tracer import Tracer
 
 
 class SimulatedDevice:
@@ -149,7 +151,7 @@ class SimulatedDevice:
         )
 
     def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
-        from bsfind.simulation.tracing.tracer import Tracer
+        from bsfind.simulation.trace.tracer import Tracer
 
         return Tracer(workload, precision, self._target(precision), self._seen_by_user_code())
 
@@ -158,7 +160,7 @@ class SimulatedDevice:
 
     def _seen_by_user_code(self) -> SimulatedGpu:
         """Return what `torch.cuda.get_device_properties` says to code that asks."""
-        from bsfind.simulation.tracing.cuda_module import SimulatedGpu
+        from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
 
         major, minor = self._gpu.capability or (0, 0)
         return SimulatedGpu(
@@ -321,7 +323,7 @@ class SimulatedDevice:
             steps = max(steps, self._traced_steps)
         if steps <= self._traced_steps:
             return self._traced(batch_size, steps, exact=exact)
-        from bsfind.simulation.tracing.repetition import with_more_steps
+        from bsfind.simulation.trace.repetition import with_more_steps
 
         program = self._traced(batch_size, self._traced_steps, exact=exact)
         longer = with_more_steps(program, steps)

@@ -9,8 +9,6 @@ from typing import Any
 from bsfind.explain.figures import Figures, Process
 from bsfind.units import GIB
 
-__all__ = ["PARTS", "Account", "make_account"]
-
 PARTS = (
     *("allocated_bytes", "cached_bytes", "outside_bytes", "others_bytes", "unattributed_bytes"),
     "free_bytes",

@@ -10,8 +10,6 @@ from bsfind.explain.figures import Figures
 from bsfind.explain.texts import Kind
 from bsfind.units import GIB
 
-__all__ = ["Advice", "advise"]
-
 
 @dataclass(frozen=True)
 class Advice:

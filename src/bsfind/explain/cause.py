@@ -15,8 +15,6 @@ from bsfind.explain.figures import Figures
 from bsfind.explain.texts import Kind
 from bsfind.units import GIB, format_bytes
 
-__all__ = ["Cause", "CauseKind", "find_cause"]
-
 
 class CauseKind(str, Enum):
     """Why memory ran out."""

@@ -10,8 +10,6 @@ from bsfind.explain.cause import Cause
 from bsfind.explain.explanation import Error, Explanation
 from bsfind.explain.figures import Figures
 
-__all__ = ["SCHEMA_VERSION", "document"]
-
 SCHEMA_VERSION = "1.0"
 
 

@@ -17,8 +17,6 @@ from bsfind.explain.lookalikes import LOOKALIKES, Lookalike, find_lookalike
 from bsfind.explain.texts import HEAD, KEYS, VAGUE_KEYS, Kind, Match, Strength, is_fault, match_text
 from bsfind.explain.wrapping import join, readings, without_prefix, words_known
 
-__all__ = ["Error", "Explanation", "explain", "explain_text"]
-
 _MOST_ERRORS = 64
 _MOST_PIECES = 2000
 """Of different texts: after that, only what begins like an allocator's message is read."""

@@ -11,8 +11,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Figures", "Process", "read_figures", "read_size"]
-
 # From its first digit, and of bounded length: a log may hold a line of nothing but digits.
 _NUMBER = r"(?<!\d)(?<!\d,)\d[\d,]{0,40}(?:\.\d{0,40})?"
 _UNIT = r"(?:[KMGTPE]i?B|[KMGT](?![A-Za-z])|bytes?|B(?![A-Za-z]))"

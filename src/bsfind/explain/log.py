@@ -15,8 +15,6 @@ from typing import BinaryIO
 
 from bsfind.explain.texts import HEAD, KEYS
 
-__all__ = ["Piece", "Progress", "Source", "clean", "pieces"]
-
 _LONGEST_LINE = 4 << 10
 _CONTEXT = 40  # lines of a traceback kept from before the line that matters
 _FOLLOWING = 8  # lines after it in which its message may go on

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["LOOKALIKES", "Lookalike", "find_lookalike"]
-
 
 @dataclass(frozen=True)
 class Lookalike:

@@ -1,6 +1,6 @@
 """Which texts are out-of-memory errors, and of what kind: a table, each line with its source.
 
-It starts from the table of `bsfind.oom`, which decides about exceptions, and adds what only a log
+It starts from the table of `bsfind.failures.oom`, which decides about exceptions, and adds what only a log
 shows: the host's killer, other frameworks, any other sentence that says that an allocation failed,
 and texts that stand for lack of memory if nothing better explains them.
 """
@@ -12,9 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from bsfind.oom import DEVICE_FAULT, OOM_TEXTS
-
-__all__ = ["HEAD", "KEYS", "VAGUE_KEYS", "Kind", "Match", "Strength", "is_fault", "match_text"]
+from bsfind.failures.oom import DEVICE_FAULT, OOM_TEXTS
 
 
 class Kind(str, Enum):
@@ -97,7 +95,7 @@ _KILLED = _table(
     ),
 )
 
-# Texts of one meaning wherever they stand; PyTorch's own are in `bsfind.oom`.
+# Texts of one meaning wherever they stand; PyTorch's own are in `bsfind.failures.oom`.
 _NAMED = _table(
     _Text(
         r"invalid buffer size:? [\d.]+ [KMGT]i?B|MPS allocated: \S+ \S+, other allocations",

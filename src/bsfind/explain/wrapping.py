@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-__all__ = ["join", "readings", "without_prefix", "words_known"]
-
 _NARROWEST = 40
 """The least width at which lines of one length are taken for cut ones."""
 

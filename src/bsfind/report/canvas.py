@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Canvas", "Cell"]
-
 # Bits of a braille cell by (column, row): Unicode's block "Braille Patterns", U+2800 on.
 _BRAILLE = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 _BRAILLE_BLANK = 0x2800

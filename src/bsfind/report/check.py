@@ -11,8 +11,6 @@ from bsfind.report.hints import hints
 from bsfind.report.width import sentence
 from bsfind.units import format_bytes, format_count
 
-__all__ = ["print_check"]
-
 
 def print_check(report: Report, console: Console) -> None:
     """Print one line per precision."""

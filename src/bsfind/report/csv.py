@@ -7,8 +7,6 @@ import io
 
 from bsfind.records import Report
 
-__all__ = ["to_csv"]
-
 _TRIAL_COLUMNS = (
     "batch_size",
     "status",

@@ -17,8 +17,6 @@ from bsfind.report.markdown import to_markdown
 from bsfind.report.png import check_can_draw, to_png
 from bsfind.report.svg import to_svg
 
-__all__ = ["check_writable", "write_report"]
-
 _WRITERS: dict[str, Callable[[Report], str | bytes]] = {
     ".json": to_json,
     ".md": to_markdown,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["EXPORT_FORMATS", "SLOW_FORMATS"]
-
 EXPORT_FORMATS = (".json", ".md", ".csv", ".svg", ".png")
 
 SLOW_FORMATS = (".png",)

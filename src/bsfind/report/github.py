@@ -10,13 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bsfind.errors import UsageError
-from bsfind.exit_codes import ExitCode
+from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report
 from bsfind.report import wording
 from bsfind.report.markdown import to_markdown
-
-__all__ = ["GitHubStep", "annotation", "outputs"]
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _OUTPUT = "GITHUB_OUTPUT"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from bsfind.recommend import is_fragmented
 from bsfind.records import Report
 from bsfind.report import wording
-
-__all__ = ["hints"]
+from bsfind.search.recommend import is_fragmented
 
 
 def hints(report: Report) -> list[str]:

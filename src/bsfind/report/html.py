@@ -8,8 +8,6 @@ from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.sentences import answer, problems, sentences
 
-__all__ = ["to_html"]
-
 # Notebooks bring their own style sheet, light or dark: nothing here sets a colour.
 _NUMBER = ' style="text-align: right"'
 

@@ -6,10 +6,8 @@ import json
 from importlib import resources
 from typing import Any
 
-from bsfind.inspection import InspectionReport
+from bsfind.inspect.records import InspectionReport
 from bsfind.records import Report
-
-__all__ = ["inspection_schema", "schema", "to_json"]
 
 
 def to_json(report: Report | InspectionReport) -> str:

@@ -8,8 +8,6 @@ from bsfind.records import Report
 from bsfind.report import wording
 from bsfind.report.sentences import answer, problems, sentences
 
-__all__ = ["to_markdown"]
-
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]")
 """What CommonMark and GitHub's extensions of it (tables, strikethrough, formulas) read as markup."""
 

@@ -13,8 +13,6 @@ from bsfind.records import PrecisionResult, Report, Trial
 from bsfind.report import wording
 from bsfind.units import format_bytes
 
-__all__ = ["Limit", "Miss", "Picture", "Point", "Series", "picture_of"]
-
 _HEADING = "Peak memory against batch size"
 _WHY_NOT = {"oom": "out of memory", "timeout": "took too long", "error": "failed"}
 

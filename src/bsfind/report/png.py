@@ -15,7 +15,6 @@ from bsfind.report.ticks import batch_size_ticks, memory_ticks
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["check_can_draw", "to_png"]
 
 _SIZE_INCHES = (8.0, 5.0)
 _DOTS_PER_INCH = 150

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from bsfind.recommend import baseline, speed_up
 from bsfind.records import PrecisionResult, RefusedSizes, Report, Trial
 from bsfind.report import wording
+from bsfind.search.recommend import baseline, speed_up
 from bsfind.units import format_bytes, format_count
-
-__all__ = ["accuracy", "answer", "problems", "sentences", "tried_before_an_error"]
 
 _NAMED_SIZES = 4
 """How many of the sizes that a model refuses are named."""

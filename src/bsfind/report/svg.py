@@ -15,8 +15,6 @@ from bsfind.records import Report
 from bsfind.report.picture import Picture, Series, picture_of
 from bsfind.report.ticks import batch_size_ticks, memory_ticks
 
-__all__ = ["text_width", "to_svg"]
-
 _WIDTH = 760
 _LEFT, _RIGHT = 84, 620
 _PLOT_HEIGHT = 300

@@ -13,8 +13,6 @@ from bsfind.report.hints import hints
 from bsfind.report.sentences import answer, problems, sentences, tried_before_an_error
 from bsfind.report.width import fits, sentence
 
-__all__ = ["print_report"]
-
 _LAYOUTS = (
     (
         "precision",

@@ -14,8 +14,6 @@ from bsfind.report.canvas import Canvas
 from bsfind.report.picture import Picture, picture_of
 from bsfind.report.ticks import batch_size_ticks, memory_ticks
 
-__all__ = ["print_plot"]
-
 _HEADING = "Peak reserved against batch size"
 _AXIS = "batch size"
 _NARROWEST = 32

@@ -8,8 +8,6 @@ from fractions import Fraction
 
 from bsfind.units import GIB, KIB, MIB
 
-__all__ = ["Tick", "batch_size_ticks", "memory_ticks"]
-
 _UNITS = ((GIB << 10, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 
 

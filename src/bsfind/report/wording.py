@@ -6,27 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bsfind.inspection import PrecisionInspection
-from bsfind.recommend import baseline, speed_up
+from bsfind.inspect.records import PrecisionInspection
 from bsfind.records import Assumption, PrecisionResult, Report
+from bsfind.search.recommend import baseline, speed_up
 from bsfind.units import format_bytes, format_count, format_parameters
-
-__all__ = [
-    "SPEED_UP",
-    "assumed",
-    "cells",
-    "conditions",
-    "full_label",
-    "label",
-    "model_name",
-    "percentage",
-    "precision",
-    "recommended",
-    "rows",
-    "subject",
-    "title",
-    "trained_loss",
-]
 
 SPEED_UP = "speed-up"
 """The column of speed-ups."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 from bsfind.errors import BsfindError, InternalError, TimeLimitError, WorkerError
-from bsfind.inspection import PrecisionInspection
-from bsfind.memory_watch import MemoryLeft, MemoryWatch
+from bsfind.failures.memory_watch import MemoryLeft, MemoryWatch
+from bsfind.inspect.records import PrecisionInspection
 from bsfind.records import (
     Assumption,
     DeviceInfo,
@@ -28,11 +28,9 @@ from bsfind.records import (
     Trial,
 )
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.recording import Recording
+from bsfind.simulation.allocator.recording import Recording
 from bsfind.units import format_duration
 from bsfind.worker.protocol import decode_error, read_message, write_message
-
-__all__ = ["ModelDoesNotFit", "TrialAnswer", "Worker"]
 
 # `-c` puts the current folder on sys.path: taken off, so that a `queue.py` in the user's project
 # cannot break the worker. `--app-dir` puts it back once torch is imported.

@@ -23,8 +23,6 @@ from bsfind.worker.protocol import encode_error, read_message, write_message
 if TYPE_CHECKING:
     from bsfind.devices.base import Device
 
-__all__ = ["main"]
-
 
 def main() -> int:
     """Serve requests from standard input; returns the exit status."""
@@ -83,7 +81,7 @@ def _die_with_parent() -> None:
 
 def _open_device(choice: DeviceChoice, *, inspect: bool) -> Device:
     if inspect:
-        from bsfind.devices.inspecting import InspectingDevice
+        from bsfind.inspect.device import InspectingDevice
 
         return InspectingDevice(choice)
     if choice.is_simulated:
@@ -157,7 +155,7 @@ class _Server:
         return {"is": "opened", "device": asdict(info)}
 
     def _inspect(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
-        from bsfind.devices.inspecting import InspectingDevice
+        from bsfind.inspect.device import InspectingDevice
 
         if not isinstance(device, InspectingDevice):
             raise InternalError("`inspect` of a device that was not opened for it")
@@ -165,7 +163,7 @@ class _Server:
         return {"is": "inspected", "inspection": inspection.to_json()}
 
     def _self_check(self) -> dict[str, Any]:
-        from bsfind.simulation.tracing.self_check import problems
+        from bsfind.simulation.trace.self_check import problems
 
         return {"is": "checked", "problems": problems()}
 

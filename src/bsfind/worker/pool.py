@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from bsfind.memory_watch import MemoryWatch
+from bsfind.failures.memory_watch import MemoryWatch
 from bsfind.records import ReportWarning
 from bsfind.worker.client import Worker
-
-__all__ = ["WorkerPool"]
 
 
 class WorkerPool:

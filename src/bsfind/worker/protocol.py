@@ -31,8 +31,6 @@ from typing import IO, Any
 from bsfind import errors
 from bsfind.errors import BsfindError, InternalError
 
-__all__ = ["decode_error", "encode_error", "read_message", "write_message"]
-
 
 def write_message(stream: IO[bytes], message: dict[str, Any]) -> None:
     """Write one message and flush.

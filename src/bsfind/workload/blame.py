@@ -18,20 +18,6 @@ from typing import Literal, TypeVar
 
 import torch
 
-__all__ = [
-    "is_bsfinds_own",
-    "is_from_cpp",
-    "is_message_of_torch",
-    "is_raised",
-    "is_raised_by_user",
-    "is_said_for_torch",
-    "is_user_frame",
-    "raising_package",
-    "running_code",
-    "stands_for_torch",
-    "user_line",
-]
-
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = f"{_PACKAGE}/"
 # What the reference step calls is the user's model, loss and optimizer.

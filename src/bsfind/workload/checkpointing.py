@@ -10,8 +10,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bsfind.errors import TargetError
 
-__all__ = ["enable_checkpointing", "repeated_blocks"]
-
 
 def enable_checkpointing(model: nn.Module) -> str:
     """Make the model recompute its activations in the backward pass; returns how, as text.

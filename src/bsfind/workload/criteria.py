@@ -12,17 +12,6 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 
 from bsfind.workload.outputs import Path, name_of
 
-__all__ = [
-    "Criterion",
-    "Targets",
-    "Term",
-    "Widths",
-    "batch_dimension",
-    "class_dimension",
-    "criterion_of",
-    "shape_of",
-]
-
 Kind = Literal[
     "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "CTC", "mse", "mean"
 ]

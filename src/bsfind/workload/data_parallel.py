@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["DATA_PARALLEL_NOTE", "on_one_device"]
-
 DATA_PARALLEL_NOTE = (
     "the model is wrapped in `nn.DataParallel`: the batch size is that of one GPU, on which the "
     "wrapped module runs; multiply it by the number of GPUs"

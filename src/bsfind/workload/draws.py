@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["SEED", "Site", "Span", "draws", "numpy_if_installed"]
-
 SEED = 20_240_229
 
 _MOST_ELEMENTS = 128

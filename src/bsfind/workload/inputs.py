@@ -10,10 +10,8 @@ import torch
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
-from bsfind.input_spec import DTYPES, InputSpec
+from bsfind.inputs import DTYPES, InputSpec
 from bsfind.workload.blame import stands_for_torch
-
-__all__ = ["Batch", "BatchMaker", "batch_maker"]
 
 
 @dataclass

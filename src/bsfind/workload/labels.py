@@ -19,8 +19,6 @@ from bsfind.workload.criteria import Widths
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import float_leaves, named
 
-__all__ = ["Label", "candidates", "missing_labels"]
-
 _NAMES = (
     *("labels", "targets", "target", "label", "label_ids", "lm_labels", "target_ids"),
     *("tgt_labels", "y", "y_true", "gt", "ground_truth"),

@@ -15,8 +15,6 @@ from torch.nn.parameter import is_lazy
 from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.inputs import Batch
 
-__all__ = ["initialize_lazy_layers"]
-
 _SIZES = (2, 8, 64)
 """Samples of the batches that are tried: some models want a multiple."""
 

@@ -15,8 +15,6 @@ from bsfind.errors import TargetError
 from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.inputs import Batch
 
-__all__ = ["configured_optimizer", "is_lightning_module", "training_loss"]
-
 
 def is_lightning_module(model: nn.Module) -> bool:
     """Tell whether the model is a LightningModule (lightning.pytorch or pytorch_lightning)."""

@@ -16,8 +16,6 @@ from bsfind.workload.criteria import Criterion, Targets, Term, class_dimension
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import Path, float_leaves, named, tensor_at
 
-__all__ = ["FunctionLoss", "Loss", "LossOfTerms", "make_loss", "mean_of"]
-
 TermsOf = Callable[[Any, Batch], Sequence[Term]]
 """Says which terms the loss of an output has."""
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bsfind.oom import FailureKind, classify
+from bsfind.failures.oom import FailureKind, classify
 from bsfind.records import Assumption
 from bsfind.workload.criteria import (
     Criterion,
@@ -29,8 +29,6 @@ from bsfind.workload.inputs import Batch
 from bsfind.workload.labels import Label, candidates, missing_labels
 from bsfind.workload.loss import mean_of
 from bsfind.workload.outputs import Path, float_leaves, is_made_from, name_of, named, trained_by
-
-__all__ = ["LossChoice"]
 
 _OWN = Criterion(kind="own")
 

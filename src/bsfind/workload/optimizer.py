@@ -14,8 +14,6 @@ from bsfind.errors import TargetError, UsageError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
 from bsfind.workload.blame import stands_for_torch
 
-__all__ = ["make_optimizer"]
-
 
 @stands_for_torch
 def make_optimizer(name: str, arguments: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:

@@ -11,18 +11,6 @@ from torch import nn
 
 from bsfind.errors import TargetError
 
-__all__ = [
-    "Path",
-    "float_leaves",
-    "is_made_from",
-    "leaves",
-    "name_of",
-    "named",
-    "nbytes_of",
-    "tensor_at",
-    "trained_by",
-]
-
 Path = tuple[Any, ...]
 """Where a tensor is in an output: keys of mappings, indices of sequences, names of attributes."""
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["PrecisionPlan", "precision_plan"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PrecisionPlan:

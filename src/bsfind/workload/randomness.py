@@ -16,10 +16,8 @@ from pathlib import Path
 
 import torch
 
-from bsfind.oom import FailureKind, classify
+from bsfind.failures.oom import FailureKind, classify
 from bsfind.workload.draws import SEED, Site, draws, numpy_if_installed
-
-__all__ = ["LargestStep", "StepSize", "reproducible_building", "seed_generators"]
 
 _MOST_SITES = 12
 """Places in the code whose draws are tried; models have one or two."""

@@ -38,8 +38,6 @@ from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.target import build_model, keyword_arguments
 
-__all__ = ["LoadedWorkload", "TrainingSteps"]
-
 _SMALL_BATCH = 2
 """Samples of a forward pass that only says what the model takes and returns; batch norm wants two."""
 

@@ -12,8 +12,6 @@ from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, parse_value, resolve
 from bsfind.workload.blame import stands_for_torch
 
-__all__ = ["build_model", "keyword_arguments"]
-
 
 def keyword_arguments(pairs: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     """Return the values of repeated `KEY=VALUE` options.

@@ -9,11 +9,9 @@ from types import TracebackType
 
 import torch
 
-from bsfind.device_faults import device_fault
 from bsfind.errors import BsfindError, InternalError, TargetError, UntraceableError
+from bsfind.failures.gpu_faults import device_fault
 from bsfind.workload.blame import is_bsfinds_own, raising_package
-
-__all__ = ["text_of", "user_error", "user_traceback"]
 
 _OURS = str(Path(__file__).resolve().parents[1])
 # Frames through which every call of a module or of the import system passes.

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bsfind.input_spec import InputSpec, parse_input, parse_input_shape
+from bsfind.inputs import InputSpec, parse_input, parse_input_shape
 from bsfind.settings import Workload
 
 __all__ = ["AMP", "STANDARD", "Case", "Run", "case"]

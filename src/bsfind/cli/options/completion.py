@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["gpus", "names", "one_of", "profiles"]
-
 Completer = Callable[[str], list[str]]
 
 
@@ -36,7 +34,7 @@ def names(choices: Sequence[str]) -> Completer:
 
 def gpus(incomplete: str) -> list[str]:
     """Complete the short name of a known GPU."""
-    from bsfind.simulation.gpu_catalogue import known_gpus
+    from bsfind.simulation.gpus.catalogue import known_gpus
 
     return [gpu.key for gpu in known_gpus() if gpu.key.startswith(incomplete.lower())]
 

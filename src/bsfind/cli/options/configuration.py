@@ -10,8 +10,6 @@ import typer
 from bsfind.cli.options import completion
 from bsfind.cli.options.option import option
 
-__all__ = ["CONFIGURATION", "Profile"]
-
 CONFIGURATION = "bsfind.configuration"
 """The key of the context's `meta` under which the `Configuration` is, where there is a file."""
 

@@ -8,8 +8,6 @@ from bsfind import units
 from bsfind.cli.options import completion
 from bsfind.cli.options.option import option
 
-__all__ = ["ContextMemory", "Device", "Gpu", "MemoryLimit", "NoLock"]
-
 _PANEL = "Device"
 
 
@@ -22,7 +20,7 @@ def _device(text: str) -> str:
 
 
 def _gpu(text: str) -> str:
-    from bsfind.simulation.gpu_catalogue import find_gpu
+    from bsfind.simulation.gpus.catalogue import find_gpu
 
     return find_gpu(text).key
 

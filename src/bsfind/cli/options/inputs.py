@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from bsfind import input_spec
+from bsfind import inputs as input_spec
 from bsfind.cli.options.option import import_path, option
-
-__all__ = ["BatchFn", "Input", "InputShape"]
 
 _PANEL = "Inputs"
 

@@ -9,8 +9,6 @@ import typer
 
 from bsfind.import_path import parse_import_path
 
-__all__ = ["import_path", "key_value", "option", "reader"]
-
 T = TypeVar("T")
 
 

@@ -9,19 +9,6 @@ from typing import Annotated
 from bsfind.cli.options.option import option
 from bsfind.report.formats import EXPORT_FORMATS
 
-__all__ = [
-    "Color",
-    "ColorChoice",
-    "Export",
-    "GitHub",
-    "Json",
-    "NoProgress",
-    "Plot",
-    "Quiet",
-    "Top",
-    "Verbose",
-]
-
 _PANEL = "Output"
 
 

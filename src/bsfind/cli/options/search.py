@@ -8,26 +8,7 @@ from typing import Annotated
 from bsfind import units
 from bsfind.cli.options import completion
 from bsfind.cli.options.option import option
-from bsfind.remedies import REMEDIES
-
-__all__ = [
-    "BatchSize",
-    "Compare",
-    "ConfirmSteps",
-    "FailUnder",
-    "GlobalBatch",
-    "Headroom",
-    "MaxBatchSize",
-    "MinBatchSize",
-    "MultipleOf",
-    "Objective",
-    "ObjectiveOption",
-    "Steps",
-    "TimeBudget",
-    "Tolerance",
-    "TrialTimeout",
-    "WorldSize",
-]
+from bsfind.search.variants import REMEDIES
 
 _PANEL = "Search"
 

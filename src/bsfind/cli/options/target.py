@@ -8,8 +8,6 @@ import typer
 
 from bsfind.cli.options.option import import_path, key_value, option, reader
 
-__all__ = ["AppDir", "ModelArg", "Target"]
-
 _PANEL = "Target"
 
 

@@ -8,21 +8,7 @@ from typing import Annotated
 from bsfind.cli.options import completion
 from bsfind.cli.options.option import import_path, key_value, option
 from bsfind.import_path import is_import_path
-from bsfind.precisions import REQUESTABLE_PRECISIONS
-
-__all__ = [
-    "ChannelsLast",
-    "Compile",
-    "GradAccum",
-    "GradCheckpoint",
-    "Loss",
-    "Mode",
-    "ModeOption",
-    "Optimizer",
-    "OptimizerArg",
-    "Precision",
-    "Step",
-]
+from bsfind.settings import REQUESTABLE_PRECISIONS
 
 _PANEL = "Training"
 _LOSSES = ("auto", "cross-entropy", "mse", "mean")

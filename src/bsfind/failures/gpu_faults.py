@@ -1,0 +1,102 @@
+"""A GPU that fails, a kernel that fails, an assertion in a kernel: whose fault is it?
+
+CUDA reports all of them alike, as an error of whichever call comes next. Its texts (cudaGetErrorString,
+CUDA 11-13) tell them apart; reading them needs no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from bsfind.errors import BsfindError, GpuFaultError, NoGpuError, TargetError
+
+_GPU = (
+    r"uncorrectable ECC error encountered",  # 214
+    r"uncorrectable NVLink error detected[\w ]*",  # 220
+    r"all CUDA-capable devices are busy or unavailable",  # 46
+    r"no CUDA-capable device is detected",  # 100
+    r"CUDA error: (unknown error)",  # 999: after a reset, a suspend, a driver that crashed
+    r"GPU is lost",
+)
+_WATCHDOG = r"the launch timed out and was terminated"  # 702
+_KERNEL = (
+    r"an illegal memory access was encountered",  # 700
+    r"misaligned address",  # 716
+    r"an illegal instruction was encountered",  # 715
+    r"operation not supported on global/shared address space",  # 717
+    r"invalid program counter",  # 718
+    r"unspecified launch failure",  # 719
+    r"hardware stack error",  # 714
+)
+_ASSERTION = r"device-side assert triggered"  # 710
+
+_LATE = "CUDA tells it late: with `CUDA_LAUNCH_BLOCKING=1` the traceback shows the call that did it"
+
+
+def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindError | None:
+    """Return what a fault of the GPU or of a kernel means for the user; None if it is no such fault.
+
+    Args:
+        error: what was raised; what it was raised from or during counts too.
+        doing: what was going on: `batch size 4 in fp32`.
+        traceback: of the error, where it may help.
+    """
+    for text in _texts(error):
+        if said := _first(_GPU, text):
+            return GpuFaultError(
+                f"the GPU failed: {said}, {doing}",
+                detail="The model is not to blame. What ran before is in the report.",
+                hint="`nvidia-smi` and `dmesg | grep Xid` show more; a reset or a restart may help",
+            )
+        if said := _first((_WATCHDOG,), text):
+            return GpuFaultError(
+                f"the GPU's watchdog ended a kernel: {said}, {doing}",
+                detail="The driver allows a kernel some seconds on a GPU that drives a display. What ran "
+                "before is in the report.",
+                hint="use a GPU without a display, or stay below with `--max-batch-size`",
+            )
+        if said := _first(_KERNEL, text):
+            return TargetError(
+                f"a CUDA kernel failed: {said}, {doing}",
+                detail=traceback,
+                hint="the likely cause is a custom kernel of the model, or an index out of range; it can "
+                f"also be the GPU (`dmesg | grep Xid`). {_LATE}",
+            )
+        if said := _first((_ASSERTION,), text):
+            return TargetError(
+                f"an assertion in a CUDA kernel failed: {said}, {doing}",
+                detail=traceback,
+                hint="mostly an index out of range (token ids, class labels): do the ranges of `--input` "
+                f"fit the model? {_LATE}",
+            )
+    return None
+
+
+def gone(error: BsfindError) -> BsfindError:
+    """Return what an error means where the device had been opened before."""
+    if not isinstance(error, NoGpuError):
+        return error
+    return GpuFaultError(
+        f"the GPU is gone: {error.message}",
+        detail="It was there when the search began. What ran before is in the report.",
+        hint="`nvidia-smi` and `dmesg | grep Xid` show more; a reset or a restart may help",
+    )
+
+
+def _first(patterns: tuple[str, ...], text: str) -> str | None:
+    for pattern in patterns:
+        if match := re.search(pattern, text, re.IGNORECASE):
+            return match[match.lastindex or 0]
+    return None
+
+
+def _texts(error: BaseException) -> Iterator[str]:
+    """Yield the messages of the runtime errors in a chain."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        if isinstance(link, RuntimeError):  # torch.AcceleratorError is one
+            yield str(link)
+        link = link.__cause__ or link.__context__

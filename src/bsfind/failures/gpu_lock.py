@@ -1,0 +1,207 @@
+"""One bsfind at a time measures on a GPU: a second one would find less memory, and slower steps.
+
+The lock is a `flock` on a small file for each GPU, in a folder that all users of the machine share. The
+system gives it up with the process that holds it, however that ends: there are no stale locks. The
+files stay, since one that is removed while somebody waits for it would be two locks.
+
+BSFIND_LOCK_DIR names another folder: for containers that share a GPU but not `/tmp`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bsfind.records import ReportWarning
+from bsfind.time_budget import TimeBudget
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment,unused-ignore]
+
+
+_POLL_S = 0.2
+_FOR_EVERYONE = 0o666
+
+
+def lock_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where the locks of this machine are.
+
+    Not `tempfile.gettempdir()` alone: TMPDIR often differs from user to user, and from job to job.
+    """
+    if chosen := environment.get("BSFIND_LOCK_DIR"):
+        return Path(chosen)
+    shared = Path("/tmp")
+    return shared if shared.is_dir() else Path(tempfile.gettempdir())
+
+
+class GpuLock:
+    """The lock of one GPU; use as a context manager, at whose end it is given up.
+
+    Args:
+        uuid: of the GPU, or of the MIG slice.
+        folder: where the locks are; made if it does not exist.
+    """
+
+    def __init__(self, uuid: str, folder: Path) -> None:
+        # A name that is too odd for a file is told apart by its digest.
+        name = (
+            uuid
+            if re.fullmatch(r"[\w-]{1,80}", uuid)
+            else hashlib.sha256(uuid.encode()).hexdigest()
+        )
+        self._path = folder / f"bsfind-{name}.lock"
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> GpuLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def take(self) -> bool:
+        """Take the lock if nobody has it; return whether it is ours.
+
+        Raises:
+            OSError: there can be no lock: a folder that is not writable, a file system or a system
+                without `flock`.
+        """
+        if fcntl is None:
+            raise OSError("this system has no file locks that bsfind could use")
+        if self._descriptor is not None:
+            return True
+        descriptor = self._open()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._descriptor = descriptor
+        self._write(f"{os.getpid()}\n")
+        return True
+
+    def _open(self) -> int:
+        """Open the file, or make it.
+
+        An existing one is opened without O_CREAT, which Linux refuses on other users' files in `/tmp`
+        (fs.protected_regular), and without following links, which anybody could have put there.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        while True:
+            try:
+                return os.open(self._path, os.O_RDWR | flags)
+            except FileNotFoundError:
+                pass
+            except PermissionError:
+                return os.open(self._path, os.O_RDONLY | flags)  # enough to lock it
+            with contextlib.suppress(FileExistsError):  # somebody was faster
+                descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags)
+                with contextlib.suppress(OSError):
+                    os.fchmod(descriptor, _FOR_EVERYONE)  # whatever the umask: for all users
+                return descriptor
+
+    def _write(self, text: str) -> None:
+        """Leave a note to those who wait; the lock does not depend on it."""
+        assert self._descriptor is not None
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, text.encode(), 0)
+
+    @property
+    def holder(self) -> int | None:
+        """The PID of the process that has the lock, as far as it can be told."""
+        try:
+            pid = int(self._path.read_text())
+            os.kill(pid, 0)
+        except PermissionError:
+            return pid
+        except (OSError, ValueError, OverflowError):
+            return None
+        return pid
+
+    def release(self) -> None:
+        """Give the lock up; safe to call twice."""
+        if self._descriptor is not None:
+            self._write("")
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def hold(
+    lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None], *, alone: bool
+) -> ReportWarning | None:
+    """Keep other searches off a GPU; return what the report has to say where that is not so.
+
+    Args:
+        lock: of the GPU.
+        clock: the waiting counts against the time for the whole search.
+        on_wait: told once, if there is something to wait for.
+        alone: False: go ahead without the lock (`--no-lock`).
+
+    Raises:
+        TimeLimitError: the time for everything is over.
+    """
+    if not alone:
+        return neighbour_warning(lock)
+    try:
+        wait_for(lock, clock, on_wait)
+    except OSError as error:
+        return ReportWarning(
+            code="no_lock",
+            message=f"nothing keeps another bsfind off this GPU while this one measures: {error}",
+            hint="run one at a time, or name a folder for locks in BSFIND_LOCK_DIR",
+        )
+    return None
+
+
+def wait_for(lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None]) -> None:
+    """Take a lock as soon as it is free.
+
+    Args:
+        lock: to take.
+        clock: the waiting counts against the time for the whole search.
+        on_wait: told once, if there is something to wait for.
+
+    Raises:
+        OSError: there can be no lock.
+        TimeLimitError: the time for everything is over.
+    """
+    has_told = False
+    while not lock.take():
+        if not has_told:
+            has_told = True
+            on_wait(f"{_someone(lock)} is measuring on this GPU; waiting")
+        clock.check()
+        time.sleep(_POLL_S)
+
+
+def neighbour_warning(lock: GpuLock) -> ReportWarning:
+    """Return what a search without the lock has to say (`--no-lock`)."""
+    with contextlib.suppress(OSError), lock:
+        if not lock.take():
+            return ReportWarning(
+                code="no_lock",
+                message=f"{_someone(lock)} is measuring on this GPU too: memory and times are not "
+                "those of a GPU of one's own",
+                hint="without `--no-lock` bsfind waits until it is done",
+            )
+    return ReportWarning(
+        code="no_lock",
+        message="nothing keeps another bsfind off this GPU while this one measures (`--no-lock`)",
+    )
+
+
+def _someone(lock: GpuLock) -> str:
+    holder = lock.holder
+    return "another bsfind" + (f" (PID {holder})" if holder is not None else "")

@@ -1,0 +1,82 @@
+"""Does the GPU still have the memory that it had when the search began? Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from bsfind.records import DeviceInfo, GpuProcess, ReportWarning
+from bsfind.units import MIB, format_bytes
+
+_SLACK_BYTES = 256 * MIB
+_SLACK_FRACTION = 0.01
+"""Desktops and drivers come and go with so much of a card; of both, the larger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryLeft:
+    """What a worker finds after a trial.
+
+    Attributes:
+        available_bytes: what PyTorch could use by now: free, and its own pool's.
+        others: the other processes that hold memory, as far as the driver tells.
+    """
+
+    available_bytes: int
+    others: tuple[GpuProcess, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> MemoryLeft:
+        """Return what `to_json` wrote."""
+        others = tuple(GpuProcess(**process) for process in data["others"])
+        return cls(available_bytes=data["available_bytes"], others=others)
+
+
+class MemoryWatch:
+    """Notices that another process takes memory of the GPU in the middle of a search."""
+
+    def __init__(self) -> None:
+        self._first: DeviceInfo | None = None
+        self._least: MemoryLeft | None = None
+
+    def opened(self, device: DeviceInfo) -> None:
+        """Take in what a worker found when it opened the device; the first is what counts."""
+        if self._first is None:
+            self._first = device
+        self.left(MemoryLeft(available_bytes=device.free_bytes, others=device.other_processes))
+
+    def left(self, left: MemoryLeft) -> None:
+        """Take in what a worker found later."""
+        if self._least is None or left.available_bytes < self._least.available_bytes:
+            self._least = left
+
+    @property
+    def warning(self) -> ReportWarning | None:
+        """What the reader of the answer must know; None if the memory stayed."""
+        first, least = self._first, self._least
+        if first is None or least is None or first.kind != "cuda":
+            return None
+        taken = first.free_bytes - least.available_bytes
+        # Beyond a `--memory-limit`, what is taken is not missing.
+        is_missing = least.available_bytes < first.capacity_bytes
+        if not is_missing or taken <= max(_SLACK_BYTES, _SLACK_FRACTION * first.total_bytes):
+            return None
+        who = _who(first.other_processes, least.others) or "another process"
+        return ReportWarning(
+            code="memory_taken",
+            message=f"{who} took {format_bytes(taken)} of this GPU during the search: the answer holds "
+            f"for the {format_bytes(max(0, least.available_bytes))} that were left",
+            hint="run it again when nobody else uses the GPU",
+        )
+
+
+def _who(before: Sequence[GpuProcess], after: Sequence[GpuProcess]) -> str:
+    """Name the processes that are new, or have grown."""
+    had = {process.pid: process.used_bytes or 0 for process in before}
+    grown = [p for p in after if p.pid not in had or (p.used_bytes or 0) > had[p.pid]]
+    return " and ".join(f"{p.name or 'a process'} (PID {p.pid})" for p in grown)

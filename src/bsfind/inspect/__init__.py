@@ -1,0 +1,1 @@
+"""Everything of `bsfind inspect`: what the memory of one step consists of."""

@@ -1,0 +1,141 @@
+"""The conductor of `bsfind inspect`: one batch size, precision after precision, on a simulated GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Sequence
+
+from bsfind import __version__
+from bsfind.errors import NoDeviceError, NoGpuError
+from bsfind.inspect.records import InspectionReport, PrecisionInspection
+from bsfind.records import Assumption, DeviceInfo, ReportWarning
+from bsfind.search.events import Progress
+from bsfind.search.finder import unsupported
+from bsfind.search.predictor import twin_of
+from bsfind.search.report_builder import assumption_of_output, assumptions_of, stand_in_warning
+from bsfind.settings import DeviceChoice, Settings
+from bsfind.time_budget import TimeBudget
+from bsfind.worker.client import Worker
+
+
+class Inspector:
+    """Finds out what memory is made of at the batch size of the settings.
+
+    On a machine with a GPU its twin of the catalogue is simulated: that a GPU says how much is
+    allocated does not tell who allocated it.
+
+    Args:
+        settings: what to inspect; they name a batch size.
+        command: the command line, for the report.
+        on_no_gpu: asked for a device where `auto` finds no GPU at all; None: there is no other.
+        on_progress: told before each step.
+        on_output: gets every line that the user's code prints.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        command: Sequence[str] = (),
+        on_no_gpu: Callable[[NoGpuError], DeviceChoice | None] = lambda _: None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+        on_output: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        if settings.batch_size is None:
+            raise ValueError("there is no batch size to inspect")
+        self._settings = settings
+        self._batch_size = settings.batch_size
+        self._command = tuple(command)
+        self._on_no_gpu = on_no_gpu
+        self._on_progress = on_progress
+        self._on_output = on_output
+        self._clock = TimeBudget(settings.limits.trial_timeout_s, None)
+        self._warnings: list[ReportWarning] = []
+        self._class_name: str | None = None
+        self._assumptions: dict[Assumption, None] = {}
+
+    def run(self) -> InspectionReport:
+        """Inspect every precision.
+
+        Raises:
+            NoDeviceError: there is no GPU to simulate.
+            BsfindError: the user's code failed, or took too long.
+        """
+        choice, real = self._choice()
+        with Worker(self._on_output, self._warn) as worker:
+            device = worker.open(choice, self._clock.for_start(), inspect=True)
+            results = tuple(self._inspect(worker, device, name) for name in self._names(device))
+        settings = dataclasses.replace(self._settings, device=choice)
+        return InspectionReport(
+            bsfind_version=__version__,
+            command=self._command,
+            reproduce=shlex.join(["bsfind", "inspect", *settings.to_argv()[1:]]),
+            device=device,
+            stands_for=real.name if real else None,
+            workload=settings.workload.to_json(),
+            class_name=self._class_name,
+            batch_size=self._batch_size,
+            steps=settings.limits.steps,
+            results=results,
+            assumptions=assumptions_of(
+                settings,
+                device,
+                next((result.optimizer for result in results if result.optimizer), None),
+                list(self._assumptions),
+            ),
+            warnings=tuple(self._warnings),
+        )
+
+    def _choice(self) -> tuple[DeviceChoice, DeviceInfo | None]:
+        """Return the GPU to simulate, and the one of this machine that it stands for."""
+        choice = self._settings.device
+        if choice.is_simulated:
+            return choice, None
+        try:
+            with Worker(self._on_output, self._warn) as worker:
+                real = worker.open(choice, self._clock.for_start())
+        except NoGpuError as error:
+            other = self._on_no_gpu(error) if choice.device == "auto" else None
+            if other is None:
+                raise
+            return other, None
+        twin = twin_of(real)
+        if twin is None:
+            raise NoDeviceError(
+                f"{real.name} is not a GPU that bsfind can simulate, which is how it inspects",
+                hint="name one that is like it with `--gpu` (`bsfind gpus` lists them)",
+            )
+        return twin, real
+
+    def _names(self, device: DeviceInfo) -> list[str]:
+        """Return the precisions: `amp` resolved, none twice."""
+        amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
+        return list(dict.fromkeys(amp if p == "amp" else p for p in self._settings.precisions))
+
+    def _inspect(self, worker: Worker, device: DeviceInfo, precision: str) -> PrecisionInspection:
+        why_not = unsupported(precision, device)
+        if why_not is not None:
+            return PrecisionInspection(precision=precision, status="unsupported", message=why_not)
+        self._on_progress(Progress(precision=precision, doing="loading"))
+        model = worker.load(self._settings.workload, precision, self._clock.for_start())
+        self._class_name = model.class_name
+        self._on_progress(
+            Progress(precision=precision, doing="inspecting", batch_size=self._batch_size)
+        )
+        inspected = worker.inspect(
+            self._batch_size, self._settings.limits.steps, self._clock.for_trial()
+        )
+        self._assumptions.update(dict.fromkeys(worker.assumptions))
+        peak = inspected.composition.allocated_bytes if inspected.composition else None
+        told = assumption_of_output(worker.output, self._batch_size, peak)
+        if told is not None and not any(made.what == told.what for made in self._assumptions):
+            self._assumptions[told] = None
+        warning = stand_in_warning(worker.output, self._batch_size, peak)
+        if warning is not None and not any(w.code == warning.code for w in self._warnings):
+            self._warnings.append(warning)
+        return inspected
+
+    def _warn(self, warning: ReportWarning) -> None:
+        if warning not in self._warnings:
+            self._warnings.append(warning)

@@ -1,0 +1,309 @@
+"""Did this commit change what fits? Two reports, figure by figure. Pure.
+
+Worse is a batch size that fell, or a peak that rose, by more than the threshold; peaks are judged
+where both reports have a trial of the same batch size, for else the batch size explains them, and a
+peak reserved has to move by more than a segment of the allocator. Better is the opposite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.report import wording
+from bsfind.units import MIB, format_bytes
+
+SCHEMA_VERSION = "1.0"
+
+Verdict = Literal["same", "better", "worse"]
+_SEGMENT_BYTES = 20 * MIB
+"""What PyTorch's allocator reserves at once for blocks of less than 10 MiB (c10, `kLargeBuffer`): a
+peak reserved that moved by no more is rounding."""
+
+FigureName = Literal["max_batch_size", "recommended_batch_size", "peak_allocated", "peak_reserved"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One figure in both reports.
+
+    Attributes:
+        figure: which one.
+        old: samples or bytes; None: there is no such size, nothing fits.
+        new: the same in the new report.
+        old_batch_size: of the trial that a peak is from; None for batch sizes.
+        new_batch_size: the same in the new report.
+        verdict: whether it became worse; None: not judged, the batch sizes differ.
+    """
+
+    figure: FigureName
+    old: int | None
+    new: int | None
+    old_batch_size: int | None = None
+    new_batch_size: int | None = None
+    verdict: Verdict | None
+
+    @property
+    def part(self) -> float | None:
+        """By what part of the old figure it changed; None where one of them is missing."""
+        return self.new / self.old - 1 if self.old and self.new is not None else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is compared in one precision, with one remedy at most."""
+
+    name: str
+    precision: str
+    remedy: str | None
+    changes: tuple[Change, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """Worse if any figure is, better if any is and none is worse."""
+        return _overall(change.verdict for change in self.changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """The two reports, compared.
+
+    Attributes:
+        threshold: the part by which figures may differ.
+        rows: for each precision that both have.
+        warnings: why a change may have another reason than a change of the code.
+    """
+
+    threshold: float
+    rows: tuple[Row, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there is any figure that could have become worse."""
+        return any(change.verdict for row in self.rows for change in row.changes)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Worse if any row is, better if any is and none is worse."""
+        return _overall(row.verdict for row in self.rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON document."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": self.verdict,
+            "threshold": self.threshold,
+            "results": [
+                {
+                    "precision": row.precision,
+                    "remedy": row.remedy,
+                    "verdict": row.verdict,
+                    "changes": [_json(change) for change in row.changes],
+                }
+                for row in self.rows
+            ],
+            "warnings": list(self.warnings),
+        }
+
+
+def _json(change: Change) -> dict[str, Any]:
+    suffix = "_bytes" if change.figure.startswith("peak_") else ""
+    return {
+        "figure": f"{change.figure}{suffix}",
+        "old": change.old,
+        "new": change.new,
+        "change": None if change.part is None else round(change.part, 6),
+        "old_batch_size": change.old_batch_size,
+        "new_batch_size": change.new_batch_size,
+        "verdict": change.verdict,
+    }
+
+
+def compare(old: Report, new: Report, threshold: float) -> Difference:
+    """Return what differs between two reports.
+
+    Args:
+        old: of `run` or `check`.
+        new: of the same command, for the figures to be comparable; else peaks alone are compared.
+        threshold: the part of the old figure by which a new one may differ.
+    """
+    before = {_key(result): result for result in old.results if _has_answer(result)}
+    # What had an answer and fails now does not fit any more.
+    after = {_key(result): result for result in new.results if result.status in _ENDED}
+    is_same_question = old.search["batch_size"] == new.search["batch_size"]
+    rows = tuple(
+        Row(
+            name=wording.full_label(result),
+            precision=result.precision,
+            remedy=result.remedy,
+            changes=tuple(
+                _changes(
+                    result,
+                    after[key],
+                    threshold,
+                    is_same_question=is_same_question,
+                    is_check=old.search["batch_size"] is not None,
+                )
+            ),
+        )
+        for key, result in before.items()
+        if key in after
+    )
+    warnings = (*_context(old, new), *_unmatched(old, new))
+    return Difference(threshold=threshold, rows=rows, warnings=warnings)
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def _changes(
+    old: PrecisionResult,
+    new: PrecisionResult,
+    threshold: float,
+    *,
+    is_same_question: bool,
+    is_check: bool,
+) -> Iterator[Change]:
+    if is_same_question:
+        sizes: tuple[FigureName, ...] = ("max_batch_size",)
+        if not is_check:  # it recommends what it tried
+            sizes = ("max_batch_size", "recommended_batch_size")
+        for name in sizes:
+            before, after = getattr(old, name), getattr(new, name)
+            if before is None and after is None and name != "max_batch_size":
+                continue
+            moved = _verdict(before or 0, after or 0, threshold, more_is_better=True)
+            yield Change(figure=name, old=before, new=after, verdict=moved)
+    pair = _peaks(old, new)
+    if pair is None:
+        return
+    first, second = pair
+    peaks: tuple[tuple[FigureName, int | None, int | None], ...] = (
+        ("peak_allocated", first.peak_allocated_bytes, second.peak_allocated_bytes),
+        ("peak_reserved", first.peak_reserved_bytes, second.peak_reserved_bytes),
+    )
+    for figure, was, now in peaks:
+        if was is None or now is None:
+            continue
+        verdict: Verdict | None = None
+        if first.batch_size == second.batch_size:
+            is_rounding = figure == "peak_reserved" and abs(now - was) <= _SEGMENT_BYTES
+            verdict = "same" if is_rounding else _verdict(was, now, threshold, more_is_better=False)
+        yield Change(
+            figure=figure,
+            old=was,
+            new=now,
+            old_batch_size=first.batch_size,
+            new_batch_size=second.batch_size,
+            verdict=verdict,
+        )
+
+
+def _peaks(old: PrecisionResult, new: PrecisionResult) -> tuple[Trial, Trial] | None:
+    """Return the trials of the largest size that ran in both, or of the recommended sizes."""
+    # Of a size that ran twice the later trial counts: it is the confirmation.
+    before = {t.batch_size: t for t in (*old.timings, *old.trials) if t.status == "ok"}
+    after = {t.batch_size: t for t in (*new.timings, *new.trials) if t.status == "ok"}
+    common = before.keys() & after.keys()
+    if common:
+        return before[max(common)], after[max(common)]
+    first = before.get(old.recommended_batch_size or 0)
+    second = after.get(new.recommended_batch_size or 0)
+    return (first, second) if first is not None and second is not None else None
+
+
+def _verdict(old: int, new: int, threshold: float, *, more_is_better: bool) -> Verdict:
+    if abs(new - old) <= threshold * old:
+        return "same"
+    return "better" if (new > old) == more_is_better else "worse"
+
+
+def _overall(verdicts: Iterator[Verdict | None]) -> Verdict:
+    found = set(verdicts)
+    if "worse" in found:
+        return "worse"
+    return "better" if "better" in found else "same"
+
+
+# ------------------------------------------------------------------------------------ warnings
+
+
+def _key(result: PrecisionResult) -> tuple[str, str | None]:
+    return result.precision, result.remedy
+
+
+_ANSWERED = ("ok", "nothing_fits")
+_ENDED = (*_ANSWERED, "error")
+
+
+def _has_answer(result: PrecisionResult) -> bool:
+    return result.status in _ANSWERED
+
+
+def _context(old: Report, new: Report) -> Iterator[str]:
+    """Yield what differs besides the code."""
+    for name, report in (("old", old), ("new", new)):
+        if report.status != "complete":
+            yield f"the {name} report is {report.status}: {report.message or 'stopped early'}"
+    if old.device is not None and new.device is not None:
+        before, after = _device(old), _device(new)
+        if before != after:
+            yield f"different devices: {before}, {after}"
+        elif old.device.capacity_bytes != new.device.capacity_bytes:
+            sizes = (format_bytes(r.device.capacity_bytes) for r in (old, new) if r.device)
+            yield f"different capacities: {', '.join(sizes)}"
+    workload = _changed(old.workload, new.workload, ignored=("app_dir",))
+    if workload:
+        yield f"different workloads: {workload}"
+    search = _changed(old.search, new.search, ignored=_NO_MATTER)
+    if search:
+        yield f"different searches: {search}"
+    versions = old.environment.get("torch"), new.environment.get("torch")
+    if versions[0] != versions[1]:
+        yield f"different versions of torch: {versions[0]}, {versions[1]}"
+
+
+# What does not change which batch size fits, is told otherwise, or follows from the device.
+_NO_MATTER = (
+    *("precisions", "compare", "trial_timeout_s", "time_budget_s", "confirm_steps"),
+    *("device", "gpu", "headroom_bytes"),
+)
+
+
+def _device(report: Report) -> str:
+    device = report.device
+    assert device is not None
+    kind = "simulated " if report.simulated else ""
+    return f"{kind}{device.name} ({format_bytes(device.total_bytes)})"
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any], ignored: tuple[str, ...]) -> str:
+    """Return the names of what differs, with the values where they are short."""
+    parts = []
+    for name in sorted((old.keys() | new.keys()) - set(ignored)):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        short = not isinstance(before, (list, dict)) and not isinstance(after, (list, dict))
+        what = name.removesuffix("_bytes").replace("_", " ")
+        parts.append(f"{what} {_plain(before)} → {_plain(after)}" if short else what)
+    return ", ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _unmatched(old: Report, new: Report) -> Iterator[str]:
+    """Yield which rows one of the reports has not, or has without an answer."""
+    before = {_key(result): result for result in old.results}
+    after = {_key(result): result for result in new.results}
+    for key, result in {**before, **after}.items():
+        for name, found in (("old", before.get(key)), ("new", after.get(key))):
+            if found is None:
+                yield f"{wording.full_label(result)} is not in the {name} report"
+            elif not _has_answer(found):
+                yield f"{wording.full_label(result)} has no answer in the {name} report: {found.status}"

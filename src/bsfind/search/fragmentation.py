@@ -1,0 +1,72 @@
+"""Memory that is reserved and not allocated: what expandable segments buy back of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
+from bsfind.records import ExpandableSegments, Trial
+from bsfind.search.accepted_sizes import AcceptedSizes
+from bsfind.search.forecast import largest_that_fits
+from bsfind.search.recommend import step_down
+from bsfind.search.trials import TrialRunner
+from bsfind.search.variants import with_expandable_segments
+from bsfind.settings import SearchLimits
+from bsfind.simulation.allocator.recording import Recording
+from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.worker.client import ModelDoesNotFit
+
+_MAX_ATTEMPTS = 3
+
+
+def try_expandable_segments(
+    runner: TrialRunner,
+    recordings: Sequence[Recording],
+    beside: Trial,
+    limits: SearchLimits,
+    sizes: AcceptedSizes,
+    budget_bytes: int,
+    torch_version: str,
+) -> ExpandableSegments | None:
+    """Run a larger batch size with expandable segments, in fresh processes.
+
+    Args:
+        runner: of this precision.
+        recordings: what trials asked of the allocator, to tell where to look.
+        beside: the trial of the recommended size without them.
+        limits: of the search.
+        sizes: which the model accepts.
+        budget_bytes: what a process may use.
+        torch_version: whose settings they are.
+
+    Returns:
+        The largest that ran; None if no larger one did, or nothing larger is to be expected.
+    """
+    variables = with_expandable_segments(os.environ)
+    settings = AllocatorSettings.from_environment({**os.environ, **variables}, torch_version)
+    guess = largest_that_fits(recordings, budget_bytes, settings)
+    if guess is None:
+        idle = (beside.peak_reserved_bytes or 0) - (beside.peak_allocated_bytes or 0)
+        guess = beside.batch_size + beside.batch_size * idle // max(1, budget_bytes)
+    candidate = sizes.at_most(min(guess, limits.max_batch_size))
+    for attempt in range(1, _MAX_ATTEMPTS + 1):
+        if candidate <= beside.batch_size:
+            return None
+        try:
+            trial = runner.run_within(
+                candidate, budget_bytes, steps=limits.steps, variables=variables
+            )
+        except (ModelDoesNotFit, NoDeviceError, TargetError, WorkerError):
+            return None  # without NVML, say, torch 2.13 has no expandable segments
+        except TimeLimitError:
+            runner.check_time()
+            return None
+        if trial.status == "ok":
+            return ExpandableSegments(
+                batch_size=candidate,
+                peak_allocated_bytes=trial.peak_allocated_bytes,
+                peak_reserved_bytes=trial.peak_reserved_bytes,
+            )
+        candidate = sizes.at_most(step_down(candidate, attempt + 2))
+    return None

@@ -1,0 +1,137 @@
+"""Predicts what the search on a real GPU is going to find, in a process beside it.
+
+A right guess saves a search its first steps. The prediction runs while the first worker loads the
+model, and whatever goes wrong with it is no concern of the search, which then looks for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import threading
+from collections.abc import Sequence
+
+from bsfind.errors import BsfindError, UsageError
+from bsfind.records import DeviceInfo, PrecisionResult
+from bsfind.search.simulated import SimulatedSearch
+from bsfind.search.trials import SimulatedTrialRunner
+from bsfind.settings import DeviceChoice, Settings
+from bsfind.simulation.gpus.catalogue import find_gpu
+from bsfind.time_budget import TimeBudget
+from bsfind.worker.client import Worker
+from bsfind.worker.pool import WorkerPool
+
+_PATIENCE_S = 30.0
+"""How long a search waits for a prediction, its own model loaded: by then it can find out itself."""
+
+_PATIENCE_SHARE = 0.2
+"""The most of a time budget that is spent on waiting."""
+
+
+class Predictor:
+    """Searches on a simulated GPU that has as much memory as the real one has free.
+
+    Its process starts at once, and imports torch while the real GPU is opened. Use as a context manager:
+    at its end, the process is gone.
+
+    Args:
+        settings: what the real search runs.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._results: dict[str, PrecisionResult | None] = {}
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._settings = settings
+        limits = settings.limits
+        self._clock = TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
+        self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
+        is_wanted = (
+            settings.batch_size is None
+            and not settings.device.is_simulated
+            and not settings.workload.compile
+        )
+        self._worker = self._pool.take() if is_wanted else None
+
+    def begin(self, device: DeviceInfo, precisions: Sequence[str]) -> None:
+        """Begin to predict.
+
+        Args:
+            device: the real GPU, or what stands in for one.
+            precisions: to predict, in the order in which they will be asked for.
+        """
+        choice = twin_of(device) if device.kind == "cuda" else None
+        if choice is None or self._worker is None:
+            self._is_over = True
+            self._pool.close()
+            return
+        self._settings = dataclasses.replace(self._settings, device=choice)
+        run = threading.Thread(
+            target=self._run, args=(self._worker, tuple(precisions)), daemon=True
+        )
+        run.start()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._is_over = True
+        self._pool.close()
+
+    def result(self, precision: str) -> PrecisionResult | None:
+        """Wait for the prediction in a precision, but not for long; None if there is none."""
+        patience = _PATIENCE_S
+        if (budget := self._settings.limits.time_budget_s) is not None:
+            patience = min(patience, _PATIENCE_SHARE * budget)
+        with self._changed:
+            self._changed.wait_for(
+                lambda: precision in self._results or self._is_over, timeout=patience
+            )
+            return self._results.get(precision)
+
+    def _run(self, first: Worker, precisions: tuple[str, ...]) -> None:
+        worker: Worker | None = first
+        with contextlib.suppress(BsfindError, OSError, ValueError):
+            device = first.open(self._settings.device, self._clock.for_start())
+            for precision in precisions:
+                runner = SimulatedTrialRunner(
+                    self._settings, precision, self._pool, self._clock, worker
+                )
+                search = SimulatedSearch(
+                    precision, self._settings, device, runner, lambda _: None, lambda _: None
+                )
+                result = search.run()
+                worker = runner.left_over
+                is_whole = result.status == "ok" and result.is_maximum_proven
+                self._keep(precision, result if is_whole else None)
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def _keep(self, precision: str, result: PrecisionResult | None) -> None:
+        with self._changed:
+            self._results[precision] = result
+            self._changed.notify_all()
+
+
+_SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
+
+
+def twin_of(device: DeviceInfo) -> DeviceChoice | None:
+    """Return the simulated GPU that is like a real one; None if the catalogue has none.
+
+    A slice of a card (MIG, "NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than the card,
+    on which the choice of kernels and their workspaces depends: the card is no twin of it. Memory may
+    differ from the catalogue's, by ECC or another edition of a card: the twin has what the real one has.
+    """
+    if _SLICE.search(device.name):
+        return None
+    try:
+        gpu = find_gpu(device.name)
+    except UsageError:
+        return None
+    if gpu.compute_capability != device.compute_capability:
+        return None
+    return DeviceChoice(device="sim", gpu=gpu.key, memory_limit_bytes=device.capacity_bytes)

@@ -1,0 +1,160 @@
+"""From trials to one number and its reason. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bsfind.records import PrecisionResult, Recommendation, Trial
+from bsfind.search.accepted_sizes import Form
+
+SATURATION = 0.98
+"""Throughput counts as saturated from this part of the best samples/s on."""
+
+BASELINE_PRECISIONS = ("fp32", "tf32")
+"""What speed-ups are relative to: the first of these that was measured."""
+
+_STEP_DOWN = 0.005
+_LARGEST_STEP_DOWN = 0.32
+
+_FRAGMENTED = 0.08
+"""The part of the reserved memory that may lie idle before another setting is worth a try."""
+
+
+def step_down(batch_size: int, attempt: int) -> int:
+    """Return what to try after a recommended size failed to run for the `attempt`-th time (1, 2, …).
+
+    The distance doubles with every attempt: half a percent, one, two … up to a third; 0 when nothing
+    is left.
+    """
+    share = min(_LARGEST_STEP_DOWN, _STEP_DOWN * 2 ** (attempt - 1))
+    return max(0, batch_size - max(1, int(batch_size * share)))
+
+
+def best_that_leaves(trials: Sequence[Trial], budget_bytes: int, sizes: Form) -> Trial | None:
+    """Return the trial of the largest of some sizes whose peak reserved is within the budget."""
+    within = [
+        trial
+        for trial in trials
+        if trial.status == "ok"
+        and trial.peak_reserved_bytes is not None
+        and trial.peak_reserved_bytes <= budget_bytes
+        and trial.batch_size in sizes
+    ]
+    return max(within, key=lambda trial: trial.batch_size, default=None)
+
+
+def is_fragmented(allocated_bytes: int | None, reserved_bytes: int | None) -> bool:
+    """Tell whether so much is reserved and not allocated that expandable segments may pay."""
+    if allocated_bytes is None or reserved_bytes is None:
+        return False
+    return reserved_bytes - allocated_bytes > _FRAGMENTED * reserved_bytes
+
+
+def saturation(trials: Sequence[Trial]) -> Trial | None:
+    """Return the trial of the smallest batch size whose samples/s is within 2 % of the best."""
+    timed = [trial for trial in trials if trial.samples_per_s is not None]
+    best = max((trial.samples_per_s or 0.0 for trial in timed), default=0.0)
+    enough = [trial for trial in timed if (trial.samples_per_s or 0.0) >= SATURATION * best]
+    return min(enough, key=lambda trial: trial.batch_size, default=None)
+
+
+def next_throughput_probe(
+    trials: Sequence[Trial], largest: int, *, smallest: int, sizes: Form, finely: bool = False
+) -> int | None:
+    """Return the next batch size to time; None when it is known where throughput saturates.
+
+    Halves the batch size while throughput stays within 2 % of the best. That tells saturation to a
+    factor of two; finely, what lies between the last two is bisected to an eighth.
+
+    Args:
+        trials: that ran, whatever for.
+        largest: from where to look downwards.
+        smallest: down to where.
+        sizes: which may be tried.
+        finely: whether to bisect in the end.
+    """
+    enough = saturation(trials)
+    if enough is None:
+        return None
+    floor = sizes.above(smallest - 1)
+    fast = min(enough.batch_size, largest)
+    tried = {trial.batch_size for trial in trials}
+    half = max(sizes.at_most(fast // 2), floor)
+    slower = [size for size in tried if half <= size < fast]
+    if not slower:
+        return half if half < fast else None
+    if not finely:
+        return None
+    slow = max(slower)
+    middle = sizes.at_most((slow + fast) // 2)
+    is_between = slow < middle < fast and fast - slow > max(1, fast // 8)
+    return middle if is_between else None
+
+
+def baseline(results: Sequence[PrecisionResult]) -> PrecisionResult | None:
+    """Return the result that speed-ups are relative to; None without one that was timed."""
+    for name in BASELINE_PRECISIONS:
+        for result in results:
+            if result.precision == name and result.remedy is None and result.samples_per_s:
+                return result
+    return None
+
+
+def speed_up(result: PrecisionResult, results: Sequence[PrecisionResult]) -> float | None:
+    """Return how many times the baseline's samples/s a result reaches; None for the baseline."""
+    reference = baseline(results)
+    if reference is None or reference is result:
+        return None
+    if not result.samples_per_s or not reference.samples_per_s:
+        return None
+    return result.samples_per_s / reference.samples_per_s
+
+
+def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendation | None:
+    """Return the batch size and the precision to train with; None if nothing fits.
+
+    Rows of `--compare` are no candidates: what they change is for the user to decide.
+
+    The precision with the most samples per second at its recommended batch size; without times,
+    the one with the largest batch, and of equals one that is not plain fp32 or TF32.
+    """
+    usable = [r for r in results if r.recommended_batch_size and r.remedy is None]
+    if not usable:
+        return None
+    timed = all(result.samples_per_s is not None for result in usable)
+    best = max(
+        usable,
+        key=lambda r: (
+            (r.samples_per_s or 0.0) if timed else float(r.recommended_batch_size or 0),
+            r.precision not in BASELINE_PRECISIONS,
+        ),
+    )
+    assert best.recommended_batch_size is not None
+    return Recommendation(
+        batch_size=best.recommended_batch_size,
+        precision=best.precision,
+        reason=_reason(best, usable, objective, timed=timed),
+        global_batch=best.global_batch,
+    )
+
+
+def _reason(
+    best: PrecisionResult, usable: Sequence[PrecisionResult], objective: str, *, timed: bool
+) -> str:
+    size = (
+        "the smallest batch within 2 % of the best samples per second"
+        if objective == "fastest" and timed
+        else "the largest batch that leaves the headroom free"
+    )
+    if len(usable) == 1:
+        return size
+    ratio = speed_up(best, usable)
+    reference = baseline(usable)
+    if ratio is not None and reference is not None:
+        return f"{size}; {ratio:.1f} x the samples per second of {reference.precision}"
+    if timed:
+        return f"{size}; the most samples per second of {len(usable)} precisions"
+    largest = [r for r in usable if r.recommended_batch_size == best.recommended_batch_size]
+    if len(largest) > 1:
+        return f"{size}; as large as any of {len(usable)} precisions"
+    return f"{size}; the largest of {len(usable)} precisions"

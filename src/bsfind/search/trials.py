@@ -1,0 +1,219 @@
+"""Runs the trials of one precision in worker processes; replaces a worker that is unfit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bsfind.errors import BsfindError
+from bsfind.records import Assumption, ModelInfo, OutputMemory, Trial
+from bsfind.settings import Settings, Workload
+from bsfind.simulation.allocator.recording import Recording
+from bsfind.time_budget import TimeBudget
+from bsfind.worker.client import Worker
+from bsfind.worker.pool import WorkerPool
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A worker that is ready for trials: what it has loaded, and the memory limit it was given."""
+
+    worker: Worker
+    workload: Workload
+    limit_bytes: int | None
+
+
+class TrialRunner:
+    """Runs trials of one precision on a real device.
+
+    Args:
+        settings: what to run.
+        precision: in which precision (never `amp`).
+        pool: where workers come from.
+        clock: how long they may take.
+        opened: a worker that has opened the device already and has not loaded a model yet.
+        variables: environment variables of the workers that differ from this process's.
+
+    Attributes:
+        model: the model as the latest worker loaded it, and what its trials tell of its kind; None
+            before the first.
+        assumptions: what the latest worker that ran a trial has chosen for its steps.
+        output: what the model returned to a loss of bsfind's.
+        recordings: what the trials that ran asked of the allocator, by batch size.
+        refusals: what the model's code raised at sizes that it refused, in the order of the trials.
+
+    All methods raise what `Worker` raises.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        precision: str,
+        pool: WorkerPool,
+        clock: TimeBudget,
+        opened: Worker | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        self._workload = settings.workload
+        self._device = settings.device
+        self._steps = settings.limits.steps
+        self._precision = precision
+        self._pool = pool
+        self._clock = clock
+        self._opened = opened
+        self._variables = variables
+        self._loaded: _Loaded | None = None
+        self._has_confirmed = False
+        self._has_run = False  # a trial in the model that is loaded
+        self.model: ModelInfo | None = None
+        self.assumptions: tuple[Assumption, ...] = ()
+        self.output: OutputMemory | None = None
+        self.recordings: dict[int, Recording] = {}
+        self.refusals: dict[int, BsfindError] = {}
+
+    def load(self) -> ModelInfo:
+        """Load the model in a worker that has the whole device."""
+        return self._load(self._workload, limit_bytes=None)
+
+    def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
+        self._loaded, self._has_run = None, False
+        worker = self._worker()
+        kind = self.model.kind if self.model is not None else None
+        model = worker.load(workload, self._precision, self._clock.for_start())
+        self.model = dataclasses.replace(model, kind=kind)
+        if limit_bytes is not None:
+            worker.limit_memory(limit_bytes, self._clock.for_start())
+        self._loaded = _Loaded(worker, workload, limit_bytes)
+        return self.model
+
+    def _worker(self) -> Worker:
+        """Return a worker that has opened the device and holds nothing of it."""
+        worker, self._opened = self._opened, None
+        return worker or self._open(self._variables)
+
+    def _open(self, variables: Mapping[str, str] | None) -> Worker:
+        worker = self._pool.take(variables)
+        worker.open(self._device, self._clock.for_start())
+        self._pool.prepare()
+        return worker
+
+    @property
+    def left_over(self) -> Worker | None:
+        """A worker that another precision can have: none, each leaves something on the device."""
+        return None
+
+    def run(self, batch_size: int, steps: int | None = None) -> Trial:
+        """Run a trial with the whole device, in a worker that may have run others before.
+
+        Args:
+            batch_size: samples in a micro-batch.
+            steps: optimizer steps; None: as many as the settings say.
+        """
+        if self._loaded is None or self._loaded.limit_bytes is not None:
+            self.load()
+        return self._run(batch_size, steps or self._steps)
+
+    def run_within(
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Trial:
+        """Run a trial in a process of its own, which may use `limit_bytes` of the device.
+
+        Args:
+            batch_size: samples in a micro-batch.
+            limit_bytes: of the device's memory.
+            steps: optimizer steps.
+            grad_accum: micro-batches for each of them; None: as many as the settings say.
+            variables: environment variables of the process that differ from this one's.
+        """
+        if variables is not None:
+            self._opened = self._open(variables)
+        elif self._has_confirmed:
+            self._pool.expect_one_more()
+        self._has_confirmed = True
+        self._load(self._accumulating(grad_accum), limit_bytes)
+        trial = self._run(batch_size, steps)
+        self._loaded = None
+        return trial
+
+    def _accumulating(self, grad_accum: int | None) -> Workload:
+        if grad_accum is None:
+            return self._workload
+        return dataclasses.replace(self._workload, grad_accum=grad_accum)
+
+    def _run(self, batch_size: int, steps: int) -> Trial:
+        """Run a trial in the worker that is loaded, and once more with a fresh model if that refuses it.
+
+        What earlier trials left in the model may be the reason: the position in a queue, a state that has
+        the size of the last batch. It would not be there where a training run begins.
+        """
+        loaded, has_run = self._loaded, self._has_run
+        trial = self._ask(batch_size, steps)
+        if loaded is not None and has_run and trial.error_kind == "refused":
+            self._load(loaded.workload, loaded.limit_bytes)
+            trial = self._ask(batch_size, steps)
+        self._has_run = self._has_run or trial.status == "ok"
+        return trial
+
+    def _ask(self, batch_size: int, steps: int) -> Trial:
+        assert self._loaded is not None
+        loaded, self._loaded = self._loaded, None
+        answer = loaded.worker.run_trial(
+            batch_size,
+            steps,
+            self._clock.for_trial(steps / self._steps),
+            record=loaded.limit_bytes is None,
+        )
+        self.assumptions = loaded.worker.assumptions or self.assumptions
+        self.output = loaded.worker.output or self.output
+        if answer.recording is not None:
+            self.recordings[batch_size] = answer.recording
+        if answer.refusal is not None:
+            self.refusals[batch_size] = answer.refusal
+        if self.model is not None and answer.kind is not None:
+            self.model = dataclasses.replace(self.model, kind=answer.kind)
+        if answer.is_clean:
+            self._loaded = loaded
+        return answer.trial
+
+    def check_time(self) -> None:
+        """Raise TimeLimitError if the time for the whole search is over."""
+        self._clock.check()
+
+
+class SimulatedTrialRunner(TrialRunner):
+    """Runs trials of one precision on a simulated device: one process serves all of them."""
+
+    def _worker(self) -> Worker:
+        if self._opened is None or not self._opened.is_alive:
+            self._opened = self._open(self._variables)
+        return self._opened
+
+    @property
+    def left_over(self) -> Worker | None:
+        """A worker that another precision can have: the one that is in use."""
+        return None if self._variables else self._opened
+
+    def run_within(
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        variables: Mapping[str, str] | None = None,
+    ) -> Trial:
+        """Run a trial that may use `limit_bytes` of the device (see `TrialRunner.run_within`)."""
+        workload, loaded = self._accumulating(grad_accum), self._loaded
+        if loaded is None or loaded.workload != workload:
+            self._load(workload, limit_bytes)
+        elif loaded.limit_bytes != limit_bytes:
+            loaded.worker.limit_memory(limit_bytes, self._clock.for_start())
+            self._loaded = _Loaded(loaded.worker, workload, limit_bytes)
+        return self._run(batch_size, steps)

@@ -1,0 +1,78 @@
+"""What the guides to out-of-memory errors advise, each as a change of the settings (`--compare`).
+
+A smaller batch and mixed precision are what the search and `--precision` are about; these are the
+others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from bsfind.settings import Settings, Workload
+
+_EXPANDABLE_SEGMENTS = "expandable-segments"
+
+_CHANGES: dict[str, dict[str, object]] = {
+    "checkpointing": {"grad_checkpoint": True},
+    "channels-last": {"channels_last": True},
+    "compile": {"compile": True},
+    _EXPANDABLE_SEGMENTS: {},
+    "sgd": {"optimizer": "sgd", "optimizer_args": ()},
+}
+REMEDIES = tuple(_CHANGES)
+"""Names, as `--compare` takes them."""
+
+_TRAINING_ONLY = ("checkpointing", "sgd")
+
+_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""c10/core/AllocatorConfig.cpp reads the first of these that is set, torch 2.9-2.13; before, only the
+second was known (c10/cuda/CUDAAllocatorConfig.cpp)."""
+
+
+def remedied(settings: Settings, remedy: str, precision: str) -> Settings:
+    """Return the settings of one more search: with the remedy, in one precision."""
+    workload = dataclasses.replace(settings.workload, **_CHANGES[remedy])  # type: ignore[arg-type]
+    return dataclasses.replace(
+        settings, workload=workload, precisions=(precision,), compare=(), remedy=remedy
+    )
+
+
+def why_pointless(workload: Workload, remedy: str) -> str | None:
+    """Return why a remedy changes nothing of a workload; None if it may."""
+    if workload.mode == "infer" and remedy in _TRAINING_ONLY:
+        return f"`--compare {remedy}` has no meaning with `--mode infer`"
+    changes = _CHANGES[remedy]
+    if changes and all(getattr(workload, name) == value for name, value in changes.items()):
+        return f"`--compare {remedy}` changes nothing: the options ask for it already"
+    return None
+
+
+def why_unsupported(remedy: str, *, simulated: bool) -> str | None:
+    """Return why a device cannot show what a remedy buys; None if it can."""
+    if simulated and remedy == "compile":
+        return "what torch.compile fuses cannot be predicted: it takes a GPU"
+    return None
+
+
+def variables_of(remedy: str | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that a remedy sets; {} for one that sets none."""
+    return with_expandable_segments(environ) if remedy == _EXPANDABLE_SEGMENTS else {}
+
+
+def with_expandable_segments(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that turn expandable segments on, and leave the rest alone.
+
+    Both names are set: a torch that knows the newer one reads it first, others do not see it.
+    """
+    either = next((environ[name] for name in _VARIABLES if environ.get(name)), "")
+    return {name: _with_expandable_segments(environ.get(name) or either) for name in _VARIABLES}
+
+
+def _with_expandable_segments(options: str) -> str:
+    others = [
+        option
+        for option in options.split(",")
+        if option.strip() and not option.strip().startswith("expandable_segments")
+    ]
+    return ",".join([*others, "expandable_segments:True"])

@@ -1,0 +1,1 @@
+"""The caching allocator of PyTorch, address for address, without torch."""

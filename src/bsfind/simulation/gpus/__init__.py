@@ -1,0 +1,1 @@
+"""The GPUs that bsfind knows, their context memory, and how accurate predictions are."""

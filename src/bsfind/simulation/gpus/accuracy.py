@@ -1,0 +1,90 @@
+"""How exact predictions are, as measured: read from `accuracy.json` beside this file.
+
+The file is written by the benchmark that compares predictions with real runs, never by hand:
+
+    {
+      "torch": "2.13",
+      "against": "torch 2.13.0+cu130 on a fake NVIDIA H100, cuDNN's own plans, 2026-11-25",
+      "kinds": {
+        "convolutional": {
+          "runs": 60,
+          "allocated": {"median": 0.0002, "p95": 0.012},
+          "reserved": {"median": 0.004, "p95": 0.05}
+        },
+        "attention": {…}
+      }
+    }
+
+Errors are absolute and a part of the real peak (0.012 is 1.2 %). They hold for that version of torch
+and for models whose step consists of such operators; nothing else has been measured.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from importlib import resources
+
+from bsfind.records import Accuracy, ModelKind
+
+_FILE = resources.files("bsfind.simulation.gpus") / "accuracy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What the benchmark found.
+
+    Attributes:
+        torch: version of torch that predictions were compared with, such as `2.13`.
+        kinds: how exact they were, by kind of model.
+    """
+
+    torch: str
+    kinds: dict[ModelKind, Accuracy]
+
+    def accuracy(self, kind: ModelKind, torch_version: str) -> Accuracy | None:
+        """Return how exact predictions were found to be.
+
+        Args:
+            kind: of model.
+            torch_version: that the prediction is for, such as `2.13.0+cpu`.
+
+        Returns:
+            None where it was not measured; `why_not` tells why.
+        """
+        return self.kinds.get(kind) if self.is_for(torch_version) else None
+
+    def why_not(self, kind: ModelKind, torch_version: str) -> str | None:
+        """Return why there is no error bound, after the words "Error bound:"; None if there is one."""
+        if kind == "recurrent":
+            return (
+                "none for recurrent layers: the sizes of their workspaces are a formula that was not "
+                "compared with cuDNN"
+            )
+        if not self.is_for(torch_version):
+            return f"not measured for torch {_release(torch_version)} (measured for {self.torch})"
+        if kind in self.kinds:
+            return None
+        if kind == "other":
+            return "none for models without convolutions and attention: too few were measured"
+        return f"not measured for {kind} models"
+
+    def is_for(self, torch_version: str) -> bool:
+        """Tell whether it was measured with this version of torch; patch releases count as one."""
+        return _release(torch_version) == self.torch
+
+
+def _release(torch_version: str) -> str:
+    return ".".join(torch_version.partition("+")[0].split(".")[:2])
+
+
+@functools.cache
+def measured() -> Measured:
+    """Return what the file says that comes with bsfind."""
+    document = json.loads(_FILE.read_text(encoding="utf-8"))
+    kinds = {
+        kind: Accuracy.from_json({**figures, "against": document["against"]})
+        for kind, figures in document["kinds"].items()
+    }
+    return Measured(torch=document["torch"], kinds=kinds)

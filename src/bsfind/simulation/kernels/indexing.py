@@ -1,0 +1,278 @@
+"""Indexing by tensors, masks, and scattering (aten/src/ATen/native/cuda/Indexing.cu and others, torch 2.13).
+
+How many elements a mask selects is known from the shape of an output or of values alone: where one
+value is broadcast, none are assumed.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from bsfind.simulation.kernels import cub
+from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.layouts import (
+    cast,
+    contiguous,
+    dense,
+    elementwise,
+)
+from bsfind.simulation.kernels.reductions import axes, reduce_steps
+
+_MASKS = (torch.bool, torch.uint8)
+
+
+@allocates("aten::index")
+def index(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Masks become indices, int32 becomes int64 (`make_info` of TensorAdvancedIndexing.cpp)."""
+    output = call.outputs[0]
+    selected = 0
+    if output is not None:
+        rest = _rest(call.tensor("self"), call["indices"])
+        selected = output.numel // rest if rest else 0
+    handles = _prepared(call, steps, gpu, selected)[1]
+    steps.outputs()
+    steps.free(*handles)
+
+
+@allocates("aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
+def index_put(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Sums (and all, where that must be deterministic) sort the indices first."""
+    steps.outputs()
+    spec = call.tensor("self")
+    values = call.tensor("values")
+    given = call["indices"]
+    if spec.numel == 0:
+        return
+    if not (call["accumulate"] or gpu.deterministic):
+        rest = _rest(spec, given)
+        selected = values.numel // rest if rest else 0
+        if not values.on_gpu and values.numel == 1 and len(given) == 1 and _is_mask(given[0]):
+            return  # `canDispatchToMaskedFill`
+        steps.free(*_prepared(call, steps, gpu, selected)[1])
+        return
+    copied = None
+    if call.operator == "aten::index_put":
+        spec = dense(spec)
+    spec, copied = contiguous(steps, spec)
+    rest = _rest(spec, given)
+    masked = any(_is_mask(item) for item in given)
+    selected = values.numel // rest if masked and rest else 0
+    indices, handles = _prepared(call, steps, gpu, selected, same_strides=False)
+    defined = [(dim, item) for dim, item in enumerate(indices) if item is not None]
+    if not defined:
+        return
+    if masked and not selected:
+        steps.free(*handles)
+        steps.free(copied)
+        return
+    linear = None
+    broadcast = elementwise(*(item for _, item in defined))
+    for _, item in defined:
+        nbytes = item.numel * 8
+        if not call.arguments.get("unsafe", False) and item.numel:
+            _bounds(steps, item, gpu)
+        wrapped = steps.scratch(nbytes)
+        product = steps.scratch(nbytes)
+        steps.free(wrapped)
+        if linear is None:
+            linear = product
+        else:
+            steps.free(product)
+    steps.free(*handles)
+    count = broadcast.numel
+    before = 1
+    for dim in range(defined[0][0]):
+        before *= spec.shape[dim]
+    after = 1
+    for dim in range(defined[-1][0] + 1, spec.dim):
+        after *= spec.shape[dim]
+    expanded = None
+    whole = count * before * after
+    if values.numel < whole or not values.is_contiguous():
+        expanded = steps.scratch(whole * values.element_size)
+    if count and after:
+        # Indexed dimensions that are no neighbours are moved to the front, in a copy.
+        dims = [dim for dim, _ in defined]
+        order = dims + [dim for dim in range(spec.dim) if dim not in dims]
+        moved = TensorSpec(
+            tuple(spec.shape[dim] for dim in order),
+            tuple(spec.stride[dim] for dim in order),
+            spec.dtype,
+        )
+        permuted = None
+        if dims[-1] - dims[0] + 1 != len(dims):
+            permuted = contiguous(steps, moved)[1]
+        held = [steps.scratch(count * 8) for _ in range(3)]
+        bits = max(1, (spec.numel // max(after, 1)).bit_length())
+        held.append(steps.scratch(cub.radix_sort(count, 8, 8, bits, gpu)))
+        steps.free(*reversed(held), permuted)
+    steps.free(expanded, linear, copied)
+
+
+def _is_mask(item: TensorSpec | None) -> bool:
+    return item is not None and item.dtype in _MASKS
+
+
+def _bounds(steps: Steps, item: TensorSpec, gpu: CudaTarget) -> None:
+    """`index.max() < size` and `index.min() >= -size` (`wrapIndexOnce`), in one pass since torch 2.13."""
+    if gpu.torch_version < (2, 13):
+        for _ in range(2):
+            extreme = steps.scratch(8)
+            line, copy = contiguous(steps, item)
+            reduce_steps(steps, line, axes(line, None), gpu, 8, out_bytes=8)
+            steps.free(copy)
+            steps.free(steps.scratch(1), extreme)
+        return
+    extremes = steps.scratch(8), steps.scratch(8)
+    line, copy = contiguous(steps, item)
+    reduce_steps(steps, line, axes(line, None), gpu, 16, out_bytes=8)
+    steps.free(copy)
+    for _ in range(2):
+        steps.free(steps.scratch(1))
+    steps.free(*extremes)
+
+
+def _rest(spec: TensorSpec, indices: tuple[TensorSpec | None, ...]) -> int:
+    """Return the elements of the dimensions that are not indexed."""
+    count = 1
+    dim = 0
+    for item in indices:
+        if item is None:
+            count *= spec.shape[dim]
+            dim += 1
+        else:
+            dim += item.dim if item.dtype in _MASKS else 1
+    for size in spec.shape[dim:]:
+        count *= size
+    return count
+
+
+def _prepared(
+    call: Call, steps: Steps, gpu: CudaTarget, selected: int, *, same_strides: bool = True
+) -> tuple[list[TensorSpec | None], list[int | None]]:
+    """Return int64 indices of one shape, and handles of their memory in the order they are freed."""
+    indices: list[TensorSpec | None] = []
+    handles: list[int | None] = []
+    for item in call["indices"]:
+        if item is not None and _is_mask(item):
+            handles.append(_nonzero(steps, item, gpu, selected))
+            columns = TensorSpec((selected,), (1,), torch.int64)
+            indices += [columns] * item.dim
+        else:
+            indices.append(item)
+    defined = [item for item in indices if item is not None]
+    if not defined:
+        return indices, handles
+    broadcast = elementwise(*defined)
+    result: list[TensorSpec | None] = []
+    for item in indices:
+        if item is None:
+            result.append(None)
+            continue
+        shaped = _expanded(item, broadcast.shape)
+        if shaped.dtype != torch.int64:
+            shaped, handle = cast(steps, shaped, torch.int64)
+            handles.append(handle)
+        result.append(shaped)
+    strides = {item.stride for item in result if item is not None}
+    if same_strides and len(strides) > 1:
+        for at, one in enumerate(result):
+            if one is not None:
+                result[at], handle = contiguous(steps, one)
+                handles.append(handle)
+    return result, handles
+
+
+def _expanded(item: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
+    missing = len(shape) - item.dim
+    stride = (0,) * missing + tuple(
+        0 if size == 1 and shape[missing + at] != 1 else item.stride[at]
+        for at, size in enumerate(item.shape)
+    )
+    return TensorSpec(shape, stride, item.dtype)
+
+
+def _nonzero(steps: Steps, mask: TensorSpec, gpu: CudaTarget, selected: int) -> int | None:
+    """`nonzero_cuda_out_impl` of Nonzero.cu; returns the handle of the result."""
+    mask, copy = contiguous(steps, mask)
+    number = steps.scratch(4)
+    steps.free(steps.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
+    result = steps.scratch(selected * mask.dim * 8)
+    if mask.dim:
+        steps.free(steps.scratch(cub.select_flagged(mask.numel, gpu)))
+    steps.free(number, copy)
+    return result
+
+
+@allocates("aten::nonzero")
+def nonzero(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """The number of results, the results, their places (Nonzero.cu)."""
+    mask, copy = contiguous(steps, call.tensor("self"))
+    number = steps.scratch(4)
+    steps.free(steps.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
+    steps.outputs()
+    if mask.dim:
+        steps.free(steps.scratch(cub.select_flagged(mask.numel, gpu)))
+    steps.free(number, copy)
+
+
+@allocates("aten::masked_select")
+def masked_select(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Indexing by the expanded mask (`masked_select_out_cuda_impl`)."""
+    mask = call.tensor("mask")
+    output = call.outputs[0]
+    shape = elementwise(mask, call.tensor("self")).shape
+    indices = _nonzero(steps, _expanded(mask, shape), gpu, output.numel if output else 0)
+    steps.outputs()
+    steps.free(indices)
+
+
+@allocates("aten::masked_scatter", "aten::masked_scatter_")
+def masked_scatter(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Places in the source are a prefix sum of the mask (`launch_masked_scatter_kernel`)."""
+    steps.outputs()
+    spec, mask = call.tensor("self"), call.tensor("mask")
+    count = elementwise(spec, mask).numel
+    steps.scratch(count * 8)
+    contiguous(steps, _expanded(mask, elementwise(spec, mask).shape))
+    contiguous(steps, call.tensor("source"))
+    steps.free(steps.scratch(cub.scan(count, 8)))
+
+
+@allocates("aten::where.self")
+def where(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Operands of another type are cast, numbers on the host are copied (TensorCompare.cpp)."""
+    output = call.outputs[0]
+    if output is None:
+        return
+    handles = []
+    for name in ("self", "other"):
+        operand = call.tensor(name)
+        if not operand.on_gpu:
+            handles.append(steps.scratch(operand.numel * output.element_size))
+        elif operand.dtype != output.dtype:
+            handles.append(cast(steps, operand, output.dtype)[1])
+    steps.outputs()
+    steps.free(*reversed(handles))
+
+
+@allocates("aten::scatter_reduce", "aten::scatter_reduce_")
+def scatter_reduce(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Means count what was added (`scatter_reduce_two` of TensorAdvancedIndexing.cpp)."""
+    steps.outputs()
+    spec = call.tensor("self")
+    if call["reduce"] == "mean" and spec.numel:
+        steps.scratch(call.tensor("src").nbytes)
+        steps.scratch(spec.nbytes)
+        steps.scratch(spec.numel)
+
+
+@allocates("aten::index_reduce", "aten::index_reduce_")
+def index_reduce(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Means count what was added (`index_reduce_func_cuda_impl`)."""
+    steps.outputs()
+    spec = call.tensor("self")
+    if call["reduce"] == "mean" and spec.numel:
+        steps.scratch(spec.nbytes)
+        steps.free(steps.scratch(call.tensor("source").nbytes))
+        steps.free(steps.scratch(spec.numel))

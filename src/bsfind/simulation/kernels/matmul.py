@@ -1,0 +1,225 @@
+"""Matrix products: cuBLAS's workspace, and operands that cuBLAS cannot read as they are.
+
+aten/src/ATen/native/cuda/Blas.cpp and aten/src/ATen/cuda/CUDABlas.cpp, torch 2.6-2.13. A conjugated
+tensor is copied too; `TensorSpec` does not tell of it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import torch
+
+from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.layouts import contiguous, is_non_overlapping_and_dense
+
+_MIB = 1 << 20
+_LARGE = 32 * _MIB
+_DEFAULT = 8_519_680  # ":4096:2:16:8"
+
+
+def cublas_workspace(gpu: CudaTarget, steps: Steps, *, lt: bool = False) -> None:
+    """Allocate the workspace of the calling thread, where it does not exist yet.
+
+    Args:
+        gpu: where.
+        steps: of the kernel.
+        lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.12.
+    """
+    if lt and gpu.torch_version < (2, 12):
+        steps.workspace("cublaslt", _MIB)
+    else:
+        steps.workspace("cublas", cublas_workspace_bytes(gpu))
+
+
+def cublas_workspace_bytes(gpu: CudaTarget) -> int:
+    """Return the size of cuBLAS's workspace (`parseChosenWorkspaceSize`).
+
+    `CUBLAS_WORKSPACE_CONFIG`, such as `:4096:2:16:8`, overrides it: pairs of KiB and a count.
+    """
+    pairs = re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
+    if pairs:
+        return sum(int(size) * 1024 * int(count) for size, count in pairs)
+    if gpu.torch_version >= (2, 13):
+        return _LARGE if gpu.capability[0] in (9, 10, 12) else _DEFAULT
+    return _LARGE if gpu.capability == (9, 0) else _DEFAULT
+
+
+def _readable(spec: TensorSpec) -> bool:
+    """Tell whether cuBLAS can read a matrix (`prepare_matrix_for_cublas`)."""
+    if is_non_overlapping_and_dense(spec):
+        return True
+    (rows, columns), (row, column) = spec.shape, spec.stride
+    return (row == 1 and column >= max(1, rows)) or (column == 1 and row >= max(1, columns))
+
+
+def _readable_batch(spec: TensorSpec) -> bool:
+    """Tell whether cuBLAS can read a batch of matrices (`prepare_batch_matrix_for_cublas`)."""
+    _, rows, columns = spec.shape
+    _, row, column = spec.stride
+    if (row == 1 and column >= max(1, rows)) or (column == 1 and row >= max(1, columns)):
+        return True
+    return spec.is_contiguous() and row != 0 and column != 0
+
+
+def _product(
+    gpu: CudaTarget,
+    steps: Steps,
+    result: TensorSpec,
+    left: TensorSpec,
+    right: TensorSpec,
+    *,
+    lt: bool = False,
+) -> None:
+    """Copy what cuBLAS cannot use; of a row-major result it computes the transpose."""
+    batched = result.dim == 3
+    readable = _readable_batch if batched else _readable
+    if 0 in (result.numel, left.numel):
+        return
+    if not readable(result):
+        steps.scratch(result.nbytes)
+    row_major = result.stride[-1] == 1 and (
+        result.is_contiguous() or result.stride[-2] >= max(1, result.shape[-1])
+    )
+    operands = (right, left) if row_major else (left, right)
+    for operand in operands:
+        if not readable(operand):
+            steps.scratch(operand.nbytes)
+    cublas_workspace(gpu, steps, lt=lt)
+
+
+def _result(call: Call) -> TensorSpec:
+    output = call.outputs[0]
+    assert output is not None
+    return output
+
+
+@allocates("aten::mm")
+def mm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """`addmm_out_cuda_impl` without a bias."""
+    steps.outputs()
+    _product(gpu, steps, _result(call), call.tensor("self"), call.tensor("mat2"))
+
+
+@allocates("aten::addmm", "aten::addmm_", "aten::_addmm_activation")
+def addmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """`addmm_out_cuda_impl`; cuBLASLt adds a bias that is a vector."""
+    steps.outputs()
+    bias, left, right = (call.tensor(name) for name in ("self", "mat1", "mat2"))
+    result = _result(call)
+    lt = (
+        call.operator != "aten::addmm_"
+        and bias.dim == 1
+        and bias.shape[0] == result.shape[1]
+        and result.shape[0] > 1
+        and result.shape[1] > 1
+        and bias.is_contiguous()
+        and not bias.dtype.is_complex
+        and call["beta"] == 1
+    )
+    _product(gpu, steps, result, left, right, lt=lt)
+
+
+@allocates("aten::bmm")
+def bmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """`bmm_out_cuda_impl`."""
+    steps.outputs()
+    _product(gpu, steps, _result(call), call.tensor("self"), call.tensor("mat2"))
+
+
+@allocates("aten::baddbmm", "aten::baddbmm_")
+def baddbmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """`bmm_out_cuda_impl` onto a copy of the addend."""
+    steps.outputs()
+    _product(gpu, steps, _result(call), call.tensor("batch1"), call.tensor("batch2"))
+
+
+@allocates("aten::addbmm", "aten::addbmm_")
+def addbmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Products one after another into the result (`addbmm_impl` of LinearAlgebra.cpp)."""
+    steps.outputs()
+    left, right = call.tensor("batch1"), call.tensor("batch2")
+    for _ in range(left.shape[0]):
+        handles = [
+            steps.scratch(matrix.nbytes)
+            for matrix in (_matrix(right), _matrix(left))
+            if not _readable(matrix)
+        ]
+        cublas_workspace(gpu, steps)
+        steps.free(*reversed(handles))
+
+
+def _matrix(batch: TensorSpec) -> TensorSpec:
+    return TensorSpec(batch.shape[1:], batch.stride[1:], batch.dtype)
+
+
+@allocates("aten::_grouped_mm")
+def grouped_mm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """Matrix products of groups (`_grouped_mm_cuda` of cuda/GroupedBlas.cpp, torch 2.10-2.13).
+
+    CUTLASS has a kernel for bfloat16 on Hopper and data centre Blackwell, which takes a list of
+    pointers, strides and sizes for each group, and 512 bytes for each multiprocessor
+    (cuda/GroupMM.cu). Others are one product of cuBLAS after another (`_grouped_mm_fallback`).
+    """
+    steps.outputs()
+    left, right = call.tensor("self"), call.tensor("mat2")
+    if left.dtype == torch.bfloat16 and gpu.capability[0] in (9, 10):
+        offs = call.maybe_tensor("offs")
+        groups = offs.shape[0] if offs is not None else left.shape[0]
+        steps.scratch(60 * groups)
+        steps.scratch(512 * gpu.sm_count)
+    elif 0 not in (left.numel, right.numel):
+        cublas_workspace(gpu, steps)
+
+
+@allocates("aten::mv", "aten::addmv", "aten::addmv_")
+def addmv(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """`addmv_out_cuda`: gemv reads neither vectors of stride 0 nor matrices without leading dimension."""
+    steps.outputs()
+    matrix = call.tensor("self" if call.operator == "aten::mv" else "mat")
+    vector = call.tensor("vec")
+    if matrix.numel == 0:
+        return
+    if vector.stride[0] == 0:
+        contiguous(steps, vector)
+    (rows, columns), (row, column) = matrix.shape, matrix.stride
+    if not ((row == 1 and column >= max(1, rows)) or (column == 1 and row >= max(1, columns))):
+        contiguous(steps, matrix)
+    cublas_workspace(gpu, steps)
+
+
+@allocates("aten::dot", "aten::vdot")
+def dot(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """CuBLAS's dot product (`dot_cuda`)."""
+    steps.outputs()
+    cublas_workspace(gpu, steps)
+
+
+@allocates("aten::_trilinear")
+def trilinear(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """`_trilinear` of native/Linear.cpp: two products for each slice of the unrolled dimension."""
+    steps.outputs()
+    total = _result(call).dim + len(call["sumdim"])
+    shapes = []
+    for name, expanded in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
+        sizes = iter(call.tensor(name).shape)
+        total = call.tensor(name).dim + len(call[expanded])
+        shapes.append([1 if dim in call[expanded] else next(sizes) for dim in range(total)])
+    first, second, third = shapes
+    unrolled = call["unroll_dim"]
+    size = call.tensor("i1").element_size
+    inner = outer = 1
+    for dim in range(total):
+        if dim == unrolled:
+            continue
+        both = max(first[dim], second[dim])
+        if not (dim in call["sumdim"] and third[dim] == 1):
+            inner *= both
+        if dim not in call["sumdim"]:
+            outer *= max(both, third[dim])
+    for _ in range(max(shape[unrolled] for shape in shapes)):
+        product = steps.scratch(inner * size)
+        total_of_slice = steps.scratch(outer * size)
+        cublas_workspace(gpu, steps)
+        steps.free(product, total_of_slice)

@@ -1,0 +1,286 @@
+"""Reductions: when a sum is spread over thread blocks, they exchange partial results in global memory.
+
+Models `gpu_reduce_kernel` and `setReduceConfig` of aten/src/ATen/native/cuda/Reduce.cuh, with the
+dimensions as `TensorIterator` orders and merges them (aten/src/ATen/TensorIterator.cpp), torch 2.13.
+A tensor's address is taken to be aligned as the allocator aligns it: views that begin in the middle
+of a vector may be read in narrower vectors than is assumed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from bsfind.simulation.kernels.call import CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.layouts import sorted_dimensions
+
+_MAX_THREADS = 512
+_WARP = 32
+_INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Iteration:
+    """A `TensorIterator` of one output and one input, the fastest dimension first.
+
+    Attributes:
+        shape: sizes.
+        out: strides of the output in bytes, 0 where it is reduced.
+        into: strides of the input in bytes.
+    """
+
+    shape: tuple[int, ...]
+    out: tuple[int, ...]
+    into: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @property
+    def reduced(self) -> int:
+        """Number of reduced dimensions: they come first."""
+        return self.out.count(0)
+
+    @property
+    def outputs(self) -> int:
+        """Number of results."""
+        count = 1
+        for size, stride in zip(self.shape, self.out, strict=True):
+            if stride:
+                count *= size
+        return count
+
+    def fits_32_bit(self) -> bool:
+        return self.numel <= _INT32_MAX and all(
+            1 + sum((n - 1) * s for n, s in zip(self.shape, strides, strict=True)) <= _INT32_MAX
+            for strides in (self.out, self.into)
+        )
+
+    def in_32_bit(self) -> Iterator[_Iteration]:
+        """Yield parts that 32-bit offsets can address (`with_32bit_indexing`)."""
+        if self.fits_32_bit():
+            yield self
+            return
+        extents = [
+            (n - 1) * max(a, b) for n, a, b in zip(self.shape, self.out, self.into, strict=True)
+        ]
+        split = extents.index(max(extents))
+        half = self.shape[split] // 2
+        for size in (half, self.shape[split] - half):
+            shape = (*self.shape[:split], size, *self.shape[split + 1 :])
+            yield from _Iteration(shape, self.out, self.into).in_32_bit()
+
+
+def axes(spec: TensorSpec, dims: int | Sequence[int] | None) -> set[int]:
+    """Return the dimensions that an argument `dim` names; None and [] are all of them."""
+    if isinstance(dims, int):
+        dims = [dims]
+    if not dims:
+        return set(range(spec.dim))
+    return {dim % spec.dim for dim in dims} if spec.dim else set()
+
+
+def reduction_scratch(
+    spec: TensorSpec, dims: set[int], gpu: CudaTarget, accumulate_bytes: int
+) -> tuple[int, int]:
+    """Return the scratch memory of a reduction.
+
+    Args:
+        spec: what is reduced, in the type that the kernel reads.
+        dims: dimensions that are reduced (see `axes`).
+        gpu: where.
+        accumulate_bytes: size of a partial result, usually 4 for types up to float32.
+
+    Returns:
+        Bytes of partial results and of semaphores, both 0 if no memory is needed. Of a tensor that
+        32-bit offsets cannot address they are the largest that one of its parts needs.
+    """
+    if spec.numel == 0:
+        return 0, 0
+    iteration = _iteration(spec, dims)
+    return max(_scratches(iteration, spec.element_size, gpu, accumulate_bytes, 4, 4))
+
+
+def reduce_steps(
+    steps: Steps,
+    spec: TensorSpec,
+    dims: set[int],
+    gpu: CudaTarget,
+    accumulate_bytes: int,
+    *,
+    unroll: int = 4,
+    vector: int = 4,
+    out_bytes: int | None = None,
+) -> None:
+    """Allocate and free the scratch memory of a reduction.
+
+    Args:
+        steps: of the kernel; its output has to be there already.
+        spec: what is reduced, in the type that the kernel reads.
+        dims: dimensions that are reduced.
+        gpu: where.
+        accumulate_bytes: size of a partial result.
+        unroll: `vt0` of the kernel.
+        vector: `input_vec_size` of the kernel.
+        out_bytes: size of a result if it is not that of an element. If it is not that of a partial
+            result, these are kept outside the output between the parts of a tensor that 32-bit
+            offsets cannot address.
+    """
+    if spec.numel == 0:
+        return
+    iteration = _iteration(spec, dims)
+    accumulated = None
+    in_output = accumulate_bytes == (spec.element_size if out_bytes is None else out_bytes)
+    if not in_output and not iteration.fits_32_bit():  # `AccumulationBuffer`
+        accumulated = steps.scratch(iteration.outputs * accumulate_bytes)
+    scratches = _scratches(iteration, spec.element_size, gpu, accumulate_bytes, unroll, vector)
+    for partial, semaphores in scratches:
+        handles = steps.scratch(partial), steps.scratch(semaphores)
+        steps.free(*reversed(handles))
+    steps.free(accumulated)
+
+
+def _scratches(
+    iteration: _Iteration, size: int, gpu: CudaTarget, accumulate: int, unroll: int, vector: int
+) -> Iterator[tuple[int, int]]:
+    for part in iteration.in_32_bit():
+        yield _scratch(part, size, gpu, accumulate, unroll, vector)
+
+
+def _iteration(spec: TensorSpec, dims: set[int]) -> _Iteration:
+    """Order and merge dimensions (`reorder_dimensions`, `coalesce_dimensions`)."""
+    out = [0] * spec.dim
+    step = spec.element_size
+    for dim in reversed(range(spec.dim)):
+        if dim not in dims:
+            out[dim] = step
+            step *= spec.shape[dim]
+    into = [stride * spec.element_size for stride in spec.stride]
+    order = sorted_dimensions(
+        spec.dim, lambda first, second: _comes_after(spec.shape, out, into, first, second)
+    )
+    merged: list[list[int]] = []
+    for dim in order:
+        size, o, i = spec.shape[dim], out[dim], into[dim]
+        if merged:
+            last = merged[-1]
+            if last[0] == 1:
+                merged[-1] = [size, o, i]
+                continue
+            if size == 1 or (last[0] * last[1] == o and last[0] * last[2] == i):
+                last[0] *= size
+                continue
+        merged.append([size, o, i])
+    shape, outs, intos = zip(*merged, strict=True) if merged else ((), (), ())
+    return _Iteration(tuple(shape), tuple(outs), tuple(intos))
+
+
+def _comes_after(
+    shape: Sequence[int], out: Sequence[int], into: Sequence[int], first: int, second: int
+) -> int:
+    if (out[first] == 0) != (out[second] == 0):
+        return 1 if out[second] == 0 else -1
+    for strides in (out, into):
+        a, b = strides[first], strides[second]
+        if a == 0 or b == 0:
+            continue
+        if a != b:
+            return -1 if a < b else 1
+        if shape[first] > shape[second]:
+            return 1
+    return 0
+
+
+def _scratch(
+    part: _Iteration, size: int, gpu: CudaTarget, accumulate: int, unroll: int, vector: int
+) -> tuple[int, int]:
+    outputs = part.outputs
+    inputs = part.numel // outputs
+    dims, reduced = len(part.shape), part.reduced
+    along_input = reduced == dims or (reduced > 0 and part.into[0] < part.into[reduced])
+    width, height = (inputs, outputs) if along_input else (outputs, inputs)
+    fastest = part.into[0 if along_input else reduced] if dims else size
+    out_vector = 1
+    if dims and fastest == size:
+        if along_input:
+            if width > 128 and dims == 1 and unroll >= vector:
+                width //= vector
+        else:
+            out_vector = _output_vector(part, size)
+            width //= out_vector
+
+    most = _MAX_THREADS // out_vector
+    wide = min(_power_of_2(width), most)
+    high = min(_power_of_2(height), most)
+    block_width = min(wide, _WARP)
+    block_height = min(high, most // block_width)
+    block_width = min(wide, most // block_height)
+
+    step_input, step_output = (block_width, 1) if along_input else (1, block_width)
+    per_thread = -(-inputs // step_input)
+    if per_thread < block_height * 16 and per_thread < 256:
+        return 0, 0  # a warp for each output
+    step_input *= block_height
+    grid = -(-(outputs // out_vector) // step_output)
+    target = gpu.sm_count * (gpu.max_threads_per_sm // (block_width * block_height))
+    per_thread = -(-inputs // step_input)
+    if per_thread < 256 or grid > target:
+        return 0, 0
+    blocks = max(min(-(-target // grid), -(-per_thread // 16)), -(-per_thread // 256))
+    if blocks <= 1:
+        return 0, 0
+    partial = accumulate * outputs * blocks
+    if not along_input:
+        partial *= block_width * out_vector
+    return partial, 4 * grid
+
+
+def _output_vector(part: _Iteration, size: int) -> int:
+    vector = 4
+    first = part.reduced
+    others = [stride // size for j, stride in enumerate(part.into) if j != first]
+    for number in (part.shape[first], *others):
+        while number % vector:
+            vector //= 2
+    return vector
+
+
+def _power_of_2(number: int) -> int:
+    return 1 << max(number.bit_length() - 1, 0)
+
+
+def accumulate_bytes(dtype: torch.dtype) -> int:
+    """Return the size of the type in which sums of a type are kept (`acc_type` on CUDA)."""
+    if dtype.is_complex:
+        return max(dtype.itemsize, 8)
+    return max(dtype.itemsize, 4) if dtype.is_floating_point else 8
+
+
+def _unrolling(dtype: torch.dtype) -> dict[str, int]:
+    # 16-bit types are read in vectors of 8 (ReduceSumProdKernel.cu, ReduceMomentKernel.cu).
+    return {"unroll": 4, "vector": 8} if dtype.itemsize == 2 else {}
+
+
+def sum_steps(
+    steps: Steps,
+    spec: TensorSpec,
+    dims: set[int],
+    gpu: CudaTarget,
+    out_bytes: int | None = None,
+) -> None:
+    """Allocate and free the scratch memory of a sum or mean, in the type that the kernel reads."""
+    reduce_steps(
+        steps,
+        spec,
+        dims,
+        gpu,
+        accumulate_bytes(spec.dtype),
+        out_bytes=out_bytes,
+        **_unrolling(spec.dtype),
+    )

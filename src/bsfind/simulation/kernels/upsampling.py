@@ -1,0 +1,105 @@
+"""Upsampling: layouts that its kernels take (aten/src/ATen/native/cuda/UpSample*.cu, torch 2.13)."""
+
+from __future__ import annotations
+
+import torch
+
+from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.layouts import contiguous, contiguous_in, suggested_format
+from bsfind.simulation.kernels.matmul import cublas_workspace
+
+_CHANNELS_OF_VECTOR = 4
+
+
+def _in_either_format(call: Call, steps: Steps, source: TensorSpec) -> None:
+    """Channels-last kernels take 4 channels or more; else the result is made contiguous aside."""
+    steps.outputs()
+    output = call.outputs[0]
+    if output is None:
+        return
+    channels_last = (
+        suggested_format(source) == torch.channels_last
+        and source.shape[1] >= _CHANNELS_OF_VECTOR
+        and output.is_contiguous(torch.channels_last)
+    )
+    if channels_last:
+        contiguous_in(steps, source, torch.channels_last)
+        return
+    contiguous(steps, output)
+    contiguous(steps, source)
+
+
+@allocates("aten::upsample_nearest2d", "aten::_upsample_nearest_exact2d")
+def nearest2d(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """UpSampleNearest2d.cu."""
+    _in_either_format(call, steps, call.tensor("self"))
+
+
+@allocates(
+    "aten::upsample_nearest2d_backward",
+    "aten::_upsample_nearest_exact2d_backward",
+    "aten::upsample_bilinear2d_backward",
+)
+def nearest2d_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """UpSampleNearest2d.cu, UpSampleBilinear2d.cu."""
+    _in_either_format(call, steps, call.tensor("grad_output"))
+
+
+@allocates(
+    "aten::upsample_nearest1d",
+    "aten::_upsample_nearest_exact1d",
+    "aten::upsample_nearest3d",
+    "aten::_upsample_nearest_exact3d",
+    "aten::_upsample_bilinear2d_aa",
+    "aten::_upsample_bicubic2d_aa",
+)
+def contiguous_input(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """The input contiguous; a result in another layout is made aside."""
+    steps.outputs()
+    output = call.outputs[0]
+    if output is not None:
+        contiguous(steps, output)
+    contiguous(steps, call.tensor("self"))
+
+
+@allocates(
+    "aten::upsample_bicubic2d_backward",
+    "aten::upsample_linear1d_backward",
+    "aten::upsample_nearest1d_backward",
+    "aten::_upsample_nearest_exact1d_backward",
+    "aten::upsample_nearest3d_backward",
+    "aten::_upsample_nearest_exact3d_backward",
+    "aten::upsample_trilinear3d_backward",
+    "aten::_upsample_bilinear2d_aa_backward",
+    "aten::_upsample_bicubic2d_aa_backward",
+)
+def contiguous_gradient(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """The gradient contiguous; a result in another layout is made aside."""
+    steps.outputs()
+    output = call.outputs[0]
+    gradient = call.tensor("grad_output")
+    if call.operator == "aten::upsample_trilinear3d_backward":
+        contiguous(steps, gradient)
+        if output is not None:
+            contiguous(steps, output)
+        return
+    if output is not None and call.operator != "aten::_upsample_bilinear2d_aa_backward":
+        contiguous(steps, output)
+    contiguous(steps, gradient)
+
+
+@allocates("aten::affine_grid_generator")
+def affine_grid_generator(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+    """The regular grid, its axes, and a batched product (native/AffineGridGenerator.cpp)."""
+    theta = call.tensor("theta")
+    size = theta.element_size
+    batch, _, *spatial = call["size"]
+    points = batch
+    for extent in spatial:
+        points *= extent
+    steps.scratch(points * (len(spatial) + 1) * size)
+    for extent in reversed(spatial):
+        copies = 1 if call["align_corners"] or extent <= 1 else 3
+        steps.free(*[steps.scratch(extent * size) for _ in range(copies)])
+    steps.outputs()
+    cublas_workspace(gpu, steps)

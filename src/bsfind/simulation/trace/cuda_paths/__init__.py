@@ -1,0 +1,1 @@
+"""What CUDA does where the CPU or meta kernels of PyTorch do something else."""

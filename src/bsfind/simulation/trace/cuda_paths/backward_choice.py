@@ -1,0 +1,178 @@
+"""Backward passes that work in place on CUDA, and out of place for tensors of the meta device.
+
+`isTensorSubclassLike()` (aten/src/ATen/TensorSubclassLikeUtils.h, torch 2.6-2.13) is true of meta
+tensors and makes composites work out of place, so that they hold one tensor more than on the GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.torch_private import (
+    BelowAutograd,
+)
+
+aten = torch.ops.aten
+
+_MEAN = 1
+
+
+def _gather_backward(grad: Tensor, x: Tensor, dim: int, index: Tensor, sparse_grad: bool) -> Tensor:
+    """`gather_backward` of aten/src/ATen/native/TensorAdvancedIndexing.cpp."""
+    out: Tensor
+    if sparse_grad:
+        out = aten._gather_sparse_backward.default(x, dim, index, grad)
+        return out
+    return grad.new_zeros(x.shape).scatter_add_(dim, index, grad)
+
+
+def _index_select_backward(grad: Tensor, sizes: Sequence[int], dim: int, index: Tensor) -> Tensor:
+    """`index_select_backward_symint` of aten/src/ATen/native/TensorAdvancedIndexing.cpp."""
+    return grad.new_zeros(sizes).index_add_(dim, index, grad)
+
+
+def _selecting_backward(
+    grad: Tensor, dim: int, indices: Tensor, sizes: Sequence[int], keepdim: bool
+) -> Tensor:
+    """`value_selecting_reduction_backward` of aten/src/ATen/native/ReduceOps.cpp."""
+    if not keepdim and sizes:
+        grad, indices = grad.unsqueeze(dim), indices.unsqueeze(dim)
+    return grad.new_zeros(sizes).scatter_(dim, indices, grad)
+
+
+def _cummaxmin_backward(grad: Tensor, x: Tensor, indices: Tensor, dim: int) -> Tensor:
+    """`cummaxmin_backward` of aten/src/ATen/native/ReduceOps.cpp."""
+    if x.numel() == 0:
+        return x
+    return x.new_zeros(x.shape).scatter_add_(dim, indices, grad)
+
+
+def _cumprod_backward(grad: Tensor, x: Tensor, dim: int, output: Tensor) -> Tensor:
+    """`cumprod_backward` of aten/src/ATen/native/ReduceOps.cpp, for an input without zeros.
+
+    With a zero in it, which is read back from the GPU, it takes a longer way.
+    """
+    if x.numel() <= 1 or x.shape[dim] == 1:
+        return grad
+    products = output.conj() * grad
+    is_zero = x == 0
+    is_zero.any()
+    flipped = products.flip(dim)
+    sums = flipped.cumsum(dim)
+    reversed_sums = sums.flip(dim)
+    del flipped, sums
+    return reversed_sums.div(x.conj())
+
+
+def _trace_backward(grad: Tensor, sizes: Sequence[int]) -> Tensor:
+    """`trace_backward_symint` of aten/src/ATen/native/TensorAdvancedIndexing.cpp."""
+    out = grad.new_zeros(sizes[0] * sizes[1])
+    indices = torch.arange(0, out.shape[0], sizes[1] + 1, dtype=torch.long, device=grad.device)
+    return out.index_fill_(0, indices, grad).view(sizes)
+
+
+class _Index(torch.autograd.Function):
+    """`index.Tensor`, whose backward pass adds into its zeros in place.
+
+    `index_backward` of torch/csrc/autograd/FunctionsManual.cpp.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int, *indices: Tensor | None) -> Tensor:
+        with BelowAutograd():
+            out: Tensor = aten.index.Tensor(x, list(indices))
+        ctx.save_for_backward(*indices)
+        ctx.shape = x.shape
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad: Tensor = grads[0]
+        indices = ctx.saved_tensors
+        out = grad.new_zeros(ctx.shape)
+        out = aten._index_put_impl_.default(out, list(indices), grad, True, True)
+        return (out, None, *(None for _ in indices))
+
+
+def _index(x: Tensor, indices: Sequence[Tensor | None]) -> Tensor:
+    out: Tensor
+    if torch.is_grad_enabled() and x.requires_grad:
+        out = _Index.apply(x, len(indices), *indices)  # type: ignore[no-untyped-call]
+    else:
+        with BelowAutograd():
+            out = aten.index.Tensor(x, list(indices))
+    return out
+
+
+class _BinaryCrossEntropyWithLogits(torch.autograd.Function):
+    """The loss with a backward pass in place.
+
+    `binary_cross_entropy_with_logits_backward` of torch/csrc/autograd/FunctionsManual.cpp.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        target: Tensor,
+        weight: Tensor | None,
+        pos_weight: Tensor | None,
+        reduction: int,
+    ) -> Tensor:
+        with BelowAutograd():
+            out: Tensor = aten.binary_cross_entropy_with_logits.default(
+                x, target, weight, pos_weight, reduction
+            )
+        ctx.save_for_backward(x, target, weight, pos_weight)
+        ctx.reduction = reduction
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        grad: Tensor = grads[0]
+        x, target, weight, pos_weight = ctx.saved_tensors
+        grad_target = None
+        if ctx.needs_input_grad[1]:
+            grad_target = x.neg().mul_(grad)
+        if pos_weight is None:
+            out = x.sigmoid().sub_(target).mul_(grad)
+        else:
+            scaled = pos_weight * target
+            out = scaled.add(1).sub_(target).mul_(x.sigmoid()).sub_(scaled).mul_(grad)
+        if weight is not None:
+            out.mul_(weight)
+        if ctx.reduction == _MEAN:
+            out.div_(x.numel())
+        return out, grad_target, None, None, None
+
+
+def _binary_cross_entropy_with_logits(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
+    reduction: int = 1,
+) -> Tensor:
+    out: Tensor = _BinaryCrossEntropyWithLogits.apply(  # type: ignore[no-untyped-call]
+        x, target, weight, pos_weight, reduction
+    )
+    return out
+
+
+def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+    """Return the kernels by the operators' names, each called with the operator's arguments."""
+    return {
+        "gather_backward": _gather_backward,
+        "index_select_backward": _index_select_backward,
+        "value_selecting_reduction_backward": _selecting_backward,
+        "cummaxmin_backward": _cummaxmin_backward,
+        "cumprod_backward": _cumprod_backward,
+        "trace_backward": _trace_backward,
+        "index.Tensor": _index,
+        "binary_cross_entropy_with_logits": _binary_cross_entropy_with_logits,
+    }

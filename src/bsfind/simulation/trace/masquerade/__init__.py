@@ -1,0 +1,1 @@
+"""Lets user code see a CUDA device: `torch.cuda`, device names, tensor types."""

@@ -1,0 +1,286 @@
+"""What `torch.cuda` answers while a step is traced: that there is a GPU, and which one.
+
+Nothing here touches a driver: the functions of the module are replaced for the time of the trace.
+Memory is counted by the replay, not by the program that is traced, so that its own questions about
+memory are answered with nothing allocated.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+
+from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.trace.cuda_build import cuda_build, refusing_class, versions
+from bsfind.simulation.trace.masquerade.tensor_types import TENSOR_TYPES
+
+
+class SimulatedGpu(SimpleNamespace):
+    """The properties of the GPU, as `torch.cuda.get_device_properties` returns them."""
+
+    name: str
+    total_memory: int
+    # The same on all GPUs of compute capability 5.0 to 12.1.
+    warp_size = 32
+    max_threads_per_block = 1024
+    regs_per_multiprocessor = 65536
+    shared_memory_per_block = 49152
+    is_integrated = 0
+    is_multi_gpu_board = 0
+
+
+class _Stream:
+    """A stream, or an event, on which nothing ever waits."""
+
+    device = torch.device("cuda", 0)
+    device_index = 0
+    cuda_stream = 0
+    stream_id = 0
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def is_capturing(self) -> bool:
+        return False
+
+    def elapsed_time(self, _end: object) -> float:
+        return 0.0
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or _Stream()
+
+    def _nothing(self, *_: object, **__: object) -> None:
+        pass
+
+    record = wait = wait_event = wait_stream = synchronize = _nothing
+
+
+class _Event(_Stream):
+    """An event, which has happened."""
+
+
+class _Device(contextlib.nullcontext[None]):
+    """The only device: a class, as torch asks `isinstance(x, torch.cuda.device)`."""
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+
+_COUNTERS = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
+
+
+def _nothing() -> Callable[..., None]:
+    """Return a function that does nothing: one of its own, as torch's compiler tells them apart."""
+    return lambda *_, **__: None
+
+
+def _zero() -> Callable[..., int]:
+    return lambda *_, **__: 0
+
+
+def _replacements(
+    gpu: CudaTarget, properties: SimulatedGpu, allocated: Callable[[], int]
+) -> dict[str, Any]:
+    null = contextlib.nullcontext
+    major, minor = gpu.capability
+    random_state = torch.zeros(16, dtype=torch.uint8)
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "init": _nothing(),
+        "_lazy_init": _nothing(),
+        "_initialized": True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": _nothing(),
+        "device": _Device,
+        "device_of": _Device,
+        "get_device_name": lambda *_: properties.name,
+        "get_device_capability": lambda *_: (major, minor),
+        "get_device_properties": lambda *_: properties,
+        "is_bf16_supported": lambda *_, **__: major >= 8,
+        "is_tf32_supported": lambda *_, **__: major >= 8,
+        "get_arch_list": lambda: [f"sm_{major}{minor}"],
+        "synchronize": _nothing(),
+        "empty_cache": _nothing(),
+        "ipc_collect": _nothing(),
+        "mem_get_info": lambda *_: (
+            max(0, properties.total_memory - allocated()),
+            properties.total_memory,
+        ),
+        "memory_stats": lambda *_: _memory_stats(allocated()),
+        "memory_snapshot": lambda *_: [],
+        "reset_peak_memory_stats": _nothing(),
+        "reset_max_memory_allocated": _nothing(),
+        "set_per_process_memory_fraction": _nothing(),
+        **{name: lambda *_, **__: allocated() for name in _COUNTERS},
+        **{name: _nothing() for name in ("manual_seed", "manual_seed_all", "seed", "seed_all")},
+        "initial_seed": _zero(),
+        "get_rng_state": lambda *_: random_state.clone(),
+        "get_rng_state_all": lambda: [random_state.clone()],
+        "set_rng_state": _nothing(),
+        "set_rng_state_all": _nothing(),
+        "Stream": _Stream,
+        "Event": _Event,
+        "current_stream": lambda *_: _Stream(),
+        "default_stream": lambda *_: _Stream(),
+        "set_stream": _nothing(),
+        "stream": lambda *_: null(),
+        "is_current_stream_capturing": lambda: False,
+        "ExternalStream": _Stream,
+        "memory_summary": lambda *_, **__: "",
+        "memory_stats_as_nested_dict": lambda *_: {},
+        "list_gpu_processes": lambda *_: "",
+        "get_allocator_backend": lambda: "native",
+        "can_device_access_peer": lambda *_: False,
+        "get_sync_debug_mode": _zero(),
+        "set_sync_debug_mode": _nothing(),
+        "utilization": _zero(),
+        "cudart": _CudaRuntime,
+        "_record_memory_history": _nothing(),
+        "_dump_snapshot": _nothing(),
+        **{name: refusing_class("torch.cuda", name) for name in _WITHOUT_MEANING},
+        **TENSOR_TYPES,
+    }
+
+
+_WITHOUT_MEANING = (
+    *("CUDAGraph", "graph", "graph_pool_handle", "make_graphed_callables", "MemPool"),
+    *("current_blas_handle", "caching_allocator_alloc", "caching_allocator_delete"),
+    *("change_current_allocator", "CUDAPluggableAllocator"),
+)
+"""What captures, hands out or replaces memory past the caching allocator that is modelled."""
+
+
+def _memory_stats(allocated: int) -> dict[str, int]:
+    """Return `torch.cuda.memory_stats()`: what is allocated, and zero of what is only counted."""
+    sizes = (
+        f"{kind}_bytes.all.{when}"
+        for kind in ("allocated", "reserved", "active", "requested")
+        for when in ("current", "peak", "allocated")
+    )
+    return defaultdict(int, dict.fromkeys(sizes, allocated))
+
+
+class _CudaRuntime:
+    """`torch.cuda.cudart()`: the profiler's switches."""
+
+    @staticmethod
+    def cudaProfilerStart() -> int:  # noqa: N802 (CUDA's name)
+        return 0
+
+    @staticmethod
+    def cudaProfilerStop() -> int:  # noqa: N802 (CUDA's name)
+        return 0
+
+    @staticmethod
+    def cudaMemGetInfo(_device: int) -> tuple[int, int]:  # noqa: N802 (CUDA's name)
+        return torch.cuda.mem_get_info()
+
+
+class _KeepOnHost:
+    """Lets `torch.load` leave on the host what was saved, or is wanted, on the GPU.
+
+    Weights are copied from there wherever they belong.
+    """
+
+    is_active = False
+
+    def __call__(self, storage: Any, location: str) -> Any:
+        return storage if self.is_active and location.startswith("cuda") else None
+
+
+_keep_on_host = _KeepOnHost()
+torch.serialization.register_package(1, lambda _: None, _keep_on_host)  # before CUDA's, which is 20
+
+
+_NVTX = ("range_push", "range_pop", "range_start", "range_end", "mark")
+
+
+def _accelerator_replacements(answers: dict[str, Any]) -> dict[str, Any]:
+    """What `torch.accelerator` answers; torch's optimizers ask it from 2.14 on."""
+    same = (
+        *("is_available", "device_count", "current_stream", "set_stream", "synchronize"),
+        *("empty_cache", "memory_stats", "reset_peak_memory_stats", *_COUNTERS),
+    )
+    return {name: answers[name] for name in same} | {
+        "current_accelerator": lambda *_, **__: torch.device("cuda"),
+        "current_device_index": _zero(),
+        "current_device_idx": _zero(),
+        "set_device_index": _nothing(),
+        "set_device_idx": _nothing(),
+        "get_memory_info": answers["mem_get_info"],
+        "reset_accumulated_memory_stats": _nothing(),
+    }
+
+
+@contextlib.contextmanager
+def simulated_cuda_module(
+    gpu: CudaTarget,
+    properties: SimulatedGpu,
+    clear_autocast_cache: Callable[[], None],
+    allocated: Callable[[], int],
+) -> Iterator[None]:
+    """Let torch's Python code find a GPU while inside.
+
+    Args:
+        gpu: which one.
+        properties: of the GPU.
+        clear_autocast_cache: called when the outermost autocast is left.
+        allocated: returns the bytes of the tensors on it, which code may ask for.
+    """
+    import torch.cuda.amp.common
+
+    own_clear = torch.clear_autocast_cache
+
+    def clear() -> None:
+        clear_autocast_cache()
+        own_clear()
+
+    with contextlib.ExitStack() as undo:
+
+        def replace(owner: Any, name: str, value: Any) -> None:
+            if hasattr(owner, name):
+                undo.callback(setattr, owner, name, getattr(owner, name))
+                setattr(owner, name, value)
+
+        undo.enter_context(cuda_build(gpu))
+        answers = _replacements(gpu, properties, allocated)
+        # Most of these functions are in a module of their own, which code asks too.
+        owners = (
+            *(torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams),
+            *(torch.cuda.graphs, torch.cuda.profiler),
+        )
+        for owner in owners:
+            for name, value in answers.items():
+                replace(owner, name, value)
+        for name in _NVTX:
+            replace(torch.cuda.nvtx, name, _zero())
+        cuda, cudnn = versions(gpu)
+        replace(torch.version, "cuda", cuda)
+        replace(torch.backends.cuda, "is_built", lambda: True)
+        replace(torch.backends.cudnn, "is_available", lambda: True)
+        replace(torch.backends.cudnn, "version", lambda: cudnn)
+        if hasattr(torch, "accelerator"):  # torch 2.6
+            for name, value in _accelerator_replacements(answers).items():
+                replace(torch.accelerator, name, value)
+        replace(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+        replace(torch, "clear_autocast_cache", clear)
+        _keep_on_host.is_active = True
+        undo.callback(setattr, _keep_on_host, "is_active", False)
+        yield

@@ -1,0 +1,278 @@
+"""A traced step as a program of allocations, and its replay through an allocator.
+
+The trace says what was born and died; rules say what kernels take besides. Here both become one list
+of events, numbered as in `simulation.recording`: `n >= 0` allocates n bytes, `n < 0` frees block
+`-n - 1`; blocks are numbered in the order of their allocation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from bsfind.failures.leaks import StepMemory
+from bsfind.simulation.allocator.blocks import Block
+from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.allocator.replay import replay
+from bsfind.simulation.kernels.call import Call, CudaTarget, Rule, Steps
+from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
+
+
+class StepEnd(NamedTuple):
+    """What `TrainingSteps` says of a step.
+
+    Attributes:
+        gradient_bytes: of the gradients that parameters have after it.
+        is_warm_up: whether it is unlike those to come.
+    """
+
+    gradient_bytes: int
+    is_warm_up: bool
+
+
+class Source(NamedTuple):
+    """Where a block of a program comes from.
+
+    Attributes:
+        entry: index among the entries of the load, or of the trial.
+        block: the recorder's number of the tensor's storage; None: it is the kernel's own memory.
+        is_trial: which entries those are.
+    """
+
+    entry: int
+    block: int | None
+    is_trial: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed:
+    """What a replay counted.
+
+    Attributes:
+        peak_allocated_bytes: over the trial, the model included.
+        peak_reserved_bytes: over the trial.
+        resident_bytes: allocated after each step.
+        memory: what the verdict on leaks needs of each step.
+        activation_bytes: the most that a forward pass left behind for the backward pass.
+        retries: how often the allocator had flushed its cache to go on, after each step.
+        peaks_by_step: peak allocated of each step.
+    """
+
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    resident_bytes: tuple[int, ...]
+    memory: tuple[StepMemory, ...]
+    activation_bytes: int
+    retries: tuple[int, ...]
+    peaks_by_step: tuple[int, ...]
+
+
+@dataclass
+class Program:
+    """Allocations of a model's way to the GPU, and of the steps of one trial.
+
+    Attributes:
+        load_events: until the model is on the GPU.
+        trial_events: of the trial; block numbers go on from those of `load_events`.
+        operators: for each event of both, the operator that allocated (empty for releases).
+        marks: (number of trial events before it, name) of points of the step.
+        optional: positions in `trial_events` of scratch memory that a kernel can do without, with
+            the smaller sizes that it tries then.
+        step_ends: of each step.
+    """
+
+    load_events: list[int] = field(default_factory=list)
+    trial_events: list[int] = field(default_factory=list)
+    operators: list[str] = field(default_factory=list)
+    marks: list[tuple[int, str]] = field(default_factory=list)
+    optional: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    step_ends: list[StepEnd] = field(default_factory=list)
+
+    def load(self, allocator: CachingAllocator) -> list[Block | None]:
+        """Allocate the model; returns the blocks, for `replay`.
+
+        Raises:
+            SimulatedOutOfMemoryError: it does not fit.
+        """
+        blocks: list[Block | None] = []
+        replay(allocator, blocks, self.load_events, {})
+        allocator.empty_cache()
+        allocator.reset_peaks()
+        return blocks
+
+    def replay(self, allocator: CachingAllocator, blocks: list[Block | None]) -> Replayed:
+        """Run the trial on an allocator that holds the model.
+
+        Args:
+            allocator: as `load` left it.
+            blocks: that `load` returned.
+
+        Raises:
+            SimulatedOutOfMemoryError: it does not fit.
+        """
+        allocator.reset_peaks()
+        retries_before = allocator.num_alloc_retries
+        resident: list[int] = []
+        memory: list[StepMemory] = []
+        peaks: list[int] = []
+        allocated = reserved = 0
+        retries: list[int] = []
+        activation = 0
+        begin = before = 0
+        sizes = [event for event in (*self.load_events, *self.trial_events) if event >= 0]
+        held = most_held = sum(_changes(self.load_events, sizes))
+        for end, name in self.marks:
+            part = self.trial_events[begin:end]
+            if name == "forward_begin":
+                allocated = max(allocated, allocator.peak_allocated_bytes)
+                reserved = max(reserved, allocator.peak_reserved_bytes)
+                allocator.reset_peaks()
+                most_held = held
+            replay(allocator, blocks, part, self.optional, begin)
+            changes = _changes(part, sizes)
+            most_held = max(most_held, held + max(accumulate(changes), default=0))
+            held += sum(changes)
+            begin = end
+            if name == "forward_begin":
+                before = held
+            elif name == "forward_end":
+                activation = max(activation, held - before)
+            elif name == "step_end":
+                resident.append(allocator.allocated_bytes)
+                end_of_step = self.step_ends[len(memory)]
+                memory.append(
+                    StepMemory(
+                        held_bytes=held - end_of_step.gradient_bytes,
+                        peak_bytes=most_held,
+                        is_warm_up=end_of_step.is_warm_up,
+                    )
+                )
+                peaks.append(allocator.peak_allocated_bytes)
+                retries.append(allocator.num_alloc_retries - retries_before)
+        replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
+        return Replayed(
+            peak_allocated_bytes=max(allocated, allocator.peak_allocated_bytes),
+            peak_reserved_bytes=max(reserved, allocator.peak_reserved_bytes),
+            resident_bytes=tuple(resident),
+            memory=tuple(memory),
+            activation_bytes=activation,
+            retries=tuple(retries),
+            peaks_by_step=tuple(peaks),
+        )
+
+
+def _changes(events: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    """Return by how much each event changes the requested bytes, given the sizes of all blocks."""
+    return [event if event >= 0 else -sizes[-event - 1] for event in events]
+
+
+def program_of(
+    load_entries: Sequence[Entry],
+    trial_entries: Sequence[Entry],
+    gpu: CudaTarget,
+    sources: list[Source] | None = None,
+) -> Program:
+    """Return the program of a trace on a GPU.
+
+    Args:
+        load_entries: of the recorder, until the model is on the GPU.
+        trial_entries: of the recorder, of the trial.
+        gpu: whose kernels run.
+        sources: gets the source of each block of the program, if it is wanted.
+    """
+    program = Program()
+    writer = _Writer(gpu, sources)
+    writer.write(load_entries, program.load_events, program)
+    writer.write(trial_entries, program.trial_events, program, is_trial=True)
+    return program
+
+
+class _Writer:
+    """Numbers blocks while it turns entries to events."""
+
+    def __init__(self, gpu: CudaTarget, sources: list[Source] | None = None) -> None:
+        self._gpu = gpu
+        self._sources = sources
+        self._numbers: dict[int, int] = {}
+        self._count = 0
+        self._workspaces: set[tuple[str, str]] = set()
+        self._known: dict[int, list[tuple[str, Any, int]]] = {}
+
+    def write(
+        self,
+        entries: Sequence[Entry],
+        events: list[int],
+        program: Program,
+        *,
+        is_trial: bool = False,
+    ) -> None:
+        """Append the events of some entries, and what the program says about them."""
+        operators, numbers, sources = program.operators, self._numbers, self._sources
+        for index, entry in enumerate(entries):
+            kind = entry[0]
+            if kind == ALLOCATE:
+                _, block, nbytes, operator = entry
+                numbers[block] = self._count
+                self._count += 1
+                events.append(nbytes)
+                operators.append(operator)
+                if sources is not None:
+                    sources.append(Source(index, block, is_trial))
+            elif kind == RELEASE:
+                number = numbers.pop(entry[1], None)
+                if number is not None:
+                    events.append(-number - 1)
+                    operators.append("")
+            elif kind == MARK:
+                if is_trial:
+                    program.marks.append((len(events), entry[1]))
+                    if len(entry) > 2:
+                        program.step_ends.append(StepEnd(*entry[2:]))
+            elif kind == CALL:
+                self._write_call(index, entry, events, program, is_trial=is_trial)
+
+    def _steps_of(self, rule: Rule, call: Call) -> list[tuple[str, Any, int]]:
+        """Ask a rule, once for the calls that repeat: those are one object."""
+        known = self._known.get(id(call))
+        if known is None:
+            steps = Steps(call)
+            rule(call, self._gpu, steps)
+            known = self._known[id(call)] = steps.finish()
+        return known
+
+    def _write_call(
+        self, index: int, entry: Entry, events: list[int], program: Program, *, is_trial: bool
+    ) -> None:
+        _, rule, call, blocks, thread, operator = entry
+        scratch: dict[int, int] = {}  # handle → number
+        for what, which, nbytes in self._steps_of(rule, call):
+            block = None
+            if what == "output":
+                if blocks[which] is None:
+                    continue
+                block, size = blocks[which]
+                size = max(size, nbytes)  # a loss that is reduced keeps the storage of its terms
+                self._numbers[block] = self._count
+            elif what in ("scratch", "optional"):
+                scratch[which] = self._count
+                size = nbytes
+                if what == "optional" and is_trial:
+                    program.optional[len(events)] = ()
+            elif what == "workspace":
+                if (which, thread) in self._workspaces:
+                    continue
+                self._workspaces.add((which, thread))
+                size = nbytes
+            elif what == "free":
+                events.append(-scratch[which] - 1)
+                program.operators.append("")
+                continue
+            else:  # skipped: it takes no memory of the GPU, and its release must not either
+                continue
+            self._count += 1
+            events.append(size)
+            program.operators.append(operator)
+            if self._sources is not None:
+                self._sources.append(Source(index, block, is_trial))

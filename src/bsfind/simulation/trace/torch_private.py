@@ -1,0 +1,269 @@
+"""Every private name of torch that the tracer uses, looked up once.
+
+torch promises none of them. `missing` says which a version of torch does not have; with any of them
+missing, nothing is traced. No other module of the tracer names one (a test reads the sources).
+Checked with torch 2.6-2.13.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.graph
+import torch.utils.checkpoint
+
+from bsfind.errors import UntraceableError
+
+_checks: dict[str, Callable[[], Any]] = {}
+"""By name, what raises AttributeError where torch does not have it."""
+
+
+class _Missing:
+    """Stands for a name that this torch does not have."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        raise _unfit([self.name])
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise _unfit([self.name])
+
+
+def _found(path: str) -> Any:
+    """Return what a dotted path names; raises AttributeError where there is no such thing."""
+    found: Any = torch
+    at = "torch"
+    for name in path.split(".")[1:]:
+        at = f"{at}.{name}"
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            try:
+                found = importlib.import_module(at)
+            except ImportError:
+                raise AttributeError(at) from None
+    return found
+
+
+def _named(path: str, *, optional: bool = False) -> Any:
+    """Look a name up; where it is missing, what is returned raises on its first use."""
+    if not optional:
+        _checks[path] = lambda: _found(path)
+    try:
+        return _found(path)
+    except AttributeError:
+        return None if optional else _Missing(path)
+
+
+def _attribute(owner: str, name: str, example: Any) -> Any:
+    """Return what reads a private attribute, given an object that has it."""
+    reads = operator.attrgetter(name)
+    _checks[f"{owner}.{name}"] = lambda: reads(example)
+    return reads
+
+
+def _method(owner: str, name: str) -> Any:
+    """Return what calls a private method of a class without arguments."""
+    _checks[f"{owner}.{name}"] = lambda: _found(f"{owner}.{name}")
+    return operator.methodcaller(name)
+
+
+def missing() -> list[str]:
+    """Return the private names that the tracer cannot do without and this torch does not have."""
+    names = []
+    for name, check in _checks.items():
+        try:
+            check()
+        except AttributeError:
+            names.append(name)
+    return names
+
+
+def check_torch() -> None:
+    """Refuse a torch that lacks private names.
+
+    Raises:
+        UntraceableError: names them, and the version of torch.
+    """
+    if names := missing():
+        raise _unfit(names)
+
+
+def _unfit(names: list[str]) -> UntraceableError:
+    listed = ", ".join(f"`{name}`" for name in names)
+    return UntraceableError(
+        f"torch {torch.__version__} cannot be traced without a GPU: it has no {listed}",
+        detail="A prediction relies on internal names of PyTorch, which differ between versions.",
+        hint="install another version of PyTorch (2.6 to 2.13 are known to work), or measure on a "
+        "GPU with `--device cuda`",
+    )
+
+
+native_module: Any = torch._C
+"""PyTorch's C++, as Python sees it."""
+
+# ---------------------------------------------------------------------- keys of the dispatcher
+
+_parse_key = _named("torch._C._parse_dispatch_key")
+_KeySet = _named("torch._C.DispatchKeySet")
+ExcludedKeys = _named("torch._C._ExcludeDispatchKeyGuard")
+"""`with ExcludedKeys(keys):` operators skip these keys."""
+BelowAutograd = _named("torch._C._AutoDispatchBelowAutograd")
+include_key = _named("torch._C._dispatch_tls_set_dispatch_key_included")
+AUTOCAST_CUDA = _named("torch._C.DispatchKey.AutocastCUDA")
+COMPOSITE_IMPLICIT = _named("torch._C.DispatchKey.CompositeImplicitAutograd")
+META = _named("torch._C.DispatchKey.Meta")
+
+
+_FAKE = "torch._C.DispatchKey.Fake"
+
+
+def _parsed_fake_key() -> Any:
+    """Return the key of out-of-tree fake tensors, which torch reserves (c10/core/DispatchKey.h)."""
+    try:
+        return _parse_key("Fake")
+    except (RuntimeError, UntraceableError):
+        raise AttributeError(_FAKE) from None
+
+
+def _fake_key() -> Any:
+    _checks[_FAKE] = _parsed_fake_key
+    try:
+        return _parsed_fake_key()
+    except AttributeError:
+        return _Missing(_FAKE)
+
+
+def _key_set(key: Any) -> Any:
+    return key if isinstance(key, _Missing) else _KeySet(key)
+
+
+FAKE: Any = _fake_key()
+_FAKE_KEYS = _key_set(FAKE)
+AUTOCAST_CUDA_KEYS = _key_set(AUTOCAST_CUDA)
+
+
+def without_fake() -> Any:
+    """Return what is entered so that operators do not come to the dispatcher of the trace."""
+    return ExcludedKeys(_FAKE_KEYS)
+
+
+unload = _method("torch.library.Library", "_destroy")
+schema_of = _attribute("torch._ops.OpOverload", "_schema", torch.ops.aten.add.Tensor)
+known_implementations: set[str] | None = (
+    None
+    if "allow_override" in inspect.signature(torch.library.Library.impl).parameters
+    else _named("torch.library._impls")
+)
+"""Kernels that Python registered; None where `Library.impl` can replace them (since torch 2.8)."""
+own_implementations = operator.attrgetter("_op_impls")
+"""Of a library that lives in such a torch."""
+
+_OPERATORS = (
+    *("_cudnn_init_dropout_state", "_cudnn_rnn", "_ctc_loss", "_gather_sparse_backward"),
+    *("_index_put_impl_", "_local_scalar_dense", "_log_softmax", "_safe_softmax", "_softmax"),
+    "_to_copy",
+    *("_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"),
+    *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell"),
+)
+"""Of `torch.ops.aten`: these are called as `aten.NAME`, which looks the same for all operators."""
+for _operator in _OPERATORS:
+    _checks[f"torch.ops.aten.{_operator}"] = functools.partial(getattr, torch.ops.aten, _operator)
+
+# ---------------------------------------------------------------- calls of the Python interface
+
+TorchFunctionOff = _named("torch._C.DisableTorchFunction")
+"""`with TorchFunctionOff():` no mode and no subclass sees the calls."""
+disabled_torch_function = _named("torch._C._disabled_torch_function_impl")
+torch_function_modes = _named("torch._C._len_torch_function_stack")
+has_torch_function = _named("torch._C._has_torch_function")
+register_scripted = _named("torch.jit._builtins._register_builtin")
+"""Says which operator TorchScript compiles a Python function to."""
+parse_to = _named("torch._C._nn._parse_to")
+
+# ------------------------------------------------------------------------- tensors and storages
+
+address_of = _attribute("torch.UntypedStorage", "_cdata", torch.empty(0).untyped_storage())
+"""Of a storage or a tensor: the address of the C++ object."""
+is_view = _method("torch.Tensor", "_is_view")
+indices_of = _method("torch.Tensor", "_indices")
+values_of = _method("torch.Tensor", "_values")
+WeakTensor = _named("torch._C._WeakTensorRef")
+tensor_uses = operator.methodcaller("_use_count")
+"""The use count of a tensor; AttributeError where torch does not tell."""
+_storage_use_count = _named("torch._C._storage_Use_Count", optional=True)
+suggested_format = _named("torch._prims_common.suggest_memory_format")
+is_dense = _named("torch._prims_common.is_non_overlapping_and_dense_or_false")
+groups_of_tensors = _named("torch._C._group_tensors_by_device_and_dtype")
+
+
+def storage_uses(storage: Any) -> int:
+    """Return the use count of a storage.
+
+    Raises:
+        AttributeError: this torch does not tell.
+    """
+    if _storage_use_count is None:
+        raise AttributeError("_storage_Use_Count")
+    return int(_storage_use_count(address_of(storage)))
+
+
+def replace_groups_of_tensors(function: Any) -> None:
+    """Put a function in the place of `groups_of_tensors`."""
+    torch._C._group_tensors_by_device_and_dtype = function
+
+
+# ------------------------------------------------------------------------------------- autograd
+
+_NODE = torch.empty(1, requires_grad=True).view(1).grad_fn
+current_backward = _named("torch._C._current_graph_task_id")
+"""The number of the backward pass that runs in this thread; -1: none."""
+current_node = _named("torch._C._current_autograd_node")
+sequence_number = operator.methodcaller("_sequence_nr")
+_checks["torch.autograd.graph.Node._sequence_nr"] = lambda: sequence_number(_NODE)
+next_sequence_number = _named("torch.autograd._get_sequence_nr")
+backward_engine = _named("torch.autograd.graph._engine_run_backward")
+
+
+def replace_backward_engine(function: Any) -> None:
+    """Put a function in the place of `backward_engine`."""
+    owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
+    for owner in owners:
+        owner._engine_run_backward = function
+
+
+checkpoint_frames = _named("torch.utils.checkpoint._CheckpointFrame", optional=True)
+checkpoint_checks: dict[str, Any] = (
+    _named("torch.utils.checkpoint._allowed_determinism_checks_to_fns", optional=True) or {}
+)
+
+# ------------------------------------------------------------------------------------ attention
+
+is_math_attention_enabled = _named("torch._C._get_math_sdp_enabled")
+is_cudnn_attention_enabled = _named("torch._C._get_cudnn_sdp_enabled")
+is_flash_attention_enabled = _named("torch._C._get_flash_sdp_enabled")
+is_efficient_attention_enabled = _named("torch._C._get_mem_efficient_sdp_enabled")
+is_reduced_math_attention_allowed = _named("torch._C._get_math_sdp_allow_fp16_bf16_reduction")
+sdp_priorities = _named("torch._C._get_sdp_priority_order")
+
+# -------------------------------------------------------------------------------------- modules
+
+_MODULE = torch.nn.Module()
+_RECURRENT = torch.nn.RNN(1, 1, device="meta")
+
+parameters_of = _attribute("torch.nn.Module", "_parameters", _MODULE)
+"""Of a module, without its submodules', by name; None for those that were not registered."""
+buffers_of = _attribute("torch.nn.Module", "_buffers", _MODULE)
+flat_weights = _attribute("torch.nn.RNNBase", "_flat_weights", _RECURRENT)
+flat_weights_names = _attribute("torch.nn.RNNBase", "_flat_weights_names", _RECURRENT)
