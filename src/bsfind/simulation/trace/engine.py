@@ -19,10 +19,11 @@ import torch
 if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, OperatorFacts
 
+from bsfind.simulation.kernels.call import TensorSpec
+from bsfind.simulation.kernels.layouts import is_non_overlapping_and_dense
 from bsfind.simulation.trace.torch_private import (
     current_backward,
     current_node,
-    is_dense,
     sequence_number,
     storage_uses,
     tensor_uses,
@@ -124,4 +125,7 @@ class GradientSums:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or bool(is_dense(tensor))
+    if tensor.is_sparse:
+        return False
+    spec = TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+    return is_non_overlapping_and_dense(spec)
