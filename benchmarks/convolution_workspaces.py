@@ -39,7 +39,7 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 from bsfind.simulation.kernels.cudnn_workspace import workspace_bytes
 
@@ -52,11 +52,11 @@ HELD_OUT = 9
 RESULT = Path(__file__).parent / "results" / "convolution_workspaces.json"
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 GPUS = {
-    "h100": CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "a100": CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "rtx3090": CudaTarget(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "rtx4090": CudaTarget(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "t4": CudaTarget(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
+    "h100": GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "a100": GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "rtx3090": GpuSpec(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "rtx4090": GpuSpec(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "t4": GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from tests.workload.test_blame import function
 from bsfind.errors import InternalError, TargetError, UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace import torch_private
 from bsfind.simulation.trace.cuda_paths import grouped_products
 from bsfind.simulation.trace.dispatch import Dispatcher
@@ -25,7 +25,7 @@ from bsfind.simulation.trace.tracer import Tracer
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "tests" / "models" / "faults.py"
-A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
 
 def tracer(attribute: str, *shape: int, precision: str = "fp32", **settings: Any) -> Tracer:

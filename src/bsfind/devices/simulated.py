@@ -49,7 +49,7 @@ from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_traceback import text_of
 
@@ -155,7 +155,7 @@ class SimulatedDevice:
 
         return Tracer(workload, precision, self._target(precision), self._seen_by_user_code())
 
-    def _target(self, precision: str) -> CudaTarget:
+    def _target(self, precision: str) -> GpuSpec:
         return _target(self._gpu, precision)
 
     def _seen_by_user_code(self) -> SimulatedGpu:
@@ -382,12 +382,12 @@ def _allocator_settings() -> AllocatorSettings:
         ) from error
 
 
-def _target(gpu: CatalogueGpu, precision: str) -> CudaTarget:
+def _target(gpu: CatalogueGpu, precision: str) -> GpuSpec:
     if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
         raise ValueError(f"{gpu.key} cannot be simulated")
     major, minor = torch.__version__.split(".")[:2]
     tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
-    return CudaTarget(
+    return GpuSpec(
         capability=gpu.capability,
         sm_count=gpu.sm_count,
         max_threads_per_sm=gpu.max_threads_per_sm,

@@ -23,7 +23,7 @@ from itertools import accumulate
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 
 DATA_FILE = "cudnn_engines.zip"
@@ -52,7 +52,7 @@ class Choice:
     value: float = 0.0
 
 
-def sampled_gpu(gpu: CudaTarget) -> str:
+def sampled_gpu(gpu: GpuSpec) -> str:
     """Return the GPU whose samples stand for another: of the same architecture if there is one.
 
     cuDNN has heuristics for each architecture; the number of multiprocessors is a minor matter.
@@ -238,7 +238,7 @@ def _forest(gpu: str, key: str) -> _Forest:
         return _Forest.read(_archive().read(f"{gpu}/{key.removesuffix(' depthwise')}"))
 
 
-def choices(problem: ConvolutionProblem, gpu: CudaTarget) -> list[Choice]:
+def choices(problem: ConvolutionProblem, gpu: GpuSpec) -> list[Choice]:
     """Return the choice of each tree for a convolution."""
     name = sampled_gpu(gpu)
     if problem.dtype == torch.float32 and not gpu.tf32_convolutions and name != "t4":

@@ -35,7 +35,7 @@ from statistics import median_low
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import Choice, choices
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 
@@ -352,7 +352,7 @@ def _bytes_of(problem: ConvolutionProblem, c: Copies, choice: Choice) -> int:
 
 
 @lru_cache(maxsize=65536)
-def workspace_bytes(problem: ConvolutionProblem, gpu: CudaTarget) -> int:
+def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
     """Return the workspace that cuDNN asks for.
 
     Args:

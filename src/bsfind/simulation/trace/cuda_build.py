@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import UntraceableError
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.torch_private import native_module
 from bsfind.workload.blame import user_line
 
@@ -22,7 +22,7 @@ _PREFIXES = ("_cuda_", "_CUDA", "_Cuda", "_cudnn_", "_nccl_")
 _NCCL_VERSION = (2, 28, 9)
 
 
-def versions(gpu: CudaTarget) -> tuple[str, int]:
+def versions(gpu: GpuSpec) -> tuple[str, int]:
     """Return the versions of CUDA and cuDNN that the default wheels of a torch come with."""
     if gpu.torch_version >= (2, 11):
         return "13.0", 92000
@@ -42,7 +42,7 @@ def refuse(name: str) -> NoReturn:
     )
 
 
-def _answers(gpu: CudaTarget) -> dict[str, Any]:
+def _answers(gpu: GpuSpec) -> dict[str, Any]:
     """Return what these names are, by name."""
     major, minor = gpu.capability
     cuda, _ = versions(gpu)
@@ -111,7 +111,7 @@ def refusing_class(module: str, name: str) -> type:
 
 
 @contextlib.contextmanager
-def cuda_build(gpu: CudaTarget) -> Iterator[None]:
+def cuda_build(gpu: GpuSpec) -> Iterator[None]:
     """Let `torch._C` have the names of a CUDA build while inside.
 
     Args:

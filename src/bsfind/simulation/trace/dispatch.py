@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget, Rule, rule_for
+from bsfind.simulation.kernels.call import GpuSpec, Rule, rule_for
 from bsfind.simulation.kernels.cuda_checks import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.calls import call_of, flat_tensors
@@ -110,7 +110,7 @@ class Dispatcher:
     def __init__(
         self,
         recorder: Recorder,
-        gpu: CudaTarget,
+        gpu: GpuSpec,
         handlers: dict[str, Handler] | None = None,
         composites: dict[str, Callable[..., Any]] | None = None,
     ) -> None:

@@ -16,7 +16,7 @@ from bsfind.failures.leaks import StepMemory
 from bsfind.simulation.allocator.blocks import Block
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.replay import replay
-from bsfind.simulation.kernels.call import Call, CudaTarget, Rule, Steps
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, Rule
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
 
 
@@ -171,7 +171,7 @@ def _changes(events: Sequence[int], sizes: Sequence[int]) -> list[int]:
 def program_of(
     load_entries: Sequence[Entry],
     trial_entries: Sequence[Entry],
-    gpu: CudaTarget,
+    gpu: GpuSpec,
     sources: list[Source] | None = None,
 ) -> Program:
     """Return the program of a trace on a GPU.
@@ -192,7 +192,7 @@ def program_of(
 class _Writer:
     """Numbers blocks while it turns entries to events."""
 
-    def __init__(self, gpu: CudaTarget, sources: list[Source] | None = None) -> None:
+    def __init__(self, gpu: GpuSpec, sources: list[Source] | None = None) -> None:
         self._gpu = gpu
         self._sources = sources
         self._numbers: dict[int, int] = {}
@@ -237,9 +237,9 @@ class _Writer:
         """Ask a rule, once for the calls that repeat: those are one object."""
         known = self._known.get(id(call))
         if known is None:
-            steps = Steps(call)
-            rule(call, self._gpu, steps)
-            known = self._known[id(call)] = steps.finish()
+            trace = KernelTrace(call)
+            rule(call, self._gpu, trace)
+            known = self._known[id(call)] = trace.finish()
         return known
 
     def _write_call(

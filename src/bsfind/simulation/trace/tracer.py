@@ -17,7 +17,7 @@ from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.gpus.fixed_memory import FixedMemory
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.registry import load_rules
 from bsfind.simulation.trace.building import Builder
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
@@ -75,7 +75,7 @@ class Tracer:
         self,
         workload: Workload,
         precision: str,
-        gpu: CudaTarget,
+        gpu: GpuSpec,
         properties: SimulatedGpu | None = None,
         recorder: Recorder | None = None,
     ) -> None:
@@ -371,7 +371,7 @@ class Tracer:
         entries = self._traces.at(batch_size, steps, self._traced, exact=exact)
         return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
 
-    def _gpu_as_set(self) -> CudaTarget:
+    def _gpu_as_set(self) -> GpuSpec:
         """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
         return dataclasses.replace(
             self._gpu,

@@ -16,7 +16,7 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.torch_private import (
     is_cudnn_attention_enabled,
     is_efficient_attention_enabled,
@@ -81,7 +81,7 @@ class AttentionQuestion:
 
 
 @stands_for_torch
-def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionBackend:
+def choose_attention(question: AttentionQuestion, gpu: GpuSpec) -> AttentionBackend:
     """Return the first backend in order of priority that can run (`select_sdp_backend`).
 
     Raises:
@@ -99,14 +99,14 @@ def choose_attention(question: AttentionQuestion, gpu: CudaTarget) -> AttentionB
     raise RuntimeError("No available kernel. Aborting execution.")
 
 
-def _priorities(gpu: CudaTarget) -> tuple[int, ...]:
+def _priorities(gpu: GpuSpec) -> tuple[int, ...]:
     order = tuple(sdp_priorities())
     if order == _DEFAULT_ORDER and _prefers_cudnn(gpu):
         return (3, 1, 2, 0)
     return order
 
 
-def _prefers_cudnn(gpu: CudaTarget) -> bool:
+def _prefers_cudnn(gpu: GpuSpec) -> bool:
     """`check_prefer_cudnn_attention`: Hopper and data centre Blackwell since torch 2.10.
 
     Before, the wheels' cuDNN was older than the 9.15.1 that is asked for, and it had to be asked for
@@ -121,7 +121,7 @@ def _prefers_cudnn(gpu: CudaTarget) -> bool:
     return gpu.capability[0] in (9, 10)
 
 
-def _can_use_cudnn(question: AttentionQuestion, gpu: CudaTarget) -> bool:
+def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
     if not is_cudnn_attention_enabled() or not _are_4d(question):
         return False
@@ -154,7 +154,7 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     return key.shape[2] != 1 and not (dropout != 0 and query.shape[2] == 1)
 
 
-def _can_use_flash(question: AttentionQuestion, gpu: CudaTarget) -> bool:
+def _can_use_flash(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
     if not is_flash_attention_enabled() or not _are_4d(question):
         return False
@@ -178,7 +178,7 @@ def _can_use_flash(question: AttentionQuestion, gpu: CudaTarget) -> bool:
     )
 
 
-def _can_use_efficient(question: AttentionQuestion, gpu: CudaTarget) -> bool:
+def _can_use_efficient(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
     if not is_efficient_attention_enabled() or not _are_4d(question):
         return False
@@ -249,7 +249,7 @@ def _has_matching_heads(
     return heads == key_heads == value_heads
 
 
-def _gemm_alignment(dtype: torch.dtype, gpu: CudaTarget) -> int:
+def _gemm_alignment(dtype: torch.dtype, gpu: GpuSpec) -> int:
     """`minimum_gemm_alignment`, in elements."""
     is_half = dtype in HALVES
     alignment = 4 if gpu.capability >= (8, 0) else 1

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cuda_checks.attention import validate_attention
 from bsfind.simulation.trace.cuda_paths.attention_backend import (
     HALVES,
@@ -173,7 +173,7 @@ def _cudnn_forward(
     return out, logsumexp, None, None, length, key.shape[2], seed, offset, None
 
 
-def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return kernels that make the outputs as CUDA's do."""
     return {
         "_scaled_dot_product_efficient_attention": _efficient_forward,
@@ -181,7 +181,7 @@ def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
     }
 
 
-def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return the kernels by the operators' names, each called with the operator's arguments."""
 
     def attention(

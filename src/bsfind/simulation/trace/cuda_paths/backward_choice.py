@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
 )
@@ -164,7 +164,7 @@ def _binary_cross_entropy_with_logits(
     return out
 
 
-def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return the kernels by the operators' names, each called with the operator's arguments."""
     return {
         "gather_backward": _gather_backward,

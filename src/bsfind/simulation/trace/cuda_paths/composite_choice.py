@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bsfind.errors import UntraceableError
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, allocates, rule_for
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, allocates, rule_for
 from bsfind.simulation.kernels.cuda_checks.indexing import check_one_hot
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
@@ -243,10 +243,10 @@ def _fused_rms_norm_backward_meta(
     return grad_x, like.new_empty(tuple(shape) if output_mask[1] else (0,))
 
 
-def _rule_of_namesake(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def _rule_of_namesake(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     rule = rule_for(call.operator.replace("bsfind::", "aten::"), call.overload)
     if rule is not None:
-        rule(call, gpu, steps)
+        rule(call, gpu, trace)
 
 
 for _name, _schema in _OWN_OPERATORS.items():
@@ -307,7 +307,7 @@ def _ctc_loss_backward(grad: Tensor, log_probs: Tensor, *_: Any, **__: Any) -> T
     return torch.empty_like(log_probs, memory_format=torch.contiguous_format)
 
 
-def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return the kernels by the operators' names, each called with the operator's arguments."""
     chosen: dict[str, Callable[..., Any]] = {
         "dropout": _dropout,
@@ -326,7 +326,7 @@ def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
     return chosen
 
 
-def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return kernels that make the outputs as CUDA's do, where meta's are other or lacking."""
     return {
         "log_sigmoid_forward": _log_sigmoid_forward,

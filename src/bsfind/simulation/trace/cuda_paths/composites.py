@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.cuda_paths import (
     attention_choice,
     backward_choice,
@@ -38,7 +38,7 @@ class CudaComposites:
             found in inference mode, where tensors have no autograd key.
     """
 
-    def __init__(self, gpu: CudaTarget) -> None:
+    def __init__(self, gpu: GpuSpec) -> None:
         self._recurrent = recurrent.RecurrentLayers(gpu)
         self.kernels: dict[str, Callable[..., Any]] = {
             **attention_choice.kernels(gpu),

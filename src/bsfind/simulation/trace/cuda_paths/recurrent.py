@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cuda_checks.recurrent import check_devices_of_layer
 from bsfind.simulation.kernels.recurrent import (
     MODES,
@@ -34,7 +34,7 @@ aten = torch.ops.aten
 _CUDNN_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
-def runs_on_cudnn(x: Tensor, mode: str, gpu: CudaTarget) -> bool:
+def runs_on_cudnn(x: Tensor, mode: str, gpu: GpuSpec) -> bool:
     """`cudnn_is_acceptable` and `use_cudnn` of aten/src/ATen/native/RNN.cpp."""
     return torch.backends.cudnn.enabled and x.dtype in _CUDNN_DTYPES and x.numel() > 0
 
@@ -65,7 +65,7 @@ class RecurrentLayers:
         gpu: the GPU that is modelled.
     """
 
-    def __init__(self, gpu: CudaTarget) -> None:
+    def __init__(self, gpu: GpuSpec) -> None:
         self._gpu = gpu
         self._dropout_state: Tensor | None = None
 

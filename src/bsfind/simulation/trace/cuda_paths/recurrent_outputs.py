@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.recurrent import (
     MODES,
     RecurrentShape,
@@ -207,7 +207,7 @@ def _fused_gru_cell_backward(
     return grads[0], grads[1], grad_hx, biases[0], biases[1]
 
 
-def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return kernels that make the outputs as CUDA's do, where meta's are other or lacking."""
 
     def dropout_state(*_: Any, **__: Any) -> Tensor:

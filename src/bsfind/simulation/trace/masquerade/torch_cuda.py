@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.cuda_build import cuda_build, refusing_class, versions
 from bsfind.simulation.trace.masquerade.tensor_types import TENSOR_TYPES
 
@@ -94,7 +94,7 @@ def _zero() -> Callable[..., int]:
 
 
 def _replacements(
-    gpu: CudaTarget, properties: SimulatedGpu, allocated: Callable[[], int]
+    gpu: GpuSpec, properties: SimulatedGpu, allocated: Callable[[], int]
 ) -> dict[str, Any]:
     null = contextlib.nullcontext
     major, minor = gpu.capability
@@ -231,7 +231,7 @@ def _accelerator_replacements(answers: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def simulated_cuda_module(
-    gpu: CudaTarget,
+    gpu: GpuSpec,
     properties: SimulatedGpu,
     clear_autocast_cache: Callable[[], None],
     allocated: Callable[[], int],
