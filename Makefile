@@ -132,7 +132,7 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
 
-docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md and quotes of screens
+docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens and docs/memory.svg
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/capture_screens.py
 

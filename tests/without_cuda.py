@@ -43,7 +43,9 @@ def write_stand_ins(site_packages: Path) -> None:
             if name in versions:
                 script.write_text(f"{versions[name]} {{ global: *; }};\n")
                 flags.append(f"-Wl,--version-script={script}")
-            subprocess.run(["gcc", "-shared", "-nostdlib", "-o", target, source, *flags], check=True)
+            subprocess.run(
+                ["gcc", "-shared", "-nostdlib", "-o", target, source, *flags], check=True
+            )
 
 
 def _versions(site_packages: Path) -> dict[str, str]:

@@ -107,5 +107,7 @@ NOT_COMPARED: dict[str, str] = {
     "selected": "the number of selected elements, which is read, is zero",
     "sparse_embeddings": "the number of distinct indices, which is read, is zero",
 }
-"""Cases that read values and then allocate something else on the fake GPU, which computes none: it says nothing
-about them. A case with `written_out` is compared nevertheless."""
+"""Cases that read values, and allocate something else on the fake GPU because it computes none.
+
+It says nothing about them. A case with `written_out` reads values too, and is compared.
+"""
