@@ -32,8 +32,8 @@ FAKE_VENV = Path(os.environ.get("BSFIND_FAKEGPU_VENV", ROOT / ".venv-fakegpu"))
 CACHE = Path(os.environ.get("BSFIND_ORACLE_CACHE", Path(tempfile.gettempdir(), "bsfind-oracle")))
 # The modules of bsfind.workload that decide what a step allocates.
 _STEP = (
-    *("checkpointing", "criteria", "inputs", "labels", "lightning", "loss", "loss_choice"),
-    *("optimizer", "outputs", "precision", "step", "target"),
+    *("criteria", "inputs", "labels", "loss", "loss_choice", "model", "optimizer", "outputs"),
+    *("precision", "step"),
 )
 
 
