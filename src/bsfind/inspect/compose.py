@@ -25,7 +25,7 @@ from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.allocator.replay import replay
+from bsfind.simulation.allocator.recording import replay
 
 Origin = Literal["load", "setup", "inputs", "forward", "recompute", "backward", "optimizer"]
 """In which part of the trial an allocation was made; `recompute`: activations, in a backward pass."""
