@@ -110,7 +110,7 @@ cudnn-accuracy: $(VENV)/.ready ## Compare the trees of cuDNN's engines with the 
 	$(BIN)/python -m benchmarks.cudnn_trees_accuracy
 	$(BIN)/python -m benchmarks.accuracy_report
 
-docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md and quotes of screens
+docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens and docs/memory.svg
 	$(BIN)/python docs/build_reference.py
 	$(BIN)/python docs/capture_screens.py
 

@@ -77,6 +77,10 @@ SCREENS = (
 )  # fmt: skip
 
 
+PICTURE = f"bsfind run {_DEMO} --gpu rtx-4090 --export memory.svg --plot"
+"""What draws the picture that docs/ci.md shows."""
+
+
 def capture(command: str, width: int, folder: Path) -> str:
     """Run a command in a pseudo-terminal and return what it showed.
 
@@ -173,3 +177,9 @@ if __name__ == "__main__":
     for file in QUOTING:
         quoting = with_screens(file.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8"))
         file.write_text(quoting, encoding="utf-8")
+    subprocess.run(
+        [sys.executable, "-m", "bsfind", *shlex.split(PICTURE)[1:]],
+        check=True,
+        cwd=PAGE.parent,
+        env=_environment(os.environ),
+    )

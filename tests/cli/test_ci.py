@@ -143,36 +143,39 @@ def test_more_than_is_allowed_cannot_be_asked_for() -> None:
 
 
 def test_a_picture_of_the_trials(tmp_path: Path) -> None:
-    svg, report = tmp_path / "memory.svg", tmp_path / "report.json"
-    done = bsfind("run", *WORKLOAD, "--export", svg, "--export", report)
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    svg, report = folder / "memory.svg", folder / "report.json"
+    config = str(tmp_path / "matplotlib")
+    done = bsfind("run", *WORKLOAD, "--export", svg, "--export", report, MPLCONFIGDIR=config)
     assert done.returncode == 0, done.stderr
     root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))
     told = [title.text or "" for title in root.iter(f"{SVG}title")]
     (result,) = json.loads(report.read_text())["results"]
     for trial in result["trials"]:
         assert any(f"batch size {trial['batch_size']:,}: " in text for text in told)
-    assert set(tmp_path.iterdir()) == {svg, report}
+    assert set(folder.iterdir()) == {svg, report}
 
 
 def test_a_picture_of_dots(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     png = tmp_path / "memory.png"
     done = bsfind("run", *WORKLOAD, "--export", png, MPLCONFIGDIR=str(tmp_path / "matplotlib"))
     assert done.returncode == 0, done.stderr
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_matplotlib_nothing_is_searched(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ending", [".png", ".svg"])
+def test_without_matplotlib_nothing_is_searched(tmp_path: Path, ending: str) -> None:
     blocked = tmp_path / "matplotlib.py"
     blocked.write_text("raise ModuleNotFoundError(\"No module named 'matplotlib'\")\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    png = tmp_path / "memory.png"
-    done = bsfind("run", *WORKLOAD, "-v", "--export", png, PYTHONPATH=path)
+    picture = tmp_path / f"memory{ending}"
+    done = bsfind("run", *WORKLOAD, "-v", "--export", picture, PYTHONPATH=path)
     assert done.returncode == 2
     assert "pip install 'bsfind[plot]'" in done.stderr
     assert "batch size" not in done.stderr
     assert done.stdout == ""
-    assert not png.exists()
+    assert not picture.exists()
 
 
 @pytest.mark.parametrize("width", [60, 120])
@@ -254,7 +257,7 @@ def test_a_report_of_check(files: dict[str, Path]) -> None:
         ("[]", "it has other fields"),
         ('{"schema_version": "0.9"}', "schema version 0.9, not 1.0"),
         ('{"schema_version": "1.0"}', "it has no 'device'"),
-        ("\udcff", "it is no text"),
+        ("\udcff", "it is not a text file"),
     ],
 )
 def test_what_is_no_report(content: str, why: str, files: dict[str, Path], tmp_path: Path) -> None:
@@ -262,7 +265,7 @@ def test_what_is_no_report(content: str, why: str, files: dict[str, Path], tmp_p
     file.write_bytes(content.encode(errors="surrogateescape"))
     done = bsfind("diff", files["narrow"], file)
     assert done.returncode == 2
-    assert f"error: `{file}` is not a report of bsfind: {why}" in done.stderr
+    assert f"error: `{file}` is not a bsfind report: {why}" in done.stderr
     assert done.stdout == ""
 
 

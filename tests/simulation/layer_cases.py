@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
 
 HALF, BF16, FLOAT = torch.float16, torch.bfloat16, torch.float32
@@ -340,7 +340,7 @@ class _Names(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def on_meta(group: str, gpu: CudaTarget) -> dict[str, list[str]]:
+def on_meta(group: str, gpu: GpuSpec) -> dict[str, list[str]]:
     """Return the operators of each case of a group, run on meta tensors that play `gpu`."""
     with CudaComposites(gpu).active():
         return {name: _operators(case) for name, case in GROUPS[group]()}

@@ -7,14 +7,14 @@ from typing import Any
 
 from tests.simulation.operator_probe import call_from
 
-from bsfind.simulation.kernels.call import CudaTarget, Steps, TensorSpec, rule_for
+from bsfind.simulation.kernels.call import GpuSpec, KernelTrace, TensorSpec, rule_for
 
 TARGETS = {
-    "h100": CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "a100": CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "rtx3090": CudaTarget(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "rtx4090": CudaTarget(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "t4": CudaTarget(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
+    "h100": GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "a100": GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "rtx3090": GpuSpec(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "rtx4090": GpuSpec(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "t4": GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
 }  # fmt: skip
 """The profiles of the fake GPU."""
 
@@ -39,21 +39,21 @@ class Expectation:
         gpu: that made them.
     """
 
-    def __init__(self, gpu: CudaTarget) -> None:
+    def __init__(self, gpu: GpuSpec) -> None:
         self._gpu = gpu
         self._workspaces: set[tuple[int, str]] = set()
 
     def events(self, record: dict[str, Any]) -> list[str]:
         """Return the events of a call in the notation of operator_probe, sizes rounded."""
         call = call_from(record)
-        steps = Steps(call)
+        trace = KernelTrace(call)
         rule = rule_for(call.operator, call.overload)
         if rule is not None:
-            rule(call, self._gpu, steps)
+            rule(call, self._gpu, trace)
         events: list[str] = []
         numbers: dict[int, int] = {}
         count = 0
-        for kind, key, nbytes in steps.finish():
+        for kind, key, nbytes in trace.finish():
             if kind == "output":
                 output = call.outputs[key]
                 if output is None or record["views"][key] or not output.on_gpu:
@@ -76,7 +76,7 @@ class Expectation:
 
 
 def differences(
-    records: Iterable[dict[str, Any]], gpu: CudaTarget
+    records: Iterable[dict[str, Any]], gpu: GpuSpec
 ) -> list[tuple[dict[str, Any], list[str], list[str]]]:
     """Return (call, events on the GPU, events expected) where they differ."""
     expectation = Expectation(gpu)

@@ -17,7 +17,7 @@ from bsfind.simulation.allocator.caching_allocator import (
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.kernels import attention
-from bsfind.simulation.kernels.call import CudaTarget, Steps
+from bsfind.simulation.kernels.call import GpuSpec, KernelTrace
 
 __all__ = ["Answer", "peaks_of", "simulate", "target_of"]
 
@@ -43,10 +43,10 @@ class Answer:
     kind: str | None
 
 
-def target_of(result: dict[str, Any]) -> CudaTarget:
+def target_of(result: dict[str, Any]) -> GpuSpec:
     """Return the GPU that gave an answer of the oracle."""
     major, minor, *_ = result["torch"].split(".")
-    return CudaTarget(
+    return GpuSpec(
         capability=tuple(result["capability"]),
         sm_count=result["sm_count"],
         max_threads_per_sm=result["max_threads_per_sm"],
@@ -91,7 +91,7 @@ def _without_cudnn_workspaces() -> Iterator[None]:
     ignore: Callable[..., None] = lambda *_: None  # noqa: E731
     nothing: Callable[[int], int] = lambda _: 0  # noqa: E731
     with (
-        mock.patch.object(Steps, "optional_scratch", ignore),
+        mock.patch.object(KernelTrace, "optional_scratch", ignore),
         mock.patch.object(attention, "_plan_bytes", nothing),
     ):
         yield

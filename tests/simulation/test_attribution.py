@@ -1,4 +1,4 @@
-"""Who allocated: traces of real models, with the books of a recorder that attributes."""
+"""Who allocated: traces of real models, with an observer that attributes."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from bsfind.inputs import parse_input_shape
-from bsfind.inspect.attribution import AttributingRecorder
-from bsfind.inspect.compose import Course, categories_of, compose
+from bsfind.inspect.attribution import Attribution
+from bsfind.inspect.compose import AttributedTrial, categories_of, compose
 from bsfind.inspect.records import Composition
 from bsfind.settings import Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.program import Program, Source
 from bsfind.simulation.trace.tracer import Tracer
 from bsfind.units import GIB, MIB
 
-A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 HERE = "tests.simulation.test_attribution"
 
 
 def traced(
-    workload: Workload, precision: str, batch_size: int, recorder: AttributingRecorder | None
+    workload: Workload, precision: str, batch_size: int, attribution: Attribution | None
 ) -> tuple[Program, list[Source]]:
     torch.manual_seed(0)  # sparse gradients are as large as indices are distinct
     sources: list[Source] = []
-    with Tracer(workload, precision, A100, recorder=recorder) as tracer:
+    with Tracer(workload, precision, A100, observer=attribution) as tracer:
         return tracer.program(batch_size, 3, sources=sources), sources
 
 
@@ -40,14 +40,14 @@ def fresh() -> CachingAllocator:
     return CachingAllocator(DeviceMemory(80 * GIB))
 
 
-def course_of(workload: Workload, precision: str = "fp32", batch_size: int = 4) -> Course:
-    recorder = AttributingRecorder()
-    program, sources = traced(workload, precision, batch_size, recorder)
-    return recorder.course(program, sources, trains=workload.mode == "train")
+def trial_of(workload: Workload, precision: str = "fp32", batch_size: int = 4) -> AttributedTrial:
+    attribution = Attribution()
+    program, sources = traced(workload, precision, batch_size, attribution)
+    return attribution.attributed(program, sources, trains=workload.mode == "train")
 
 
 def inspected(workload: Workload, precision: str = "fp32", batch_size: int = 4) -> Composition:
-    return compose(course_of(workload, precision, batch_size), fresh())
+    return compose(trial_of(workload, precision, batch_size), fresh())
 
 
 # ------------------------------------------------------------- it adds up, and disturbs nothing
@@ -65,8 +65,8 @@ def test_the_sum_is_the_peak_of_the_replay(name: str) -> None:
     case = by_name(name)
     precision, batch_size = case.precisions[-1], case.batch_sizes[0]
     plain, _ = traced(case.workload, precision, batch_size, None)
-    recorder = AttributingRecorder()
-    program, sources = traced(case.workload, precision, batch_size, recorder)
+    attribution = Attribution()
+    program, sources = traced(case.workload, precision, batch_size, attribution)
     assert program.load_events == plain.load_events
     assert program.trial_events == plain.trial_events
     assert program.operators == plain.operators
@@ -74,7 +74,7 @@ def test_the_sum_is_the_peak_of_the_replay(name: str) -> None:
     allocator = fresh()
     replayed = plain.replay(allocator, plain.load(allocator))
     trains = case.workload.mode == "train"
-    found = compose(recorder.course(program, sources, trains=trains), fresh())
+    found = compose(attribution.attributed(program, sources, trains=trains), fresh())
     assert found.allocated_bytes == replayed.peak_allocated_bytes
     assert found.peak_reserved_bytes == replayed.peak_reserved_bytes
     assert sum(found.categories.values()) == replayed.peak_allocated_bytes
@@ -263,14 +263,14 @@ def test_checkpointing_lowers_activations(how: str) -> None:
 def test_what_is_recomputed_belongs_to_the_module_that_made_it_first(how: str) -> None:
     batch_size = 4096
     wide = batch_size * 256 * 4
-    course = course_of(workload("Net", 8, **CHECKPOINTED[how]), batch_size=batch_size)
-    end_of_first = course.places("step_end")[0]
+    trial = trial_of(workload("Net", 8, **CHECKPOINTED[how]), batch_size=batch_size)
+    end_of_first = trial.places("step_end")[0]
     recomputed: dict[str | None, dict[str, int]] = {}
     for allocation, category, (birth, _) in zip(
-        course.allocations, categories_of(course), course.lifetimes(), strict=True
+        trial.allocations, categories_of(trial), trial.lifetimes(), strict=True
     ):
         if allocation.origin == "recompute" and allocation.is_tensor and birth < end_of_first:
-            nbytes = (*course.load_events, *course.trial_events)[birth]
+            nbytes = (*trial.load_events, *trial.trial_events)[birth]
             sums = recomputed.setdefault(allocation.module, {})
             sums[category] = sums.get(category, 0) + nbytes
     for index in range(4):
@@ -280,25 +280,25 @@ def test_what_is_recomputed_belongs_to_the_module_that_made_it_first(how: str) -
     assert all((path or "").startswith("blocks.") for path in recomputed)
 
 
-def made_by(course: Course, operator: str) -> list[tuple[str, str | None]]:
+def made_by(trial: AttributedTrial, operator: str) -> list[tuple[str, str | None]]:
     """Return in which part of the trial, and in which module, an operator allocated."""
     return [
         (allocation.origin, allocation.module)
-        for allocation, (birth, _) in zip(course.allocations, course.lifetimes(), strict=True)
-        if operator in course.operators[birth]
+        for allocation, (birth, _) in zip(trial.allocations, trial.lifetimes(), strict=True)
+        if operator in trial.operators[birth]
     ]
 
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 def test_a_function_is_recomputed_in_the_module_that_checkpoints_it(reentrant: bool) -> None:
-    course = course_of(workload("Functional", 8, model_args=(("reentrant", str(reentrant)),)))
-    made = [birth for birth in made_by(course, "aten::tanh") if "backward" not in birth[0]]
+    trial = trial_of(workload("Functional", 8, model_args=(("reentrant", str(reentrant)),)))
+    made = [birth for birth in made_by(trial, "aten::tanh") if "backward" not in birth[0]]
     assert ("recompute", "block") in made
     assert set(made) == {("forward", "block"), ("recompute", "block")}
 
 
 def test_a_module_that_fails_is_left_all_the_same() -> None:
-    made = made_by(course_of(workload("Recovers", 8)), "aten::tanh")
+    made = made_by(trial_of(workload("Recovers", 8)), "aten::tanh")
     assert ("forward", "") in made
     assert {module for _, module in made} == {""}
 
@@ -324,8 +324,8 @@ def test_activations_belong_to_the_module_that_made_them() -> None:
 
 
 def test_what_a_backward_pass_makes_belongs_to_the_module_it_goes_back_through() -> None:
-    course = course_of(workload("Lopsided", 64))
-    assert made_by(course, "gelu_backward") == [("backward", "act")] * 3
+    trial = trial_of(workload("Lopsided", 64))
+    assert made_by(trial, "gelu_backward") == [("backward", "act")] * 3
 
 
 def test_inference_holds_outputs() -> None:
@@ -336,8 +336,8 @@ def test_inference_holds_outputs() -> None:
 
 
 def test_where_it_does_not_fit() -> None:
-    course = course_of(workload("Lopsided", 64), batch_size=1024)
-    found = compose(course, CachingAllocator(DeviceMemory(200 * MIB)))
+    trial = trial_of(workload("Lopsided", 64), batch_size=1024)
+    found = compose(trial, CachingAllocator(DeviceMemory(200 * MIB)))
     assert found.failed is not None
     assert found.failed.tried_bytes == 1024 * 65536 * 4
     assert found.failed.category == "activations"
@@ -346,8 +346,8 @@ def test_where_it_does_not_fit() -> None:
 
 
 def test_a_model_that_does_not_fit() -> None:
-    course = course_of(workload("Lopsided", 64))
-    found = compose(course, CachingAllocator(DeviceMemory(8 * MIB)))
+    trial = trial_of(workload("Lopsided", 64))
+    found = compose(trial, CachingAllocator(DeviceMemory(8 * MIB)))
     assert found.failed is not None
     assert found.failed.category == "parameters"
     assert (found.step, found.phase, found.module) == (0, "load", "wide")

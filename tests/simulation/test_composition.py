@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bsfind.inspect.compose import Allocation, Course, Origin, categories_of, compose
+from bsfind.inspect.compose import Allocation, AttributedTrial, Origin, categories_of, compose
 from bsfind.inspect.records import CATEGORIES, Composition
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
@@ -14,7 +14,7 @@ from bsfind.units import MIB
 
 
 class Writer:
-    """Writes a course down, event by event."""
+    """Writes a trial down, event by event."""
 
     def __init__(self) -> None:
         self.load: list[int] = []
@@ -38,8 +38,8 @@ class Writer:
     def mark(self, name: str) -> None:
         self.marks.append((len(self.trial), name))
 
-    def course(self, *, trains: bool = True) -> Course:
-        return Course(
+    def attributed(self, *, trains: bool = True) -> AttributedTrial:
+        return AttributedTrial(
             load_events=self.load,
             trial_events=self.trial,
             operators=self.operators,
@@ -79,7 +79,7 @@ def test_every_block_has_the_category_that_its_life_tells() -> None:
     writer.make(4, "load", "layer", role="parameters")
     writer.make(1, "load")
     one_step(writer)
-    assert categories_of(writer.course()) == [
+    assert categories_of(writer.attributed()) == [
         *("parameters", "kept", "inputs", "temporaries", "activations", "workspace"),
         *("temporaries", "gradients", "optimizer_state", "temporaries"),
     ]
@@ -93,7 +93,7 @@ def test_inference_has_outputs_instead_of_activations() -> None:
     writer.mark("forward_end")
     writer.free(0, 1)
     writer.mark("step_end")
-    assert categories_of(writer.course(trains=False)) == ["inputs", "outputs"]
+    assert categories_of(writer.attributed(trains=False)) == ["inputs", "outputs"]
 
 
 def test_what_outlives_its_step_is_kept() -> None:
@@ -104,7 +104,7 @@ def test_what_outlives_its_step_is_kept() -> None:
     leaked = writer.make(2, "backward")
     writer.mark("step_end")
     writer.free(cached, leaked)
-    assert categories_of(writer.course()) == ["kept", "kept"]
+    assert categories_of(writer.attributed()) == ["kept", "kept"]
 
 
 def test_recomputed_activations_are_those_that_outlive_the_recomputation() -> None:
@@ -117,11 +117,11 @@ def test_recomputed_activations_are_those_that_outlive_the_recomputation() -> No
     writer.mark("recompute_end")
     writer.free(kept)
     writer.mark("step_end")
-    assert categories_of(writer.course()) == ["temporaries", "activations"]
+    assert categories_of(writer.attributed()) == ["temporaries", "activations"]
 
 
 def composed(writer: Writer, gib: float = 1.0) -> Composition:
-    found = compose(writer.course(), allocator(gib))
+    found = compose(writer.attributed(), allocator(gib))
     assert sum(found.categories.values()) == found.allocated_bytes
     assert sum(share.total_bytes for share in found.modules) == found.allocated_bytes
     assert list(found.categories) == [c for c in CATEGORIES if c in found.categories]

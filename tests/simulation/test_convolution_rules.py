@@ -12,7 +12,7 @@ import torch
 
 from bsfind.simulation.kernels import convolution as rules
 from bsfind.simulation.kernels import cudnn_engines
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.kernels.convolution_backend import (
     Convolution,
     output_memory_format,
@@ -21,20 +21,16 @@ from bsfind.simulation.kernels.convolution_backend import (
 )
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION, MANIFEST, MULTIPROCESSORS
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem, copies
-from bsfind.simulation.kernels.cudnn_workspace import (
-    FAMILIES,
-    SPLIT_BASES,
-    workspace_bytes,
-)
+from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, SPLIT_BASES, workspace_bytes
 
 DATA = Path(__file__).parent / "data"
 ARCHIVE = zipfile.ZipFile(Path(rules.__file__).with_name(cudnn_engines.DATA_FILE))
 GPUS = {
-    "h100": CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "a100": CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "rtx3090": CudaTarget(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "rtx4090": CudaTarget(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "t4": CudaTarget(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
+    "h100": GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "a100": GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
+    "rtx3090": GpuSpec(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "rtx4090": GpuSpec(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
+    "t4": GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
 }  # fmt: skip
 # What cuDNN asked for in every call when the events were recorded (FAKE_CUDNN_WORKSPACE).
 WORKSPACE = 123456
@@ -69,10 +65,10 @@ def call_of(case, backward):
 
 def events(rule, call, gpu):
     """Return the bytes that are taken, and negative those that are given back, in order."""
-    steps = Steps(call)
-    rule(call, gpu, steps)
+    trace = KernelTrace(call)
+    rule(call, gpu, trace)
     sizes, out = {}, []
-    for kind, which, nbytes in steps.finish():
+    for kind, which, nbytes in trace.finish():
         if kind == "output":
             out.append(call.outputs[which].nbytes)
         elif kind in ("scratch", "optional"):
@@ -284,7 +280,7 @@ def test_double_and_empty_take_nothing():
 
 @pytest.mark.parametrize("capability", [(5, 2), (7, 0), (8, 7), (10, 0), (12, 0)])
 def test_every_gpu_has_an_answer(capability):
-    gpu = CudaTarget(
+    gpu = GpuSpec(
         capability=capability, sm_count=50, max_threads_per_sm=2048, torch_version=(2, 13)
     )
     for kind in ("forward", "input_gradient", "weight_gradient"):

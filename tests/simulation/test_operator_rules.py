@@ -14,7 +14,7 @@ from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.operator_comparison import TARGETS, differences
 
-from bsfind.simulation.kernels.call import Call, Steps, TensorSpec, rule_for
+from bsfind.simulation.kernels.call import Call, KernelTrace, TensorSpec, rule_for
 from bsfind.simulation.kernels.registry import load_rules
 
 needs_fake_gpu = pytest.mark.skipif(
@@ -110,11 +110,11 @@ def test_embeddings_of_few_words_are_added_by_atomics_where_that_is_so() -> None
     partial_sums = (20000 // 10 + 100) * 64 * 4
 
     def sizes(**changes: Any) -> list[int]:
-        steps = Steps(call)
+        trace = KernelTrace(call)
         rule = rule_for(call.operator, call.overload)
         assert rule is not None
-        rule(call, dataclasses.replace(TARGETS["h100"], **changes), steps)
-        return [nbytes for _, _, nbytes in steps.finish()]
+        rule(call, dataclasses.replace(TARGETS["h100"], **changes), trace)
+        return [nbytes for _, _, nbytes in trace.finish()]
 
     assert partial_sums not in sizes(torch_version=(2, 13))
     assert partial_sums not in sizes(torch_version=(2, 11))

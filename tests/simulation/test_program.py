@@ -11,22 +11,22 @@ from bsfind.simulation.allocator.caching_allocator import (
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.trace.program import Program, program_of
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE
 
 MIB = 1 << 20
-GPU = CudaTarget(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13))
+GPU = GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13))
 SPEC = TensorSpec((4,), (1,), torch.float32)
 CALL_OF_TWO = Call("aten::two", "default", {"x": SPEC}, (SPEC, SPEC))
 
 
-def second_first(call: Call, gpu: CudaTarget, steps: Steps) -> None:
-    before = steps.scratch(100)
-    steps.output(1)
-    steps.free(before)
-    steps.workspace("cublas", 1000)
-    steps.scratch(200)
+def second_first(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    before = trace.scratch(100)
+    trace.output(1)
+    trace.free(before)
+    trace.workspace("cublas", 1000)
+    trace.scratch(200)
 
 
 def test_a_rule_orders_outputs_and_scratch_memory() -> None:
@@ -47,14 +47,14 @@ def test_each_thread_has_its_workspace_once() -> None:
     assert program.trial_events.count(1000) == 2
 
 
-def wanting(call: Call, gpu: CudaTarget, steps: Steps) -> None:
-    steps.outputs()
-    steps.optional_scratch(50 * MIB)
+def wanting(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    trace.outputs()
+    trace.optional_scratch(50 * MIB)
 
 
-def needing(call: Call, gpu: CudaTarget, steps: Steps) -> None:
-    steps.outputs()
-    steps.scratch(50 * MIB)
+def needing(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    trace.outputs()
+    trace.scratch(50 * MIB)
 
 
 @pytest.mark.parametrize(("rule", "fits"), [(wanting, True), (needing, False)])

@@ -9,19 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
 from bsfind.simulation.trace.scaling import fit
 
-GPU = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+GPU = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
 
-def scratch_by_steps(call: Call, _: CudaTarget, steps: Steps) -> None:
+def scratch_by_steps(call: Call, _: GpuSpec, trace: KernelTrace) -> None:
     """Take scratch memory from a threshold on: no polynomial of the batch size."""
-    steps.outputs()
+    trace.outputs()
     if call.tensor("x").shape[0] > 100:
-        steps.scratch(call.tensor("x").nbytes // 3)
+        trace.scratch(call.tensor("x").nbytes // 3)
 
 
 def trace(batch_size: int, sizes: list[tuple[int, int, int]]) -> list[Entry]:

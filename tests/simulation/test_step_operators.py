@@ -8,12 +8,12 @@ import pytest
 
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import CudaTarget
-from bsfind.simulation.trace.step_operators import StepOperators
+from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.simulation.trace.program import StepOperators
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "operators.py"
-A100 = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
 
 def operators_of(attribute: str, *shape: int, precision: str = "fp32") -> StepOperators:

@@ -9,11 +9,11 @@ import pytest
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.tracer import Tracer
 
-T4 = CudaTarget(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13))
+T4 = GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13))
 
 MODEL = """
 import sys

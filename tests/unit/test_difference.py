@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bsfind.records import PrecisionResult, Report
-from bsfind.report.diff import Change, Difference, compare
-from bsfind.report.diff_table import print_difference
+from bsfind.report.diff import Change, Difference, compare, print_difference
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]

@@ -15,9 +15,9 @@ import pytest
 from command_line import command_line
 from rich.console import Console
 
-from bsfind.cli.explanation import show
 from bsfind.errors import ExitCode
 from bsfind.explain.explanation import explain_text
+from bsfind.explain.render import print_explanation
 
 RANK = (
     "[rank{rank}]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {tried}. GPU {rank} has a "
@@ -47,7 +47,7 @@ def screen(text: str, width: int) -> str:
         markup=False,
         legacy_windows=False,
     )
-    show(explain_text(text), console)
+    print_explanation(explain_text(text), console)
     out.flush()
     shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
     return "".join(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from bsfind.errors import ExitCode, UsageError
 from bsfind.records import PrecisionResult, Report
 from bsfind.report.github import GitHubStep, annotation, outputs
-from bsfind.report.markdown import to_markdown
+from bsfind.report.markup import to_markdown
 
 
 def without_answer() -> Report:

@@ -29,14 +29,21 @@ LAYERS = {
     "workload": {*LEAVES, "failures"},
     "simulation": {*LEAVES, "failures", "workload"},
     "devices": {*LEAVES, "failures", "simulation", "workload"},
-    # `inspect` has a record, a part in the worker (a device), and a part in the parent.
+    # `inspect` has a record, a part in the worker (attribution), and a part in the parent.
     "inspect.records": {"records"},
-    "inspect.device": {*LEAVES, "devices", "inspect.records", "simulation"},
-    "worker": {*LEAVES, "devices", "failures", "inspect.records", "inspect.device", "simulation"},
+    "inspect.attribution": {*LEAVES, "devices", "inspect.records", "simulation"},
+    "worker": {
+        *LEAVES,
+        "devices",
+        "failures",
+        "inspect.records",
+        "inspect.attribution",
+        "simulation",
+    },
     "search": {*LEAVES, "failures", "simulation", "worker"},
-    "report": {*LEAVES, "search", "inspect.records"},
+    "report": {*LEAVES, "search", "simulation", "inspect.records"},
     "inspect": {*LEAVES, "inspect.records", "report", "search", "worker"},
-    "explain": {*LEAVES, "failures"},
+    "explain": {*LEAVES, "failures", "report"},
     "cli": {
         *(*LEAVES, "devices", "explain", "inspect", "inspect.records", "report", "search"),
         *("simulation", "worker"),
@@ -48,7 +55,7 @@ LAYERS = {
 
 
 # The part of `inspect` that runs in the worker, which loads it when it is asked to inspect.
-INSPECTING = {f"bsfind.inspect.{name}" for name in ("attribution", "compose", "device")}
+INSPECTING = {f"bsfind.inspect.{name}" for name in ("attribution", "compose")}
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ def part_of(module: str) -> str:
     if module == "bsfind.inspect.records":
         return "inspect.records"
     if module in INSPECTING:
-        return "inspect.device"
+        return "inspect.attribution"
     return module.split(".")[1] if "." in module else ""
 
 
@@ -151,8 +158,8 @@ def test_heavy_packages_belong_to_the_workers_side() -> None:
         found
         for found in IMPORTS
         if found.imported.split(".")[0] in HEAVY
-        and part_of(found.importer) not in ("workload", "devices", "demo", "inspect.device")
-        and found.importer != "bsfind.report.png"  # lazily, see below
+        and part_of(found.importer) not in ("workload", "devices", "demo", "inspect.attribution")
+        and found.importer != "bsfind.report.plot"  # lazily, see below
         and not is_traced(found.importer)
     ]
     assert named(wrong) == []
@@ -177,7 +184,7 @@ def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> No
         if is_traced(found.imported)
         and not is_traced(found.importer)
         and found.importer not in ("bsfind.devices.simulated", "bsfind.worker.loop")
-        and part_of(found.importer) != "inspect.device"
+        and part_of(found.importer) != "inspect.attribution"
     ]
     assert named(wrong) == []
 
@@ -196,9 +203,10 @@ def test_the_terminal_belongs_to_the_command_line_and_the_table() -> None:
         and part_of(found.importer) != "cli"
         and found.importer
         not in (
-            *("bsfind.report.table", "bsfind.report.check", "bsfind.report.width"),
+            *("bsfind.report.table", "bsfind.report.width"),
             "bsfind.inspect.render",
-            *("bsfind.report.terminal_plot", "bsfind.report.diff_table"),
+            "bsfind.explain.render",
+            *("bsfind.report.terminal_plot", "bsfind.report.diff"),
         )
     ]
     assert named(wrong) == []

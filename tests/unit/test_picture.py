@@ -1,25 +1,26 @@
-"""The picture of memory: its data, and the three that draw it."""
+"""The picture of memory: its data, the files, and the terminal."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from example_report import compared_report, example_report, ok, out_of_memory, predicted_report
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+import bsfind
 from bsfind.errors import UsageError
 from bsfind.records import PrecisionResult, Report, Trial
-from bsfind.report.picture import picture_of
-from bsfind.report.png import check_can_draw, to_png
-from bsfind.report.svg import to_svg
+from bsfind.report.export import check_writable
+from bsfind.report.plot import check_can_draw, picture_of, to_png, to_svg
 from bsfind.report.terminal_plot import print_plot
 from bsfind.search.variants import REMEDIES
 from bsfind.units import GIB, MIB
@@ -107,19 +108,19 @@ def test_what_is_drawn() -> None:
     picture = picture_of(example_report())
     fp32, amp = picture.series
     assert (fp32.name, fp32.summary) == ("fp32", "215 at most, 200 recommended")
-    assert [(p.batch_size, p.reserved_bytes // MIB) for p in amp.points] == [
+    assert [(t.batch_size, (t.peak_reserved_bytes or 0) // MIB) for t in amp.ran] == [
         *((5, 900), (256, 14700), (392, 22221), (419, 23400)),
     ]
-    assert [miss.text for miss in amp.misses] == ["batch size 420: out of memory"]
-    assert amp.recommended is amp.points[2]
-    assert [limit.text for limit in picture.limits] == ["22.9 GiB capacity", "21.8 GiB budget"]
+    assert [trial.batch_size for trial in amp.failed] == [420]
+    assert picture.reasons == "out of memory"
+    assert amp.recommended is amp.ran[2]
+    assert list(picture.limits) == ["22.9 GiB capacity", "21.8 GiB budget"]
     assert picture.batch_size_high > 420
     assert picture.memory_high > 23456 * MIB
     assert picture.ceiling_bytes == 23456 * MIB
-    assert "amp-bf16: 419 at most, 392 recommended" in picture.description
 
 
-def test_remedies_are_series_of_their_own() -> None:
+def test_variants_are_series_of_their_own() -> None:
     names = [series.name for series in picture_of(compared_report()).series]
     assert names == ["fp32", "amp-bf16", "amp-bf16 + checkpointing"]  # compile never ran
 
@@ -128,7 +129,7 @@ def test_of_a_size_that_ran_twice_the_confirmation_counts() -> None:
     twice = (ok(64, GIB, 3 * GIB, None), ok(64, GIB, 2 * GIB, None))
     result = dataclasses.replace(example_report().results[0], trials=twice)
     picture = picture_of(dataclasses.replace(example_report(), results=(result,)))
-    assert [point.reserved_bytes for point in picture.series[0].points] == [2 * GIB]
+    assert [trial.peak_reserved_bytes for trial in picture.series[0].ran] == [2 * GIB]
 
 
 def test_a_check_recommends_nothing_and_keeps_nothing_free() -> None:
@@ -140,58 +141,22 @@ def test_a_check_recommends_nothing_and_keeps_nothing_free() -> None:
 
 def test_before_anything_is_known() -> None:
     picture = picture_of(nothing_known())
-    assert (picture.series, picture.limits, picture.reasons) == ((), (), ())
+    assert (picture.series, picture.limits, picture.reasons) == ((), {}, "")
     assert picture.batch_size_high >= 1
     assert picture.memory_high >= 1
 
 
-# ------------------------------------------------------------------------------------------- SVG
+# ------------------------------------------------------------------------------------ SVG and PNG
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
-EM = 0.64
-"""Advance of a digit in DejaVu Sans and Verdana, which are wide; their letters are 0.6 on average."""
-
-Box = tuple[float, float, float, float]
 
 
 def parsed(report: Report) -> ElementTree.Element:
     return ElementTree.fromstring(to_svg(report))
 
 
-def box_of(text: ElementTree.Element) -> Box:
-    """Return what a text covers: left, top, right, bottom."""
-    size, x, y = (float(text.get(name, "")) for name in ("font-size", "x", "y"))
-    # Characters that are two cells wide are an em; the estimate is for those that are one.
-    width = sum(size * (1.0 if ord(c) > 0x1100 else EM) for c in text.text or "")
-    left = x - width * {"end": 1.0, "middle": 0.5}.get(text.get("text-anchor", ""), 0.0)
-    return left, y - 0.75 * size, left + width, y + 0.25 * size
-
-
-def overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def check_layout(root: ElementTree.Element, *, is_plain: bool = True) -> None:
-    _, _, width, height = (float(number) for number in root.get("viewBox", "").split())
-    texts = list(root.iter(f"{NAMESPACE}text"))
-    boxes = [box_of(text) for text in texts]
-    for text, box in zip(texts, boxes, strict=True):
-        if is_plain or text.get("class") != "quiet" or text.get("font-size") != "12":
-            assert box[0] >= 0, text.text
-            assert box[2] <= width, text.text
-        assert box[1] >= 0, text.text
-        assert box[3] <= height, text.text
-    for (one, a), (other, b) in itertools.combinations(zip(texts, boxes, strict=True), 2):
-        assert not overlap(a, b), (one.text, other.text)
-    for element in root.iter():
-        for name in ("x1", "x2", "cx"):
-            assert 0 <= float(element.get(name, 0)) <= width
-        for name in ("y1", "y2", "cy"):
-            assert 0 <= float(element.get(name, 0)) <= height
-
-
-def test_svg(golden: Golden) -> None:
-    golden("picture.svg", to_svg(example_report()))
+def texts(root: ElementTree.Element) -> list[str]:
+    return [text.text or "" for text in root.iter(f"{NAMESPACE}text")]
 
 
 @pytest.mark.parametrize(
@@ -202,88 +167,100 @@ def test_svg(golden: Golden) -> None:
     ],
     ids=["run", "predicted", "compared", "check", "nothing fits", "nothing known"],
 )
-def test_svg_cuts_and_overlaps_nothing(report: Report) -> None:
-    check_layout(parsed(report))
+def test_the_texts_of_a_picture(report: Report) -> None:
+    picture = picture_of(report)
+    shown = texts(parsed(report))
+    assert {*picture.limits, "batch size", "Peak memory against batch size"} <= set(shown)
+    for series in picture.series:
+        assert f"{series.name}: {series.summary}" in shown
+    key = next((text for text in shown if text.startswith("solid: reserved")), "")
+    assert ("ring: recommended" in key) == any(s.recommended for s in picture.series)
+    assert ("cross: " in key) == (picture.reasons != "")
+    assert ("no trial has ended" in shown) == (picture.series == ())
+    for words in picture.subject.split(" · "):
+        assert words.split()[0] in " ".join(shown)
 
 
+@settings(max_examples=10, deadline=None)
 @given(report=reports())
-def test_svg_of_any_report(report: Report) -> None:
-    # The estimate of widths is for names that are made of letters: others may be wider.
-    check_layout(parsed(report), is_plain=False)
-
-
-@pytest.mark.parametrize("digits", range(1, 10))
-def test_svg_has_room_for_the_labels_of_any_axis(digits: int) -> None:
-    for first in range(1, 10):
-        trial = ok(first * 10 ** (digits - 1), GIB, 2 * GIB, None)
-        result = dataclasses.replace(example_report().results[0], trials=(trial,))
-        check_layout(parsed(dataclasses.replace(example_report(), results=(result,))))
-
-
-def test_svg_has_the_trials() -> None:
-    root = parsed(example_report())
+def test_any_report_can_be_drawn(report: Report) -> None:
+    root = parsed(report)
+    assert root.get("viewBox") == "0 0 576 360"
     told = [title.text or "" for title in root.iter(f"{NAMESPACE}title")][1:]
+    series = picture_of(report).series
+    assert len(told) == sum(len(one.ran) + len(one.failed) for one in series)
+
+
+def test_every_trial_has_a_tooltip() -> None:
+    told = [title.text or "" for title in parsed(example_report()).iter(f"{NAMESPACE}title")][1:]
     trials = [t for r in example_report().results for t in (*r.timings, *r.trials)]
     assert len(told) == len(trials)
     assert "fp32, batch size 200: 21.6 GiB reserved, 20.4 GiB allocated" in told
     assert "amp-bf16, batch size 420: out of memory" in told
 
 
-def test_svg_puts_more_memory_higher_and_larger_batches_to_the_right() -> None:
-    root = parsed(example_report())
-    lines = [line.get("points", "") for line in root.iter(f"{NAMESPACE}polyline")]
-    assert len(lines) == 4  # reserved and allocated, of two precisions
-    for line in lines:
-        points = [tuple(float(v) for v in point.split(",")) for point in line.split()]
-        assert [x for x, _ in points] == sorted(x for x, _ in points)
-        assert [y for _, y in points] == sorted((y for _, y in points), reverse=True)
-    # The capacity is above every point that fits below it.
+def test_more_memory_is_higher_and_larger_batches_are_to_the_right() -> None:
     (capacity,) = (
-        float(line.get("y1", ""))
-        for line in root.iter(f"{NAMESPACE}line")
-        if line.get("class") == "limit" and line.get("stroke-dasharray") is None
+        float(group.findall(f".//{NAMESPACE}text")[0].get("y", ""))
+        for group in parsed(example_report()).iter(f"{NAMESPACE}g")
+        if [text.text for text in group.findall(f"{NAMESPACE}text")] == ["22.9 GiB capacity"]
     )
-    heights = [float(p.split(",")[1]) for line in lines for p in line.split()]
-    assert capacity < min(heights)
+    marks = [
+        (float(use.get("x", "")), float(use.get("y", "")))
+        for group in parsed(example_report()).iter(f"{NAMESPACE}g")
+        if group.get("id", "").startswith("trial-1-")
+        for use in group.iter(f"{NAMESPACE}use")
+    ]
+    assert len(marks) == 5  # four that ran, and the one that did not, last
+    assert [x for x, _ in marks] == sorted(x for x, _ in marks)
+    assert [y for _, y in marks] == sorted((y for _, y in marks), reverse=True)
+    assert capacity < marks[0][1]
+
+
+def test_the_labels_of_two_limits_are_apart() -> None:
+    report = example_report()
+    assert report.device is not None
+    near = dataclasses.replace(report, budget_bytes=report.device.capacity_bytes - MIB)
+    heights = [
+        float(text.get("y", ""))
+        for text in parsed(near).iter(f"{NAMESPACE}text")
+        if (text.text or "").endswith((" capacity", " budget"))
+    ]
+    assert abs(heights[0] - heights[1]) >= 8  # the size of the letters
 
 
 def test_svg_tells_those_who_do_not_see_it() -> None:
     root = parsed(predicted_report())
-    title, description = root[0], root[1]
     assert root.get("role") == "img"
-    assert title.tag == f"{NAMESPACE}title"
-    assert "Peak memory against batch size" in (title.text or "")
-    assert description.tag == f"{NAMESPACE}desc"
-    assert "simulated NVIDIA GeForce RTX 4090" in (description.text or "")
+    assert root[0].tag == f"{NAMESPACE}title"
+    assert (root[0].text or "").startswith("Peak memory against batch size: ")
+    assert "simulated NVIDIA GeForce RTX 4090" in (root[0].text or "")
 
 
 def test_svg_is_readable_in_the_dark_and_stands_alone() -> None:
-    text = to_svg(example_report())
-    light, _, dark = text.partition("@media (prefers-color-scheme: dark)")
-    for rule in (".paper", ".s0", ".s1", "text {"):
-        assert rule in light
-        assert rule in dark
-    for outside in ("href", "url(", "@import", "<script", "<image"):
+    text = to_svg(compared_report())
+    dark = text[text.index("@media (prefers-color-scheme: dark)") : text.index("</style>")]
+    used = set(re.findall(r"(fill|stroke): (#[0-9a-f]{6})", text[text.index("</style>") :]))
+    assert ("fill", "#ffffff") in used
+    for name, colour in used:
+        assert f'[style*="{name}: {colour}"]' in dark
+    for outside in ("url(http", "@import", "<script", "<image", "<?xml"):
         assert outside not in text
+    assert text == to_svg(compared_report())
 
 
-@pytest.mark.parametrize("name", ["a<b>&\"c'", "net\x00\x1b[31m", "\ud800", "]]>"])
-def test_svg_of_names_that_xml_does_not_like(name: str) -> None:
+@pytest.mark.parametrize("name", ["a<b>&\"c'", "net\x00\x1b[31m", "\ud800", "]]>", "a$b$:網"])
+def test_names_that_xml_or_formulas_do_not_like(name: str) -> None:
     report = example_report()
-    root = parsed(dataclasses.replace(report, workload={**report.workload, "target": name}))
-    shown = "".join(text.text or "" for text in root.iter(f"{NAMESPACE}text"))
+    shown = "".join(
+        texts(parsed(dataclasses.replace(report, workload={**report.workload, "target": name})))
+    )
     assert all(character in shown for character in name if character.isprintable())
 
 
-# ------------------------------------------------------------------------------------------- PNG
-
-
 def test_png() -> None:
-    pytest.importorskip("matplotlib")
     image = pytest.importorskip("PIL.Image")
-    report = example_report()
-    named = dataclasses.replace(report, workload={**report.workload, "target": "a$b$:網"})
-    for drawn in (report, named, nothing_fits(), nothing_known(), checked()):
+    for drawn in (example_report(), nothing_fits(), nothing_known(), checked()):
         content = to_png(drawn)
         assert content.startswith(b"\x89PNG\r\n\x1a\n")
         with image.open(io.BytesIO(content)) as picture:
@@ -292,8 +269,7 @@ def test_png() -> None:
     check_can_draw()
 
 
-def test_png_has_the_colours_of_its_series() -> None:
-    pytest.importorskip("matplotlib")
+def test_a_picture_has_the_colours_of_its_series() -> None:
     image = pytest.importorskip("PIL.Image")
     with image.open(io.BytesIO(to_png(example_report()))) as picture:
         colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24)}
@@ -308,6 +284,10 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(UsageError) as failure:
         check_can_draw()
     assert "pip install 'bsfind[plot]'" in failure.value.hint
+    with pytest.raises(UsageError):
+        check_writable(Path("memory.svg"))
+    with pytest.raises(UsageError):
+        bsfind.Report.of(example_report()).plot()
 
 
 # -------------------------------------------------------------------------------------- terminal

@@ -35,15 +35,13 @@ from bsfind.errors import UsageError
 from bsfind.inputs import DTYPES, InputSpec
 from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning, Trial
 from bsfind.report import export, wording
-from bsfind.report.check import print_check
 from bsfind.report.csv import to_csv
-from bsfind.report.formats import EXPORT_FORMATS
-from bsfind.report.html import to_html
+from bsfind.report.export import EXPORT_FORMATS
 from bsfind.report.json import schema, to_json
-from bsfind.report.markdown import to_markdown
+from bsfind.report.markup import to_html, to_markdown
+from bsfind.report.plot import to_svg
 from bsfind.report.sentences import accuracy
-from bsfind.report.svg import to_svg
-from bsfind.report.table import print_report
+from bsfind.report.table import print_check, print_report
 from bsfind.search.finder import Finder
 from bsfind.search.variants import REMEDIES
 from bsfind.settings import PRECISIONS, REQUESTABLE_PRECISIONS, SearchLimits, Workload

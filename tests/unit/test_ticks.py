@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.report.ticks import Tick, batch_size_ticks, memory_ticks
+from bsfind.report.plot import Ticks, batch_size_ticks, memory_ticks
 from bsfind.units import GIB, KIB, MIB
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": GIB << 10}
 
 
-def labels(ticks: tuple[Tick, ...]) -> list[str]:
-    return [tick.label for tick in ticks]
+def labels(ticks: Ticks) -> list[str]:
+    return list(ticks.values())
 
 
 @pytest.mark.parametrize(
@@ -47,16 +47,16 @@ def test_memory(high: int, expected: list[str]) -> None:
     assert labels(memory_ticks(high, 7)) == expected
 
 
-def check(ticks: tuple[Tick, ...], high: int, most: int) -> None:
-    values = [tick.value for tick in ticks]
+def check(ticks: Ticks, high: int, most: int) -> None:
+    values = list(ticks)
     assert values[0] == 0
     assert 2 <= len(values) <= most
     assert values == sorted(set(values))
     assert values[-1] <= high
     assert len(set(labels(ticks))) == len(ticks)
     steps = {b - a for a, b in itertools.pairwise(values)}
-    assert max(steps) - min(steps) <= 1  # tenths of a unit are no whole number of bytes
-    # No room for another: the axis is not left half empty.
+    assert max(steps) - min(steps) <= 1  # tenths of a unit are not a whole number of bytes
+    # There is no room for another tick: the axis is not left half empty.
     assert high - values[-1] < max(steps)
 
 
@@ -64,7 +64,7 @@ def check(ticks: tuple[Tick, ...], high: int, most: int) -> None:
 def test_ticks_of_any_batch_size(high: int, most: int) -> None:
     ticks = batch_size_ticks(high, most)
     check(ticks, high, most)
-    assert [int(tick.label.replace(",", "")) for tick in ticks] == [tick.value for tick in ticks]
+    assert [int(label.replace(",", "")) for label in ticks.values()] == list(ticks)
 
 
 @given(high=st.integers(1, 1 << 47), most=st.integers(3, 12))
@@ -72,10 +72,10 @@ def test_ticks_of_any_memory(high: int, most: int) -> None:
     ticks = memory_ticks(high, most)
     check(ticks, high, most)
     units = set()
-    for tick in ticks[1:]:
-        found = re.fullmatch(r"([\d,]+(?:\.\d)?) (\w+)", tick.label)
+    for value, label in list(ticks.items())[1:]:
+        found = re.fullmatch(r"([\d,]+(?:\.\d)?) (\w+)", label)
         assert found is not None
         units.add(found[2])
         said = float(found[1].replace(",", "")) * UNITS[found[2]]
-        assert abs(said - tick.value) <= 0.5
+        assert abs(said - value) <= 0.5
     assert len(units) == 1

@@ -7,12 +7,10 @@ from pathlib import Path
 
 from bsfind import records
 from bsfind.errors import UsageError
-from bsfind.report.export import write_report
-from bsfind.report.html import to_html
-from bsfind.report.markdown import to_markdown
-from bsfind.report.png import check_can_draw
+from bsfind.report.export import DRAWN_FORMATS, write_report
+from bsfind.report.markup import to_html, to_markdown
+from bsfind.report.plot import check_can_draw, to_svg
 from bsfind.report.sentences import answer
-from bsfind.report.svg import to_svg
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,14 @@ class Plot:
     report: records.Report
 
     def save(self, path: str | Path) -> None:
-        """Write it as `.svg`, or as `.png` where matplotlib is installed.
+        """Write the picture as `.svg` or `.png`.
 
         Raises:
-            UsageError: another ending, no matplotlib, or the file cannot be written.
+            UsageError: another ending, or the file cannot be written.
         """
         file = Path(path)
-        if file.suffix.lower() not in (".svg", ".png"):
-            raise UsageError(f"`{file}` is no picture, end it in .svg or .png")
-        if file.suffix.lower() == ".png":
-            check_can_draw()
+        if file.suffix.lower() not in DRAWN_FORMATS:
+            raise UsageError(f"`{file}` is not a picture, end it in .svg or .png")
         write_report(self.report, file)
 
     def _repr_svg_(self) -> str:
@@ -81,7 +77,12 @@ class Report(records.Report):
         return to_markdown(self)
 
     def plot(self) -> Plot:
-        """Return the picture of memory: peaks against batch size, with the card's line."""
+        """Return the picture of peak memory against batch size, with the limits of the GPU.
+
+        Raises:
+            UsageError: matplotlib is not installed (the extra `bsfind[plot]`).
+        """
+        check_can_draw()
         return Plot(self)
 
     def _repr_html_(self) -> str:

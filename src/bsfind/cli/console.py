@@ -11,7 +11,7 @@ from rich.text import Text
 
 from bsfind.errors import BsfindError
 from bsfind.records import ReportWarning
-from bsfind.report.width import sentence
+from bsfind.report.width import labelled, sentence
 
 _PIPE_WIDTH = 120
 """Width of tables that go to a file or a pipe, if COLUMNS does not say otherwise."""
@@ -107,8 +107,7 @@ class Terminal:
             self._line(line)
 
     def _labelled(self, label: str, style: str, text: str) -> None:
-        _, _, rest = sentence(f"{label}: {text}", self.err).partition(":")
-        self.err.print(Text.assemble((f"{label}:", style), rest), soft_wrap=True)
+        self.err.print(labelled(label, style, text, self.err), soft_wrap=True)
 
     def _line(self, text: str) -> None:
         self.err.print(Text(text), soft_wrap=True)

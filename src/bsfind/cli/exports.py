@@ -9,8 +9,7 @@ from pathlib import Path
 from bsfind.cli.console import Terminal
 from bsfind.errors import UsageError
 from bsfind.records import Report
-from bsfind.report.export import check_writable, write_report
-from bsfind.report.formats import SLOW_FORMATS
+from bsfind.report.export import DRAWN_FORMATS, check_writable, write_report
 
 _PAUSE = 9
 """How long a slow format pauses after it was written, in times of what that took: where trials take
@@ -69,6 +68,6 @@ class Exports:
                 if path not in self._unwritten:
                     self._unwritten.add(path)
                     self._terminal.error(error)
-            if path.suffix.lower() in SLOW_FORMATS:
+            if path.suffix.lower() in DRAWN_FORMATS:
                 now_s = self._clock()
                 self._not_before_s[path] = now_s + _PAUSE * (now_s - started_s)

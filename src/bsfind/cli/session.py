@@ -24,9 +24,8 @@ from bsfind.errors import (
 )
 from bsfind.records import Report, Trial
 from bsfind.report import wording
-from bsfind.report.check import print_check
 from bsfind.report.json import to_json
-from bsfind.report.table import print_report
+from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
 from bsfind.search.events import Progress
 from bsfind.search.finder import Finder

@@ -12,7 +12,7 @@ from bsfind.simulation.gpus.accuracy import measured
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 
 if TYPE_CHECKING:
-    from bsfind.simulation.trace.step_operators import StepOperators
+    from bsfind.simulation.trace.program import StepOperators
 
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:

@@ -49,7 +49,7 @@ from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_traceback import text_of
 
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from bsfind.simulation.gpus.fixed_memory import FixedMemory
     from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
     from bsfind.simulation.trace.program import Program
+    from bsfind.simulation.trace.recorder import Observer
     from bsfind.simulation.trace.tracer import Tracer
 
 
@@ -95,7 +96,6 @@ class SimulatedDevice:
             )
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None
-        self._precision = ""
         self._fixed: FixedMemory | None = None
         self._model_bytes = 0
         self._asked: set[int] = set()
@@ -123,8 +123,18 @@ class SimulatedDevice:
             cuda_version=torch.version.cuda,
         )
 
-    def load(self, workload: Workload, precision: str) -> ModelInfo:
-        """Build the model without its memory (see `base.Device.load`)."""
+    def load(
+        self, workload: Workload, precision: str, observer: Observer | None = None
+    ) -> ModelInfo:
+        """Build the model without its memory (see `base.Device.load`).
+
+        Args:
+            workload: what to train.
+            precision: in which precision.
+            observer: told what the traces do; None: nobody is.
+        """
+        from bsfind.simulation.trace.tracer import Tracer
+
         if self._tracer is not None:
             self._tracer.close()
             self._tracer = None
@@ -133,9 +143,11 @@ class SimulatedDevice:
         self._asked.clear()
         self._traced_steps = None
         self._steps_differ = False
-        self._precision = precision
-        tracer = self._tracer = self._new_tracer(workload, precision)
-        allocator = self._allocator()
+        tracer = self._tracer = Tracer(
+            *(workload, precision, _target(self._gpu, precision), self._seen_by_user_code()),
+            observer,
+        )
+        allocator = self.new_allocator()
         try:
             tracer.model_program().load(allocator)
         except SimulatedOutOfMemoryError as error:
@@ -150,13 +162,12 @@ class SimulatedDevice:
             weights_dtype=tracer.weights_dtype,
         )
 
-    def _new_tracer(self, workload: Workload, precision: str) -> Tracer:
-        from bsfind.simulation.trace.tracer import Tracer
-
-        return Tracer(workload, precision, self._target(precision), self._seen_by_user_code())
-
-    def _target(self, precision: str) -> CudaTarget:
-        return _target(self._gpu, precision)
+    @property
+    def tracer(self) -> Tracer:
+        """The tracer of the model that is loaded."""
+        if self._tracer is None:
+            raise RuntimeError("a trial before load")
+        return self._tracer
 
     def _seen_by_user_code(self) -> SimulatedGpu:
         """Return what `torch.cuda.get_device_properties` says to code that asks."""
@@ -248,15 +259,13 @@ class SimulatedDevice:
         The first trial says how many steps are traced. Where these are alike, the further steps of a
         longer trial are taken to be like them.
         """
-        if self._tracer is None:
-            raise RuntimeError("run_trial before load")
         self._refusal = None
         # What is asked about again is what the answer rests on (the recommended size): it is traced
         # itself then, and does not follow from the traces of other sizes.
         exact = batch_size in self._asked
         self._asked.add(batch_size)
         self._traced_steps = self._traced_steps or steps
-        allocator = self._allocator()
+        allocator = self.new_allocator()
         try:
             program = self._program(batch_size, steps, exact=exact)
             replayed = program.replay(allocator, program.load(allocator))
@@ -265,14 +274,14 @@ class SimulatedDevice:
                 nonlocal allocator, replayed
                 done = len(replayed.memory)
                 longer = self._traced(batch_size, done + count, exact=True)
-                allocator = self._allocator()
+                allocator = self.new_allocator()
                 replayed = longer.replay(allocator, longer.load(allocator))
                 return replayed.memory[done:]
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
             leak = leak_of(replayed.memory, run_more, left)
         except BsfindError as error:
-            return self._refused(error, batch_size)
+            return self.trial_of_refusal(error, batch_size)
         except SimulatedOutOfMemoryError as error:
             return Trial(
                 batch_size=batch_size,
@@ -300,9 +309,8 @@ class SimulatedDevice:
         )
 
     def _fixed_memory(self) -> FixedMemory:
-        assert self._tracer is not None
         if self._fixed is None:
-            self._fixed = self._tracer.fixed_memory()
+            self._fixed = self.tracer.fixed_memory()
         return self._fixed
 
     def _why_out_of_memory(self, error: SimulatedOutOfMemoryError, batch_size: int) -> str:
@@ -323,17 +331,16 @@ class SimulatedDevice:
             steps = max(steps, self._traced_steps)
         if steps <= self._traced_steps:
             return self._traced(batch_size, steps, exact=exact)
-        from bsfind.simulation.trace.repetition import with_more_steps
+        from bsfind.simulation.trace.scaling import with_more_steps
 
         program = self._traced(batch_size, self._traced_steps, exact=exact)
         longer = with_more_steps(program, steps)
         return longer or self._traced(batch_size, steps, exact=True)
 
     def _traced(self, batch_size: int, steps: int, *, exact: bool) -> Program:
-        assert self._tracer is not None
-        return self._tracer.program(batch_size, steps, exact=exact)
+        return self.tracer.program(batch_size, steps, exact=exact)
 
-    def _refused(self, error: BsfindError, batch_size: int) -> Trial:
+    def trial_of_refusal(self, error: BsfindError, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.
 
         Raises:
@@ -363,7 +370,8 @@ class SimulatedDevice:
                 )
         raise error
 
-    def _allocator(self) -> CachingAllocator:
+    def new_allocator(self) -> CachingAllocator:
+        """Return an allocator with the memory that the device has."""
         return CachingAllocator(
             DeviceMemory(self._free_bytes),
             self._settings,
@@ -382,12 +390,12 @@ def _allocator_settings() -> AllocatorSettings:
         ) from error
 
 
-def _target(gpu: CatalogueGpu, precision: str) -> CudaTarget:
+def _target(gpu: CatalogueGpu, precision: str) -> GpuSpec:
     if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
         raise ValueError(f"{gpu.key} cannot be simulated")
     major, minor = torch.__version__.split(".")[:2]
     tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
-    return CudaTarget(
+    return GpuSpec(
         capability=gpu.capability,
         sm_count=gpu.sm_count,
         max_threads_per_sm=gpu.max_threads_per_sm,

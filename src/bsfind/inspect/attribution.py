@@ -1,4 +1,4 @@
-"""Who allocated: a recorder that also notes module, pass, and what tensors turn out to be.
+"""Who allocates: notes for each allocation its module, its pass, and what the tensor is.
 
 Modules are known by hooks around each forward pass; in a backward pass by the autograd node that
 runs, since nodes are numbered in the order of the forward pass that made them. What is a parameter,
@@ -19,61 +19,61 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from bsfind.inspect.compose import Allocation, Course, Origin
-from bsfind.inspect.records import Category
-from bsfind.simulation.kernels.call import Call, Rule
+from bsfind.devices.base import DoesNotFit
+from bsfind.devices.simulated import SimulatedDevice
+from bsfind.errors import BsfindError
+from bsfind.inspect.compose import Allocation, AttributedTrial, Origin, compose
+from bsfind.inspect.records import Category, PrecisionInspection
+from bsfind.settings import Workload
 from bsfind.simulation.trace.calls import flat_tensors
 from bsfind.simulation.trace.module_stack import ModuleStack
 from bsfind.simulation.trace.program import Program, Source
-from bsfind.simulation.trace.recorder import Recorder
+from bsfind.simulation.trace.recorder import MARK, Observer
 from bsfind.simulation.trace.torch_private import (
     TorchFunctionOff,
-    address_of,
     buffers_of,
     current_backward,
     parameters_of,
 )
 
 
-class _Birth(NamedTuple):
-    """In which pass and module something was allocated."""
+class _Place(NamedTuple):
+    """The part of the trial, and the module, in which something is allocated."""
 
     origin: Origin
     module: str | None
 
 
 class _Role(NamedTuple):
-    """What a tensor turned out to be, and the module that it belongs to."""
+    """What a tensor is known to be, and the path of the module that it belongs to."""
 
     category: Category
     module: str | None
 
 
-class AttributingRecorder(Recorder):
-    """Notes who allocates, beside what is allocated. For the trace of one batch size.
-
-    It watches, and changes nothing: the entries are those of a plain recorder.
-    """
+class Attribution(Observer):
+    """Notes who allocates in the traces of one batch size."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._modules = ModuleStack()
-        self._births: dict[int, _Birth] = {}
-        self._calls: dict[int, _Birth] = {}
+        self._places: dict[int, _Place] = {}
+        self._places_of_calls: dict[int, _Place] = {}
         self._roles: dict[int, _Role] = {}
         self._model: weakref.ref[nn.Module] | None = None
         self._origin: Origin = "load"
         self._is_recomputing = False
 
-    def course(self, program: Program, sources: list[Source], *, trains: bool) -> Course:
-        """Return a program's events with the owner of each block.
+    def attributed(
+        self, program: Program, sources: Sequence[Source], *, trains: bool
+    ) -> AttributedTrial:
+        """Return a program's events with who allocated each block.
 
         Args:
             program: of the last trace.
             sources: of its blocks, from `program_of`.
             trains: whether the trace has backward passes.
         """
-        return Course(
+        return AttributedTrial(
             load_events=program.load_events,
             trial_events=program.trial_events,
             operators=program.operators,
@@ -86,73 +86,63 @@ class AttributingRecorder(Recorder):
 
     def _allocation(self, source: Source) -> Allocation:
         if source.block is None:
-            unknown = _Birth("load", None)
-            birth = self._calls.get(source.entry, unknown) if source.is_trial else unknown
-            return Allocation(birth.origin, birth.module, is_tensor=False)
-        birth = self._births[source.block]
+            unknown = _Place("load", None)
+            calls = self._places_of_calls if source.is_trial else {}
+            return Allocation(*calls.get(source.entry, unknown), is_tensor=False)
+        place = self._places[source.block]
         role = self._roles.get(source.block)
         if role is None:
-            return Allocation(birth.origin, birth.module)
-        return Allocation(birth.origin, role.module, role.category)
+            return Allocation(*place)
+        return Allocation(place.origin, role.module, role.category)
 
-    # ---------------------------------------------------------------------- what is recorded
+    # ---------------------------------------------------------------- what the recorder records
 
-    def adopt(self, storage: Any) -> int | None:
-        """Take a storage in (see `Recorder.adopt`)."""
-        block = super().adopt(storage)
-        if block is not None:
-            self._births[block] = self._birth()
-        return block
+    def allocates(self, block: int) -> None:
+        """Note who allocates a block."""
+        self._places[block] = self._place()
 
-    def called(
-        self, rule: Rule, call: Call, outputs: list[torch.Tensor | None], operator: str
-    ) -> None:
-        """Record a call (see `Recorder.called`)."""
-        birth = self._birth()
-        super().called(rule, call, outputs, operator)
-        self._calls[len(self.entries) - 1] = birth
+    def calls(self) -> None:
+        """Note who calls a kernel, which may allocate memory of its own."""
+        place = self._place()
+        self._places_of_calls[len(self.recorder.entries)] = place
 
-    def rewind(self, count: int) -> None:
-        """Start again (see `Recorder.rewind`)."""
-        super().rewind(count)
-        for known in (self._births, self._roles):
+    def rewinds(self, count: int) -> None:
+        """Forget the blocks from `count` on."""
+        for known in (self._places, self._roles):
             for block in [block for block in known if block >= count]:
                 del known[block]
-        self._calls.clear()
+        self._places_of_calls.clear()
         self._is_recomputing = False
         self._origin = "setup" if count else "load"
 
-    def mark(self, name: str) -> None:
-        """Record a point of the step."""
+    def marks(self, name: str) -> None:
+        """Note which part of the trial comes next."""
         self._end_recomputation()
-        super().mark(name)
         self._look_at_model()
         if name == "forward_begin":
             self._origin = "forward"
         elif name == "forward_end":
             self._origin = "backward"
-        elif name == "step_end":
-            self._origin = "setup"
 
-    def _birth(self) -> _Birth:
+    def _place(self) -> _Place:
         """Return where the program is."""
         if self._origin == "backward" and current_backward() != -1:
             if self._modules.is_inside or torch.is_grad_enabled():
                 self._is_recomputing = True
-                return _Birth("recompute", self._modules.current or self._modules.of_node())
+                return _Place("recompute", self._modules.current or self._modules.of_node())
             self._end_recomputation()
-            return _Birth("backward", self._modules.of_node())
+            return _Place("backward", self._modules.of_node())
         self._end_recomputation()
-        return _Birth(self._origin, self._modules.current)
+        return _Place(self._origin, self._modules.current)
 
     def _end_recomputation(self) -> None:
-        # Not when the recomputation returns, but when something else is allocated: by then the
-        # locals of its functions are gone.
+        # Not when the recomputation returns, but when something else is allocated: the locals of
+        # its functions are released then.
         if self._is_recomputing:
             self._is_recomputing = False
-            super().mark("recompute_end")
+            self.recorder.entries.append((MARK, "recompute_end"))
 
-    # ------------------------------------------------------------------- what it is told
+    # ------------------------------------------------------------------- what the tracer does
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -167,7 +157,7 @@ class AttributingRecorder(Recorder):
             after.remove()
 
     def model_is_loaded(self, model: nn.Module) -> None:
-        """Take note of the model on the simulated GPU."""
+        """Note the modules and the tensors of the model."""
         self._model = weakref.ref(model)
         self._modules.name(model)
         self._look_at_model()
@@ -183,12 +173,12 @@ class AttributingRecorder(Recorder):
             self._origin = "forward"
 
     def has_targets(self, targets: Sequence[torch.Tensor]) -> None:
-        """Take note of the targets, which may have been made in the forward pass."""
+        """Note the targets, which may have been made in the forward pass."""
         for tensor in targets:
             self._is(tensor, "inputs", None)
 
     def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
-        """Take note of autocast's copy of a parameter."""
+        """Note autocast's copy of a parameter."""
         self._is(cast, "weight_casts", self._modules.owner_of(weight, self._modules.current))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -205,7 +195,7 @@ class AttributingRecorder(Recorder):
         self._origin = "backward"
 
     def _look_at_model(self) -> None:
-        """See which tensors are the model's now, and which are gradients."""
+        """Note which tensors are parameters, buffers and gradients now."""
         model = None if self._model is None else self._model()
         if model is None:
             return
@@ -217,14 +207,14 @@ class AttributingRecorder(Recorder):
                         self._is(tensor.grad, "gradients", path)
 
     def _is(self, tensor: torch.Tensor, category: Category, module: str | None) -> None:
-        """Take note of what a tensor is; what it was found to be first counts."""
+        """Note what a tensor is, unless it is known to be something."""
         with TorchFunctionOff():
             for part in flat_tensors(tensor):
                 if part is None or not part.is_meta:
                     continue
-                known = self._storages.get(address_of(part.untyped_storage()))
-                if known is not None:
-                    self._roles.setdefault(known[0], _Role(category, module))
+                block = self.recorder.block_of(part.untyped_storage())
+                if block is not None:
+                    self._roles.setdefault(block, _Role(category, module))
 
 
 def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -237,3 +227,63 @@ def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _tensors_in(item)
+
+
+class InspectedModel:
+    """A model on a simulated GPU, to be inspected once.
+
+    Args:
+        device: the simulated GPU.
+        workload: what to train.
+        precision: in which precision.
+
+    Attributes:
+        class_name: class of the model.
+
+    Raises:
+        BsfindError: the model cannot be built. That it does not fit is not an error.
+    """
+
+    def __init__(self, device: SimulatedDevice, workload: Workload, precision: str) -> None:
+        self._device = device
+        self._precision = precision
+        self._trains = workload.mode == "train"
+        self._attribution = Attribution()
+        with contextlib.suppress(DoesNotFit):
+            device.load(workload, precision, self._attribution)
+        self.class_name = device.tracer.class_name
+
+    def at(self, batch_size: int, steps: int) -> PrecisionInspection:
+        """Trace a trial and return what its memory is made of.
+
+        Args:
+            batch_size: samples in a (micro-)batch.
+            steps: optimizer steps.
+
+        Raises:
+            BsfindError: the user's code does not work, or cannot be traced.
+        """
+        device, tracer = self._device, self._device.tracer
+        model: dict[str, Any] = {
+            "precision": self._precision,
+            "parameters": tracer.parameters,
+            "optimizer": tracer.optimizer,
+            "weights_dtype": tracer.weights_dtype,
+        }
+        sources: list[Source] = []
+        try:
+            program = tracer.program(batch_size, steps, exact=True, sources=sources)
+        except BsfindError as error:
+            message = device.trial_of_refusal(error, batch_size).message
+            if device.refusal is not None:
+                raise device.refusal from error
+            return PrecisionInspection(**model, status="refused", message=message)
+        trial = self._attribution.attributed(program, sources, trains=self._trains)
+        composition = compose(trial, device.new_allocator())
+        failed = composition.failed
+        return PrecisionInspection(
+            **model,
+            status="fits" if failed is None else "does_not_fit",
+            composition=composition,
+            message=None if failed is None else failed.message,
+        )

@@ -52,7 +52,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class AttributedTrial:
     """A trial's events, as `simulation.trace.program.Program` has them, and who they belong to.
 
     Attributes:
@@ -93,11 +93,11 @@ class Course:
         return [loaded + place for place, mark in self.marks if mark == name]
 
 
-def categories_of(course: Course) -> list[Category]:
+def categories_of(trial: AttributedTrial) -> list[Category]:
     """Return what each block is."""
-    forward_ends = course.places("forward_end")
-    recompute_ends = course.places("recompute_end")
-    step_ends = course.places("step_end")
+    forward_ends = trial.places("forward_end")
+    recompute_ends = trial.places("recompute_end")
+    step_ends = trial.places("step_end")
 
     def outlives(lifetime: tuple[int, int], ends: Sequence[int]) -> bool:
         # A block is born by the event at `birth`, so it counts from `birth + 1` on.
@@ -114,33 +114,33 @@ def categories_of(course: Course) -> list[Category]:
         if origin == "inputs":
             return "inputs"
         if origin == "load":
-            return "kept" if lifetime[1] >= len(course.load_events) else "temporaries"
+            return "kept" if lifetime[1] >= len(trial.load_events) else "temporaries"
         if outlives(lifetime, step_ends):
             return "optimizer_state" if origin == "optimizer" else "kept"
         if origin == "forward" and outlives(lifetime, forward_ends):
-            return "activations" if course.trains else "outputs"
+            return "activations" if trial.trains else "outputs"
         if origin == "recompute" and outlives(lifetime, recompute_ends):
             return "activations"
         return "temporaries"
 
     return [
         category(allocation, lifetime)
-        for allocation, lifetime in zip(course.allocations, course.lifetimes(), strict=True)
+        for allocation, lifetime in zip(trial.allocations, trial.lifetimes(), strict=True)
     ]
 
 
-def compose(course: Course, allocator: CachingAllocator) -> Composition:
+def compose(trial: AttributedTrial, allocator: CachingAllocator) -> Composition:
     """Replay a trial and return what its memory is made of at the peak, or where it does not fit.
 
     The peak is the first moment at which the most is allocated, from the first forward pass on, as
     `Program.replay` counts it.
 
     Args:
-        course: of the trial.
+        trial: of the trial.
         allocator: a fresh one.
     """
-    watched = _watched_replay(course, allocator)
-    return _Composer(course, watched).composition()
+    watched = _watched_replay(trial, allocator)
+    return _Composer(trial, watched).composition()
 
 
 @dataclass
@@ -164,17 +164,17 @@ class _Watched:
     error: SimulatedOutOfMemoryError | None = None
 
 
-def _watched_replay(course: Course, allocator: CachingAllocator) -> _Watched:
+def _watched_replay(trial: AttributedTrial, allocator: CachingAllocator) -> _Watched:
     """Run the events one by one, and note the peak."""
     watched = _Watched([])
     blocks: list[Block | None] = []
-    loaded = len(course.load_events)
-    begins = course.places("forward_begin")
+    loaded = len(trial.load_events)
+    begins = trial.places("forward_begin")
     first = min(begins, default=loaded)
-    last = max(course.places("step_end"), default=_NEVER)
+    last = max(trial.places("step_end"), default=_NEVER)
     position = -1
     try:
-        for position, event in enumerate((*course.load_events, *course.trial_events)):
+        for position, event in enumerate((*trial.load_events, *trial.trial_events)):
             if position == loaded:
                 allocator.empty_cache()
                 allocator.reset_peaks()
@@ -182,7 +182,7 @@ def _watched_replay(course: Course, allocator: CachingAllocator) -> _Watched:
                 allocator.reset_peaks()
                 _note(watched, allocator, position - 1)
             in_trial = position >= loaded
-            optional = course.optional if in_trial else {}
+            optional = trial.optional if in_trial else {}
             replay(allocator, blocks, (event,), optional, position - loaded)
             if event >= 0:
                 block = blocks[-1]
@@ -206,14 +206,14 @@ def _note(watched: _Watched, allocator: CachingAllocator, position: int) -> None
 class _Composer:
     """Sums up what was alive."""
 
-    def __init__(self, course: Course, watched: _Watched) -> None:
-        self._course = course
+    def __init__(self, trial: AttributedTrial, watched: _Watched) -> None:
+        self._trial = trial
         self._watched = watched
-        self._categories = categories_of(course)
-        self._lifetimes = course.lifetimes()
+        self._categories = categories_of(trial)
+        self._lifetimes = trial.lifetimes()
 
     def composition(self) -> Composition:
-        course, watched = self._course, self._watched
+        trial, watched = self._trial, self._watched
         alive = self._alive_after(watched.position)
         by_module: dict[str | None, dict[str, int]] = {}
         for number in alive:
@@ -222,7 +222,7 @@ class _Composer:
         modules = [
             ModuleShare(
                 path=path,
-                class_name=None if path is None else course.classes.get(path),
+                class_name=None if path is None else trial.classes.get(path),
                 categories=_in_order(sizes),
             )
             for path, sizes in by_module.items()
@@ -240,17 +240,17 @@ class _Composer:
 
     def _moment_of_allocation(self) -> dict[str, Any]:
         """Return the fields that say what was allocated at the peak, or failed to be."""
-        course, watched = self._course, self._watched
-        loaded = len(course.load_events)
+        trial, watched = self._trial, self._watched
+        loaded = len(trial.load_events)
         at = watched.position + (watched.error is not None)
         number = bisect_right(self._lifetimes, (at, _NEVER)) - 1
-        allocation = course.allocations[number]
+        allocation = trial.allocations[number]
         in_trial = at >= loaded
         fields: dict[str, Any] = {
-            "step": 1 + bisect_right(course.places("step_end"), at) if in_trial else 0,
+            "step": 1 + bisect_right(trial.places("step_end"), at) if in_trial else 0,
             "phase": allocation.origin,
             "module": self._module_of(number),
-            "operator": course.operators[self._lifetimes[number][0]],
+            "operator": trial.operators[self._lifetimes[number][0]],
         }
         if watched.error is not None:
             fields["failed"] = FailedRequest(
@@ -262,20 +262,20 @@ class _Composer:
 
     def _module_of(self, number: int) -> str | None:
         """Return whose a block is; a workspace that stays serves all, whoever asked for it first."""
-        allocation = self._course.allocations[number]
+        allocation = self._trial.allocations[number]
         if not allocation.is_tensor and self._lifetimes[number][1] == _NEVER:
             return None
         return allocation.module
 
     def _timeline(self) -> Iterator[Moment]:
         """Yield the moments of the peak's step, as far as the replay came."""
-        course, position = self._course, self._watched.position
+        trial, position = self._trial, self._watched.position
         failed = self._watched.error is not None
-        ends = course.places("step_end")
+        ends = trial.places("step_end")
         index = bisect_right(ends, position)
         begin = ends[index - 1] if index else 0
         end = ends[index] if index < len(ends) else _NEVER
-        forward_ends = [place for place in course.places("forward_end") if begin < place <= end]
+        forward_ends = [place for place in trial.places("forward_end") if begin < place <= end]
         # With accumulated gradients there are several: the last before the peak, or the next one.
         before = [place for place in forward_ends if place <= position + 1]
         after = [place for place in forward_ends if place > position + 1 and not failed]

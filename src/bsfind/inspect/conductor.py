@@ -11,7 +11,7 @@ from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.inspect.records import InspectionReport, PrecisionInspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
 from bsfind.search.events import Progress
-from bsfind.search.finder import unsupported
+from bsfind.search.finder import precisions_of, unsupported
 from bsfind.search.predictor import twin_of
 from bsfind.search.report_builder import assumption_of_output, assumptions_of, stand_in_warning
 from bsfind.settings import DeviceChoice, Settings
@@ -64,8 +64,11 @@ class Inspector:
         """
         choice, real = self._choice()
         with Worker(self._on_output, self._warn) as worker:
-            device = worker.open(choice, self._clock.for_start(), inspect=True)
-            results = tuple(self._inspect(worker, device, name) for name in self._names(device))
+            device = worker.open(choice, self._clock.for_start())
+            results = tuple(
+                self._inspect(worker, device, name)
+                for name in precisions_of(self._settings, device)
+            )
         settings = dataclasses.replace(self._settings, device=choice)
         return InspectionReport(
             bsfind_version=__version__,
@@ -108,18 +111,14 @@ class Inspector:
             )
         return twin, real
 
-    def _names(self, device: DeviceInfo) -> list[str]:
-        """Return the precisions: `amp` resolved, none twice."""
-        amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
-        return list(dict.fromkeys(amp if p == "amp" else p for p in self._settings.precisions))
-
     def _inspect(self, worker: Worker, device: DeviceInfo, precision: str) -> PrecisionInspection:
         why_not = unsupported(precision, device)
         if why_not is not None:
             return PrecisionInspection(precision=precision, status="unsupported", message=why_not)
         self._on_progress(Progress(precision=precision, doing="loading"))
-        model = worker.load(self._settings.workload, precision, self._clock.for_start())
-        self._class_name = model.class_name
+        self._class_name = worker.load_to_inspect(
+            self._settings.workload, precision, self._clock.for_start()
+        )
         self._on_progress(
             Progress(precision=precision, doing="inspecting", batch_size=self._batch_size)
         )

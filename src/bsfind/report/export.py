@@ -5,26 +5,35 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bsfind.errors import UsageError
-from bsfind.records import Report
-from bsfind.report.csv import to_csv
-from bsfind.report.formats import EXPORT_FORMATS
-from bsfind.report.json import to_json
-from bsfind.report.markdown import to_markdown
-from bsfind.report.png import check_can_draw, to_png
-from bsfind.report.svg import to_svg
 
-_WRITERS: dict[str, Callable[[Report], str | bytes]] = {
-    ".json": to_json,
-    ".md": to_markdown,
-    ".csv": to_csv,
-    ".svg": to_svg,
-    ".png": to_png,
-}
-assert tuple(_WRITERS) == EXPORT_FORMATS
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bsfind.records import Report
+
+EXPORT_FORMATS = (".json", ".md", ".csv", ".svg", ".png")
+DRAWN_FORMATS = (".svg", ".png")
+"""Formats that take longer to write than a trial may take: not written after each trial."""
+
+
+def _written(report: Report, suffix: str) -> str | bytes:
+    from bsfind.report.csv import to_csv  # `--help` goes without the writers
+    from bsfind.report.json import to_json
+    from bsfind.report.markup import to_markdown
+    from bsfind.report.plot import to_png, to_svg
+
+    writers: dict[str, Callable[[Report], str | bytes]] = {
+        ".json": to_json,
+        ".md": to_markdown,
+        ".csv": to_csv,
+        ".svg": to_svg,
+        ".png": to_png,
+    }
+    return writers[suffix](report)
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -33,7 +42,7 @@ def write_report(report: Report, path: Path) -> None:
     Raises:
         UsageError: the file cannot be written (no permission, a full disk).
     """
-    written = _WRITERS[path.suffix.lower()](report)
+    written = _written(report, path.suffix.lower())
     try:
         _replace(path, written.encode() if isinstance(written, str) else written)
     except OSError as error:
@@ -42,7 +51,7 @@ def write_report(report: Report, path: Path) -> None:
 
 def _replace(path: Path, content: bytes) -> None:
     if path.exists() and not path.is_file():
-        # /dev/stdout, a FIFO: nothing that could be replaced.
+        # /dev/stdout and FIFOs cannot be replaced.
         path.write_bytes(content)
         return
     target = path.resolve()
@@ -71,7 +80,9 @@ def check_writable(path: Path) -> None:
     Raises:
         UsageError: it cannot.
     """
-    if path.suffix.lower() == ".png":
+    if path.suffix.lower() in DRAWN_FORMATS:
+        from bsfind.report.plot import check_can_draw
+
         check_can_draw()
     folder = path.resolve().parent
     if not os.access(path if path.exists() else folder, os.W_OK):

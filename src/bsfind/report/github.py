@@ -13,7 +13,7 @@ from pathlib import Path
 from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report
 from bsfind.report import wording
-from bsfind.report.markdown import to_markdown
+from bsfind.report.markup import to_markdown
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _OUTPUT = "GITHUB_OUTPUT"

@@ -1,4 +1,4 @@
-"""The report for people: the comparison table, with the answer in a sentence under it."""
+"""What `run` and `check` print at the terminal: a table with sentences below it, or a line per precision."""
 
 from __future__ import annotations
 
@@ -9,44 +9,27 @@ from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
-from bsfind.report.hints import hints
-from bsfind.report.sentences import answer, problems, sentences, tried_before_an_error
-from bsfind.report.width import fits, sentence
+from bsfind.report.sentences import (
+    accuracy,
+    answer,
+    hints,
+    problems,
+    sentences,
+    tried_before_an_error,
+)
+from bsfind.report.width import fits, labelled, sentence
+from bsfind.units import format_bytes, format_count
 
+_FITTED = ("precision", "max batch", "recommended")
+_TIMES = ("samples/s", wording.SPEED_UP)
 _LAYOUTS = (
-    (
-        "precision",
-        "max batch",
-        "recommended",
-        "peak allocated",
-        "peak reserved",
-        "card bar",
-        "samples/s",
-        wording.SPEED_UP,
-    ),
-    (
-        "precision",
-        "max batch",
-        "recommended",
-        "peak allocated",
-        "peak reserved",
-        "of the card",
-        "samples/s",
-        wording.SPEED_UP,
-    ),
-    (
-        "precision",
-        "max batch",
-        "recommended",
-        "peak reserved",
-        "of the card",
-        "samples/s",
-        wording.SPEED_UP,
-    ),
-    ("precision", "max batch", "recommended", "peak reserved", "samples/s"),
+    (*_FITTED, "peak allocated", "peak reserved", "card bar", *_TIMES),
+    (*_FITTED, "peak allocated", "peak reserved", "of the card", *_TIMES),
+    (*_FITTED, "peak reserved", "of the card", *_TIMES),
+    (*_FITTED, "peak reserved", "samples/s"),
     ("precision", "recommended", "peak reserved"),
 )
-"""From wide to narrow: columns go, numbers are never cut."""
+"""Columns from the widest table to the narrowest: columns are left out, numbers are never cut."""
 
 _TWO_LINES = {
     "peak allocated": "peak\nallocated",
@@ -59,13 +42,10 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print the report in the width of the console."""
+    """Print the report of `run` in the width of the console."""
     if report.status == "failed" and not tried_before_an_error(report):
-        return  # there is nothing to show: the error has been told
-    _print(console, wording.subject(report), style="bold")
-    for text in (wording.conditions(report), wording.assumed(report.assumptions)):
-        if text is not None:
-            _print(console, text, style="dim")
+        return  # there is nothing to show: the error has been printed
+    _print_heading(report, console)
     if report.results:
         console.print()
         _print_results(report, console)
@@ -79,13 +59,42 @@ def print_report(report: Report, console: Console) -> None:
         _print(console, text, style="bold green")
     for text in (*sentences(report), *problems(report)):
         _print(console, text)
-    for text in hints(report):
-        _, _, rest = sentence(f"hint: {text}", console).partition(":")
-        console.print(Text.assemble(("hint:", "cyan"), rest), soft_wrap=True)
+    _print_hints(report, console)
+
+
+def print_check(report: Report, console: Console) -> None:
+    """Print the report of `check`: one line per precision."""
+    _print_heading(report, console)
+    if report.status == "failed" and not report.results:
+        _print(console, f"failed: {report.message}", style="yellow")
+    width = max((len(wording.precision(result)) for result in report.results), default=0)
+    for result in report.results:
+        style = "red" if result.max_batch_size is None else "green"
+        start = f"{wording.precision(result):<{width}}  "
+        indent = " " * len(start)
+        text = sentence(_verdict(result, report), console, first=start, indent=indent)
+        console.print(Text.assemble(start, (text[len(start) :], style)), soft_wrap=True)
+    bound = accuracy(report)
+    if bound is not None:
+        _print(console, f"Predicted, not run. {bound}")
+    if not all(result.max_batch_size for result in report.results):
+        _print_hints(report, console)
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
     console.print(Text(sentence(text, console), style=style), soft_wrap=True)
+
+
+def _print_heading(report: Report, console: Console) -> None:
+    subject, *rest = wording.heading(report)
+    _print(console, subject, style="bold")
+    for text in rest:
+        _print(console, text, style="dim")
+
+
+def _print_hints(report: Report, console: Console) -> None:
+    for text in hints(report):
+        console.print(labelled("hint", "cyan", text, console), soft_wrap=True)
 
 
 def _print_results(report: Report, console: Console) -> None:
@@ -143,3 +152,24 @@ def _bar(result: PrecisionResult, console: Console) -> str:
     full, rest = divmod(eighths, 8)
     bar = _EIGHTHS[8] * full + (_EIGHTHS[rest] if rest else "")
     return f"{bar:<{_BAR_WIDTH}} {percent}"
+
+
+def _verdict(result: PrecisionResult, report: Report) -> str:
+    batch_size = report.search["batch_size"]
+    trial = next((t for t in result.trials if t.status == "ok"), None)
+    if trial is None:
+        failed = next((t for t in result.trials if t.message), None)
+        why = failed.message if failed else result.message
+        word = {"nothing_fits": "does not fit", "error": "failed"}.get(result.status, result.status)
+        if failed is not None and failed.error_kind == "batch_norm":
+            word, why = "does not run", result.message
+        if result.status == "error":
+            why = result.message
+        return f"batch size {batch_size} {word}" + (f": {why}" if why else "")
+    text = f"batch size {batch_size} fits: peak reserved {format_bytes(trial.peak_reserved_bytes)}"
+    if report.device is not None and trial.peak_reserved_bytes is not None:
+        left = report.device.capacity_bytes - trial.peak_reserved_bytes
+        text += f", {format_bytes(left)} left"
+    if trial.samples_per_s:
+        text += f", {format_count(trial.samples_per_s)} samples/s"
+    return text

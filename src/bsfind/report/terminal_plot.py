@@ -1,57 +1,42 @@
-"""The picture of memory at the terminal: peak reserved against batch size."""
+"""The picture of memory at the terminal, `--plot`: peak reserved against batch size."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
-from bsfind.records import Report
-from bsfind.report.canvas import Canvas
-from bsfind.report.picture import Picture, picture_of
-from bsfind.report.ticks import batch_size_ticks, memory_ticks
+from bsfind.records import Report, Trial
+from bsfind.report.plot import Picture, batch_size_ticks, memory_ticks, picture_of
 
-_HEADING = "Peak reserved against batch size"
-_AXIS = "batch size"
 _NARROWEST = 32
-"""Below this many columns a plot tells less than the table."""
+"""Columns below which a plot shows less than the table."""
 
 _LOWEST, _HIGHEST = 10, 20
 _STYLES = ("blue", "dark_orange", "green", "magenta", "yellow", "cyan", "red", "white")
+_BLANK = 0x2800
+_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
+"""Bits of a cell by (column, row) in Unicode's block "Braille Patterns", which begins at U+2800."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Glyphs:
-    """Characters to draw with.
-
-    Attributes:
-        points: a mark for each series.
-        recommended: the same, for the recommended size.
-        miss: a trial that did not run.
-        limits: the lines of capacity and budget.
-        corner: where the axes meet.
-        across: the lower axis.
-        up: the left axis.
-    """
+class _Glyphs(NamedTuple):
+    """Characters: a mark for each series, the same for its recommended size, and so on."""
 
     points: str
     recommended: str
-    miss: str
+    failed: str
     limits: str
     corner: str
     across: str
     up: str
+    dots: tuple[tuple[int, ...], ...]
 
 
-_UNICODE = _Glyphs(
-    points="●■▲◆", recommended="○□△◇", miss="×", limits="─╌", corner="└", across="─", up="│"
-)
-_ASCII = _Glyphs(
-    points="o#^v", recommended="OOOO", miss="x", limits="-~", corner="+", across="-", up="|"
-)
+_UNICODE = _Glyphs("●■▲◆", "○□△◇", "×", "─╌", "└", "─", "│", _DOTS)
+_ASCII = _Glyphs("o#^v", "OOOO", "x", "-~", "+", "-", "|", ())
 
 
 def print_plot(report: Report, console: Console) -> None:
@@ -65,77 +50,80 @@ def print_plot(report: Report, console: Console) -> None:
     is_utf8 = console.encoding.lower().replace("-", "") == "utf8"
     glyphs = _UNICODE if is_utf8 else _ASCII
     console.print()
-    console.print(Text(_HEADING, style="dim"), soft_wrap=True)
-    for line in _plot(picture, glyphs, console.width, braille=is_utf8):
+    console.print(Text("Peak reserved against batch size", style="dim"), soft_wrap=True)
+    for line in _plot(picture, glyphs, console.width):
         console.print(line, no_wrap=True, soft_wrap=True)
     for line in _legend(picture, glyphs, console.width):
         console.print(line, soft_wrap=not console.is_terminal)
 
 
-def _plot(picture: Picture, glyphs: _Glyphs, width: int, *, braille: bool) -> list[Text]:
-    height = min(_HIGHEST, max(_LOWEST, width // 5))
-    ticks = memory_ticks(picture.memory_high, height // 2)
-    labels = max(len(tick.label) for tick in ticks)
-    canvas = Canvas(width=width - labels - 2, height=height, braille=braille)
-    _draw(canvas, picture, glyphs)
-    at = {canvas.row(tick.value / picture.memory_high): tick.label for tick in ticks[1:]}
-    lines = [
-        Text.assemble(
-            (f"{at.get(row, ''):>{labels}} ", "dim"),
-            (glyphs.up, "dim"),
-            *cells,
-        )
-        for row, cells in enumerate(canvas.text())
-    ]
-    axis = f"{ticks[0].label:>{labels}} {glyphs.corner}{glyphs.across * canvas.width}"
-    lines.append(Text(axis, style="dim"))
-    return [*lines, _batch_sizes(picture, canvas, labels + 2)]
+def _plot(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
+    rows = min(_HIGHEST, max(_LOWEST, width // 5))
+    memory = memory_ticks(picture.memory_high, rows // 2)
+    indent = max(map(len, memory.values())) + 2
+    columns = width - indent
+    cells = [[(" ", "")] * columns for _ in range(rows)]
 
+    def cell(across: float, up: float, scale: tuple[int, int] = (1, 1)) -> tuple[int, int]:
+        """Return the column and row of a place, 0 to 1 from the lower left, in parts of a cell."""
+        places = ((across, columns * scale[0]), (1 - up, rows * scale[1]))
+        column, row = (min(most - 1, max(0, int(part * most))) for part, most in places)
+        return column, row
 
-def _draw(canvas: Canvas, picture: Picture, glyphs: _Glyphs) -> None:
-    def place(batch_size: int, nbytes: int) -> tuple[float, float]:
-        return batch_size / picture.batch_size_high, nbytes / picture.memory_high
+    def place(trial: Trial) -> tuple[float, float]:
+        peak = trial.peak_reserved_bytes if trial.status == "ok" else picture.ceiling_bytes
+        return trial.batch_size / picture.batch_size_high, (peak or 0) / picture.memory_high
+
+    def mark(trial: Trial, character: str, style: str) -> None:
+        column, row = cell(*place(trial))
+        cells[row][column] = character, style
+
+    def line(start: tuple[float, float], end: tuple[float, float], style: str) -> None:
+        scale = (2, 4) if glyphs.dots else (1, 1)
+        (x, y), (dx, dy) = start, (end[0] - start[0], end[1] - start[1])
+        steps = max(int(abs(dx) * columns * scale[0]), int(abs(dy) * rows * scale[1]), 1)
+        for part in (i / steps for i in range(steps + 1)):
+            column, row = cell(x + dx * part, y + dy * part, scale)
+            (i, left), (j, top) = divmod(column, scale[0]), divmod(row, scale[1])
+            dots = max(0, ord(cells[j][i][0]) - _BLANK)
+            character = chr(_BLANK + (dots | glyphs.dots[left][top])) if glyphs.dots else "."
+            cells[j][i] = character, style
 
     # From back to front: what is drawn last is seen.
-    for limit, character in reversed(list(zip(picture.limits, glyphs.limits, strict=False))):
-        canvas.rule(limit.nbytes / picture.memory_high, character, "dim")
+    for nbytes, rule in reversed(list(zip(picture.limits.values(), glyphs.limits, strict=False))):
+        _, row = cell(0, nbytes / picture.memory_high)
+        cells[row] = [(rule, "dim")] * columns
     for index, series in enumerate(picture.series):
-        places = [place(p.batch_size, p.reserved_bytes) for p in series.points]
-        for start, end in itertools.pairwise(places):
-            canvas.line(start, end, _of(_STYLES, index))
+        for first, second in pairwise(series.ran):
+            line(place(first), place(second), _of(_STYLES, index))
     for index, series in enumerate(picture.series):
-        for miss in series.misses:
-            canvas.mark(
-                *place(miss.batch_size, picture.ceiling_bytes), glyphs.miss, _of(_STYLES, index)
-            )
-        for point in series.points:
-            canvas.mark(
-                *place(point.batch_size, point.reserved_bytes),
-                _of(glyphs.points, index),
-                _of(_STYLES, index),
-            )
+        for trial in series.failed:
+            mark(trial, glyphs.failed, _of(_STYLES, index))
+        for trial in series.ran:
+            mark(trial, _of(glyphs.points, index), _of(_STYLES, index))
     for index, series in enumerate(picture.series):
         if series.recommended is not None:
-            canvas.mark(
-                *place(series.recommended.batch_size, series.recommended.reserved_bytes),
-                _of(glyphs.recommended, index),
-                f"bold {_of(_STYLES, index)}",
-            )
+            ring = _of(glyphs.recommended, index)
+            mark(series.recommended, ring, f"bold {_of(_STYLES, index)}")
 
-
-def _batch_sizes(picture: Picture, canvas: Canvas, indent: int) -> Text:
-    """Return the line below the axis: a label under each tick, as long as there is room for it."""
-    width = indent + canvas.width
+    labels = {cell(0, v / picture.memory_high)[1]: text for v, text in memory.items() if v}
+    lines = [
+        Text.assemble((f"{labels.get(row, ''):>{indent - 2}} {glyphs.up}", "dim"), *drawn)
+        for row, drawn in enumerate(cells)
+    ]
+    lines.append(
+        Text(f"{memory[0]:>{indent - 2}} {glyphs.corner}{glyphs.across * columns}", style="dim")
+    )
+    below = ""
     widest = len(f"{picture.batch_size_high:,}") + 2
-    line = ""
-    for tick in batch_size_ticks(picture.batch_size_high, canvas.width // widest):
-        middle = indent + canvas.column(tick.value / picture.batch_size_high)
-        start = middle - len(tick.label) // 2
-        touches = line != "" and start < len(line) + 2
-        if not touches and start + len(tick.label) <= width:
-            line = f"{line:<{start}}{tick.label}"
-    room = width - len(line)
-    return Text(line + (f"{_AXIS:>{room}}" if room > len(_AXIS) + 1 else ""), style="dim")
+    for size, label in batch_size_ticks(picture.batch_size_high, columns // widest).items():
+        start = indent + cell(size / picture.batch_size_high, 0)[0] - len(label) // 2
+        touches = below != "" and start < len(below) + 2
+        if not touches and start + len(label) <= width:
+            below = f"{below:<{start}}{label}"
+    room = width - len(below)
+    name = f"{'batch size':>{room}}" if room > len("batch size") + 1 else ""
+    return [*lines, Text(below + name, style="dim")]
 
 
 def _legend(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
@@ -146,25 +134,20 @@ def _legend(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
         )
         for index, series in enumerate(picture.series)
     ]
-    marks = "".join(
-        _of(glyphs.recommended, index)
-        for index, series in enumerate(picture.series)
-        if series.recommended
-    )
-    entries = [f"{marks[:1] if len(set(marks)) == 1 else marks} recommended"] if marks else []
+    series = enumerate(picture.series)
+    rings = dict.fromkeys(_of(glyphs.recommended, i) for i, one in series if one.recommended)
+    entries = [f"{''.join(rings)} recommended"] if rings else []
     if picture.reasons:
-        entries.append(f"{glyphs.miss} {' / '.join(picture.reasons)}")
+        entries.append(f"{glyphs.failed} {picture.reasons}")
     entries += [
-        f"{character * 2} {limit.text}"
-        for limit, character in zip(picture.limits, glyphs.limits, strict=False)
+        f"{rule * 2} {label}" for label, rule in zip(picture.limits, glyphs.limits, strict=False)
     ]
-    rows: list[str] = []
+    rows = [""]
     for entry in entries:
-        if rows and len(rows[-1]) + 3 + len(entry) <= width:
-            rows[-1] += f"   {entry}"
-        else:
-            rows.append(entry)
-    return [*lines, *(Text(row, style="dim") for row in rows)]
+        if rows[-1] and len(rows[-1]) + 3 + len(entry) > width:
+            rows.append("")
+        rows[-1] += f"   {entry}" if rows[-1] else entry
+    return [*lines, *(Text(row, style="dim") for row in rows if row)]
 
 
 def _of(choices: Sequence[str], index: int) -> str:

@@ -8,6 +8,7 @@ import textwrap
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -23,6 +24,12 @@ def excess(table: Table, console: Console) -> int:
 def fits(table: Table, console: Console) -> bool:
     """Tell whether the console is wide enough to print the table with no cell cut or wrapped."""
     return excess(table, console) <= 0
+
+
+def labelled(label: str, style: str, text: str, console: Console) -> Text:
+    """Return a sentence behind a coloured label, `hint: …`, as it is to be printed with `soft_wrap`."""
+    _, _, rest = sentence(f"{label}: {text}", console).partition(":")
+    return Text.assemble((f"{label}:", style), rest)
 
 
 def sentence(text: str, console: Console, *, first: str = "", indent: str = "") -> str:

@@ -114,6 +114,12 @@ def assumed(assumptions: Iterable[Assumption]) -> str | None:
     return f"assumed: {', '.join(parts)}" if parts else None
 
 
+def heading(report: Report) -> list[str]:
+    """Return the first lines of a report: the subject, the conditions, and what was assumed."""
+    lines = (subject(report), conditions(report), assumed(report.assumptions))
+    return [line for line in lines if line is not None]
+
+
 def recommended(report: Report) -> PrecisionResult | None:
     """Return the result that the recommendation is from; None without one."""
     recommendation = report.recommendation

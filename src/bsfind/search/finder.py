@@ -176,7 +176,7 @@ class Finder:
                 kinds = _SIMULATED
                 pool.expect_no_more()
             pool.prepare()
-            precisions = self._precisions(self._device)
+            precisions = precisions_of(self._settings, self._device)
             predictor.begin(self._device, precisions)
             opened = self._search_all(precisions, kinds, pool, worker, predictor.result)
         self._look_at_fragmentation()
@@ -296,11 +296,6 @@ class Finder:
             self._results.append(search.result)
             self._current = None
 
-    def _precisions(self, device: DeviceInfo) -> list[str]:
-        """Return the precisions to search: `amp` resolved, none twice."""
-        amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
-        return list(dict.fromkeys(amp if p == "amp" else p for p in self._settings.precisions))
-
     def _warn(self, warning: ReportWarning) -> None:
         if warning not in self._warnings:  # two precisions may say the same
             self._warnings.append(warning)
@@ -396,6 +391,12 @@ def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo 
     if model is None or before is None:
         return model or before
     return dataclasses.replace(model, kind=model.kind or before.kind)
+
+
+def precisions_of(settings: Settings, device: DeviceInfo) -> list[str]:
+    """Return the precisions to search on a device: `amp` resolved, none twice."""
+    amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
+    return list(dict.fromkeys(amp if p == "amp" else p for p in settings.precisions))
 
 
 def unsupported(precision: str, device: DeviceInfo) -> str | None:

@@ -151,20 +151,15 @@ class Worker:
         uuid: str = self._ask(request, timeout_s, "looking for the device")["uuid"]
         return uuid
 
-    def open(self, choice: DeviceChoice, timeout_s: float, *, inspect: bool = False) -> DeviceInfo:
+    def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
         """Open the device.
-
-        Args:
-            choice: which one.
-            timeout_s: seconds to wait.
-            inspect: a simulated one is to be asked what its memory is made of, and nothing else.
 
         Raises:
             NoDeviceError: there is none; another one may be opened then.
             UsageError: the memory limit does not suit it.
             TimeLimitError, WorkerError: see `_ask`.
         """
-        request = {"do": "open", "device": choice.to_json(), "inspect": inspect}
+        request = {"do": "open", "device": choice.to_json()}
         device = DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
         self._watch.opened(device)
         return device
@@ -224,8 +219,19 @@ class Worker:
             kind=answer["kind"],
         )
 
+    def load_to_inspect(self, workload: Workload, precision: str, timeout_s: float) -> str:
+        """Build the model on the simulated device, whether it fits or not; returns its class.
+
+        Raises:
+            TargetError, UsageError: the workload does not work.
+            TimeLimitError, WorkerError: see `_ask`.
+        """
+        request = {"do": "load_to_inspect", "workload": workload.to_json(), "precision": precision}
+        class_name: str = self._ask(request, timeout_s, "building the model")["class_name"]
+        return class_name
+
     def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:
-        """Return what the memory of the loaded workload is made of at a batch size.
+        """Return what the memory of the workload is made of at a batch size, once it is loaded.
 
         Raises:
             TargetError: the user's code failed.

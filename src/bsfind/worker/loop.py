@@ -22,6 +22,7 @@ from bsfind.worker.protocol import encode_error, read_message, write_message
 
 if TYPE_CHECKING:
     from bsfind.devices.base import Device
+    from bsfind.inspect.attribution import InspectedModel
 
 
 def main() -> int:
@@ -79,11 +80,7 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _open_device(choice: DeviceChoice, *, inspect: bool) -> Device:
-    if inspect:
-        from bsfind.inspect.device import InspectingDevice
-
-        return InspectingDevice(choice)
+def _open_device(choice: DeviceChoice) -> Device:
     if choice.is_simulated:
         from bsfind.devices.simulated import SimulatedDevice
 
@@ -98,6 +95,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._device: Device | None = None
+        self._inspected: InspectedModel | None = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "self_check":
@@ -139,8 +137,10 @@ class _Server:
                 "recording": recording.to_json() if recording else None,
                 "refusal": encode_error(refusal) if refusal else None,
             }
+        if request["do"] == "load_to_inspect":
+            return self._load_to_inspect(device, request)
         if request["do"] == "inspect":
-            return self._inspect(device, request)
+            return self._inspect(request)
         raise InternalError(f"unknown request `{request['do']}`")
 
     def _identify(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -150,16 +150,23 @@ class _Server:
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         choice = DeviceChoice.from_json(request["device"])
-        self._device = _open_device(choice, inspect=request["inspect"])
+        self._device = _open_device(choice)
         info: DeviceInfo = self._device.describe()
         return {"is": "opened", "device": asdict(info)}
 
-    def _inspect(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
-        from bsfind.inspect.device import InspectingDevice
+    def _load_to_inspect(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
+        from bsfind.devices.simulated import SimulatedDevice
+        from bsfind.inspect.attribution import InspectedModel
 
-        if not isinstance(device, InspectingDevice):
-            raise InternalError("`inspect` of a device that was not opened for it")
-        inspection = device.inspect(request["batch_size"], request["steps"])
+        if not isinstance(device, SimulatedDevice):
+            raise InternalError("only a simulated device tells who allocates")
+        self._inspected = InspectedModel(device, _workload(request), request["precision"])
+        return {"is": "loaded", "class_name": self._inspected.class_name}
+
+    def _inspect(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._inspected is None:
+            raise InternalError("`inspect` before `load_to_inspect`")
+        inspection = self._inspected.at(request["batch_size"], request["steps"])
         return {"is": "inspected", "inspection": inspection.to_json()}
 
     def _self_check(self) -> dict[str, Any]:
@@ -170,13 +177,18 @@ class _Server:
     def _load(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
         from bsfind.devices.base import DoesNotFit
 
-        workload = Workload.from_json(request["workload"])
-        # Only now: torch is imported, and nothing in the user's folder can stand in its way.
-        app_dir = str(Path(workload.app_dir).resolve())
-        if sys.path[0] != app_dir:
-            sys.path.insert(0, app_dir)
         try:
-            model = device.load(workload, request["precision"])
+            model = device.load(_workload(request), request["precision"])
         except DoesNotFit as answer:
             return {"is": "does_not_fit", "message": str(answer)}
         return {"is": "loaded", "model": asdict(model)}
+
+
+def _workload(request: dict[str, Any]) -> Workload:
+    """Return the workload of a request, whose modules can be imported from now on."""
+    workload = Workload.from_json(request["workload"])
+    # Only now: torch is imported, and nothing in the user's folder can stand in its way.
+    app_dir = str(Path(workload.app_dir).resolve())
+    if sys.path[0] != app_dir:
+        sys.path.insert(0, app_dir)
+    return workload

@@ -2,7 +2,7 @@
 
     parent → worker                              worker → parent
     {"do": "identify", device…}                  {"is": "identified", "uuid"}
-    {"do": "open", device…, "inspect": bool}     {"is": "opened", "device": DeviceInfo}
+    {"do": "open", device…}                      {"is": "opened", "device": DeviceInfo}
     {"do": "load", workload, precision}          {"is": "loaded", "model": ModelInfo}
                                                  {"is": "does_not_fit", "message"}
     {"do": "limit_memory", "bytes"}              {"is": "limited"}
@@ -10,6 +10,8 @@
      "record": bool}                              "recording": Recording or null,
                                                   "memory": MemoryLeft or null,
                                                   "refusal": a "failed" answer or null}
+    {"do": "load_to_inspect", workload,          {"is": "loaded", "class_name"}
+     precision}
     {"do": "inspect", "batch_size", "steps"}     {"is": "inspected", "inspection":
                                                   PrecisionInspection}
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json as json_format
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bsfind.cli.options.option import reader
+from bsfind.errors import ExitCode, UsageError
 from bsfind.units import parse_fraction
+
+if TYPE_CHECKING:
+    from bsfind.records import Report
 
 
 def diff(
@@ -44,6 +51,51 @@ def diff(
     bsfind diff main.json branch.json
     bsfind diff main.json branch.json --threshold 5% --json
     """
-    from bsfind.cli.differences import print_diff  # `--help` goes without it
+    from bsfind.cli.console import Terminal
+    from bsfind.records import ReportWarning
+    from bsfind.report.diff import compare, print_difference
 
-    return print_diff(old, new, threshold, as_json=json)
+    terminal = Terminal()
+    difference = compare(_read(old), _read(new), float(threshold))
+    for text in difference.warnings:
+        terminal.warning(ReportWarning(code="different", message=text))
+    if not difference.is_judged:
+        raise UsageError(
+            f"`{old}` and `{new}` have nothing in common that could be compared",
+            hint="compare two of `bsfind run`, or two of `bsfind check` with the same batch size",
+        )
+    if json:
+        sys.stdout.write(json_format.dumps(difference.to_json(), indent=2) + "\n")
+    else:
+        print_difference(difference, terminal.out)
+    return ExitCode.DOES_NOT_FIT if difference.verdict == "worse" else ExitCode.OK
+
+
+def _read(name: str) -> Report:
+    """Read a report.
+
+    Raises:
+        UsageError: the file cannot be read, or is not a report.
+    """
+    from bsfind.records import Report
+
+    try:
+        text = Path(name).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read `{name}`: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"`{name}` is not a bsfind report: it is not a text file") from None
+    try:
+        return Report.from_json(json_format.loads(text))
+    except json_format.JSONDecodeError as error:
+        why = f"it is not JSON: {error}"
+    except KeyError as error:
+        why = f"it has no {error}; another version of bsfind may have written it"
+    except (AttributeError, IndexError, TypeError):
+        why = "it has other fields"
+    except ValueError as error:
+        why = str(error)
+    raise UsageError(
+        f"`{name}` is not a bsfind report: {why}",
+        hint="`bsfind run … --export report.json` writes one",
+    )

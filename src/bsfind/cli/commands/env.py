@@ -2,15 +2,100 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json as json_format
+import os
+import platform
+import sys
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from bsfind import __version__
+from bsfind.errors import BsfindError
+from bsfind.settings import DeviceChoice
+
+if TYPE_CHECKING:
+    from bsfind.worker.client import Worker
+
+_PACKAGES = (
+    "torch",
+    "typer",
+    "rich",
+    "nvidia-ml-py",
+    "pynvml",
+    "lightning",
+    "transformers",
+    "timm",
+)
+_PREFIXES = ("BSFIND_", "CUDA_", "PYTORCH_", "NVIDIA_", "TORCH_")
+_OPEN_TIMEOUT_S = 120.0
 
 
 def env(
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print versions, GPUs and settings, for a bug report."""
-    from bsfind.cli.environment_report import print_environment  # `--help` goes without it
+    facts = _facts()
+    if json:
+        sys.stdout.write(json_format.dumps(facts, indent=2) + "\n")
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            sys.stdout.write(f"{name}:\n")
+            sys.stdout.writelines(f"  {key}: {item}\n" for key, item in value.items())
+        else:
+            sys.stdout.write(f"{name}: {value}\n")
 
-    print_environment(as_json=json)
+
+def _facts() -> dict[str, Any]:
+    from bsfind.devices import nvml
+
+    return {
+        "bsfind": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "driver": nvml.driver_version(),
+        "gpus": {str(gpu.index): f"{gpu.name} ({gpu.uuid})" for gpu in nvml.list_gpus()},
+        **_worker_facts(),
+        "variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)
+        },
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _worker_facts() -> dict[str, str]:
+    """Return what only a process with torch can tell, from one worker."""
+    from bsfind.worker.client import Worker
+
+    with Worker(lambda _: None) as worker:
+        return {"device": _device(worker), "simulator": _simulator(worker)}
+
+
+def _device(worker: Worker) -> str:
+    """Return the real device that `bsfind run` would use, opened as it would open it."""
+    try:
+        device = worker.open(DeviceChoice(), _OPEN_TIMEOUT_S)
+    except BsfindError as error:
+        return f"none: {error.message}" + (f" ({error.detail})" if error.detail else "")
+    return (
+        f"cuda:{device.index} {device.name}, compute capability {device.compute_capability}, "
+        f"{device.total_bytes} bytes, {device.free_bytes} free"
+    )
+
+
+def _simulator(worker: Worker) -> str:
+    """Return whether predictions are as exact with this torch as they can be."""
+    try:
+        problems = worker.self_check(_OPEN_TIMEOUT_S)
+    except BsfindError as error:
+        return f"does not work: {error.message}"
+    return f"coarse: {'; '.join(problems)}" if problems else "exact: all self-checks passed"

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json as json_format
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated, BinaryIO
 
 import typer
+
+from bsfind.errors import ExitCode, UsageError
 
 
 def explain(
@@ -22,6 +28,34 @@ def explain(
 
     Exit 0 when there is one, 1 when there is none.
     """
-    from bsfind.cli.explanation import print_explanation  # `--help` goes without it
+    from bsfind.cli.console import Terminal
+    from bsfind.explain import explanation
+    from bsfind.explain.document import document
+    from bsfind.explain.render import print_explanation
 
-    return print_explanation(log, as_json=json)
+    try:
+        with _open(log) as stream:
+            found = explanation.explain(stream)
+    except OSError as error:
+        raise UsageError(
+            f"cannot read `{log}`",
+            detail=error.strerror or str(error),
+            hint="give a log file, or `-`",
+        ) from None
+    if json:
+        text = json_format.dumps(document(found), indent=2, ensure_ascii=False)
+        sys.stdout.write(text + "\n")
+    else:
+        print_explanation(found, Terminal().out)
+    return ExitCode.OK if found.errors else ExitCode.DOES_NOT_FIT
+
+
+def _open(log: str | None) -> AbstractContextManager[BinaryIO]:
+    if log is not None and log != "-":
+        return Path(log).open("rb")
+    if sys.stdin is None or (log is None and sys.stdin.isatty()):
+        raise UsageError(
+            "no log is given",
+            hint="`bsfind explain FILE`, or `python train.py 2>&1 | bsfind explain`",
+        )
+    return nullcontext(sys.stdin.buffer)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sys
+
 
 def schema() -> None:
     """Print the JSON Schema of the report that `--json` prints."""
-    import json
-    import sys
+    from bsfind.report import json as report_json
 
-    from bsfind.report.json import schema as report_schema
-
-    sys.stdout.write(json.dumps(report_schema(), indent=2) + "\n")
+    sys.stdout.write(json.dumps(report_json.schema(), indent=2) + "\n")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from bsfind.cli.options.option import option
-from bsfind.report.formats import EXPORT_FORMATS
+from bsfind.report.export import EXPORT_FORMATS
 
 _PANEL = "Output"
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, allocates
 
 
 @allocates("aten::pow.Scalar")
-def power_of_a_number(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def power_of_a_number(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The base goes to the GPU, but for 1 (`pow_Scalar_out` of native/Pow.cpp)."""
-    steps.outputs()
+    trace.outputs()
     if call["self"] != 1:
-        steps.scratch(16 if isinstance(call["self"], complex) else 8)
+        trace.scratch(16 if isinstance(call["self"], complex) else 8)

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 
 _FLOAT = 4
 _HALVES = (torch.float16, torch.bfloat16)
@@ -35,9 +35,9 @@ def _swapped(tensor: TensorSpec) -> TensorSpec:
     )
 
 
-def _contiguous(tensor: TensorSpec, steps: Steps) -> int | None:
+def _contiguous(tensor: TensorSpec, trace: KernelTrace) -> int | None:
     """Allocate what `contiguous` does to a tensor of (batch, length, heads, features)."""
-    return None if _swapped(tensor).is_contiguous() else steps.scratch(tensor.nbytes)
+    return None if _swapped(tensor).is_contiguous() else trace.scratch(tensor.nbytes)
 
 
 # ------------------------------------------------------------------------------ flash attention
@@ -65,12 +65,12 @@ def _key_splits(rows: int, multiprocessors: int, blocks: int) -> int:
 
 
 @allocates("aten::_scaled_dot_product_flash_attention")
-def flash_attention(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def flash_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`mha_fwd`: with few queries the keys are split, and the parts summed in float."""
     query, key = call.tensor("query"), call.tensor("key")
     batch, heads, length, features = query.shape
-    steps.output(0)
-    steps.output(1)
+    trace.output(0)
+    trace.output(1)
     parts = []
     if call["dropout_p"] == 0 and query.numel > 0 and key.numel > 0:
         block = 256 if features <= 64 else 128 if features <= 128 else 64
@@ -87,62 +87,62 @@ def flash_attention(call: Call, gpu: CudaTarget, steps: Steps) -> None:
         if splits > 1:
             rounded = _round_up(features, 32 if features <= 128 else 64)
             count = splits * batch * heads * length
-            parts = [steps.scratch(count * _FLOAT), steps.scratch(count * rounded * _FLOAT)]
+            parts = [trace.scratch(count * _FLOAT), trace.scratch(count * rounded * _FLOAT)]
     # Flattened, without the two numbers: the generator's state is 4, an unused tensor 5. With
     # dropout the state is made anew.
-    state = steps.scratch(2 * 8) if call["dropout_p"] > 0 else None
+    state = trace.scratch(2 * 8) if call["dropout_p"] > 0 else None
     for index in (4, 5) if state is None else (5, 4):
-        steps.output(index)
-    steps.free(state, *parts)
+        trace.output(index)
+    trace.free(state, *parts)
 
 
 @allocates("aten::_scaled_dot_product_flash_attention_backward")
-def flash_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def flash_attention_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`mha_bwd`: the query's gradient is summed in float, and with grouped queries the others'."""
     query, key = call.tensor("query"), call.tensor("key")
     value = call.tensor("value")
     batch, heads, length, features = query.shape
-    held = [_contiguous(call.tensor("grad_out"), steps), _contiguous(call.tensor("out"), steps)]
-    steps.outputs()
+    held = [_contiguous(call.tensor("grad_out"), trace), _contiguous(call.tensor("out"), trace)]
+    trace.outputs()
     rounded = _round_up(length, 128)
-    held.append(steps.scratch(batch * heads * rounded * _FLOAT))
+    held.append(trace.scratch(batch * heads * rounded * _FLOAT))
     copies = 1
     if gpu.deterministic:
         copies = _ceil_div(gpu.sm_count, batch * heads)
     padded = _round_up(features, 32 if features <= 128 else 64)
-    held.append(steps.scratch(copies * batch * heads * rounded * padded * _FLOAT))
+    held.append(trace.scratch(copies * batch * heads * rounded * padded * _FLOAT))
     if key.shape[1] != heads:
-        held += [steps.scratch(t.nbytes // t.shape[1] * heads) for t in (key, value)]
-    steps.free(*reversed(held))
+        held += [trace.scratch(t.nbytes // t.shape[1] * heads) for t in (key, value)]
+    trace.free(*reversed(held))
 
 
 # ------------------------------------------------------------------ memory-efficient attention
 
 
-def _is_small_ampere(gpu: CudaTarget) -> bool:
+def _is_small_ampere(gpu: GpuSpec) -> bool:
     """Ampere and Ada GPUs with 99 KiB of shared memory for a block."""
     return (8, 0) < gpu.capability < (9, 0)
 
 
 @allocates("aten::_scaled_dot_product_efficient_attention")
-def efficient_attention(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def efficient_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_efficient_attention_forward`: wide heads are summed in global memory, in float.
 
     The seed and the offset of dropout are on the host outside of CUDA graphs.
     """
     query, value = call.tensor("query"), call.tensor("value")
-    steps.output(0)
-    steps.output(1)
-    steps.skip_output(2)
-    steps.skip_output(3)
+    trace.output(0)
+    trace.output(1)
+    trace.skip_output(2)
+    trace.skip_output(3)
     batch, heads, length, features = query.shape
     is_wide = max(features, value.shape[3]) > 128
     if query.dtype in _HALVES and is_wide:
-        steps.scratch(batch * length * heads * value.shape[3] * _FLOAT)
+        trace.scratch(batch * length * heads * value.shape[3] * _FLOAT)
 
 
 def _backward_blocks(
-    dtype: torch.dtype, features: int, has_dropout: bool, gpu: CudaTarget
+    dtype: torch.dtype, features: int, has_dropout: bool, gpu: GpuSpec
 ) -> tuple[int, int, bool]:
     """Return what the first kernel that fits the shared memory has (kernels/cutlassB.h).
 
@@ -172,15 +172,15 @@ def _backward_blocks(
 
 
 @allocates("aten::_scaled_dot_product_efficient_attention_backward")
-def efficient_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def efficient_attention_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_efficient_attention_backward`."""
     query, key = call.tensor("query"), call.tensor("key")
     value = call.tensor("value")
     batch, heads, length, features = query.shape
     keys, value_features = key.shape[2], value.shape[3]
-    grad = _contiguous(call.tensor("grad_out_"), steps)
+    grad = _contiguous(call.tensor("grad_out_"), trace)
     for index in range(4):
-        steps.output(index)
+        trace.output(index)
     widest = max(features, value_features)
     block, key_block, sums_keys = _backward_blocks(query.dtype, widest, call["dropout_p"] > 0, gpu)
 
@@ -188,20 +188,20 @@ def efficient_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> N
     is_half = query.dtype in _HALVES
     is_volta = (7, 0) <= gpu.capability < (7, 5)
     if is_half and not (is_volta and sums_keys):
-        delta = steps.scratch(row_bytes)  # by the kernel itself
+        delta = trace.scratch(row_bytes)  # by the kernel itself
     else:  # (grad.float() * out.float()).sum(-1).transpose(-2, -1).contiguous()
         temporaries = []
         full = row_bytes * value_features
         if is_half:
-            temporaries = [steps.scratch(full), steps.scratch(full)]
-        temporaries.append(steps.scratch(full))
-        total = steps.scratch(row_bytes)
+            temporaries = [trace.scratch(full), trace.scratch(full)]
+        temporaries.append(trace.scratch(full))
+        total = trace.scratch(row_bytes)
         if heads == 1 or length == 1:
             delta = total
         else:
-            delta = steps.scratch(row_bytes)
+            delta = trace.scratch(row_bytes)
             temporaries.append(total)
-        steps.free(*reversed(temporaries))
+        trace.free(*reversed(temporaries))
 
     splits = _ceil_div(keys, key_block)
     if batch * heads >= 256 and keys <= 2 * key_block:
@@ -218,8 +218,8 @@ def efficient_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> N
     if sums_keys:
         padded = _round_up(features, block) + _round_up(value_features, block)
         elements += splits * key_block * padded
-    workspace = steps.scratch(batch * heads * _round_up(elements, 4) * _FLOAT)
-    steps.free(delta, workspace, grad)
+    workspace = trace.scratch(batch * heads * _round_up(elements, 4) * _FLOAT)
+    trace.free(delta, workspace, grad)
 
 
 # ----------------------------------------------------------------------------- cuDNN attention
@@ -231,17 +231,17 @@ def _plan_bytes(nbytes: int) -> int:
 
 
 @allocates("aten::_scaled_dot_product_cudnn_attention")
-def cudnn_attention(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def cudnn_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`run_cudnn_SDP_fprop`: seed and offset of dropout come first, on the GPU."""
     # Flattened, without the two numbers: output, logsumexp, two undefined, seed, offset.
     for index in (4, 5, 0, 1):
-        steps.output(index)
+        trace.output(index)
     has_workspace = gpu.capability >= (9, 0) and call.tensor("query").shape[2] > 1
-    steps.free(steps.scratch(_plan_bytes(256 if has_workspace else 0)))
+    trace.free(trace.scratch(_plan_bytes(256 if has_workspace else 0)))
 
 
 @allocates("aten::_scaled_dot_product_cudnn_attention_backward")
-def cudnn_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def cudnn_attention_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`run_cudnn_SDP_bprop`; the workspace is cuDNN 9's.
 
     It holds the query's gradient in float, one float for each of its rows, and with grouped queries
@@ -251,7 +251,7 @@ def cudnn_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     query, key = call.tensor("query"), call.tensor("key")
     value = call.tensor("value")
     batch, heads, length, features = query.shape
-    steps.outputs()
+    trace.outputs()
     workspace = batch * heads * length * (features + 1) * _FLOAT
     alignment = 256
     if gpu.capability < (9, 0):
@@ -260,21 +260,21 @@ def cudnn_attention_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     for tensor in (key, value):
         if tensor.shape[1] < heads:
             workspace += tensor.nbytes // tensor.shape[1] * heads
-    steps.free(steps.scratch(workspace + _plan_bytes(alignment)))
+    trace.free(trace.scratch(workspace + _plan_bytes(alignment)))
 
 
 # -------------------------------------------------------------------------- the formula itself
 
 
 @allocates("aten::_safe_softmax")
-def safe_softmax(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def safe_softmax(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_safe_softmax` of attention.cpp: rows that are masked altogether become zeros."""
     scores = call.tensor("self")
     dtype = call["dtype"] or scores.dtype
     rows = scores.numel // max(scores.shape[call["dim"]], 1)
-    converted = steps.scratch(scores.numel * dtype.itemsize if dtype != scores.dtype else 0)
-    steps.output(0)
-    steps.free(converted)
-    masked, masked_rows = steps.scratch(scores.numel), steps.scratch(rows)
-    zero = steps.scratch(dtype.itemsize)
-    steps.free(zero, masked_rows, masked)
+    converted = trace.scratch(scores.numel * dtype.itemsize if dtype != scores.dtype else 0)
+    trace.output(0)
+    trace.free(converted)
+    masked, masked_rows = trace.scratch(scores.numel), trace.scratch(rows)
+    zero = trace.scratch(dtype.itemsize)
+    trace.free(zero, masked_rows, masked)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import cast
-from bsfind.simulation.kernels.reductions import reduce_steps
+from bsfind.simulation.kernels.reductions import trace_reduction
 
 _FLOAT = 4
 _INT = 4
@@ -51,23 +51,23 @@ def _has_own_kernel(x: TensorSpec) -> bool:
     return x.is_contiguous() or x.is_contiguous(torch.channels_last)
 
 
-def _general_statistics(x: TensorSpec, gpu: CudaTarget, steps: Steps) -> None:
+def _general_statistics(x: TensorSpec, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`batch_norm_mean_var` for other layouts: `var_mean`, in float32 or wider."""
     dtype = torch.float32 if x.element_size == 2 else x.dtype
-    x, copy = cast(steps, x, dtype)
+    x, copy = cast(trace, x, dtype)
     every = set(range(x.dim)) - {1}
     size = 32 if dtype == torch.float64 else 16
-    reduce_steps(steps, x, every, gpu, size, unroll=2, vector=2)
-    steps.free(copy)
+    trace_reduction(trace, x, every, gpu, size, unroll=2, vector=2)
+    trace.free(copy)
 
 
-def _shared_reduction(x: TensorSpec, values: int, steps: Steps) -> None:
+def _shared_reduction(x: TensorSpec, values: int, trace: KernelTrace) -> None:
     """Allocate and free what blocks use to exchange `values` numbers of each channel."""
     blocks, shared = _reduction_blocks(x)
     if shared > 1:
-        staging = steps.scratch(values * x.shape[1] * shared * _FLOAT)
-        semaphores = steps.scratch(blocks * _INT)
-        steps.free(semaphores, staging)
+        staging = trace.scratch(values * x.shape[1] * shared * _FLOAT)
+        semaphores = trace.scratch(blocks * _INT)
+        trace.free(semaphores, staging)
 
 
 def _has_elements(tensor: TensorSpec | None) -> bool:
@@ -75,20 +75,20 @@ def _has_elements(tensor: TensorSpec | None) -> bool:
 
 
 @allocates("aten::native_batch_norm")
-def native_batch_norm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def native_batch_norm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`batch_norm_cuda`: Welford's statistics of all blocks meet in global memory."""
     x = call.tensor("input")
-    steps.outputs()
+    trace.outputs()
     if not call["training"] or x.numel == 0:
         return
     if not _has_own_kernel(x):
-        _general_statistics(x, gpu, steps)
+        _general_statistics(x, gpu, trace)
     elif _is_channels_last(x):
-        _shared_reduction(x, 4, steps)
+        _shared_reduction(x, 4, trace)
 
 
 @allocates("aten::native_batch_norm_backward")
-def native_batch_norm_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def native_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`batch_norm_backward_cuda`: one kernel, or a reduction and an elementwise one."""
     x, grad = call.tensor("input"), call.tensor("grad_out")
     training = bool(call["train"])
@@ -99,27 +99,27 @@ def native_batch_norm_backward(call: Call, gpu: CudaTarget, steps: Steps) -> Non
         return
     per_channel = x.shape[1] * (8 if x.dtype == torch.float64 else _FLOAT)
     if not _has_elements(call.maybe_tensor("save_invstd")):
-        steps.scratch(per_channel)  # of the running variance
+        trace.scratch(per_channel)  # of the running variance
     sums: list[int | None] = []
     if reduces:
-        sums = [steps.scratch(per_channel), steps.scratch(per_channel)]
-        steps.output(1)
-        steps.output(2)
+        sums = [trace.scratch(per_channel), trace.scratch(per_channel)]
+        trace.output(1)
+        trace.output(2)
         if _is_channels_last(x) and _is_channels_last(grad):
-            _shared_reduction(x, 2, steps)
+            _shared_reduction(x, 2, trace)
     if wants_x:
         weight = call.maybe_tensor("weight")
         is_mixed = _is_channels_last(x) != _is_channels_last(grad)
         one = None
         if training and weight is None and is_mixed:
-            one = steps.scratch(x.element_size if x.dtype == torch.float64 else _FLOAT)
-        steps.output(0)
-        steps.free(one)
-    steps.free(*reversed(sums))
+            one = trace.scratch(x.element_size if x.dtype == torch.float64 else _FLOAT)
+        trace.output(0)
+        trace.free(one)
+    trace.free(*reversed(sums))
 
 
 @allocates("aten::cudnn_batch_norm_backward")
-def cudnn_batch_norm_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def cudnn_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`cudnn_batch_norm_backward`: the gradient in the input's layout, then the outputs."""
     x, grad = call.tensor("input"), call.tensor("grad_output")
     for memory_format in (torch.channels_last, torch.channels_last_3d):
@@ -128,4 +128,4 @@ def cudnn_batch_norm_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None
     else:
         memory_format = torch.contiguous_format
     if not grad.is_contiguous(memory_format):
-        steps.scratch(grad.nbytes)
+        trace.scratch(grad.nbytes)

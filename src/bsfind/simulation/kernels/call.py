@@ -3,9 +3,9 @@
 A rule is a function that is registered for operators and told of a call by shapes alone:
 
     @allocates("aten::_softmax_backward_data")
-    def softmax_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
-        steps.outputs()
-        steps.scratch(call.tensor("output").nbytes)
+    def softmax_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+        trace.outputs()
+        trace.scratch(call.tensor("output").nbytes)
 
 It says in which order the kernel allocates its outputs and its scratch memory. Rules know nothing
 of values, of other calls, or of the batch size, so that they can be asked again for other shapes.
@@ -21,7 +21,7 @@ import torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class CudaTarget:
+class GpuSpec:
     """The GPU, and the software on it, that a rule answers for.
 
     Attributes:
@@ -138,7 +138,7 @@ class Call:
         return value if isinstance(value, TensorSpec) else None
 
 
-class Steps:
+class KernelTrace:
     """What a kernel allocates and frees, in order; filled by a rule.
 
     Outputs that a rule does not place are allocated at the end, in their order; scratch memory that
@@ -149,13 +149,13 @@ class Steps:
         self._waiting = [i for i, output in enumerate(call.outputs) if output is not None]
         self._scratch: list[int] = []
         self._count = 0
-        self.steps: list[tuple[str, Any, int]] = []
+        self.events: list[tuple[str, Any, int]] = []
 
     def output(self, index: int) -> None:
         """Allocate an output here (nothing happens if it is a view, or placed already)."""
         if index in self._waiting:
             self._waiting.remove(index)
-            self.steps.append(("output", index, 0))
+            self.events.append(("output", index, 0))
 
     def outputs(self) -> None:
         """Allocate all outputs that have no place yet, in their order."""
@@ -166,7 +166,7 @@ class Steps:
         """Declare that an output takes no GPU memory (it is on the host, or undefined, on CUDA)."""
         if index in self._waiting:
             self._waiting.remove(index)
-            self.steps.append(("skip", index, 0))
+            self.events.append(("skip", index, 0))
 
     def scratch(self, nbytes: int) -> int | None:
         """Allocate scratch memory; returns its handle for `free`, None for no bytes."""
@@ -175,7 +175,7 @@ class Steps:
         handle = self._count
         self._count += 1
         self._scratch.append(handle)
-        self.steps.append(("scratch", handle, int(nbytes)))
+        self.events.append(("scratch", handle, int(nbytes)))
         return handle
 
     def optional_scratch(self, nbytes: int) -> int | None:
@@ -186,28 +186,28 @@ class Steps:
         """
         handle = self.scratch(nbytes)
         if handle is not None:
-            self.steps[-1] = ("optional", handle, int(nbytes))
+            self.events[-1] = ("optional", handle, int(nbytes))
         return handle
 
     def workspace(self, key: str, nbytes: int) -> None:
         """Allocate memory that the calling thread keeps for good, if it does not have it yet."""
-        self.steps.append(("workspace", key, int(nbytes)))
+        self.events.append(("workspace", key, int(nbytes)))
 
     def free(self, *handles: int | None) -> None:
         """Free scratch memory, in the order given."""
         for handle in handles:
             if handle is not None:
                 self._scratch.remove(handle)
-                self.steps.append(("free", handle, 0))
+                self.events.append(("free", handle, 0))
 
     def finish(self) -> list[tuple[str, Any, int]]:
-        """Return the steps, complete."""
+        """Return the events, complete."""
         self.outputs()
         self.free(*reversed(self._scratch))
-        return self.steps
+        return self.events
 
 
-Rule = Callable[[Call, CudaTarget, Steps], None]
+Rule = Callable[[Call, GpuSpec, KernelTrace], None]
 
 _RULES: dict[str, Rule] = {}
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, TensorSpec
+from bsfind.simulation.kernels.call import Call, GpuSpec, TensorSpec
 from bsfind.simulation.kernels.layouts import suggested_format
 
 _INT_MAX = 2**31 - 1
@@ -111,7 +111,7 @@ class Convolution:
 
 
 def select_backend(
-    input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: CudaTarget, cudnn: bool
+    input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: GpuSpec, cudnn: bool
 ) -> Backend:
     """Return the implementation that PyTorch takes.
 
@@ -147,7 +147,7 @@ def _is_depthwise(input: TensorSpec, weight: TensorSpec, convolution: Convolutio
 
 
 def _uses_cudnn(
-    input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: CudaTarget
+    input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: GpuSpec
 ) -> bool:
     """Tell what `ConvParams::use_cudnn` does.
 
@@ -161,7 +161,7 @@ def _uses_cudnn(
 
 
 def _uses_cudnn_depthwise(
-    input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: CudaTarget
+    input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: GpuSpec
 ) -> bool:
     """Tell what `ConvParams::use_cudnn_depthwise` does."""
     channels_last = output_memory_format(input, weight) != torch.contiguous_format

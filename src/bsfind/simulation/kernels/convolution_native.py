@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 
-from bsfind.simulation.kernels.call import CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.call import GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.kernels.convolution_backend import Backend, Convolution
 from bsfind.simulation.kernels.layouts import contiguous
 from bsfind.simulation.kernels.matmul import cublas_workspace
-from bsfind.simulation.kernels.reductions import reduce_steps
+from bsfind.simulation.kernels.reductions import trace_reduction
 
 
 def native_forward(
@@ -21,8 +21,8 @@ def native_forward(
     w: TensorSpec,
     bias: TensorSpec | None,
     numbers: Convolution,
-    steps: Steps,
-    gpu: CudaTarget,
+    trace: KernelTrace,
+    gpu: GpuSpec,
 ) -> None:
     """Allocate what a convolution does that does not use cuDNN.
 
@@ -32,28 +32,28 @@ def native_forward(
         w: weight.
         bias: of the output's channels.
         numbers: of the convolution.
-        steps: of the kernel, which are continued.
+        trace: of the kernel, which are continued.
         gpu: where.
     """
-    x, copy = contiguous(steps, x)
+    x, copy = contiguous(trace, x)
     if backend is Backend.DEPTHWISE_3D:  # conv_depthwise3d_cuda: the output comes before the copy
-        steps.outputs()
-    w, weight_copy = contiguous(steps, w)
+        trace.outputs()
+    w, weight_copy = contiguous(trace, w)
     if backend in (Backend.DEPTHWISE_2D, Backend.DEPTHWISE_3D):
-        steps.outputs()
-        steps.free(weight_copy, copy)
+        trace.outputs()
+        trace.free(weight_copy, copy)
         return
     groups = numbers.groups
-    outputs = [steps.scratch(_output_bytes(x, w, numbers)) for _ in range(groups * (groups > 1))]
+    outputs = [trace.scratch(_output_bytes(x, w, numbers)) for _ in range(groups * (groups > 1))]
     for _ in range(groups):
         # With groups their parts of x are copied, and their outputs are joined in the end.
-        part = steps.scratch(x.nbytes // groups) if groups > 1 and x.shape[0] > 1 else None
+        part = trace.scratch(x.nbytes // groups) if groups > 1 and x.shape[0] > 1 else None
         if groups == 1:
-            steps.outputs()
-        _column_steps(backend, x, w, bias, numbers, steps, gpu)
-        steps.free(part)
-    steps.outputs()
-    steps.free(*outputs, weight_copy, copy)
+            trace.outputs()
+        _trace_columns(backend, x, w, bias, numbers, trace, gpu)
+        trace.free(part)
+    trace.outputs()
+    trace.free(*outputs, weight_copy, copy)
 
 
 def native_backward(
@@ -63,8 +63,8 @@ def native_backward(
     w: TensorSpec,
     mask: tuple[bool, ...],
     numbers: Convolution,
-    steps: Steps,
-    gpu: CudaTarget,
+    trace: KernelTrace,
+    gpu: GpuSpec,
 ) -> None:
     """Allocate what the gradients of a convolution do that does not use cuDNN.
 
@@ -75,36 +75,36 @@ def native_backward(
         w: weight.
         mask: which gradients are wanted: of input, weight and bias.
         numbers: of the convolution.
-        steps: of the kernel, which are continued.
+        trace: of the kernel, which are continued.
         gpu: where.
     """
     if backend is Backend.DEPTHWISE_2D:  # the bias is left to the caller
-        _depthwise_2d_backward(gradient, x, w, mask, steps)
+        _depthwise_2d_backward(gradient, x, w, mask, trace)
     elif backend is Backend.DEPTHWISE_3D:
-        steps.output(0)
-        steps.output(1)
-        copies = [contiguous(steps, spec)[1] for spec in (gradient, x, w)]
+        trace.output(0)
+        trace.output(1)
+        copies = [contiguous(trace, spec)[1] for spec in (gradient, x, w)]
         if mask[2]:
-            _bias_gradient(gradient, steps, gpu)
-        steps.free(*reversed(copies))
+            _bias_gradient(gradient, trace, gpu)
+        trace.free(*reversed(copies))
     else:
-        _column_backward(backend, gradient, x, w, mask, numbers, steps, gpu)
+        _column_backward(backend, gradient, x, w, mask, numbers, trace, gpu)
 
 
 def _depthwise_2d_backward(
-    gradient: TensorSpec, x: TensorSpec, w: TensorSpec, mask: tuple[bool, ...], steps: Steps
+    gradient: TensorSpec, x: TensorSpec, w: TensorSpec, mask: tuple[bool, ...], trace: KernelTrace
 ) -> None:
     """aten/src/ATen/native/cuda/DepthwiseConv2d.cu, torch 2.13."""
-    _, gradient_copy = contiguous(steps, gradient)
+    _, gradient_copy = contiguous(trace, gradient)
     if mask[1]:
-        _, copy = contiguous(steps, x)
-        steps.output(1)
-        steps.free(copy)
+        _, copy = contiguous(trace, x)
+        trace.output(1)
+        trace.free(copy)
     if mask[0]:
-        _, copy = contiguous(steps, w)
-        steps.output(0)
-        steps.free(copy)
-    steps.free(gradient_copy)
+        _, copy = contiguous(trace, w)
+        trace.output(0)
+        trace.free(copy)
+    trace.free(gradient_copy)
 
 
 def _column_backward(
@@ -114,62 +114,62 @@ def _column_backward(
     w: TensorSpec,
     mask: tuple[bool, ...],
     numbers: Convolution,
-    steps: Steps,
-    gpu: CudaTarget,
+    trace: KernelTrace,
+    gpu: GpuSpec,
 ) -> None:
-    copies = [contiguous(steps, x)[1], contiguous(steps, w)[1]]
+    copies = [contiguous(trace, x)[1], contiguous(trace, w)[1]]
     groups = numbers.groups
     results = [
-        steps.scratch(spec.nbytes // groups)
+        trace.scratch(spec.nbytes // groups)
         for spec, wanted in ((x, mask[0]), (w, mask[1]))
         for _ in range(groups * (groups > 1 and wanted))
     ]
     for _ in range(groups):
         parts = []
         if groups > 1:
-            parts = [steps.scratch(spec.nbytes // groups) for spec in (gradient, x)]
+            parts = [trace.scratch(spec.nbytes // groups) for spec in (gradient, x)]
         else:
-            parts = [contiguous(steps, gradient)[1]]
-            steps.output(0)
+            parts = [contiguous(trace, gradient)[1]]
+            trace.output(0)
             if backend is not Backend.SLOW_2D:  # which makes them after its columns
-                steps.output(1)
-                steps.output(2)
-        columns = steps.scratch(_column_bytes(backend, x, w, gradient.shape, numbers))
-        cublas_workspace(gpu, steps)
+                trace.output(1)
+                trace.output(2)
+        columns = trace.scratch(_column_bytes(backend, x, w, gradient.shape, numbers))
+        cublas_workspace(gpu, trace)
         if groups == 1:
             if mask[2]:
-                _bias_gradient(gradient, steps, gpu)
-            steps.output(1)
-        steps.free(columns, *reversed(parts))
-    steps.outputs()
-    steps.free(*reversed(results), *reversed(copies))
+                _bias_gradient(gradient, trace, gpu)
+            trace.output(1)
+        trace.free(columns, *reversed(parts))
+    trace.outputs()
+    trace.free(*reversed(results), *reversed(copies))
 
 
-def _bias_gradient(gradient: TensorSpec, steps: Steps, gpu: CudaTarget) -> None:
-    steps.output(2)
+def _bias_gradient(gradient: TensorSpec, trace: KernelTrace, gpu: GpuSpec) -> None:
+    trace.output(2)
     space = set(range(gradient.dim)) - {1}
-    reduce_steps(steps, gradient, space, gpu, max(4, gradient.element_size))
+    trace_reduction(trace, gradient, space, gpu, max(4, gradient.element_size))
 
 
-def _column_steps(
+def _trace_columns(
     backend: Backend,
     x: TensorSpec,
     w: TensorSpec,
     bias: TensorSpec | None,
     numbers: Convolution,
-    steps: Steps,
-    gpu: CudaTarget,
+    trace: KernelTrace,
+    gpu: GpuSpec,
 ) -> None:
     """Columns of one sample, and cuBLAS."""
     shape = _output_shape(x, w, numbers)
     pointwise = math.prod(w.shape[2:]) == 1 == max(numbers.stride) and max(numbers.padding) == 0
     columns = ones = None
     if not (backend is Backend.SLOW_2D and pointwise):
-        columns = steps.scratch(_column_bytes(backend, x, w, shape, numbers))
+        columns = trace.scratch(_column_bytes(backend, x, w, shape, numbers))
     if bias is not None and backend in (Backend.SLOW_TRANSPOSE_2D, Backend.SLOW_TRANSPOSE_3D):
-        ones = steps.scratch(math.prod(shape[2:]) * x.element_size)
-    cublas_workspace(gpu, steps)
-    steps.free(ones, columns)
+        ones = trace.scratch(math.prod(shape[2:]) * x.element_size)
+    cublas_workspace(gpu, trace)
+    trace.free(ones, columns)
 
 
 def _output_shape(x: TensorSpec, w: TensorSpec, numbers: Convolution) -> tuple[int, ...]:

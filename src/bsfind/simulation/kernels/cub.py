@@ -8,13 +8,13 @@ compute capability, in groups: 9.0, 8.0, and others, which have the generic tuni
 
 from __future__ import annotations
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 
 _ALIGNMENT = 256  # of each part; the whole may have to be aligned too (`AliasTemporaries`)
 _WARP_PADDING = 32  # tiles before the first, for look-back
 
 
-def radix_sort(count: int, key: int, value: int, bits: int, gpu: CudaTarget) -> int:
+def radix_sort(count: int, key: int, value: int, bits: int, gpu: GpuSpec) -> int:
     """Return bytes to sort pairs by `bits` of the key, out of place ("onesweep").
 
     Args:
@@ -40,7 +40,7 @@ def _single_tile(widest: int) -> int:
     return 256 * (19 if widest <= 4 else 9)
 
 
-def _onesweep_tile(key: int, value: int, gpu: CudaTarget) -> int:
+def _onesweep_tile(key: int, value: int, gpu: GpuSpec) -> int:
     """Return pairs of a tile. Keys of 16 bits before 9.0 take another algorithm: an estimate."""
     if gpu.capability < (8, 0):
         return 256 * 46 if max(key, value) <= 4 else 256 * 11
@@ -74,7 +74,7 @@ def scan(count: int, size: int) -> int:
     return _total(state * (-(-count // tile) + _WARP_PADDING), 1) + more
 
 
-def unique_by_key(count: int, size: int, gpu: CudaTarget) -> int:
+def unique_by_key(count: int, size: int, gpu: GpuSpec) -> int:
     """Return bytes to keep the first pair of each run of equal keys."""
     if gpu.capability >= (9, 0):
         tile = 448 * 11 if size == 8 else 448 * 16
@@ -85,7 +85,7 @@ def unique_by_key(count: int, size: int, gpu: CudaTarget) -> int:
     return _total(16 * (-(-count // tile) + _WARP_PADDING), 1)
 
 
-def select_flagged(count: int, gpu: CudaTarget) -> int:
+def select_flagged(count: int, gpu: GpuSpec) -> int:
     """Return bytes to keep the places of flags that are set."""
     if gpu.capability >= (9, 0):
         tile = 384 * 11
@@ -96,7 +96,7 @@ def select_flagged(count: int, gpu: CudaTarget) -> int:
     return _total(8 * (-(-count // tile) + _WARP_PADDING), 1)
 
 
-def reduce_sum(count: int, size: int, gpu: CudaTarget) -> int:
+def reduce_sum(count: int, size: int, gpu: GpuSpec) -> int:
     """Return bytes of a sum of elements, of which partial results have `size` bytes."""
     if count <= 256 * 16:
         return 1

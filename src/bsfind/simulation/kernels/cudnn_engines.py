@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 
 # The version of cuDNN that the trees stand for, as cudnnGetVersion() writes it.
@@ -56,7 +56,7 @@ class Choice(NamedTuple):
     value: float = 0.0
 
 
-def sampled_gpu(gpu: CudaTarget) -> str:
+def sampled_gpu(gpu: GpuSpec) -> str:
     """Return the GPU whose samples stand for another: of the same architecture if there is one.
 
     cuDNN has heuristics for each architecture; the number of multiprocessors is a minor matter.
@@ -216,7 +216,7 @@ def _forest(gpu: str, key: str) -> _Forest:
         return _unpacked(_archive().read(f"{gpu}/{key.removesuffix(' depthwise')}"))
 
 
-def choices(problem: ConvolutionProblem, gpu: CudaTarget) -> list[Choice]:
+def choices(problem: ConvolutionProblem, gpu: GpuSpec) -> list[Choice]:
     """Return the choice of each tree for a convolution."""
     name = sampled_gpu(gpu)
     if problem.dtype == torch.float32 and not gpu.tf32_convolutions:

@@ -34,7 +34,7 @@ from statistics import median_low
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import Choice, choices
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem, Copies, copies
 
@@ -60,16 +60,13 @@ def _needed(p: ConvolutionProblem, c: Copies) -> int:
 
 def _cropped_x(p: ConvolutionProblem, nbytes: int) -> int:
     """Return how many of the bytes of x the windows of y cover (input gradient of patches)."""
-    return (
-        nbytes
-        // p.pixels
-        * math.prod(
-            min(size, (out - 1) * stride + dilation * (kernel - 1) + 1 - padding)
-            for size, out, stride, dilation, kernel, padding in zip(
-                p.size, p.out_size, p.stride, p.dilation, p.kernel, p.padding, strict=True
-            )
+    covered: int = math.prod(
+        min(size, (out - 1) * stride + dilation * (kernel - 1) + 1 - padding)
+        for size, out, stride, dilation, kernel, padding in zip(
+            p.size, p.out_size, p.stride, p.dilation, p.kernel, p.padding, strict=True
         )
     )
+    return nbytes // p.pixels * covered
 
 
 def _phases(p: ConvolutionProblem, c: Copies) -> int:
@@ -239,7 +236,7 @@ def _bytes_of(p: ConvolutionProblem, c: Copies, choice: Choice) -> int:
 
 
 @lru_cache(maxsize=65536)
-def workspace_bytes(problem: ConvolutionProblem, gpu: CudaTarget) -> int:
+def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
     """Return the workspace that cuDNN asks for, in bytes; 0 for none.
 
     Args:
@@ -249,7 +246,7 @@ def workspace_bytes(problem: ConvolutionProblem, gpu: CudaTarget) -> int:
     return median_low(workspaces_by_tree(problem, gpu))
 
 
-def workspaces_by_tree(problem: ConvolutionProblem, gpu: CudaTarget) -> list[int]:
+def workspaces_by_tree(problem: ConvolutionProblem, gpu: GpuSpec) -> list[int]:
     """Return the workspace by each of the trees, whose median counts."""
     if problem.dtype not in _MODELLED_TYPES:
         return [0]  # float64: kernels that work in place, in all plans that were seen

@@ -7,7 +7,7 @@ with whose allocations it was compared; older versions are taken to be like 2.11
 from __future__ import annotations
 
 from bsfind.simulation.kernels import cub
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import contiguous, is_line
 
 _FEW_INDICES = 3072
@@ -18,84 +18,84 @@ _BLOCKS_PER_SM = 4
 
 
 @allocates("aten::embedding")
-def embedding(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def embedding(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`index_select` by the flattened indices (`embedding_symint` of native/Embedding.cpp)."""
     indices = call.tensor("indices")
-    copy = None if is_line(indices) else steps.scratch(indices.nbytes)
-    steps.outputs()
-    steps.free(copy)
+    copy = None if is_line(indices) else trace.scratch(indices.nbytes)
+    trace.outputs()
+    trace.free(copy)
 
 
 @allocates("aten::embedding_dense_backward")
-def embedding_dense_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def embedding_dense_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Up to 3072 indices go to a kernel without scratch memory (`embedding_dense_backward_cuda`)."""
     gradient, indices = call.tensor("grad_output"), call.tensor("indices")
-    handles = [contiguous(steps, indices)[1], contiguous(steps, gradient)[1]]
+    handles = [contiguous(trace, indices)[1], contiguous(trace, gradient)[1]]
     by_frequency = bool(call["scale_grad_by_freq"])
     if indices.numel <= _FEW_INDICES and not by_frequency:
-        steps.outputs()
+        trace.outputs()
     else:
         width = gradient.shape[-1]
         words = call["num_weights"]
         few = _are_few_words(indices.numel, words, width, gpu)
-        _sorted_backward(steps, indices, width, gradient, words, by_frequency, gpu, by_atomics=few)
-    steps.free(*handles)
+        _sorted_backward(trace, indices, width, gradient, words, by_frequency, gpu, by_atomics=few)
+    trace.free(*handles)
 
 
 @allocates("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
-def embedding_bag(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def embedding_bag(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Sizes of the bags, the bag of each index, the output, the places of maxima (EmbeddingBag.cu)."""
     for index in (2, 1, 0, 3):
-        steps.output(index)
+        trace.output(index)
 
 
 @allocates("aten::_embedding_bag_backward", "aten::_embedding_bag_dense_backward")
-def embedding_bag_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def embedding_bag_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Sums and means are sorted like embeddings; maxima are added where they came from."""
     gradient, indices = call.tensor("grad"), call.tensor("indices")
     if call.arguments.get("sparse"):
-        _sparse_bags_backward(call, steps)
+        _sparse_bags_backward(call, trace)
         return
-    contiguous(steps, gradient)
+    contiguous(trace, gradient)
     if call["mode"] == 2:
         return
     by_frequency = bool(call["scale_grad_by_freq"])
     width = gradient.shape[-1]
-    _sorted_backward(steps, indices, width, gradient, call["num_weights"], by_frequency, gpu)
+    _sorted_backward(trace, indices, width, gradient, call["num_weights"], by_frequency, gpu)
 
 
-def _sparse_bags_backward(call: Call, steps: Steps) -> None:
+def _sparse_bags_backward(call: Call, trace: KernelTrace) -> None:
     """A row of the gradient for each index; means divide it (`_embedding_bag_sparse_backward`)."""
     gradient = call.tensor("grad")
-    steps.outputs()
+    trace.outputs()
     if call["mode"] == 1:
         size = gradient.element_size
-        bags = [steps.scratch(gradient.shape[0] * size) for _ in range(2)]
-        steps.free(bags[1], bags[0], steps.scratch(call.tensor("indices").numel * size))
+        bags = [trace.scratch(gradient.shape[0] * size) for _ in range(2)]
+        trace.free(bags[1], bags[0], trace.scratch(call.tensor("indices").numel * size))
 
 
 @allocates("aten::embedding_renorm_")
-def embedding_renorm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def embedding_renorm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The rows in use: sorted indices, then those that differ (`embedding_renorm_cuda_`)."""
     indices = call.tensor("indices")
     count, size = indices.numel, indices.element_size
     for _ in range(2):
-        steps.scratch(count * size)
-    handles = [steps.scratch(count * size) for _ in range(2)]
-    steps.free(*reversed(handles))
-    steps.scratch(count * size)
-    steps.scratch(8)
-    steps.scratch(cub.select_flagged(count, gpu))
+        trace.scratch(count * size)
+    handles = [trace.scratch(count * size) for _ in range(2)]
+    trace.free(*reversed(handles))
+    trace.scratch(count * size)
+    trace.scratch(8)
+    trace.scratch(cub.select_flagged(count, gpu))
 
 
 def _sorted_backward(
-    steps: Steps,
+    trace: KernelTrace,
     indices: TensorSpec,
     width: int,
     gradient: TensorSpec,
     words: int,
     by_frequency: bool,
-    gpu: CudaTarget,
+    gpu: GpuSpec,
     *,
     by_atomics: bool = False,
 ) -> None:
@@ -103,36 +103,36 @@ def _sorted_backward(
     count, size = indices.numel, indices.element_size
     if count == 0:
         return
-    held = [steps.scratch(count * size) for _ in range(2)]  # sorted indices, where they were
-    places = steps.scratch(count * size)
+    held = [trace.scratch(count * size) for _ in range(2)]  # sorted indices, where they were
+    places = trace.scratch(count * size)
     bits = max(int(words).bit_length(), 1) if gpu.torch_version >= (2, 13) else 8 * size
-    temporary = steps.scratch(cub.radix_sort(count, size, size, bits, gpu))
-    steps.free(temporary, places)
+    temporary = trace.scratch(cub.radix_sort(count, size, size, bits, gpu))
+    trace.free(temporary, places)
     if by_frequency:
-        held.append(steps.scratch(count * size))
+        held.append(trace.scratch(count * size))
         for _ in range(2):  # two scans by key; the size is read off torch 2.13
-            steps.free(steps.scratch(max(1279, 511 + count * 10 // 1023 + 512)))
-    steps.outputs()
+            trace.free(trace.scratch(max(1279, 511 + count * 10 // 1023 + 512)))
+    trace.outputs()
     segments = min(count, words)
-    held.append(steps.scratch(count * size))
-    held.append(steps.scratch(8))
-    places = steps.scratch(count * size)
-    steps.free(steps.scratch(cub.unique_by_key(count, size, gpu)), places)
-    held += [steps.scratch(segments * size) for _ in range(2)]
-    steps.free(steps.scratch(cub.scan(segments, size)))
-    held.append(steps.scratch(8))
+    held.append(trace.scratch(count * size))
+    held.append(trace.scratch(8))
+    places = trace.scratch(count * size)
+    trace.free(trace.scratch(cub.unique_by_key(count, size, gpu)), places)
+    held += [trace.scratch(segments * size) for _ in range(2)]
+    trace.free(trace.scratch(cub.scan(segments, size)))
+    held.append(trace.scratch(8))
     parts = count // _ROWS_PER_THREAD + segments
-    held.append(steps.scratch(parts * size))
+    held.append(trace.scratch(parts * size))
     if by_atomics:
-        held.append(steps.scratch(parts * size))
+        held.append(trace.scratch(parts * size))
         if gradient.element_size < 4:
-            held.append(steps.scratch(words * width * 4))
+            held.append(trace.scratch(words * width * 4))
     else:
-        held.append(steps.scratch(parts * width * max(4, gradient.element_size)))
-    steps.free(*reversed(held))
+        held.append(trace.scratch(parts * width * max(4, gradient.element_size)))
+    trace.free(*reversed(held))
 
 
-def _are_few_words(count: int, words: int, width: int, gpu: CudaTarget) -> bool:
+def _are_few_words(count: int, words: int, width: int, gpu: GpuSpec) -> bool:
     """Tell whether blocks add to the result by atomics, in float32 (`use_fused_kernel`).
 
     Since torch 2.11, where few words are repeated often and nothing must be deterministic. Not for bags.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import contiguous, is_non_overlapping_and_dense
-from bsfind.simulation.kernels.reductions import axes, reduce_steps
+from bsfind.simulation.kernels.reductions import axes, trace_reduction
 
 _CHUNK = 65536
 
@@ -25,7 +25,7 @@ def _chunks(tensors: tuple[TensorSpec, ...]) -> int:
 
 
 @allocates("aten::_foreach_norm")
-def foreach_norm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def foreach_norm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """A partial norm for each chunk of 65536 elements."""
     tensors = call["self"]
     order = float(call["ord"])
@@ -36,12 +36,12 @@ def foreach_norm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     )
     if fast:
         size = max(4, tensors[0].element_size)
-        steps.scratch(len(tensors) * _chunks(tensors) * size)
+        trace.scratch(len(tensors) * _chunks(tensors) * size)
         return
     for index, spec in enumerate(tensors):
-        steps.output(index)
-        reduce_steps(
-            steps,
+        trace.output(index)
+        trace_reduction(
+            trace,
             spec,
             axes(spec, None),
             gpu,
@@ -51,15 +51,15 @@ def foreach_norm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
 
 
 @allocates("aten::_foreach_max")
-def foreach_max(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def foreach_max(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """An extreme for each chunk of 65536 elements."""
     tensors = call["self"]
     if _in_one_kernel(tensors):
-        steps.outputs()
-        steps.scratch(len(tensors) * _chunks(tensors) * tensors[0].element_size)
+        trace.outputs()
+        trace.scratch(len(tensors) * _chunks(tensors) * tensors[0].element_size)
         return
     for index, spec in enumerate(tensors):
-        steps.output(index)
-        line, copy = contiguous(steps, spec)
-        reduce_steps(steps, line, axes(line, None), gpu, line.element_size)
-        steps.free(copy)
+        trace.output(index)
+        line, copy = contiguous(trace, spec)
+        trace_reduction(trace, line, axes(line, None), gpu, line.element_size)
+        trace.free(copy)

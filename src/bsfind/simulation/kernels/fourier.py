@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import is_line, row_major
 
 
-def _transform(steps: Steps, spec: TensorSpec, dims: Sequence[int]) -> None:
+def _transform(trace: KernelTrace, spec: TensorSpec, dims: Sequence[int]) -> None:
     """`_exec_fft`: batch dimensions are moved to the front and merged, by a copy if need be."""
     axes = [dim % spec.dim for dim in dims]
     batch = [dim for dim in range(spec.dim) if dim not in axes]
@@ -23,43 +23,43 @@ def _transform(steps: Steps, spec: TensorSpec, dims: Sequence[int]) -> None:
         spec.dtype,
     )
     if not is_line(merged):
-        steps.free(steps.scratch(spec.nbytes))
+        trace.free(trace.scratch(spec.nbytes))
 
 
 @allocates("aten::_fft_r2c", "aten::_fft_c2c")
-def forward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def forward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """One transform of up to three dimensions; of more, the results go from one to the other."""
     output = call.outputs[0]
     if len(call["dim"]) > 3 and output is not None:
-        steps.scratch(output.nbytes)
-    steps.outputs()
+        trace.scratch(output.nbytes)
+    trace.outputs()
     if call["dim"]:
-        _transform(steps, call.tensor("self"), call["dim"])
+        _transform(trace, call.tensor("self"), call["dim"])
 
 
 @allocates("aten::_fft_c2r")
-def backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The input is copied, because cuFFT overwrites it (`_fft_c2r_cufft`)."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
-    steps.scratch(spec.nbytes)
+    trace.scratch(spec.nbytes)
     copied = TensorSpec(spec.shape, row_major(spec.shape), spec.dtype)
-    _transform(steps, copied, call["dim"][-1:])
+    _transform(trace, copied, call["dim"][-1:])
 
 
 @allocates("aten::abs")
-def absolute(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def absolute(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Of complex numbers in complex numbers first (native/UnaryOps.cpp)."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
     if spec.dtype.is_complex:
-        steps.scratch(spec.nbytes)
+        trace.scratch(spec.nbytes)
 
 
 @allocates("aten::angle")
-def angle(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def angle(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Of complex numbers in complex numbers first (native/UnaryOps.cpp)."""
     spec = call.tensor("self")
     if spec.dtype.is_complex:
-        steps.scratch(spec.nbytes)
-    steps.outputs()
+        trace.scratch(spec.nbytes)
+    trace.outputs()

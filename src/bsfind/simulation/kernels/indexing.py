@@ -9,35 +9,35 @@ from __future__ import annotations
 import torch
 
 from bsfind.simulation.kernels import cub
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import (
     cast,
     contiguous,
     dense,
     elementwise,
 )
-from bsfind.simulation.kernels.reductions import axes, reduce_steps
+from bsfind.simulation.kernels.reductions import axes, trace_reduction
 
 _MASKS = (torch.bool, torch.uint8)
 
 
 @allocates("aten::index")
-def index(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def index(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Masks become indices, int32 becomes int64 (`make_info` of TensorAdvancedIndexing.cpp)."""
     output = call.outputs[0]
     selected = 0
     if output is not None:
         rest = _rest(call.tensor("self"), call["indices"])
         selected = output.numel // rest if rest else 0
-    handles = _prepared(call, steps, gpu, selected)[1]
-    steps.outputs()
-    steps.free(*handles)
+    handles = _prepared(call, trace, gpu, selected)[1]
+    trace.outputs()
+    trace.free(*handles)
 
 
 @allocates("aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
-def index_put(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def index_put(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Sums (and all, where that must be deterministic) sort the indices first."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
     values = call.tensor("values")
     given = call["indices"]
@@ -48,37 +48,37 @@ def index_put(call: Call, gpu: CudaTarget, steps: Steps) -> None:
         selected = values.numel // rest if rest else 0
         if not values.on_gpu and values.numel == 1 and len(given) == 1 and _is_mask(given[0]):
             return  # `canDispatchToMaskedFill`
-        steps.free(*_prepared(call, steps, gpu, selected)[1])
+        trace.free(*_prepared(call, trace, gpu, selected)[1])
         return
     copied = None
     if call.operator == "aten::index_put":
         spec = dense(spec)
-    spec, copied = contiguous(steps, spec)
+    spec, copied = contiguous(trace, spec)
     rest = _rest(spec, given)
     masked = any(_is_mask(item) for item in given)
     selected = values.numel // rest if masked and rest else 0
-    indices, handles = _prepared(call, steps, gpu, selected, same_strides=False)
+    indices, handles = _prepared(call, trace, gpu, selected, same_strides=False)
     defined = [(dim, item) for dim, item in enumerate(indices) if item is not None]
     if not defined:
         return
     if masked and not selected:
-        steps.free(*handles)
-        steps.free(copied)
+        trace.free(*handles)
+        trace.free(copied)
         return
     linear = None
     broadcast = elementwise(*(item for _, item in defined))
     for _, item in defined:
         nbytes = item.numel * 8
         if not call.arguments.get("unsafe", False) and item.numel:
-            _bounds(steps, item, gpu)
-        wrapped = steps.scratch(nbytes)
-        product = steps.scratch(nbytes)
-        steps.free(wrapped)
+            _bounds(trace, item, gpu)
+        wrapped = trace.scratch(nbytes)
+        product = trace.scratch(nbytes)
+        trace.free(wrapped)
         if linear is None:
             linear = product
         else:
-            steps.free(product)
-    steps.free(*handles)
+            trace.free(product)
+    trace.free(*handles)
     count = broadcast.numel
     before = 1
     for dim in range(defined[0][0]):
@@ -89,7 +89,7 @@ def index_put(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     expanded = None
     whole = count * before * after
     if values.numel < whole or not values.is_contiguous():
-        expanded = steps.scratch(whole * values.element_size)
+        expanded = trace.scratch(whole * values.element_size)
     if count and after:
         # Indexed dimensions that are no neighbours are moved to the front, in a copy.
         dims = [dim for dim, _ in defined]
@@ -101,35 +101,35 @@ def index_put(call: Call, gpu: CudaTarget, steps: Steps) -> None:
         )
         permuted = None
         if dims[-1] - dims[0] + 1 != len(dims):
-            permuted = contiguous(steps, moved)[1]
-        held = [steps.scratch(count * 8) for _ in range(3)]
+            permuted = contiguous(trace, moved)[1]
+        held = [trace.scratch(count * 8) for _ in range(3)]
         bits = max(1, (spec.numel // max(after, 1)).bit_length())
-        held.append(steps.scratch(cub.radix_sort(count, 8, 8, bits, gpu)))
-        steps.free(*reversed(held), permuted)
-    steps.free(expanded, linear, copied)
+        held.append(trace.scratch(cub.radix_sort(count, 8, 8, bits, gpu)))
+        trace.free(*reversed(held), permuted)
+    trace.free(expanded, linear, copied)
 
 
 def _is_mask(item: TensorSpec | None) -> bool:
     return item is not None and item.dtype in _MASKS
 
 
-def _bounds(steps: Steps, item: TensorSpec, gpu: CudaTarget) -> None:
+def _bounds(trace: KernelTrace, item: TensorSpec, gpu: GpuSpec) -> None:
     """`index.max() < size` and `index.min() >= -size` (`wrapIndexOnce`), in one pass since torch 2.13."""
     if gpu.torch_version < (2, 13):
         for _ in range(2):
-            extreme = steps.scratch(8)
-            line, copy = contiguous(steps, item)
-            reduce_steps(steps, line, axes(line, None), gpu, 8, out_bytes=8)
-            steps.free(copy)
-            steps.free(steps.scratch(1), extreme)
+            extreme = trace.scratch(8)
+            line, copy = contiguous(trace, item)
+            trace_reduction(trace, line, axes(line, None), gpu, 8, out_bytes=8)
+            trace.free(copy)
+            trace.free(trace.scratch(1), extreme)
         return
-    extremes = steps.scratch(8), steps.scratch(8)
-    line, copy = contiguous(steps, item)
-    reduce_steps(steps, line, axes(line, None), gpu, 16, out_bytes=8)
-    steps.free(copy)
+    extremes = trace.scratch(8), trace.scratch(8)
+    line, copy = contiguous(trace, item)
+    trace_reduction(trace, line, axes(line, None), gpu, 16, out_bytes=8)
+    trace.free(copy)
     for _ in range(2):
-        steps.free(steps.scratch(1))
-    steps.free(*extremes)
+        trace.free(trace.scratch(1))
+    trace.free(*extremes)
 
 
 def _rest(spec: TensorSpec, indices: tuple[TensorSpec | None, ...]) -> int:
@@ -148,14 +148,14 @@ def _rest(spec: TensorSpec, indices: tuple[TensorSpec | None, ...]) -> int:
 
 
 def _prepared(
-    call: Call, steps: Steps, gpu: CudaTarget, selected: int, *, same_strides: bool = True
+    call: Call, trace: KernelTrace, gpu: GpuSpec, selected: int, *, same_strides: bool = True
 ) -> tuple[list[TensorSpec | None], list[int | None]]:
     """Return int64 indices of one shape, and handles of their memory in the order they are freed."""
     indices: list[TensorSpec | None] = []
     handles: list[int | None] = []
     for item in call["indices"]:
         if item is not None and _is_mask(item):
-            handles.append(_nonzero(steps, item, gpu, selected))
+            handles.append(_nonzero(trace, item, gpu, selected))
             columns = TensorSpec((selected,), (1,), torch.int64)
             indices += [columns] * item.dim
         else:
@@ -171,14 +171,14 @@ def _prepared(
             continue
         shaped = _expanded(item, broadcast.shape)
         if shaped.dtype != torch.int64:
-            shaped, handle = cast(steps, shaped, torch.int64)
+            shaped, handle = cast(trace, shaped, torch.int64)
             handles.append(handle)
         result.append(shaped)
     strides = {item.stride for item in result if item is not None}
     if same_strides and len(strides) > 1:
         for at, one in enumerate(result):
             if one is not None:
-                result[at], handle = contiguous(steps, one)
+                result[at], handle = contiguous(trace, one)
                 handles.append(handle)
     return result, handles
 
@@ -192,55 +192,55 @@ def _expanded(item: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(shape, stride, item.dtype)
 
 
-def _nonzero(steps: Steps, mask: TensorSpec, gpu: CudaTarget, selected: int) -> int | None:
+def _nonzero(trace: KernelTrace, mask: TensorSpec, gpu: GpuSpec, selected: int) -> int | None:
     """`nonzero_cuda_out_impl` of Nonzero.cu; returns the handle of the result."""
-    mask, copy = contiguous(steps, mask)
-    number = steps.scratch(4)
-    steps.free(steps.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
-    result = steps.scratch(selected * mask.dim * 8)
+    mask, copy = contiguous(trace, mask)
+    number = trace.scratch(4)
+    trace.free(trace.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
+    result = trace.scratch(selected * mask.dim * 8)
     if mask.dim:
-        steps.free(steps.scratch(cub.select_flagged(mask.numel, gpu)))
-    steps.free(number, copy)
+        trace.free(trace.scratch(cub.select_flagged(mask.numel, gpu)))
+    trace.free(number, copy)
     return result
 
 
 @allocates("aten::nonzero")
-def nonzero(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def nonzero(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The number of results, the results, their places (Nonzero.cu)."""
-    mask, copy = contiguous(steps, call.tensor("self"))
-    number = steps.scratch(4)
-    steps.free(steps.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
-    steps.outputs()
+    mask, copy = contiguous(trace, call.tensor("self"))
+    number = trace.scratch(4)
+    trace.free(trace.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
+    trace.outputs()
     if mask.dim:
-        steps.free(steps.scratch(cub.select_flagged(mask.numel, gpu)))
-    steps.free(number, copy)
+        trace.free(trace.scratch(cub.select_flagged(mask.numel, gpu)))
+    trace.free(number, copy)
 
 
 @allocates("aten::masked_select")
-def masked_select(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def masked_select(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Indexing by the expanded mask (`masked_select_out_cuda_impl`)."""
     mask = call.tensor("mask")
     output = call.outputs[0]
     shape = elementwise(mask, call.tensor("self")).shape
-    indices = _nonzero(steps, _expanded(mask, shape), gpu, output.numel if output else 0)
-    steps.outputs()
-    steps.free(indices)
+    indices = _nonzero(trace, _expanded(mask, shape), gpu, output.numel if output else 0)
+    trace.outputs()
+    trace.free(indices)
 
 
 @allocates("aten::masked_scatter", "aten::masked_scatter_")
-def masked_scatter(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def masked_scatter(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Places in the source are a prefix sum of the mask (`launch_masked_scatter_kernel`)."""
-    steps.outputs()
+    trace.outputs()
     spec, mask = call.tensor("self"), call.tensor("mask")
     count = elementwise(spec, mask).numel
-    steps.scratch(count * 8)
-    contiguous(steps, _expanded(mask, elementwise(spec, mask).shape))
-    contiguous(steps, call.tensor("source"))
-    steps.free(steps.scratch(cub.scan(count, 8)))
+    trace.scratch(count * 8)
+    contiguous(trace, _expanded(mask, elementwise(spec, mask).shape))
+    contiguous(trace, call.tensor("source"))
+    trace.free(trace.scratch(cub.scan(count, 8)))
 
 
 @allocates("aten::where.self")
-def where(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def where(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Operands of another type are cast, numbers on the host are copied (TensorCompare.cpp)."""
     output = call.outputs[0]
     if output is None:
@@ -249,30 +249,30 @@ def where(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     for name in ("self", "other"):
         operand = call.tensor(name)
         if not operand.on_gpu:
-            handles.append(steps.scratch(operand.numel * output.element_size))
+            handles.append(trace.scratch(operand.numel * output.element_size))
         elif operand.dtype != output.dtype:
-            handles.append(cast(steps, operand, output.dtype)[1])
-    steps.outputs()
-    steps.free(*reversed(handles))
+            handles.append(cast(trace, operand, output.dtype)[1])
+    trace.outputs()
+    trace.free(*reversed(handles))
 
 
 @allocates("aten::scatter_reduce", "aten::scatter_reduce_")
-def scatter_reduce(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def scatter_reduce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Means count what was added (`scatter_reduce_two` of TensorAdvancedIndexing.cpp)."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
     if call["reduce"] == "mean" and spec.numel:
-        steps.scratch(call.tensor("src").nbytes)
-        steps.scratch(spec.nbytes)
-        steps.scratch(spec.numel)
+        trace.scratch(call.tensor("src").nbytes)
+        trace.scratch(spec.nbytes)
+        trace.scratch(spec.numel)
 
 
 @allocates("aten::index_reduce", "aten::index_reduce_")
-def index_reduce(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def index_reduce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Means count what was added (`index_reduce_func_cuda_impl`)."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
     if call["reduce"] == "mean" and spec.numel:
-        steps.scratch(spec.nbytes)
-        steps.free(steps.scratch(call.tensor("source").nbytes))
-        steps.free(steps.scratch(spec.numel))
+        trace.scratch(spec.nbytes)
+        trace.free(trace.scratch(call.tensor("source").nbytes))
+        trace.free(trace.scratch(spec.numel))

@@ -7,24 +7,24 @@ from itertools import pairwise
 
 import torch
 
-from bsfind.simulation.kernels.call import Steps, TensorSpec
+from bsfind.simulation.kernels.call import KernelTrace, TensorSpec
 
 
-def cast(steps: Steps, spec: TensorSpec, dtype: torch.dtype) -> tuple[TensorSpec, int | None]:
+def cast(trace: KernelTrace, spec: TensorSpec, dtype: torch.dtype) -> tuple[TensorSpec, int | None]:
     """Copy a tensor to another type, unless it has it; returns the tensor to read and its handle."""
     if spec.dtype == dtype:
         return spec, None
     copied = dense(spec, dtype)
-    return copied, steps.scratch(copied.nbytes)
+    return copied, trace.scratch(copied.nbytes)
 
 
-def contiguous(steps: Steps, spec: TensorSpec) -> tuple[TensorSpec, int | None]:
+def contiguous(trace: KernelTrace, spec: TensorSpec) -> tuple[TensorSpec, int | None]:
     """Copy a tensor unless it is contiguous; returns the tensor to read and its handle."""
-    return contiguous_in(steps, spec, torch.contiguous_format)
+    return contiguous_in(trace, spec, torch.contiguous_format)
 
 
 def contiguous_in(
-    steps: Steps, spec: TensorSpec, memory_format: torch.memory_format
+    trace: KernelTrace, spec: TensorSpec, memory_format: torch.memory_format
 ) -> tuple[TensorSpec, int | None]:
     """Copy a tensor unless it is contiguous in a memory format."""
     if spec.is_contiguous(memory_format):
@@ -34,7 +34,7 @@ def contiguous_in(
         moved = row_major((spec.shape[0], *spec.shape[2:], spec.shape[1]))
         stride = (moved[0], moved[-1], *moved[1:-1])
     copied = TensorSpec(spec.shape, stride, spec.dtype)
-    return copied, steps.scratch(copied.nbytes)
+    return copied, trace.scratch(copied.nbytes)
 
 
 def dense(spec: TensorSpec, dtype: torch.dtype | None = None) -> TensorSpec:
@@ -109,15 +109,15 @@ def elementwise(*specs: TensorSpec, dtype: torch.dtype | None = None) -> TensorS
     return TensorSpec(shaped, tuple(result), dtype)
 
 
-def output_of_bytes(steps: Steps, index: int, nbytes: int) -> None:
+def output_of_bytes(trace: KernelTrace, index: int, nbytes: int) -> None:
     """Allocate an output whose storage is larger than its elements need.
 
     That happens to results which were made in full size and shrunk by `resize_` later.
     """
-    before = len(steps.steps)
-    steps.output(index)
-    if len(steps.steps) > before:
-        steps.steps[-1] = ("output", index, int(nbytes))
+    before = len(trace.events)
+    trace.output(index)
+    if len(trace.events) > before:
+        trace.events[-1] = ("output", index, int(nbytes))
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import re
 
 import torch
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import contiguous, is_non_overlapping_and_dense
 
 _MIB = 1 << 20
@@ -19,21 +19,21 @@ _LARGE = 32 * _MIB
 _DEFAULT = 8_519_680  # ":4096:2:16:8"
 
 
-def cublas_workspace(gpu: CudaTarget, steps: Steps, *, lt: bool = False) -> None:
+def cublas_workspace(gpu: GpuSpec, trace: KernelTrace, *, lt: bool = False) -> None:
     """Allocate the workspace of the calling thread, where it does not exist yet.
 
     Args:
         gpu: where.
-        steps: of the kernel.
+        trace: of the kernel.
         lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.12.
     """
     if lt and gpu.torch_version < (2, 12):
-        steps.workspace("cublaslt", _MIB)
+        trace.workspace("cublaslt", _MIB)
     else:
-        steps.workspace("cublas", cublas_workspace_bytes(gpu))
+        trace.workspace("cublas", cublas_workspace_bytes(gpu))
 
 
-def cublas_workspace_bytes(gpu: CudaTarget) -> int:
+def cublas_workspace_bytes(gpu: GpuSpec) -> int:
     """Return the size of cuBLAS's workspace (`parseChosenWorkspaceSize`).
 
     `CUBLAS_WORKSPACE_CONFIG`, such as `:4096:2:16:8`, overrides it: pairs of KiB and a count.
@@ -64,8 +64,8 @@ def _readable_batch(spec: TensorSpec) -> bool:
 
 
 def _product(
-    gpu: CudaTarget,
-    steps: Steps,
+    gpu: GpuSpec,
+    trace: KernelTrace,
     result: TensorSpec,
     left: TensorSpec,
     right: TensorSpec,
@@ -78,15 +78,15 @@ def _product(
     if 0 in (result.numel, left.numel):
         return
     if not readable(result):
-        steps.scratch(result.nbytes)
+        trace.scratch(result.nbytes)
     row_major = result.stride[-1] == 1 and (
         result.is_contiguous() or result.stride[-2] >= max(1, result.shape[-1])
     )
     operands = (right, left) if row_major else (left, right)
     for operand in operands:
         if not readable(operand):
-            steps.scratch(operand.nbytes)
-    cublas_workspace(gpu, steps, lt=lt)
+            trace.scratch(operand.nbytes)
+    cublas_workspace(gpu, trace, lt=lt)
 
 
 def _result(call: Call) -> TensorSpec:
@@ -96,16 +96,16 @@ def _result(call: Call) -> TensorSpec:
 
 
 @allocates("aten::mm")
-def mm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def mm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`addmm_out_cuda_impl` without a bias."""
-    steps.outputs()
-    _product(gpu, steps, _result(call), call.tensor("self"), call.tensor("mat2"))
+    trace.outputs()
+    _product(gpu, trace, _result(call), call.tensor("self"), call.tensor("mat2"))
 
 
 @allocates("aten::addmm", "aten::addmm_", "aten::_addmm_activation")
-def addmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def addmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`addmm_out_cuda_impl`; cuBLASLt adds a bias that is a vector."""
-    steps.outputs()
+    trace.outputs()
     bias, left, right = (call.tensor(name) for name in ("self", "mat1", "mat2"))
     result = _result(call)
     lt = (
@@ -118,36 +118,36 @@ def addmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
         and not bias.dtype.is_complex
         and call["beta"] == 1
     )
-    _product(gpu, steps, result, left, right, lt=lt)
+    _product(gpu, trace, result, left, right, lt=lt)
 
 
 @allocates("aten::bmm")
-def bmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def bmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`bmm_out_cuda_impl`."""
-    steps.outputs()
-    _product(gpu, steps, _result(call), call.tensor("self"), call.tensor("mat2"))
+    trace.outputs()
+    _product(gpu, trace, _result(call), call.tensor("self"), call.tensor("mat2"))
 
 
 @allocates("aten::baddbmm", "aten::baddbmm_")
-def baddbmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def baddbmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`bmm_out_cuda_impl` onto a copy of the addend."""
-    steps.outputs()
-    _product(gpu, steps, _result(call), call.tensor("batch1"), call.tensor("batch2"))
+    trace.outputs()
+    _product(gpu, trace, _result(call), call.tensor("batch1"), call.tensor("batch2"))
 
 
 @allocates("aten::addbmm", "aten::addbmm_")
-def addbmm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def addbmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Products one after another into the result (`addbmm_impl` of LinearAlgebra.cpp)."""
-    steps.outputs()
+    trace.outputs()
     left, right = call.tensor("batch1"), call.tensor("batch2")
     for _ in range(left.shape[0]):
         handles = [
-            steps.scratch(matrix.nbytes)
+            trace.scratch(matrix.nbytes)
             for matrix in (_matrix(right), _matrix(left))
             if not _readable(matrix)
         ]
-        cublas_workspace(gpu, steps)
-        steps.free(*reversed(handles))
+        cublas_workspace(gpu, trace)
+        trace.free(*reversed(handles))
 
 
 def _matrix(batch: TensorSpec) -> TensorSpec:
@@ -155,51 +155,51 @@ def _matrix(batch: TensorSpec) -> TensorSpec:
 
 
 @allocates("aten::_grouped_mm")
-def grouped_mm(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def grouped_mm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Matrix products of groups (`_grouped_mm_cuda` of cuda/GroupedBlas.cpp, torch 2.10-2.13).
 
     CUTLASS has a kernel for bfloat16 on Hopper and data centre Blackwell, which takes a list of
     pointers, strides and sizes for each group, and 512 bytes for each multiprocessor
     (cuda/GroupMM.cu). Others are one product of cuBLAS after another (`_grouped_mm_fallback`).
     """
-    steps.outputs()
+    trace.outputs()
     left, right = call.tensor("self"), call.tensor("mat2")
     if left.dtype == torch.bfloat16 and gpu.capability[0] in (9, 10):
         offs = call.maybe_tensor("offs")
         groups = offs.shape[0] if offs is not None else left.shape[0]
-        steps.scratch(60 * groups)
-        steps.scratch(512 * gpu.sm_count)
+        trace.scratch(60 * groups)
+        trace.scratch(512 * gpu.sm_count)
     elif 0 not in (left.numel, right.numel):
-        cublas_workspace(gpu, steps)
+        cublas_workspace(gpu, trace)
 
 
 @allocates("aten::mv", "aten::addmv", "aten::addmv_")
-def addmv(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def addmv(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`addmv_out_cuda`: gemv reads neither vectors of stride 0 nor matrices without leading dimension."""
-    steps.outputs()
+    trace.outputs()
     matrix = call.tensor("self" if call.operator == "aten::mv" else "mat")
     vector = call.tensor("vec")
     if matrix.numel == 0:
         return
     if vector.stride[0] == 0:
-        contiguous(steps, vector)
+        contiguous(trace, vector)
     (rows, columns), (row, column) = matrix.shape, matrix.stride
     if not ((row == 1 and column >= max(1, rows)) or (column == 1 and row >= max(1, columns))):
-        contiguous(steps, matrix)
-    cublas_workspace(gpu, steps)
+        contiguous(trace, matrix)
+    cublas_workspace(gpu, trace)
 
 
 @allocates("aten::dot", "aten::vdot")
-def dot(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def dot(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """CuBLAS's dot product (`dot_cuda`)."""
-    steps.outputs()
-    cublas_workspace(gpu, steps)
+    trace.outputs()
+    cublas_workspace(gpu, trace)
 
 
 @allocates("aten::_trilinear")
-def trilinear(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def trilinear(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_trilinear` of native/Linear.cpp: two products for each slice of the unrolled dimension."""
-    steps.outputs()
+    trace.outputs()
     total = _result(call).dim + len(call["sumdim"])
     shapes = []
     for name, expanded in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
@@ -219,7 +219,7 @@ def trilinear(call: Call, gpu: CudaTarget, steps: Steps) -> None:
         if dim not in call["sumdim"]:
             outer *= max(both, third[dim])
     for _ in range(max(shape[unrolled] for shape in shapes)):
-        product = steps.scratch(inner * size)
-        total_of_slice = steps.scratch(outer * size)
-        cublas_workspace(gpu, steps)
-        steps.free(product, total_of_slice)
+        product = trace.scratch(inner * size)
+        total_of_slice = trace.scratch(outer * size)
+        cublas_workspace(gpu, trace)
+        trace.free(product, total_of_slice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, allocates
 from bsfind.simulation.kernels.layouts import (
     contiguous,
     contiguous_in,
@@ -18,64 +18,64 @@ from bsfind.simulation.kernels.layouts import (
     "aten::max_pool3d_with_indices",
     "aten::avg_pool2d",
 )
-def pool_in_its_format(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def pool_in_its_format(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The input in the format that it suggests."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
-    contiguous_in(steps, spec, suggested_format(spec))
+    contiguous_in(trace, spec, suggested_format(spec))
 
 
 @allocates("aten::_adaptive_avg_pool2d_backward")
-def adaptive_avg_pool2d_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def adaptive_avg_pool2d_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The channels-last kernel takes any strides (AdaptiveAveragePooling.cu)."""
-    steps.outputs()
+    trace.outputs()
     if suggested_format(call.tensor("self")) == torch.contiguous_format:
-        contiguous(steps, call.tensor("grad_output"))
+        contiguous(trace, call.tensor("grad_output"))
 
 
 @allocates("aten::adaptive_max_pool2d")
-def adaptive_max_pool2d(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def adaptive_max_pool2d(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Results in another layout are made aside; single images are read as they are."""
-    steps.outputs()
+    trace.outputs()
     for output in call.outputs:
         if output is not None:
-            contiguous(steps, output)
+            contiguous(trace, output)
     if call.tensor("self").dim == 4:
-        contiguous(steps, call.tensor("self"))
+        contiguous(trace, call.tensor("self"))
 
 
 @allocates("aten::adaptive_max_pool2d_backward")
-def adaptive_max_pool2d_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def adaptive_max_pool2d_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """All of them contiguous (AdaptiveMaxPooling2d.cu)."""
-    steps.outputs()
-    contiguous(steps, call.tensor("grad_output"))
-    contiguous(steps, call.tensor("indices"))
+    trace.outputs()
+    contiguous(trace, call.tensor("grad_output"))
+    contiguous(trace, call.tensor("indices"))
     output = call.outputs[0]
     if output is not None:
-        contiguous(steps, output)
+        contiguous(trace, output)
 
 
 @allocates("aten::avg_pool3d", "aten::adaptive_max_pool3d")
-def pool_contiguous(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def pool_contiguous(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The input contiguous."""
-    steps.outputs()
-    contiguous(steps, call.tensor("self"))
+    trace.outputs()
+    contiguous(trace, call.tensor("self"))
 
 
 @allocates("aten::_adaptive_avg_pool2d")
-def adaptive_avg_pool2d(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def adaptive_avg_pool2d(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The copy of the input comes before the output (AdaptiveAveragePooling.cu)."""
     spec = call.tensor("self")
     if spec.dim == 4:
-        contiguous_in(steps, spec, suggested_format(spec))
-    steps.outputs()
+        contiguous_in(trace, spec, suggested_format(spec))
+    trace.outputs()
 
 
 @allocates("aten::_adaptive_avg_pool3d")
-def adaptive_avg_pool3d(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def adaptive_avg_pool3d(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """As in two dimensions, but always contiguous (AdaptiveAveragePooling3d.cu)."""
-    contiguous(steps, call.tensor("self"))
-    steps.outputs()
+    contiguous(trace, call.tensor("self"))
+    trace.outputs()
 
 
 @allocates(
@@ -83,17 +83,17 @@ def adaptive_avg_pool3d(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     "aten::max_pool3d_with_indices_backward",
     "aten::avg_pool2d_backward",
 )
-def backward_in_format(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def backward_in_format(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Input and gradient in the format that the input suggests."""
-    steps.outputs()
+    trace.outputs()
     spec = call.tensor("self")
     memory_format = suggested_format(spec)
     if call.operator != "aten::max_pool3d_with_indices_backward":
-        contiguous_in(steps, spec, memory_format)
-    contiguous_in(steps, call.tensor("grad_output"), memory_format)
+        contiguous_in(trace, spec, memory_format)
+    contiguous_in(trace, call.tensor("grad_output"), memory_format)
     indices = call.maybe_tensor("indices")
     if indices is not None:
-        contiguous_in(steps, indices, memory_format)
+        contiguous_in(trace, indices, memory_format)
 
 
 @allocates(
@@ -101,48 +101,48 @@ def backward_in_format(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     "aten::_adaptive_avg_pool3d_backward",
     "aten::adaptive_max_pool3d_backward",
 )
-def backward_contiguous(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def backward_contiguous(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The gradient contiguous."""
-    steps.outputs()
-    contiguous(steps, call.tensor("grad_output"))
+    trace.outputs()
+    contiguous(trace, call.tensor("grad_output"))
     indices = call.maybe_tensor("indices")
     if indices is not None:
-        contiguous(steps, indices)
+        contiguous(trace, indices)
 
 
 @allocates("aten::fractional_max_pool2d_backward")
-def fractional_max_pool2d_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def fractional_max_pool2d_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The copy of the gradient comes before the output (FractionalMaxPool2d.cu)."""
-    contiguous(steps, call.tensor("grad_output"))
-    steps.outputs()
+    contiguous(trace, call.tensor("grad_output"))
+    trace.outputs()
 
 
 @allocates("aten::max_unpool2d", "aten::max_unpool3d")
-def max_unpool(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def max_unpool(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Copies come before the output (MaxUnpooling.cu)."""
-    contiguous(steps, call.tensor("self"))
-    contiguous(steps, call.tensor("indices"))
-    steps.outputs()
+    contiguous(trace, call.tensor("self"))
+    contiguous(trace, call.tensor("indices"))
+    trace.outputs()
 
 
 @allocates("aten::im2col")
-def im2col(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def im2col(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The output is made as large as the input, and grows where that does not do (Im2Col.cu)."""
     spec, output = call.tensor("self"), call.outputs[0]
     if output is None or output.nbytes <= spec.nbytes:
-        output_of_bytes(steps, 0, spec.nbytes)
-        contiguous(steps, spec)
+        output_of_bytes(trace, 0, spec.nbytes)
+        contiguous(trace, spec)
         return
-    handles = [steps.scratch(spec.nbytes), contiguous(steps, spec)[1]]
-    steps.outputs()
-    steps.free(*handles)
+    handles = [trace.scratch(spec.nbytes), contiguous(trace, spec)[1]]
+    trace.outputs()
+    trace.free(*handles)
 
 
 @allocates("aten::col2im")
-def col2im(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def col2im(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The output is made as large as the columns, and shrunk (Col2Im.cu)."""
     columns = call.tensor("self")
     output = call.outputs[0]
     if output is not None:
-        output_of_bytes(steps, 0, max(columns.nbytes, output.nbytes))
-    contiguous(steps, columns)
+        output_of_bytes(trace, 0, max(columns.nbytes, output.nbytes))
+    contiguous(trace, columns)

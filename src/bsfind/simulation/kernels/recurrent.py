@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, TensorSpec, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 
 MODES = ("rnn_relu", "rnn_tanh", "lstm", "gru")
 """`cudnnRNNMode_t`, which is the operators' argument `mode`."""
@@ -125,7 +125,7 @@ def temporary_bytes(shape: RecurrentShape) -> tuple[int, int]:
     return _FORMULA[0](shape)
 
 
-def cudnn_dropout_state_bytes(gpu: CudaTarget) -> int:
+def cudnn_dropout_state_bytes(gpu: GpuSpec) -> int:
     """Estimate `cudnnDropoutGetStatesSize`: random states for half of the resident threads.
 
     cuRAND's XORWOW state has 48 bytes. PyTorch's source says "slightly over 2MB".
@@ -167,27 +167,27 @@ def _steps_first(tensor: TensorSpec, call: Call) -> TensorSpec:
     )
 
 
-def _contiguous(tensor: TensorSpec | None, steps: Steps) -> int | None:
+def _contiguous(tensor: TensorSpec | None, trace: KernelTrace) -> int | None:
     """Allocate what `Tensor.contiguous` does."""
     if tensor is None or tensor.is_contiguous():
         return None
-    return steps.scratch(tensor.nbytes)
+    return trace.scratch(tensor.nbytes)
 
 
 @allocates("aten::_cudnn_rnn")
-def cudnn_rnn(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def cudnn_rnn(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_cudnn_rnn`: outputs, weights if they are not flat, workspace, reserve."""
-    _contiguous(_steps_first(call.tensor("input"), call), steps)
+    _contiguous(_steps_first(call.tensor("input"), call), trace)
     workspace, _ = temporary_bytes(shape_of(call))
     for index in (0, 1, 2):
-        steps.output(index)
-    steps.output(4)
-    steps.scratch(workspace)
-    steps.output(3)
+        trace.output(index)
+    trace.output(4)
+    trace.scratch(workspace)
+    trace.output(3)
 
 
 @allocates("aten::_cudnn_rnn_backward")
-def cudnn_rnn_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def cudnn_rnn_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_cudnn_rnn_backward`: the data's gradients, then the weights' in one flat buffer."""
     grads = [call.maybe_tensor(name) for name in ("grad_output", "grad_hy", "grad_cy")]
     if all(grad is None for grad in grads):
@@ -199,39 +199,39 @@ def cudnn_rnn_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
     for grad, like in zip(grads, ("output", "hx", "cx"), strict=True):
         counterpart = call.maybe_tensor(like)
         if grad is None and counterpart is not None:
-            zeros.append(steps.scratch(counterpart.nbytes))
+            zeros.append(trace.scratch(counterpart.nbytes))
 
-    held = [_contiguous(x, steps)]
+    held = [_contiguous(x, trace)]
     if grads[0] is not None:
-        held.append(_contiguous(_steps_first(grads[0], call), steps))
+        held.append(_contiguous(_steps_first(grads[0], call), trace))
     elif call["batch_first"] and not call["batch_sizes"]:
         # The zeros above have the output's shape, (batch, steps, features).
         output = call.tensor("output")
         if output.shape[0] != 1 and output.shape[1] != 1:
-            held.append(steps.scratch(output.nbytes))
-    steps.output(0)
-    held.append(_contiguous(grads[1], steps))
+            held.append(trace.scratch(output.nbytes))
+    trace.output(0)
+    held.append(_contiguous(grads[1], trace))
     if call.maybe_tensor("cx") is not None:
-        held.append(_contiguous(grads[2], steps))
-    steps.output(1)
-    steps.output(2)
-    held.append(steps.scratch(workspace))
-    steps.free(*reversed(held))
+        held.append(_contiguous(grads[2], trace))
+    trace.output(1)
+    trace.output(2)
+    held.append(trace.scratch(workspace))
+    trace.free(*reversed(held))
 
     if call["output_mask"][3]:
-        held = [_contiguous(x, steps)]
+        held = [_contiguous(x, trace)]
         has_biases = call["weight_stride0"] >= 4
         if has_biases:
-            steps.outputs()
+            trace.outputs()
         else:
-            held.append(steps.scratch(call.tensor("weight_buf").nbytes))
-        held.append(steps.scratch(workspace))
-        steps.outputs()
-        steps.free(*reversed(held))
-    steps.free(*reversed(zeros))
+            held.append(trace.scratch(call.tensor("weight_buf").nbytes))
+        held.append(trace.scratch(workspace))
+        trace.outputs()
+        trace.free(*reversed(held))
+    trace.free(*reversed(zeros))
 
 
 @allocates("aten::_thnn_fused_lstm_cell", "aten::_thnn_fused_gru_cell")
-def fused_cell(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def fused_cell(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_thnn_fused_lstm_cell_cuda` and `_thnn_fused_gru_cell_cuda`: the workspace comes first."""
-    steps.output(len(call.outputs) - 1)
+    trace.output(len(call.outputs) - 1)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget, Steps, TensorSpec
+from bsfind.simulation.kernels.call import GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.kernels.layouts import sorted_dimensions
 
 _MAX_THREADS = 512
@@ -87,7 +87,7 @@ def axes(spec: TensorSpec, dims: int | Sequence[int] | None) -> set[int]:
 
 
 def reduction_scratch(
-    spec: TensorSpec, dims: set[int], gpu: CudaTarget, accumulate_bytes: int
+    spec: TensorSpec, dims: set[int], gpu: GpuSpec, accumulate_bytes: int
 ) -> tuple[int, int]:
     """Return the scratch memory of a reduction.
 
@@ -107,11 +107,11 @@ def reduction_scratch(
     return max(_scratches(iteration, spec.element_size, gpu, accumulate_bytes, 4, 4))
 
 
-def reduce_steps(
-    steps: Steps,
+def trace_reduction(
+    trace: KernelTrace,
     spec: TensorSpec,
     dims: set[int],
-    gpu: CudaTarget,
+    gpu: GpuSpec,
     accumulate_bytes: int,
     *,
     unroll: int = 4,
@@ -121,7 +121,7 @@ def reduce_steps(
     """Allocate and free the scratch memory of a reduction.
 
     Args:
-        steps: of the kernel; its output has to be there already.
+        trace: of the kernel; its output has to be there already.
         spec: what is reduced, in the type that the kernel reads.
         dims: dimensions that are reduced.
         gpu: where.
@@ -138,16 +138,16 @@ def reduce_steps(
     accumulated = None
     in_output = accumulate_bytes == (spec.element_size if out_bytes is None else out_bytes)
     if not in_output and not iteration.fits_32_bit():  # `AccumulationBuffer`
-        accumulated = steps.scratch(iteration.outputs * accumulate_bytes)
+        accumulated = trace.scratch(iteration.outputs * accumulate_bytes)
     scratches = _scratches(iteration, spec.element_size, gpu, accumulate_bytes, unroll, vector)
     for partial, semaphores in scratches:
-        handles = steps.scratch(partial), steps.scratch(semaphores)
-        steps.free(*reversed(handles))
-    steps.free(accumulated)
+        handles = trace.scratch(partial), trace.scratch(semaphores)
+        trace.free(*reversed(handles))
+    trace.free(accumulated)
 
 
 def _scratches(
-    iteration: _Iteration, size: int, gpu: CudaTarget, accumulate: int, unroll: int, vector: int
+    iteration: _Iteration, size: int, gpu: GpuSpec, accumulate: int, unroll: int, vector: int
 ) -> Iterator[tuple[int, int]]:
     for part in iteration.in_32_bit():
         yield _scratch(part, size, gpu, accumulate, unroll, vector)
@@ -198,7 +198,7 @@ def _comes_after(
 
 
 def _scratch(
-    part: _Iteration, size: int, gpu: CudaTarget, accumulate: int, unroll: int, vector: int
+    part: _Iteration, size: int, gpu: GpuSpec, accumulate: int, unroll: int, vector: int
 ) -> tuple[int, int]:
     outputs = part.outputs
     inputs = part.numel // outputs
@@ -267,16 +267,16 @@ def _unrolling(dtype: torch.dtype) -> dict[str, int]:
     return {"unroll": 4, "vector": 8} if dtype.itemsize == 2 else {}
 
 
-def sum_steps(
-    steps: Steps,
+def trace_sum(
+    trace: KernelTrace,
     spec: TensorSpec,
     dims: set[int],
-    gpu: CudaTarget,
+    gpu: GpuSpec,
     out_bytes: int | None = None,
 ) -> None:
     """Allocate and free the scratch memory of a sum or mean, in the type that the kernel reads."""
-    reduce_steps(
-        steps,
+    trace_reduction(
+        trace,
         spec,
         dims,
         gpu,

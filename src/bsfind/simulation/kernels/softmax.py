@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from bsfind.simulation.kernels.call import Call, CudaTarget, Steps, allocates
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, allocates
 from bsfind.simulation.kernels.layouts import contiguous, elementwise
 
 
 @allocates("aten::_softmax", "aten::_log_softmax")
-def softmax(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def softmax(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`host_softmax`: a copy of an input that is not contiguous."""
-    steps.outputs()
-    contiguous(steps, call.tensor("self"))
+    trace.outputs()
+    contiguous(trace, call.tensor("self"))
 
 
 @allocates("aten::_log_softmax_backward_data")
-def log_softmax_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def log_softmax_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`host_softmax_backward`: copies of what is not contiguous."""
-    steps.outputs()
-    contiguous(steps, call.tensor("grad_output"))
-    contiguous(steps, call.tensor("output"))
+    trace.outputs()
+    contiguous(trace, call.tensor("grad_output"))
+    contiguous(trace, call.tensor("output"))
 
 
 @allocates("aten::_softmax_backward_data")
-def softmax_backward(call: Call, gpu: CudaTarget, steps: Steps) -> None:
+def softmax_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """As for the logarithm, of the product of gradient and output."""
-    steps.outputs()
+    trace.outputs()
     output = call.tensor("output")
     product = elementwise(call.tensor("grad_output"), output)
-    steps.scratch(product.nbytes)
-    contiguous(steps, product)
-    contiguous(steps, output)
+    trace.scratch(product.nbytes)
+    contiguous(trace, product)
+    contiguous(trace, output)

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
+from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.engine import GradientSums
-from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
+from bsfind.simulation.trace.masquerade.torch_functions import postpone_compiler
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import Recorder
 from bsfind.simulation.trace.torch_private import missing
 
-_GPU = CudaTarget(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+_GPU = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
 
 def problems() -> list[str]:

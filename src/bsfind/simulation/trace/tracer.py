@@ -17,30 +17,31 @@ from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.gpus.fixed_memory import FixedMemory
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.registry import load_rules
-from bsfind.simulation.trace.building import Builder
+from bsfind.simulation.trace.building import Builder, fixed_memory_of
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
+from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
-from bsfind.simulation.trace.cuda_paths.narrow_kernels import narrow_kernel_handlers
-from bsfind.simulation.trace.cuda_paths.sparse import sparse_handlers
+from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import (
+    layout_handlers,
+    narrow_kernel_handlers,
+    packing_handlers,
+    sparse_handlers,
+)
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.engine import GradientSums
-from bsfind.simulation.trace.kept import clear_function_caches
-from bsfind.simulation.trace.layouts import layout_handlers
-from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
-from bsfind.simulation.trace.masquerade.device_groups import cuda_groups
-from bsfind.simulation.trace.masquerade.disguise import GpuDisguise
-from bsfind.simulation.trace.masquerade.packing import packing_handlers
-from bsfind.simulation.trace.masquerade.python_functions import undelegated_functions
+from bsfind.simulation.trace.masquerade.device import CudaMasquerade
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
-from bsfind.simulation.trace.model_memory import fixed_memory_of
-from bsfind.simulation.trace.program import Program, Source, program_of
-from bsfind.simulation.trace.recorder import Entry, Recorder
+from bsfind.simulation.trace.masquerade.torch_functions import (
+    cuda_groups,
+    postpone_compiler,
+    undelegated_functions,
+)
+from bsfind.simulation.trace.program import Program, Source, StepOperators, operators_of, program_of
+from bsfind.simulation.trace.recorder import Entry, Observer, Recorder, clear_function_caches
 from bsfind.simulation.trace.refusals import report_of
 from bsfind.simulation.trace.scaling import Traces
 from bsfind.simulation.trace.self_check import problems
-from bsfind.simulation.trace.step_operators import StepOperators, operators_of
 from bsfind.simulation.trace.torch_private import check_torch
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.units import format_bytes
@@ -64,7 +65,7 @@ class Tracer:
         precision: in which precision (never `amp`).
         gpu: whose kernels are modelled.
         properties: of the GPU, for code that asks.
-        recorder: keeps the books; None: one that does not attribute.
+        observer: told what the trace does, as it happens; None: nobody is.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
@@ -75,9 +76,9 @@ class Tracer:
         self,
         workload: Workload,
         precision: str,
-        gpu: CudaTarget,
+        gpu: GpuSpec,
         properties: SimulatedGpu | None = None,
-        recorder: Recorder | None = None,
+        observer: Observer | None = None,
     ) -> None:
         if workload.compile:
             raise UntraceableError(
@@ -99,13 +100,14 @@ class Tracer:
         check_torch()
         load_rules()
         self._sums = GradientSums()
-        self._recorder = recorder or Recorder()
+        self._recorder = Recorder(observer)
+        self._observer = self._recorder.observer
         for problem in problems():
             self._recorder.note(
                 "estimate",
                 f"this is an estimate, not exact: the tracer does not fit this torch: {problem}",
             )
-        self._autocast = AutocastCuda(self._recorder.has_cast)
+        self._autocast = AutocastCuda(self._observer.has_cast)
         self._composites = CudaComposites(gpu)
         self._dispatcher = Dispatcher(
             self._recorder,
@@ -176,10 +178,10 @@ class Tracer:
             stack.enter_context(self._dispatcher.active())
             self._sums.calibrate()
             gc.freeze()  # torch's modules are many objects, which no collection needs to visit
-            disguise = GpuDisguise(self._dispatcher)
-            stack.enter_context(disguise.in_backward())
-            stack.enter_context(disguise)
-            stack.enter_context(self._recorder.watching())
+            masquerade = CudaMasquerade(self._dispatcher)
+            stack.enter_context(masquerade.in_backward())
+            stack.enter_context(masquerade)
+            stack.enter_context(self._observer.watching())
             yield
 
     # ------------------------------------------------------------------------------- the model
@@ -203,7 +205,7 @@ class Tracer:
         except BaseException as error:  # `sys.exit`, say
             raise report_of(error, doing="building the model") from error
         self._make_first_optimizer()
-        self._recorder.model_is_loaded(self._workload_on_gpu.model)
+        self._observer.model_is_loaded(self._workload_on_gpu.model)
         gc.collect()
         gc.freeze()
         self._load_entries = self._recorder.entries
@@ -371,7 +373,7 @@ class Tracer:
         entries = self._traces.at(batch_size, steps, self._traced, exact=exact)
         return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
 
-    def _gpu_as_set(self) -> CudaTarget:
+    def _gpu_as_set(self) -> GpuSpec:
         """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
         return dataclasses.replace(
             self._gpu,
@@ -428,7 +430,7 @@ class Tracer:
         recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
 
         def forward_is_done() -> None:
-            recorder.has_targets(runner.targets)
+            self._observer.has_targets(runner.targets)
             recorder.mark("forward_end")
 
         def size_of_step() -> StepSize:
@@ -437,7 +439,7 @@ class Tracer:
             runner.run(batch_size)
             return recorder.size_since(first)
 
-        runner = TrainingSteps(loaded, forward_is_done, recorder.making_inputs)
+        runner = TrainingSteps(loaded, forward_is_done, self._observer.making_inputs)
         with largest.searched(batch_size), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             while runner.wants_more(steps):

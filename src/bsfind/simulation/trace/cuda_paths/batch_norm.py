@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import CudaTarget
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.torch_private import suggested_format
 from bsfind.workload.blame import stands_for_torch
 
@@ -200,12 +200,12 @@ def _native_backward(
     return grad_x, grad_weight, grad_bias
 
 
-def kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return the kernels by the operators' names, each called with the operator's arguments."""
     return {"batch_norm": _batch_norm}
 
 
-def meta_kernels(gpu: CudaTarget) -> dict[str, Callable[..., Any]]:
+def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
     """Return kernels that make the outputs as CUDA's do."""
     return {
         "cudnn_batch_norm": _cudnn_forward,

@@ -1,25 +1,17 @@
-"""What `bsfind explain` prints: the account of the card, the cause, the remedies."""
+"""The screen of `bsfind explain`: what holds the GPU's memory, the cause, what to do."""
 
 from __future__ import annotations
 
-import json
-import sys
-from contextlib import AbstractContextManager, nullcontext
 from itertools import accumulate
-from pathlib import Path
-from typing import BinaryIO
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsfind.cli.console import Terminal
-from bsfind.errors import ExitCode, UsageError
 from bsfind.explain.account import Account
 from bsfind.explain.cause import CauseKind
-from bsfind.explain.document import document
-from bsfind.explain.explanation import Error, Explanation, explain
+from bsfind.explain.explanation import Error, Explanation
 from bsfind.explain.texts import Kind
 from bsfind.report.width import fits, sentence
 from bsfind.units import format_bytes
@@ -60,40 +52,7 @@ _PARTS = (
 _BAR_WIDTH = 72
 
 
-def print_explanation(log: str | None, *, as_json: bool) -> int:
-    """Read a log and print its explanation; returns the exit code.
-
-    Raises:
-        UsageError: there is nothing to read, or it cannot be read.
-    """
-    try:
-        with _open(log) as stream:
-            explanation = explain(stream)
-    except OSError as error:
-        raise UsageError(
-            f"cannot read `{log}`",
-            detail=error.strerror or str(error),
-            hint="give a log file, or `-`",
-        ) from None
-    if as_json:
-        sys.stdout.write(json.dumps(document(explanation), indent=2, ensure_ascii=False) + "\n")
-    else:
-        show(explanation, Terminal().out)
-    return ExitCode.OK if explanation.errors else ExitCode.DOES_NOT_FIT
-
-
-def _open(log: str | None) -> AbstractContextManager[BinaryIO]:
-    if log is not None and log != "-":
-        return Path(log).open("rb")
-    if sys.stdin is None or (log is None and sys.stdin.isatty()):
-        raise UsageError(
-            "no log is given",
-            hint="`bsfind explain FILE`, or `python train.py 2>&1 | bsfind explain`",
-        )
-    return nullcontext(sys.stdin.buffer)
-
-
-def show(explanation: Explanation, console: Console) -> None:
+def print_explanation(explanation: Explanation, console: Console) -> None:
     """Print an explanation in the width of the console."""
     if not explanation.errors:
         console.print(Text(_TITLES[Kind.NOT_OOM], style="bold"), soft_wrap=True)

@@ -1,0 +1,99 @@
+"""The report as Markdown, for pull requests, chats and job summaries, and as HTML, for notebooks."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+
+from bsfind.records import PrecisionResult, Report
+from bsfind.report import wording
+from bsfind.report.sentences import answer, problems, sentences
+
+_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]")
+"""What CommonMark and GitHub's extensions of it (tables, strikethrough, formulas) read as markup."""
+
+# Notebooks bring their own style sheet, light or dark: nothing here sets a colour.
+_NUMBER = ' style="text-align: right"'
+
+
+def to_markdown(report: Report) -> str:
+    """Return the comparison table and the sentences under it."""
+    subject, *conditions = map(_escape, wording.heading(report))
+    lines = [f"**bsfind** · {subject}", ""]
+    for text in conditions:
+        lines.extend([text, ""])
+    rows = [wording.cells(result, report) for result in wording.rows(report)]
+    if rows:
+        columns = list(rows[0])
+        titles = [wording.title(column, report) for column in columns]
+        lines.append("| " + " | ".join(titles) + " |")
+        lines.append("|---|" + "---:|" * (len(columns) - 1))
+        lines.extend("| " + " | ".join(row.values()) + " |" for row in rows)
+        lines.append("")
+    if report.status != "complete":
+        lines.extend(
+            [f"**{report.status}**: {_escape(report.message or 'a trial took too long')}", ""]
+        )
+    told = answer(report)
+    lines.extend(_escape(text) for text in ([told] if told else []) + sentences(report))
+    lines.extend(f"- {_escape(text)}" for text in problems(report))
+    lines.extend(f"- warning: {_escape(warning.message)}" for warning in report.warnings)
+    lines.extend(["", _code(report.reproduce), ""])
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Return a text that is shown as it is, in one line: in a paragraph, a list, or a table."""
+    return _SPECIAL.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _code(text: str) -> str:
+    """Return a code span; its fence is longer than any in the text (CommonMark, "Code spans")."""
+    text = " ".join(text.splitlines())
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    space = " " if len(fence) > 1 else ""
+    return f"{fence}{space}{text}{space}{fence}"
+
+
+def to_html(report: Report) -> str:
+    """Return the comparison table and the sentences under it; every text is escaped."""
+    subject, *conditions = map(escape, wording.heading(report))
+    parts = [f"<p><strong>bsfind</strong> · {subject}</p>"]
+    parts.extend(f"<p>{text}</p>" for text in conditions)
+    rows = wording.rows(report)
+    if rows:
+        parts.append(_table(report, rows))
+    if report.status != "complete":
+        why = report.message or "a trial took too long"
+        parts.append(f"<p><strong>{report.status}</strong>: {escape(why)}</p>")
+    said = answer(report)
+    if said is not None:
+        parts.append(f"<p><strong>{escape(said)}</strong></p>")
+    parts.extend(f"<p>{escape(text)}</p>" for text in sentences(report))
+    notes = [*problems(report), *(f"warning: {warning.message}" for warning in report.warnings)]
+    if notes:
+        parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in notes)}</ul>")
+    return "\n".join(["<div>", *parts, "</div>"])
+
+
+def _table(report: Report, rows: list[PrecisionResult]) -> str:
+    columns = list(wording.cells(rows[0], report))
+    head = "".join(
+        f'<th scope="col"{_style(column)}>{escape(wording.title(column, report))}</th>'
+        for column in columns
+    )
+    body = "\n".join(_row(result, report) for result in rows)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def _row(result: PrecisionResult, report: Report) -> str:
+    is_best = result is wording.recommended(report) and len(report.results) > 1
+    cells = []
+    for column, cell in wording.cells(result, report).items():
+        text = f"<strong>{escape(cell)}</strong>" if is_best else escape(cell)
+        cells.append(f"<td{_style(column)}>{text}</td>")
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _style(column: str) -> str:
+    return "" if column == "precision" else _NUMBER
