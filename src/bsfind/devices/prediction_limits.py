@@ -1,4 +1,4 @@
-"""Where a prediction is known not to follow the installed torch, or what the user's code set in it."""
+"""Warnings for versions and settings of torch that predictions are known not to follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:
-    """Return what is known to differ in a torch that predictions were not compared with.
+    """Return a warning for a version of torch that predictions were not compared with.
 
     Args:
         torch_version: `torch.__version__`.
@@ -43,7 +43,7 @@ def version_warnings(torch_version: str) -> list[ReportWarning]:
 
 
 def _not_modelled(major: int, minor: int) -> Iterator[str]:
-    """Yield what a version of torch, as on PyPI, does that the rules do not know."""
+    """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
     if (major, minor) < (2, 12):  # with cuDNN 9.19 (2.11) or older
         cudnn = f"{CUDNN_VERSION // 10000}.{CUDNN_VERSION // 100 % 100}"
         yield f"workspaces of convolutions (those of cuDNN {cudnn} are taken)"
@@ -53,12 +53,12 @@ def _not_modelled(major: int, minor: int) -> Iterator[str]:
 
 
 def setting_warnings(operators: StepOperators) -> list[ReportWarning]:
-    """Return what torch's settings change that a prediction does not follow.
+    """Return warnings for settings of torch that a prediction does not follow.
 
-    To be called after a step: modules set them when they are imported or built, or in `forward`.
+    Call it after a step: modules change settings when they are imported or built, or in `forward`.
 
     Args:
-        operators: of the step.
+        operators: the operators of the step.
     """
     found = []
     cudnn = torch.backends.cudnn

@@ -23,6 +23,7 @@ import torch.utils.checkpoint
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 from bsfind.simulation.trace.masquerade.device import TENSOR_TYPES
 from bsfind.simulation.trace.torch_private import native_module
 from bsfind.workload.blame import user_line
