@@ -28,15 +28,15 @@ class MeasuredSteps:
         batch_size: samples in a (micro-)batch.
 
     Attributes:
-        step_times: of the steps after the first, which warms up; seconds, synchronised.
-        resident: bytes allocated after each step.
-        memory: of each step, to find leaks.
-        peaks_allocated: of each step, bytes.
-        peaks_reserved: of each step, bytes.
-        retries: how often the allocator had freed its cache, after each step.
-        activation_bytes: what a forward pass left allocated, the most of all.
+        step_times: seconds of each step after the first, which warms up; synchronised.
+        resident: bytes that are allocated after each step.
+        memory: memory of each step, to find leaks.
+        peaks_allocated: peak allocated of each step, bytes.
+        peaks_reserved: peak reserved of each step, bytes.
+        retries: number of allocation retries until the end of each step.
+        activation_bytes: the most bytes that a forward pass left allocated.
         completed: optimizer steps that ran and were not skipped by the GradScaler.
-        leak: what every step leaves behind; None if nothing.
+        leak: the memory that every step leaves allocated; None: there is no leak.
         differ: whether steps needed different amounts of memory.
     """
 
@@ -58,7 +58,7 @@ class MeasuredSteps:
 
         Args:
             steps: optimizer steps.
-            capacity_bytes: what a leak would fill.
+            capacity_bytes: bytes that the allocator may reserve.
             largest: decides on random numbers.
 
         Returns:

@@ -34,6 +34,9 @@ class Criterion:
     why: str = ""
 
 
+_ONE_SCORE = Criterion(kind="binary cross-entropy", why="the output is one score for each target")
+
+
 @dataclass(frozen=True)
 class Targets:
     """Synthetic targets: class indices, or numbers from 0 to 1 if `classes` is None."""
@@ -159,7 +162,6 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         inputs: the inputs of the same forward pass.
         widths: sizes of the model's embedding tables.
     """
-    kind: Kind = "cross-entropy"
     if _is_unaligned(tensor, inputs):
         why = "the output is scores of a sequence that is shorter than the input (speech, lines of text)"
         return Criterion(kind="CTC", class_dim=-1, why=why)
@@ -170,23 +172,23 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
     if tensor.dim() == 2 and any(_is_flat(tensor, x) for x in inputs):
         return Criterion(kind="mse", why="the output has the values of an input in one row")
     if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
-        return Criterion(kind="binary cross-entropy", why="the output is one score for each target")
+        return _ONE_SCORE
     has_tokens = any(_is_tokens(x) for x in inputs)
     if tensor.dim() == 2:
         if has_tokens and widths.are_hidden(tensor.shape[1]):
             return _hidden(tensor.shape[1])
-        return Criterion(kind=kind, why="the output is class scores")
+        return Criterion(kind="cross-entropy", why="the output is class scores")
     class_dim, doubt = class_dimension(tensor, inputs)
     if tensor.dim() == 3:
         classes = tensor.shape[class_dim]
         if classes == 1:
-            return Criterion(
-                kind="binary cross-entropy", why="the output is one score for each target"
-            )
+            return _ONE_SCORE
         if has_tokens and widths.are_hidden(classes):
             return _hidden(classes)
         what = "scores of a vocabulary" if classes in widths.vocabularies else "class scores"
-        return Criterion(kind=kind, class_dim=class_dim, why=f"the output is {what}{doubt}")
+        return Criterion(
+            kind="cross-entropy", class_dim=class_dim, why=f"the output is {what}{doubt}"
+        )
     return _dense(tensor, inputs, class_dim)
 
 

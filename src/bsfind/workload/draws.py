@@ -70,7 +70,7 @@ class Span:
 
     Attributes:
         at: returns the value at a fraction.
-        count: how many values there are; None for real numbers.
+        count: number of values; None for real numbers.
     """
 
     at: Callable[[float], Any]
@@ -243,7 +243,7 @@ class _HostDraws:
             anew in each step always draws the same, so that its draw does not change a step.
         forced: the fraction of the span that each place draws; None: the draw is not replaced.
         is_forcing_new: whether places that are not in `forced` draw the largest value.
-        batch_size: of the trial. That many real numbers are one for each sample.
+        batch_size: batch size of the trial; as many real numbers are one for each sample.
         is_active: whether draws are noted and replaced.
         of_building: the generator of small tensors while a model is built; None at other times.
     """
@@ -277,8 +277,8 @@ class _HostDraws:
         """Return the value that replaces a draw; None: it is not replaced.
 
         Args:
-            span: what it can be.
-            drawn: what it is.
+            span: the values that the draw can have.
+            drawn: the value that was drawn.
             frame: the frame that draws.
             is_own: whether it is from a generator of the user's own.
         """

@@ -69,7 +69,7 @@ class LargestStep:
         """Seed the generators, and let the steps inside be the largest that are known.
 
         Args:
-            batch_size: of the steps.
+            batch_size: batch size of the steps.
         """
         seed_generators()
         if not self._is_watching:

@@ -1,4 +1,4 @@
-"""The conductor of `bsfind inspect`: one batch size, precision after precision, on a simulated GPU."""
+"""Runs `bsfind inspect`: one batch size, precision after precision, on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from bsfind.worker.client import Worker
 
 
 class Inspector:
-    """Finds out what memory is made of at the batch size of the settings.
+    """Finds out the composition of memory at the batch size of the settings.
 
-    On a machine with a GPU its twin of the catalogue is simulated: that a GPU says how much is
-    allocated does not tell who allocated it.
+    On a machine with a GPU, the same GPU of the catalogue is simulated: a real GPU tells how much memory
+    is allocated, but not by what.
 
     Args:
-        settings: what to inspect; they name a batch size.
+        settings: what to inspect, with a batch size.
         command: the command line, for the report.
-        on_no_gpu: asked for a device where `auto` finds no GPU at all; None: there is no other.
-        on_progress: told before each step.
-        on_output: gets every line that the user's code prints.
+        on_no_gpu: returns another device where `auto` finds no GPU; None: there is no other.
+        on_progress: called before each step.
+        on_output: called with every line that the user's code prints.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Inspector:
         )
 
     def _choice(self) -> tuple[DeviceChoice, DeviceInfo | None]:
-        """Return the GPU to simulate, and the one of this machine that it stands for."""
+        """Return the GPU to simulate, and the GPU of this machine that it replaces, if it does."""
         choice = self._settings.device
         if choice.is_simulated:
             return choice, None
@@ -103,13 +103,13 @@ class Inspector:
             if other is None:
                 raise
             return other, None
-        twin = twin_of(real)
-        if twin is None:
+        simulated = twin_of(real)
+        if simulated is None:
             raise NoDeviceError(
                 f"{real.name} is not a GPU that bsfind can simulate, which is how it inspects",
                 hint="name one that is like it with `--gpu` (`bsfind gpus` lists them)",
             )
-        return twin, real
+        return simulated, real
 
     def _inspect(self, worker: Worker, device: DeviceInfo, precision: str) -> PrecisionInspection:
         why_not = unsupported(precision, device)
