@@ -8,7 +8,7 @@ import gc
 import torch
 
 from bsfind.devices import nvml
-from bsfind.devices.base import DoesNotFit, finished_trial
+from bsfind.devices.base import DoesNotFit
 from bsfind.devices.cuda_gpu import cuda_device, identity, memory_left, unusable
 from bsfind.devices.cuda_steps import MeasuredSteps, MemoryHistory
 from bsfind.errors import BsfindError, TargetError, UsageError
@@ -229,21 +229,7 @@ class CudaDevice:
             raise failed
         if failed is not None:
             return failed
-        step_time = measured.step_time_s
-        samples = batch_size * self._loaded.workload.grad_accum
-        return finished_trial(
-            batch_size,
-            steps=measured.completed,
-            peak_allocated_bytes=max(measured.peaks_allocated),
-            peak_reserved_bytes=max(measured.peaks_reserved),
-            resident_bytes=measured.resident[-1],
-            activation_bytes=measured.activation_bytes,
-            retries=measured.retries,
-            peaks_by_step=measured.peaks_allocated,
-            leak=measured.leak,
-            step_time_s=step_time,
-            samples_per_s=samples / step_time if step_time else None,
-        )
+        return measured.trial()
 
     def _spilled_trial(self, batch_size: int, steps: int, peak_bytes: int) -> Trial | None:
         """Return the trial of a size that ran in host memory; None if it ran on the device.

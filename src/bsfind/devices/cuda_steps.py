@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from bsfind.devices.base import finished_trial
 from bsfind.errors import TargetError
 from bsfind.failures.leaks import StepMemory, leak_of, steps_differ
-from bsfind.records import Leak
+from bsfind.records import Leak, Trial
 from bsfind.simulation.allocator.recording import Recording, resident_blocks
 from bsfind.workload.randomness import LargestStep, StepSize
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -139,10 +140,23 @@ class MeasuredSteps:
     def _requested(self, which: str = "current") -> int:
         return self._counter(f"requested_bytes.all.{which}")
 
-    @property
-    def step_time_s(self) -> float | None:
-        """Median time of a step, seconds; None if the first was the only one."""
-        return statistics.median(self.step_times) if self.step_times else None
+    def trial(self) -> Trial:
+        """Return the trial of these steps, once they have run."""
+        step_time = statistics.median(self.step_times) if self.step_times else None
+        samples = self.batch_size * self.loaded.workload.grad_accum
+        return finished_trial(
+            self.batch_size,
+            steps=self.completed,
+            peak_allocated_bytes=max(self.peaks_allocated),
+            peak_reserved_bytes=max(self.peaks_reserved),
+            resident_bytes=self.resident[-1],
+            activation_bytes=self.activation_bytes,
+            retries=self.retries,
+            peaks_by_step=self.peaks_allocated,
+            leak=self.leak,
+            step_time_s=step_time,
+            samples_per_s=samples / step_time if step_time else None,
+        )
 
 
 _MAX_ENTRIES = 500_000
