@@ -153,34 +153,27 @@ class PrecisionInspection:
 
     Attributes:
         precision: `fp32` or another one.
+        weights_dtype: dtype of the floating parameters, as in `records.PrecisionResult`.
         status: `fits`, `does_not_fit`, `refused` (the step refuses this batch size, as batch
             normalisation refuses a single sample), or `unsupported` by the GPU.
+        message: why there is no composition, or what did not fit.
         parameters: number of parameters; None if the model was not loaded.
         optimizer: class of the optimizer; None in inference.
         composition: the composition of memory; None if the step did not run.
-        message: why there is no composition, or what did not fit.
-        weights_dtype: dtype of the floating parameters, as in `records.PrecisionResult`.
     """
 
     precision: str
+    weights_dtype: str | None = None
     status: Literal["fits", "does_not_fit", "refused", "unsupported"]
+    message: str | None = None
     parameters: int | None = None
     optimizer: str | None = None
     composition: Composition | None = None
-    message: str | None = None
-    weights_dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {
-            "precision": self.precision,
-            "weights_dtype": self.weights_dtype,
-            "status": self.status,
-            "message": self.message,
-            "parameters": self.parameters,
-            "optimizer": self.optimizer,
-            "composition": self.composition.to_json() if self.composition else None,
-        }
+        found = self.composition
+        return {**vars(self), "composition": found.to_json() if found else None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PrecisionInspection:

@@ -210,7 +210,7 @@ def _own(output: Any) -> _Chosen | None:
     """Return the loss that is in the output; None if there is none, or only a term of it."""
     loss = named(output, "loss")
     if loss is not None and loss.requires_grad:
-        return _own_loss([("loss",)], [loss], "the output has a `loss`")
+        return _own_loss([(("loss",), loss)], "the output has a `loss`")
     found = float_leaves(output)
     scalars = [(path, t) for path, t in found if t.dim() == 0 and t.requires_grad]
     if not scalars:
@@ -218,20 +218,16 @@ def _own(output: Any) -> _Chosen | None:
     others = [t for _, t in found if t.dim() > 0 and t.requires_grad]
     if not trained_by(others) <= trained_by(t for _, t in scalars):
         return None  # a term of the loss (commitment, load balancing)
-    paths = [path for path, _ in scalars]
     why = (
-        f"{name_of(paths[0])} is one number that depends on all that is trained"
-        if len(paths) == 1
-        else f"the output has {len(paths)} numbers that depend on all that is trained: their sum"
+        f"{name_of(scalars[0][0])} is one number that depends on all that is trained"
+        if len(scalars) == 1
+        else f"the output has {len(scalars)} numbers that depend on all that is trained: their sum"
     )
-    return _own_loss(paths, [t for _, t in scalars], why)
+    return _own_loss(scalars, why)
 
 
-def _own_loss(paths: Sequence[Any], losses: Sequence[torch.Tensor], why: str) -> _Chosen:
-    terms = [
-        Term(path=path, criterion=_OWN, shape=tuple(loss.shape))
-        for path, loss in zip(paths, losses, strict=True)
-    ]
+def _own_loss(losses: Sequence[tuple[Path, torch.Tensor]], why: str) -> _Chosen:
+    terms = [Term(path=path, criterion=_OWN, shape=tuple(loss.shape)) for path, loss in losses]
     return _Chosen(terms=terms, name="the model's own loss", why=why)
 
 
