@@ -63,7 +63,7 @@ class Tracer:
         precision: in which precision (never `amp`).
         gpu: whose kernels are modelled.
         properties: of the GPU, for code that asks.
-        observer: told what the trace does, as it happens; None: nobody is.
+        observer: told what the trace does, if given.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
