@@ -1,4 +1,4 @@
-"""Memory that the search cannot use: another process takes it, the driver gives host memory, a slice has less."""
+"""Memory that the search cannot use: of another process, beyond the GPU (host memory), or of a whole card."""
 
 from __future__ import annotations
 
