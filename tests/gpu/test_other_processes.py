@@ -118,7 +118,7 @@ def test_memory_beyond_the_limit_is_not_missed(fake_gpu: Gpu, other: OtherProces
     assert "memory_taken" not in [warning["code"] for warning in done.report["warnings"]]
 
 
-def test_host_memory_on_loan_does_not_count_as_fitting(fake_gpu: Gpu) -> None:
+def test_host_memory_does_not_count_as_fitting(fake_gpu: Gpu) -> None:
     """Windows and WSL: allocations beyond the card succeed. The answer is that of the card."""
 
     def searched(**variables: str) -> tuple[int, int]:
