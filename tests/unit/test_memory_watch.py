@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from bsfind.failures.memory_watch import MemoryLeft, MemoryWatch
-from bsfind.records import DeviceInfo, GpuProcess
+from bsfind.records import DeviceInfo, GpuProcess, record_of
 from bsfind.units import GIB, MIB
 
 DEVICE = DeviceInfo(
@@ -82,4 +83,4 @@ def test_a_simulated_gpu_has_no_neighbours() -> None:
 
 def test_json() -> None:
     left = MemoryLeft(available_bytes=1, others=(JUPYTER,))
-    assert MemoryLeft.from_json(left.to_json()) == left
+    assert record_of(MemoryLeft, json.loads(json.dumps(dataclasses.asdict(left)))) == left

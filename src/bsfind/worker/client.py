@@ -26,6 +26,7 @@ from bsfind.records import (
     OutputMemory,
     ReportWarning,
     Trial,
+    record_of,
 )
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
@@ -161,7 +162,8 @@ class Worker:
             TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "open", "device": choice.to_json()}
-        device = DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
+        answer = self._ask(request, timeout_s, "opening the device")
+        device = record_of(DeviceInfo, answer["device"])
         self._watch.opened(device)
         return device
 
@@ -210,12 +212,12 @@ class Worker:
         request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
         if answer["memory"] is not None:
-            self._watch.left(MemoryLeft.from_json(answer["memory"]))
+            self._watch.left(record_of(MemoryLeft, answer["memory"]))
         recording, refusal = answer["recording"], answer["refusal"]
         return TrialAnswer(
-            trial=Trial.from_json(answer["trial"]),
+            trial=record_of(Trial, answer["trial"]),
             is_clean=answer["clean"],
-            recording=Recording.from_json(recording) if recording else None,
+            recording=record_of(Recording, recording) if recording else None,
             refusal=decode_error(refusal) if refusal else None,
             kind=answer["kind"],
         )
