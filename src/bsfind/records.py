@@ -333,7 +333,7 @@ class ReportWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputMemory:
-    """What the model returns in a training step; `is_stand_in`: its mean is trained, for want of a known loss."""
+    """What the model returns in a training step; `is_stand_in`: its mean is trained, no loss being known."""
 
     bytes_per_sample: int
     is_stand_in: bool
