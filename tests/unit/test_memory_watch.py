@@ -76,7 +76,7 @@ def test_what_is_taken_beyond_the_limit_is_not_missed() -> None:
     assert message(limited, MemoryLeft(available_bytes=7 * GIB)) is not None
 
 
-def test_a_simulated_gpu_has_no_neighbours() -> None:
+def test_a_simulated_gpu_is_not_watched() -> None:
     simulated = dataclasses.replace(DEVICE, kind="simulated")
     assert message(simulated, MemoryLeft(available_bytes=0)) is None
 

@@ -41,7 +41,8 @@ def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindE
         doing: what was going on: `batch size 4 in fp32`.
         traceback: of the error, where it may help.
     """
-    for text in _texts(error):
+    # torch.AcceleratorError is a RuntimeError.
+    for text in (str(link) for link in causes(error) if isinstance(link, RuntimeError)):
         if said := _first(f"{HARDWARE}|{_UNUSABLE}", text):
             return GpuFaultError(
                 f"the GPU failed: {said}, {doing}",
@@ -72,6 +73,16 @@ def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindE
     return None
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from or during, innermost last."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
 def gone(error: BsfindError) -> BsfindError:
     """Return what an error means where the device had been opened before."""
     if not isinstance(error, NoGpuError):
@@ -86,14 +97,3 @@ def gone(error: BsfindError) -> BsfindError:
 def _first(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text, re.IGNORECASE)
     return match[0] if match else None
-
-
-def _texts(error: BaseException) -> Iterator[str]:
-    """Yield the messages of the runtime errors in a chain."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        if isinstance(link, RuntimeError):  # torch.AcceleratorError is one
-            yield str(link)
-        link = link.__cause__ or link.__context__
