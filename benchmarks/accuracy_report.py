@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_summary import BOUNDED_KINDS, KINDS, UNCOMPARED_KIND, bounds
-from benchmarks.convolution_shapes import HELD_OUT_MODELS
+from benchmarks.convolution_layers import held_out_models
 from tests.simulation.known_differences import DIFFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,7 +99,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
         "",
         "Which kernels cuDNN chooses for a convolution is no formula: bsfind's answer is fitted to "
         "what it chose for many layers, those of published networks among them, so that convolutional "
-        f"models are not news to it. No layer of {', '.join(HELD_OUT_MODELS)} was used.",
+        f"models are not news to it. No layer of {', '.join(held_out_models())} was used.",
         "",
     )
     yield from _searches(documents)
@@ -162,7 +162,7 @@ def _line(name: str, found: dict[str, Any]) -> str:
 
 def _is_kept_out(row: dict[str, Any]) -> bool:
     """Tell whether a model's layers were kept out when the choices of cuDNN were fitted."""
-    return row["model"].partition("_")[2] in HELD_OUT_MODELS
+    return row["model"].partition("_")[2] in held_out_models()
 
 
 def _searches(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
