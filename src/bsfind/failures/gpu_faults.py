@@ -1,7 +1,7 @@
-"""A GPU that fails, a kernel that fails, an assertion in a kernel: whose fault is it?
+"""Tells failures of the GPU, of a kernel and assertions in a kernel apart.
 
-CUDA reports all of them alike, as an error of whichever call comes next. Its texts (cudaGetErrorString,
-CUDA 11-13) tell them apart; reading them needs no torch.
+CUDA reports all of them as an error of the next call; the texts differ (cudaGetErrorString, CUDA 11-13).
+Reading them needs no torch.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _LATE = "CUDA tells it late: with `CUDA_LAUNCH_BLOCKING=1` the traceback shows t
 
 
 def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindError | None:
-    """Return what a fault of the GPU or of a kernel means for the user; None if it is no such fault.
+    """Return the error to report for a fault of the GPU or of a kernel; None for another error.
 
     Args:
-        error: what was raised; what it was raised from or during counts too.
-        doing: what was going on: `batch size 4 in fp32`.
-        traceback: of the error, where it may help.
+        error: the exception; what it was raised from or during counts too.
+        doing: what was running: `batch size 4 in fp32`.
+        traceback: the traceback, for errors of the user's code.
     """
     # torch.AcceleratorError is a RuntimeError.
     for text in (str(link) for link in causes(error) if isinstance(link, RuntimeError)):
@@ -84,7 +84,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def gone(error: BsfindError) -> BsfindError:
-    """Return what an error means where the device had been opened before."""
+    """Return the error to report where the device had been opened before."""
     if not isinstance(error, NoGpuError):
         return error
     return GpuFaultError(

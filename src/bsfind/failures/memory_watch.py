@@ -10,7 +10,7 @@ from bsfind.units import MIB, format_bytes
 
 _SLACK_BYTES = 256 * MIB
 _SLACK_FRACTION = 0.01
-"""Desktops and drivers come and go with so much of a card; of both, the larger."""
+"""Variation of what desktops and drivers hold; the larger of the two counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class MemoryLeft:
 
 
 class MemoryWatch:
-    """Notices that another process takes memory of the GPU in the middle of a search."""
+    """Notices if another process takes memory of the GPU during a search."""
 
     def __init__(self) -> None:
         self._first: DeviceInfo | None = None

@@ -59,11 +59,10 @@ class TrialAnswer:
     """What a worker says about a trial.
 
     Attributes:
-        trial: the trial.
-        is_clean: whether the process is fit for another one.
-        recording: what it asked of the allocator, if it ran and that could be recorded.
-        refusal: what the model's code raised, if it refused the size; as the error that reports it.
-        kind: what the operators of its step say of the model; None if they are not known.
+        is_clean: whether the process can run another trial.
+        recording: what the trial asked of the allocator, if it ran and that could be recorded.
+        refusal: the error to report if the model's code refused the size.
+        kind: the kind of model, from the operators of the step; None: unknown.
     """
 
     trial: Trial
@@ -86,7 +85,7 @@ class Worker:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
         output: what the model returned to a loss of bsfind's, so far.
 
-    Use as a context manager: at its end, the process is gone with all that it started.
+    A context manager: at its end, the process is gone with all that it started.
     """
 
     def __init__(
