@@ -132,7 +132,7 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
 
-cudnn-samples: setup ## Sample cuDNN's workspaces on the fake GPU (1.6 million, 16 MB: hours; goes on where it was)
+cudnn-samples: setup ## Sample cuDNN's workspaces on the fake GPU (1.2 million calls, 13 MB, an hour of one core; goes on where it was)
 	$(BIN)/python -m benchmarks.convolution_samples
 
 $(VENV)/.trees: $(VENV)/.ready

@@ -18,6 +18,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,6 +90,7 @@ def read_layers() -> dict[str, list[Layer]]:
     return layers
 
 
+@lru_cache(maxsize=1)
 def held_out_models() -> list[str]:
     """Return the names of the models that no tree is fitted to a layer of."""
     return [name.removeprefix(HELD_OUT) for name in read_layers() if name.startswith(HELD_OUT)]

@@ -1,6 +1,6 @@
 """Fits the decision trees of cuDNN's engines to samples: `make cudnn-trees`.
 
-    python -m benchmarks.cudnn_trees [--trees 1] [--target FILE]
+    python -m benchmarks.cudnn_trees [--trees 5] [--target FILE]
 
 Writes src/bsfind/simulation/kernels/cudnn_engines.zip from benchmarks/samples alone (see
 convolution_samples.py), and tells in its manifest.json how it was made. All GPUs have to have been sampled.
@@ -34,7 +34,7 @@ from bsfind.simulation.kernels.cudnn_engines import (
     features,
     tree_key,
 )
-from bsfind.simulation.kernels.cudnn_workspace import copies
+from bsfind.simulation.kernels.cudnn_problem import copies
 
 TARGET = Path(cudnn_engines.__file__).with_name(cudnn_engines.DATA_FILE)
 
@@ -264,7 +264,7 @@ def write_archive(target: Path, members: dict[str, bytes]) -> None:
 def main() -> None:
     """Fit, and write the data file of the package."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--trees", type=int, default=1, help="of each pass, type and memory format")
+    parser.add_argument("--trees", type=int, default=5, help="of each pass, type and memory format")
     parser.add_argument("--target", type=Path, default=TARGET)
     arguments = parser.parse_args()
     if lacking := [gpu for gpu in MULTIPROCESSORS if not sample_files(gpu)]:

@@ -103,7 +103,7 @@ def write_table(target: Path, held_out: Sequence[Sample], count: int = 160) -> N
         for gpu, of_models in product(sorted(TARGETS), (True, False)):
             some = [each for each in held_out if (each.gpu, bool(each.model)) == (gpu, of_models)]
             for each in chance.sample(some, min(count, len(some))):
-                row = [gpu, *each.row[:14]]
+                row = [gpu, *each.row[:13]]
                 file.write(json.dumps(row, separators=(",", ":")).encode() + b"\n")
 
 
@@ -118,19 +118,11 @@ def main() -> None:
         write_table(arguments.table, held_out)
         return
     document = {
-        "cudnn": cudnn_engines.CUDNN_VERSION,
+        "cudnn": json.loads(zipfile.ZipFile(SHIPPED).read(cudnn_engines.MANIFEST))["cudnn"],
         "rows": [row for path in (SHIPPED, *arguments.archives) for row in rows(path, held_out)],
     }
     for row in document["rows"]:
-        print(
-            row["archive"],
-            row["trees"],
-            "trees",
-            row["bytes"],
-            "bytes",
-            row["drawn all"],
-            row["models all"],
-        )
+        print(*(row[name] for name in ("archive", "trees", "bytes", "drawn all", "models all")))
     RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
