@@ -52,7 +52,7 @@ from bsfind.workload.blame import text_of
 from bsfind.workload.precision import precision_plan
 
 if TYPE_CHECKING:
-    from bsfind.simulation.gpus.fixed_memory import FixedMemory
+    from bsfind.simulation.trace.building import FixedMemory
     from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
     from bsfind.simulation.trace.program import Program
     from bsfind.simulation.trace.recorder import Observer

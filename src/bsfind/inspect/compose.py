@@ -25,7 +25,7 @@ from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.allocator.replay import replay
+from bsfind.simulation.allocator.recording import replay
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.program import Program
