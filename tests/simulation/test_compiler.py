@@ -7,7 +7,7 @@ import sys
 
 CODE = """
 import sys, torch
-from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
+from bsfind.simulation.trace.masquerade.torch_functions import postpone_compiler
 postpone_compiler()
 layer = torch.nn.Linear(2, 2)
 optimizer = torch.optim.AdamW(layer.parameters())

@@ -17,7 +17,7 @@ from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace import torch_private
-from bsfind.simulation.trace.cuda_paths import grouped_products
+from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps
 from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.self_check import problems
 from bsfind.simulation.trace.torch_private import missing
@@ -80,9 +80,9 @@ def test_a_bug_under_the_users_forward_is_bsfinds(
 
 def test_a_kernel_that_misuses_an_operator_is_bsfinds(monkeypatch: pytest.MonkeyPatch) -> None:
     body = "return torch.ones(2, 3) @ torch.ones(4, 5)"
-    broken = function("simulation/trace/cuda_paths/attention_choice.py", body)
+    broken = function("simulation/trace/cuda_paths/attention.py", body)
     monkeypatch.setattr(
-        "bsfind.simulation.trace.cuda_paths.attention_choice.kernels",
+        "bsfind.simulation.trace.cuda_paths.attention.kernels",
         lambda _gpu: {"scaled_dot_product_attention": broken},
     )
     assert type(failure("Masked", 6, 16)) is InternalError
@@ -91,7 +91,7 @@ def test_a_kernel_that_misuses_an_operator_is_bsfinds(monkeypatch: pytest.Monkey
 def test_what_torchs_meta_kernel_refuses_cannot_be_predicted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(grouped_products, "meta_kernels", dict)
+    monkeypatch.setattr(meta_kernel_gaps, "meta_kernels", dict)
     error = failure("Grouped", 8)
     assert type(error) is UntraceableError
     lines = MODELS.read_text(encoding="utf-8").splitlines()

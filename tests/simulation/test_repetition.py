@@ -10,7 +10,7 @@ import pytest
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.trace.repetition import with_more_steps
+from bsfind.simulation.trace.scaling import with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models"

@@ -9,7 +9,7 @@ import pytest
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.trace.step_operators import StepOperators
+from bsfind.simulation.trace.program import StepOperators
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "operators.py"

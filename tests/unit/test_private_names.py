@@ -79,7 +79,7 @@ def test_private_names_of_torch_are_looked_up_in_one_module(file: Path) -> None:
 
 
 def test_there_are_private_names_to_find() -> None:
-    assert len(FILES) > 80
+    assert len(FILES) > 60
     assert list(private_names(ast.parse("x = torch._C._current_autograd_node()"))) == [
         "torch._C._current_autograd_node",
         "torch._C",

@@ -11,7 +11,7 @@ from bsfind.records import ReportWarning
 from bsfind.simulation.gpus.accuracy import measured
 
 if TYPE_CHECKING:
-    from bsfind.simulation.trace.step_operators import StepOperators
+    from bsfind.simulation.trace.program import StepOperators
 
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:

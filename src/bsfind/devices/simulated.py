@@ -331,7 +331,7 @@ class SimulatedDevice:
             steps = max(steps, self._traced_steps)
         if steps <= self._traced_steps:
             return self._traced(batch_size, steps, exact=exact)
-        from bsfind.simulation.trace.repetition import with_more_steps
+        from bsfind.simulation.trace.scaling import with_more_steps
 
         program = self._traced(batch_size, self._traced_steps, exact=exact)
         longer = with_more_steps(program, steps)

@@ -20,12 +20,9 @@ import torch
 from bsfind.simulation.kernels.call import GpuSpec, Rule, rule_for
 from bsfind.simulation.kernels.cuda_checks import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
-from bsfind.simulation.trace.calls import call_of, flat_tensors
-from bsfind.simulation.trace.host_operators import HostOperators
-from bsfind.simulation.trace.host_storages import HostStorages
-from bsfind.simulation.trace.kept import KEPT
-from bsfind.simulation.trace.known_calls import KnownCall, key_of
-from bsfind.simulation.trace.recorder import Recorder
+from bsfind.simulation.trace.building import HostOperators
+from bsfind.simulation.trace.calls import KnownCall, call_of, flat_tensors, key_of
+from bsfind.simulation.trace.recorder import KEPT, HostStorages, Recorder
 from bsfind.simulation.trace.refusals import no_kernel, raise_refusal, untraceable
 from bsfind.simulation.trace.torch_private import (
     COMPOSITE_IMPLICIT,

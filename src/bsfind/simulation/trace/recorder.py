@@ -1,18 +1,30 @@
-"""Keeps the books of simulated GPU memory: which storage was born and died, in which order."""
+"""Registers of storages: on the simulated GPU, in the host's memory, and kept from trial to trial.
+
+`Recorder` records every allocation and free on the simulated GPU, in order. `HostStorages` are meta
+storages that stand for the host's memory: a model before it is moved to the GPU. `KeptStorages` are
+those that the user's code keeps from one trial to the next: masks and positions are often cached, by
+`functools.lru_cache`, in a dict of a module, on a class. In a process of its own, each trial would
+fill such a cache by itself. Caches of functions are cleared between trials; other kept storages
+count as allocated when a trial uses them for the first time.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bsfind.simulation.kernels.call import Call, Rule
 from bsfind.simulation.trace.torch_private import (
+    TorchFunctionOff,
     address_of,
     current_backward,
     current_node,
@@ -241,3 +253,121 @@ class Recorder:
         """Return the autograd node during which a storage was born; None outside backward."""
         known = self._storages.get(address_of(storage))
         return None if known is None else self._birth_node.get(known[0])
+
+
+_LARGE = 32 << 20
+"""Bytes from which on a tensor of the host is one without values. Constructors read small ones
+(drop-path rates, tables of positions); what is as large as this is a weight, or as good as one."""
+
+
+def is_large(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor is too large to be kept with its values."""
+    return tensor.numel() * tensor.element_size() >= _LARGE
+
+
+_STORAGES: dict[int, weakref.ref[Any]] = {}
+"""Those of this process, whichever tracer saw them made: modules keep what they made when imported."""
+
+
+class HostStorages:
+    """The set of these storages, which lets go of the dead; false while it is empty.
+
+    Args:
+        on_death: called with the address of a storage of the set that dies.
+
+    Attributes:
+        stand_ins: parameters that took the place of others, which could not be made meta in place.
+    """
+
+    def __init__(self, on_death: Callable[[int], None]) -> None:
+        self._on_death = on_death
+        self.stand_ins: MutableMapping[torch.Tensor, torch.nn.Parameter] = WeakIdKeyDictionary()
+
+    def __len__(self) -> int:
+        return len(_STORAGES)
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Add a tensor's storage."""
+        storage = tensor.untyped_storage()
+        key, on_death = address_of(storage), self._on_death
+
+        def died(reference: Any) -> None:
+            if _STORAGES.get(key) is reference:
+                del _STORAGES[key]
+                on_death(key)
+
+        if key not in _STORAGES:
+            _STORAGES[key] = weakref.ref(storage, died)
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Tell whether a tensor's storage is in the set."""
+        if not _STORAGES or tensor.layout is not torch.strided:
+            return False
+        return address_of(tensor.untyped_storage()) in _STORAGES
+
+
+_CachedFunction: Any = type(functools.lru_cache(lambda: None))
+
+
+class KeptStorages:
+    """Storages with the values that are known of them; lets go of the dead; false while empty."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, tuple[weakref.ref[Any], torch.Tensor | None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._storages)
+
+    def add(self, storage: Any, values: torch.Tensor | None) -> None:
+        """Add a storage, with its twin of `Values`."""
+        key = address_of(storage)
+        kept = self._storages
+        kept[key] = (weakref.ref(storage, lambda _: kept.pop(key, None)), values)
+
+    def has(self, storage: Any) -> bool:
+        """Tell whether a storage is one of these."""
+        return address_of(storage) in self._storages
+
+    def take(self, storage: Any) -> torch.Tensor | None:
+        """Remove a storage, if it is there, and return its twin."""
+        known = self._storages.pop(address_of(storage), None)
+        return None if known is None else known[1]
+
+
+KEPT = KeptStorages()
+"""Those of this process, whichever tracer saw them made."""
+
+
+def clear_function_caches() -> bool:
+    """Clear the caches of functions that hold simulated tensors; returns whether there were any.
+
+    Caches of `functools.lru_cache` and `functools.cache`. Objects that `gc.freeze` put aside are
+    not looked at.
+    """
+    found = False
+    for function in gc.get_objects():
+        if type(function) is _CachedFunction and any(map(_is_simulated, _cached(function))):
+            function.cache_clear()
+            found = True
+    return found
+
+
+def _cached(function: Any) -> Iterator[Any]:
+    """Yield what a function's cache holds, and what is in the tuples, lists and dicts of it."""
+    own = (id(function.__dict__), id(function.__wrapped__))
+    waiting = [part for part in gc.get_referents(function) if id(part) not in own]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            yield value
+            if isinstance(value, (tuple, list, dict)):
+                waiting += gc.get_referents(value)
+
+
+def _is_simulated(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor):
+        return False
+    with TorchFunctionOff():
+        return value.is_meta

@@ -1,10 +1,11 @@
-"""From traces at three batch sizes to the trace at any other.
+"""From a few traces to programs of other batch sizes and of more steps.
 
 Shapes, strides and sizes of a step are polynomials in the batch size, nearly all of them of degree
-one. Where the three traces consist of the same calls in the same order, each number in them is
-fitted; what kernels allocate inside is asked of the rules again, for the new shapes, since that
-goes by steps and thresholds. Where the traces differ in structure, there is no fit, and each batch
-size has to be traced.
+one. Where three traces consist of the same calls in the same order, each number in them is fitted.
+What kernels allocate inside depends on thresholds, so the rules are asked again for the new shapes.
+Where the traces differ in structure, there is no fit, and each batch size has to be traced.
+
+A program of more steps repeats the last traced step, where that step is like the one before it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from bsfind.errors import TargetError
 from bsfind.simulation.kernels.call import Call, TensorSpec
+from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, Entry
 
 _Number = Callable[[int], int]
@@ -287,3 +289,92 @@ def _pair(block: int, number: _Number) -> _Made:
 def _made(part: tuple[bool, Any], batch_size: int) -> Any:
     varies, make = part
     return make(batch_size) if varies else make
+
+
+def with_more_steps(program: Program, steps: int) -> Program | None:
+    """Return a program that repeats the last step of another.
+
+    Args:
+        program: of a trial.
+        steps: how many the new program has in all.
+
+    Returns:
+        None if steps differ, so that nothing can be said of those to come, or if there are too few:
+        those that warm up are unlike all others (see `TrainingSteps`), two after these are needed.
+    """
+    ends = [0, *(position for position, name in program.marks if name == "step_end")]
+    traced = len(ends) - 1
+    if steps <= traced:
+        return program if steps == traced else None
+    warm_up = max(place for place, step in enumerate(program.step_ends) if step.is_warm_up)
+    if traced - warm_up < 3:
+        return None
+    events = program.trial_events
+    sizes = [event for event in (*program.load_events, *events) if event >= 0]
+    loaded = _allocations(program.load_events)
+    first = [loaded + _allocations(events[:end]) for end in ends]
+    courses = [
+        _course(events[ends[step] : ends[step + 1]], first[step - 1], first[step], sizes)
+        for step in range(warm_up + 1, traced)
+    ]
+    if any(course != courses[-1] for course in courses):
+        return None
+    begin, end = ends[-2:]
+    again = events[begin:end]
+    count = _allocations(again)
+    loaded_events = len(program.load_events)
+    operators = program.operators
+    longer = Program(
+        load_events=program.load_events,
+        trial_events=events[:end],
+        operators=operators[: loaded_events + end],
+        marks=[mark for mark in program.marks if mark[0] < end or mark == (end, "step_end")],
+        optional=dict(program.optional),
+        step_ends=[*program.step_ends, *[program.step_ends[-1]] * (steps - traced)],
+    )
+    marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
+    marks = marks[marks.index((0, "step_end")) + 1 :]
+    for _ in range(steps - traced):
+        again = _moved(again, count)
+        start = len(longer.trial_events)
+        longer.trial_events.extend(again)
+        longer.operators.extend(operators[loaded_events + begin : loaded_events + end])
+        longer.marks.extend((start + place, name) for place, name in marks)
+        for place, smaller in program.optional.items():
+            if begin <= place < end:
+                longer.optional[start + place - begin] = smaller
+    return longer
+
+
+def _allocations(events: Sequence[int]) -> int:
+    return sum(event >= 0 for event in events)
+
+
+def _course(
+    events: Sequence[int], first_before: int, first: int, sizes: Sequence[int]
+) -> list[tuple[str, int]]:
+    """Return what a step does, in terms that do not depend on which step it is.
+
+    Args:
+        events: of the step.
+        first_before: number of the first block of the step before it.
+        first: number of its own first block.
+        sizes: of all blocks.
+    """
+    course = []
+    for event in events:
+        block = -event - 1
+        if event >= 0:
+            course.append(("allocate", event))
+        elif block >= first:
+            course.append(("release", block - first))
+        elif block >= first_before:  # gradients, mostly
+            course.append(("release of the step before", sizes[block]))
+        else:
+            course.append(("release of an older one", block))
+    return course
+
+
+def _moved(events: Sequence[int], count: int) -> list[int]:
+    """Return the events of the next step: blocks are numbered on."""
+    return [event if event >= 0 else event - count for event in events]

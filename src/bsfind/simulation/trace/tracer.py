@@ -19,28 +19,29 @@ from bsfind.settings import Workload
 from bsfind.simulation.gpus.fixed_memory import FixedMemory
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.registry import load_rules
-from bsfind.simulation.trace.building import Builder
+from bsfind.simulation.trace.building import Builder, fixed_memory_of
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
+from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
-from bsfind.simulation.trace.cuda_paths.narrow_kernels import narrow_kernel_handlers
-from bsfind.simulation.trace.cuda_paths.sparse import sparse_handlers
+from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import (
+    layout_handlers,
+    narrow_kernel_handlers,
+    packing_handlers,
+    sparse_handlers,
+)
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.engine import GradientSums
-from bsfind.simulation.trace.kept import clear_function_caches
-from bsfind.simulation.trace.layouts import layout_handlers
-from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
-from bsfind.simulation.trace.masquerade.device_groups import cuda_groups
-from bsfind.simulation.trace.masquerade.disguise import GpuDisguise
-from bsfind.simulation.trace.masquerade.packing import packing_handlers
-from bsfind.simulation.trace.masquerade.python_functions import undelegated_functions
+from bsfind.simulation.trace.masquerade.device import CudaMasquerade
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
-from bsfind.simulation.trace.model_memory import fixed_memory_of
-from bsfind.simulation.trace.program import Program, Source, program_of
-from bsfind.simulation.trace.recorder import Entry, Observer, Recorder
+from bsfind.simulation.trace.masquerade.torch_functions import (
+    cuda_groups,
+    postpone_compiler,
+    undelegated_functions,
+)
+from bsfind.simulation.trace.program import Program, Source, StepOperators, operators_of, program_of
+from bsfind.simulation.trace.recorder import Entry, Observer, Recorder, clear_function_caches
 from bsfind.simulation.trace.refusals import report_of
 from bsfind.simulation.trace.scaling import Traces
 from bsfind.simulation.trace.self_check import problems
-from bsfind.simulation.trace.step_operators import StepOperators, operators_of
 from bsfind.simulation.trace.torch_private import check_torch
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.units import format_bytes
@@ -177,9 +178,9 @@ class Tracer:
             stack.enter_context(self._dispatcher.active())
             self._sums.calibrate()
             gc.freeze()  # torch's modules are many objects, which no collection needs to visit
-            disguise = GpuDisguise(self._dispatcher)
-            stack.enter_context(disguise.in_backward())
-            stack.enter_context(disguise)
+            masquerade = CudaMasquerade(self._dispatcher)
+            stack.enter_context(masquerade.in_backward())
+            stack.enter_context(masquerade)
             stack.enter_context(self._observer.watching())
             yield
 

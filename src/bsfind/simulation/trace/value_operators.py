@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bsfind.simulation.trace.cuda_paths.narrow_kernels import with_long_labels
+from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import with_long_labels
 from bsfind.simulation.trace.dispatch import OperatorFacts
 from bsfind.simulation.trace.refusals import untraceable
 from bsfind.workload.blame import stands_for_torch

@@ -1,7 +1,8 @@
 """Makes simulated tensors look like CUDA's to the user's Python code.
 
 A `TorchFunctionMode` sees each call of torch's Python API. It turns `device="cuda"` into `meta`, and
-answers `x.device`, `x.is_cuda` and their like as they would be answered on the GPU.
+answers `x.device`, `x.is_cuda` and their like as they would be answered on the GPU. Code also makes
+tensors with old names of types, such as `torch.cuda.FloatTensor(2, 3)`, and asks with `isinstance`.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from bsfind.simulation.trace.building import without_memory
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.host_storages import is_large
-from bsfind.simulation.trace.masquerade.tensor_types import TENSOR_TYPES, TensorType
+from bsfind.simulation.trace.recorder import is_large
 from bsfind.simulation.trace.torch_private import (
     TorchFunctionOff,
     backward_engine,
@@ -45,7 +45,7 @@ def _is_cuda(device: Any) -> bool:
     return isinstance(device, int) and not isinstance(device, bool)
 
 
-class GpuDisguise(TorchFunctionMode):
+class CudaMasquerade(TorchFunctionMode):
     """Active while the model is built and its step is traced.
 
     Args:
@@ -102,18 +102,18 @@ class GpuDisguise(TorchFunctionMode):
 
     @contextlib.contextmanager
     def in_backward(self) -> Iterator[None]:
-        """Keep the disguise up in backward passes while inside.
+        """Keep the masquerade active in backward passes while inside.
 
         A mode is off while it handles a call, and a backward pass is one call. What runs in it can
         be the user's: `torch.autograd.Function`, hooks, recomputed activations.
         """
 
         @stands_for_torch
-        def disguised(*args: Any, **kwargs: Any) -> Any:
+        def masked(*args: Any, **kwargs: Any) -> Any:
             with self:
                 return backward_engine(*args, **kwargs)
 
-        replace_backward_engine(disguised)
+        replace_backward_engine(masked)
         try:
             with _comparable_checkpoints():
                 yield
@@ -339,9 +339,9 @@ def _names_host(value: Any) -> bool:
 
 @contextlib.contextmanager
 def _comparable_checkpoints() -> Iterator[None]:
-    """Let activation checkpointing compare saved with recomputed tensors without the disguise.
+    """Let activation checkpointing compare saved with recomputed tensors without the masquerade.
 
-    It compares their devices, and asks in hooks, where the disguise may be up or down
+    It compares their devices, and asks in hooks, where the masquerade may be on or off
     (`_default_meta_extractor` in torch/utils/checkpoint.py, torch 2.6-2.13).
     """
     own = checkpoint_checks.get("default")
@@ -357,3 +357,44 @@ def _comparable_checkpoints() -> Iterator[None]:
     finally:
         if own is not None:
             checkpoint_checks["default"] = own
+
+
+class TensorType(type):
+    """The type of such a name: its instances are tensors on the GPU of one dtype."""
+
+    dtype: torch.dtype
+
+    def __instancecheck__(cls, value: object) -> bool:
+        """Tell whether a value is a tensor of this dtype on the GPU."""
+        return isinstance(value, torch.Tensor) and value.is_cuda and value.dtype == cls.dtype
+
+    def __call__(cls, *args: Any) -> torch.Tensor:
+        """Return a tensor of these sizes, or of these values."""
+        sizes = args[0] if len(args) == 1 and isinstance(args[0], torch.Size) else args
+        if all(isinstance(size, int) for size in sizes):
+            return torch.empty(tuple(sizes) or (0,), dtype=cls.dtype, device="cuda")
+        return torch.tensor(args[0], dtype=cls.dtype, device="cuda")
+
+
+def _named(name: str, dtype: torch.dtype) -> TensorType:
+    made = TensorType(name, (), {})
+    made.dtype = dtype
+    return made
+
+
+TENSOR_TYPES: dict[str, TensorType] = {
+    name: _named(name, dtype)
+    for name, dtype in {
+        "FloatTensor": torch.float32,
+        "DoubleTensor": torch.float64,
+        "HalfTensor": torch.float16,
+        "BFloat16Tensor": torch.bfloat16,
+        "LongTensor": torch.int64,
+        "IntTensor": torch.int32,
+        "ShortTensor": torch.int16,
+        "CharTensor": torch.int8,
+        "ByteTensor": torch.uint8,
+        "BoolTensor": torch.bool,
+    }.items()
+}
+"""By their names in `torch.cuda`."""
