@@ -39,6 +39,14 @@ class OptionType:
     choices: tuple[str, ...] = ()
     is_list: bool = False
 
+    def shown(self, default: Any) -> Any:
+        """Return a default as help and signatures show it: a number, a flag, or a text."""
+        if self.repeats:
+            return None
+        if default is None or isinstance(default, int):
+            return default
+        return (self.show or self.write)(default)
+
 
 def integer(least: int) -> OptionType:
     """Return the type of integers that are not less than `least`."""
@@ -167,6 +175,9 @@ def _percent(fraction: float) -> str:
 FLAG = OptionType(_flag, lambda value: "on" if value else "off")
 """True or False: on the command line, the option is there or not."""
 
+COUNT = integer(1)
+"""An integer that is at least 1."""
+
 TEXT = OptionType(str)
 """Any text."""
 
@@ -204,8 +215,6 @@ FRACTION = OptionType(
 """A part of one."""
 
 HEADROOM = OptionType(
-    _or_number(
-        units.parse_headroom, _is_headroom, lambda value: units.Headroom(bytes=value)
-    )
+    _or_number(units.parse_headroom, _is_headroom, lambda value: units.Headroom(bytes=value))
 )
 """`Headroom`: a part of the capacity, or bytes."""

@@ -25,9 +25,7 @@ _TRAINING_ONLY = ("checkpointing", "sgd")
 """Remedies that change nothing of a forward pass."""
 
 
-def settings_from(
-    target: str, options: Mapping[str, Any], given: Collection[str] = ()
-) -> Settings:
+def settings_from(target: str, options: Mapping[str, Any], given: Collection[str] = ()) -> Settings:
     """Return the settings that options ask for.
 
     Args:

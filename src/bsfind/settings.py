@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from bsfind import option_types as types
 from bsfind.inputs import InputSpec
@@ -44,7 +44,13 @@ REMEDIES: Mapping[str, Mapping[str, Any]] = {
 
 Mode = Literal["train", "infer"]
 Objective = Literal["largest", "fastest"]
-T = TypeVar("T")
+
+_MODE = types.choice(*get_args(Mode))
+_PRECISIONS = types.names(
+    REQUESTABLE_PRECISIONS, "`{}` is not a precision", none="no precision is named"
+)
+_COMPARE = types.names(tuple(REMEDIES), "unknown comparison `{}`")
+_OBJECTIVE = types.choice(*get_args(Objective))
 
 _LAST = (
     *("compare", "time_budget", "steps", "trial_timeout"),
@@ -53,15 +59,14 @@ _LAST = (
 """The options that a reproducing command line names behind the others, in this order."""
 
 
-def _option(default: T, kind: OptionType, name: str = "") -> T:
-    """Declare a field that an option sets.
+def _option(kind: OptionType, name: str = "") -> dict[str, Any]:
+    """Return the metadata of a field that an option sets.
 
     Args:
-        default: of the field, and thereby of the option.
         kind: how its values are read and written.
         name: of the option, as a Python identifier; "": that of the field.
     """
-    return field(default=default, metadata={"kind": kind, "option": name})
+    return {"kind": kind, "option": name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,19 +91,23 @@ class Workload:
     """
 
     target: str
-    model_args: tuple[tuple[str, str], ...] = _option((), types.KEY_VALUE, "model_arg")
-    app_dir: str = _option(".", types.TEXT)
-    inputs: tuple[InputSpec, ...] = _option((), types.INPUT, "input")
-    batch_fn: str | None = _option(None, types.IMPORT_PATH)
-    mode: Mode = _option("train", types.choice(*get_args(Mode)))
-    loss: str = _option("auto", types.function_or(LOSSES))
-    optimizer: str = _option("adamw", types.OPTIMIZER)
-    optimizer_args: tuple[tuple[str, str], ...] = _option((), types.KEY_VALUE, "optimizer_arg")
-    step: str | None = _option(None, types.IMPORT_PATH)
-    grad_checkpoint: bool = _option(False, types.FLAG)
-    channels_last: bool = _option(False, types.FLAG)
-    compile: bool = _option(False, types.FLAG)
-    grad_accum: int = _option(1, types.integer(1))
+    model_args: tuple[tuple[str, str], ...] = field(
+        default=(), metadata=_option(types.KEY_VALUE, "model_arg")
+    )
+    app_dir: str = field(default=".", metadata=_option(types.TEXT))
+    inputs: tuple[InputSpec, ...] = field(default=(), metadata=_option(types.INPUT, "input"))
+    batch_fn: str | None = field(default=None, metadata=_option(types.IMPORT_PATH))
+    mode: Mode = field(default="train", metadata=_option(_MODE))
+    loss: str = field(default="auto", metadata=_option(types.function_or(LOSSES)))
+    optimizer: str = field(default="adamw", metadata=_option(types.OPTIMIZER))
+    optimizer_args: tuple[tuple[str, str], ...] = field(
+        default=(), metadata=_option(types.KEY_VALUE, "optimizer_arg")
+    )
+    step: str | None = field(default=None, metadata=_option(types.IMPORT_PATH))
+    grad_checkpoint: bool = field(default=False, metadata=_option(types.FLAG))
+    channels_last: bool = field(default=False, metadata=_option(types.FLAG))
+    compile: bool = field(default=False, metadata=_option(types.FLAG))
+    grad_accum: int = field(default=1, metadata=_option(types.COUNT))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -144,18 +153,20 @@ class SearchLimits:
         time_budget_s: longest time for the whole search, seconds; None: no limit.
     """
 
-    min_batch_size: int = _option(1, types.integer(1))
-    max_batch_size: int = _option(LARGEST_BATCH_SIZE, types.integer(1))
-    multiple_of: int = _option(1, types.integer(1))
-    tolerance: float = _option(0.005, types.FRACTION)
-    headroom: Headroom = _option(Headroom(fraction=0.05), types.HEADROOM)
-    objective: Objective = _option("largest", types.choice(*get_args(Objective)))
-    steps: int = _option(3, types.integer(1))
-    confirm_steps: int = _option(20, types.integer(1))
-    global_batch: int | None = _option(None, types.integer(1))
-    world_size: int = _option(1, types.integer(1))
-    trial_timeout_s: float = _option(600.0, types.DURATION, "trial_timeout")
-    time_budget_s: float | None = _option(None, types.DURATION, "time_budget")
+    min_batch_size: int = field(default=1, metadata=_option(types.COUNT))
+    max_batch_size: int = field(default=LARGEST_BATCH_SIZE, metadata=_option(types.COUNT))
+    multiple_of: int = field(default=1, metadata=_option(types.COUNT))
+    tolerance: float = field(default=0.005, metadata=_option(types.FRACTION))
+    headroom: Headroom = field(default=Headroom(fraction=0.05), metadata=_option(types.HEADROOM))
+    objective: Objective = field(default="largest", metadata=_option(_OBJECTIVE))
+    steps: int = field(default=3, metadata=_option(types.COUNT))
+    confirm_steps: int = field(default=20, metadata=_option(types.COUNT))
+    global_batch: int | None = field(default=None, metadata=_option(types.COUNT))
+    world_size: int = field(default=1, metadata=_option(types.COUNT))
+    trial_timeout_s: float = field(default=600.0, metadata=_option(types.DURATION, "trial_timeout"))
+    time_budget_s: float | None = field(
+        default=None, metadata=_option(types.DURATION, "time_budget")
+    )
 
     def __post_init__(self) -> None:
         """Check the limits against each other.
@@ -212,10 +223,14 @@ class DeviceChoice:
             GPU; None: as modelled.
     """
 
-    device: str = _option("auto", OptionType(_device))
-    gpu: str | None = _option(None, types.GPU)
-    memory_limit_bytes: int | None = _option(None, types.SIZE, "memory_limit")
-    context_memory_bytes: int | None = _option(None, types.SIZE, "context_memory")
+    device: str = field(default="auto", metadata=_option(OptionType(_device)))
+    gpu: str | None = field(default=None, metadata=_option(types.GPU))
+    memory_limit_bytes: int | None = field(
+        default=None, metadata=_option(types.SIZE, "memory_limit")
+    )
+    context_memory_bytes: int | None = field(
+        default=None, metadata=_option(types.SIZE, "context_memory")
+    )
 
     def __post_init__(self) -> None:
         """Check the device's name, and that a GPU is named where one is simulated.
@@ -264,19 +279,13 @@ class Settings:
     """
 
     workload: Workload
-    precisions: tuple[str, ...] = _option(
-        ("fp32", "amp"),
-        types.names(
-            REQUESTABLE_PRECISIONS, "`{}` is not a precision", none="no precision is named"
-        ),
-        "precision",
+    precisions: tuple[str, ...] = field(
+        default=("fp32", "amp"), metadata=_option(_PRECISIONS, "precision")
     )
     limits: SearchLimits = field(default_factory=SearchLimits)
     device: DeviceChoice = field(default_factory=DeviceChoice)
-    batch_size: int | None = _option(None, types.integer(1))
-    compare: tuple[str, ...] = _option(
-        (), types.names(tuple(REMEDIES), "unknown comparison `{}`")
-    )
+    batch_size: int | None = field(default=None, metadata=_option(types.COUNT))
+    compare: tuple[str, ...] = field(default=(), metadata=_option(_COMPARE))
     remedy: str | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
@@ -311,6 +320,13 @@ class Setting:
     field: str
     default: Any
     kind: OptionType
+
+    @property
+    def shown_default(self) -> Any:
+        """The default as help and signatures show it: a number, a flag, or a text."""
+        if self.default == LARGEST_BATCH_SIZE:  # memory is the limit
+            return None
+        return self.kind.shown(self.default)
 
     @property
     def is_of_search(self) -> bool:
@@ -350,4 +366,3 @@ SETTINGS: Mapping[str, Setting] = {
     for setting in _settings_of(cls, part)
 }
 """The fields that options set, by the options' names."""
-

@@ -1,4 +1,4 @@
-"""Where the values of options come from: `[tool.bsfind]` of the nearest pyproject.toml, and what overrides it.
+"""Where options have their values from: the nearest pyproject.toml, and what overrides it.
 
 A table of it, chosen with `--profile NAME`, overrides the general options:
 

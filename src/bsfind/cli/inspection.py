@@ -8,15 +8,14 @@ from typing import Any
 
 from bsfind.cli.console import Terminal, discard_stdout
 from bsfind.cli.interruption import Interruption
-from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine
-from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
 from bsfind.errors import ExitCode, Terminated, UsageError
 from bsfind.inspect.conductor import Inspector
 from bsfind.inspect.records import InspectionReport
 from bsfind.inspect.render import print_inspection
 from bsfind.report.json import to_json
+from bsfind.request import settings_from
 from bsfind.search.events import Progress
 
 
@@ -30,9 +29,9 @@ def run_inspection(options: Mapping[str, Any], given: Collection[str]) -> int:
     Raises:
         BsfindError: there is no answer.
     """
-    settings = settings_from(options, given)
+    settings = settings_from(options["target"], options, given)
     verbose: bool = options["verbose"]
-    terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=verbose)
+    terminal = Terminal(color=options["color"], verbose=verbose)
     line = ProgressLine(terminal, enabled=not (options["no_progress"] or verbose))
     interruption = Interruption()
 

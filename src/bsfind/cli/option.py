@@ -37,7 +37,7 @@ class Option:
         commands: which commands have it.
         metavar: what stands for the value in the help; "": the choices.
         kind: how values are read and written; by default, that of the setting of the same name.
-        default: by default, that of the setting of the same name.
+        default: as the help shows it; by default, that of the setting of the same name.
         complete: completes a value in the shell; by default, the choices.
         is_in_file: whether it can stand in `[tool.bsfind]`: not what one invocation is about.
         shows_default: whether the help shows the default.
@@ -78,33 +78,30 @@ class Option:
 
     def parameter(self) -> inspect.Parameter:
         """Return the option as a parameter of a function that Typer makes a command of."""
-        annotation, default, more = self._as_typer_has_it()
-        info = typer.Option(
-            *self.flags,
-            rich_help_panel=self.panel,
-            help=self.help,
-            envvar=self.variable,
-            metavar=self.metavar or None,
-            show_default=self.shows_default,
-            autocompletion=self.complete,
-            **more,
+        annotation, how = self._as_typer_has_it()
+        arguments: dict[str, Any] = {
+            "rich_help_panel": self.panel,
+            "help": self.help,
+            "envvar": self.variable,
+            "metavar": self.metavar or None,
+            "show_default": self.shows_default,
+            "autocompletion": self.complete,
+            **how,
             **self.typer,
-        )
-        return _parameter(self.name, Annotated[annotation, info], default)
+        }
+        info = typer.Option(*self.flags, **arguments)
+        return _parameter(self.name, Annotated[annotation, info], self.default)
 
-    def _as_typer_has_it(self) -> tuple[Any, Any, dict[str, Any]]:
-        """Return the type, the default (a text where one is parsed) and further arguments."""
-        kind, default = self.kind, self.default
+    def _as_typer_has_it(self) -> tuple[Any, dict[str, Any]]:
+        """Return the type, and how a value is read."""
+        kind, has_default = self.kind, self.default is not None
         if kind is types.FLAG:
-            return bool, default, {}
+            return bool, {}
         if kind.least is not None:
-            return (int if default is not None else int | None), default, {"min": kind.least}
-        parser = {"parser": reader(kind)}
+            return (int if has_default else int | None), {"min": kind.least}
         if kind.repeats:
-            return list[str] | None, None, parser
-        if default is not None and default is not REQUIRED:
-            return str, (kind.show or kind.write)(default), parser
-        return str | None, default, parser
+            return list[str] | None, {"parser": reader(kind)}
+        return (str if has_default else str | None), {"parser": reader(kind)}
 
 
 def option(
@@ -126,8 +123,10 @@ def option(
     if kind is None and setting is not None:
         kind = setting.kind
     assert kind is not None, name
-    if default is _DEFAULT:
-        default = setting.default if setting else (False if kind is types.FLAG else None)
+    if default is _DEFAULT and setting is not None:
+        default = setting.shown_default
+    elif default is _DEFAULT:
+        default = False if kind is types.FLAG else None
     if kind.choices and complete is None:
         complete = names(kind.choices) if kind.is_list else one_of(kind.choices)
     return Option(

@@ -10,9 +10,7 @@ from bsfind.cli.console import Terminal, discard_stdout
 from bsfind.cli.exports import Exports
 from bsfind.cli.github import GitHubReporter
 from bsfind.cli.interruption import Interruption
-from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine, trial_line
-from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
 from bsfind.errors import (
     BelowMinimumError,
@@ -27,6 +25,7 @@ from bsfind.report import wording
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
+from bsfind.request import settings_from
 from bsfind.search.events import Progress
 from bsfind.search.finder import Finder
 from bsfind.settings import DeviceChoice, Settings
@@ -48,7 +47,7 @@ def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
         raise UsageError(
             "`--plot` draws below the table, which `--json` and `--quiet` do not print"
         )
-    settings = settings_from(options, given)
+    settings = settings_from(options["target"], options, given)
     return _Session(settings, options).run()
 
 
@@ -62,7 +61,7 @@ class _Session:
         self._plot: bool = options["plot"]
         self._fail_under: int | None = options.get("fail_under")
         self._verbose: bool = options["verbose"]
-        self._terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=self._verbose)
+        self._terminal = Terminal(color=options["color"], verbose=self._verbose)
         self._line = ProgressLine(
             self._terminal,
             enabled=not (options["no_progress"] or self._quiet or self._verbose),
