@@ -27,6 +27,7 @@ from bsfind.report.markup import to_html, to_markdown
 from bsfind.report.plot import check_can_draw, to_svg
 from bsfind.report.sentences import answer
 from bsfind.request import settings_from
+from bsfind.search.events import Events
 from bsfind.search.finder import Finder
 from bsfind.settings import SETTINGS, Settings
 
@@ -301,15 +302,25 @@ def _run(
     settings: Settings, target: ModelRef, given: Mapping[str, Any], on_trial: OnTrial | None
 ) -> Report:
     no_lock = types.FLAG.read(given.get("no_lock", False))
-    finder = Finder(
-        settings, on_trial=on_trial or (lambda _precision, _trial: None), use_lock=not no_lock
-    )
+    finder = Finder(settings, events=_TrialEvents(on_trial), use_lock=not no_lock)
     report = finder.run()
     if not report.results or not all(isinstance(e, TimeLimitError) for e in finder.errors):
         raise finder.errors[0]
     if target.is_pickled:
         report = dataclasses.replace(report, warnings=(*report.warnings, _NOT_REPRODUCIBLE))
     return Report.of(report)
+
+
+class _TrialEvents(Events):
+    """Passes trials on to a function of the user's."""
+
+    def __init__(self, on_trial: OnTrial | None) -> None:
+        self._on_trial = on_trial
+
+    def trial(self, precision: str, trial: Trial) -> None:
+        """Called after each trial."""
+        if self._on_trial is not None:
+            self._on_trial(precision, trial)
 
 
 _NOT_REPRODUCIBLE = ReportWarning(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from bsfind.cli.option import command
 from bsfind.cli.options import options_of
+from bsfind.errors import ExitCode, Terminated
 
 
 @command(options_of("inspect"))
@@ -19,6 +21,28 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     bsfind inspect mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind inspect mypkg.models:Net -b 64 --input-shape 3,224,224 --precision amp --gpu a10g
     """
-    from bsfind.cli.inspection import run_inspection
+    from bsfind.cli.console import print_answer
+    from bsfind.cli.progress import TerminalEvents
+    from bsfind.inspect.conductor import Inspector
+    from bsfind.inspect.render import print_inspection
+    from bsfind.report.json import to_json
+    from bsfind.request import settings_from
 
-    return run_inspection(options, given)
+    settings = settings_from(options["target"], options, given)
+    events = TerminalEvents(settings.device, options)
+    terminal, interruption = events.terminal, events.interruption
+    inspector = Inspector(settings, command=["bsfind", *sys.argv[1:]], events=events)
+    with interruption:
+        try:
+            with events.line.shown():
+                report = inspector.run()
+        except (KeyboardInterrupt, Terminated):
+            return interruption.exit_code or ExitCode.INTERRUPTED
+        interruption.hold()
+        for warning in report.warnings:
+            terminal.warning(warning)
+        if options["json"]:
+            print_answer(lambda: sys.stdout.write(to_json(report)))
+        else:
+            print_answer(lambda: print_inspection(report, terminal.out, top=options["top"]))
+    return interruption.exit_code or (ExitCode.OK if report.fits else ExitCode.DOES_NOT_FIT)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
-from bsfind.simulation.kernels.cuda_checks.texts import in_words_of_cuda
+from bsfind.simulation.kernels.checks.check import in_words_of_cuda
 from bsfind.simulation.trace.calls import flat_tensors
 from bsfind.simulation.trace.torch_private import TorchFunctionOff, without_fake
 from bsfind.workload.blame import (
@@ -26,9 +26,10 @@ from bsfind.workload.blame import (
     is_said_for_torch,
     running_code,
     stands_for_torch,
+    user_error,
     user_line,
+    user_traceback,
 )
-from bsfind.workload.user_traceback import user_error, user_traceback
 
 _MAX_BYTES = 1 << 28
 """Of the tensors of a call that is tried on the CPU."""

@@ -17,8 +17,7 @@ from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.gpus.fixed_memory import FixedMemory
-from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.registry import load_rules
+from bsfind.simulation.kernels.call import GpuSpec, load_rules
 from bsfind.simulation.trace.building import Builder, fixed_memory_of
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
@@ -46,10 +45,10 @@ from bsfind.simulation.trace.torch_private import check_torch
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.units import format_bytes
 from bsfind.workload.loss_choice import LossChoice
+from bsfind.workload.model import build_model, keyword_arguments
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
-from bsfind.workload.target import build_model, keyword_arguments
 
 _DEVICE = torch.device("cuda", 0)
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.simulation.kernels.call import GpuSpec, TensorSpec
+from bsfind.simulation.kernels.layouts import is_non_overlapping_and_dense
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
     current_backward,
     current_node,
-    is_dense,
     sequence_number,
     storage_uses,
     tensor_uses,
@@ -292,4 +292,7 @@ class GradientSums:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or bool(is_dense(tensor))
+    if tensor.is_sparse:
+        return False
+    spec = TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+    return is_non_overlapping_and_dense(spec)
