@@ -23,7 +23,7 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     """
     from bsfind.cli.console import print_answer
     from bsfind.cli.progress import TerminalEvents
-    from bsfind.inspect.conductor import Inspector
+    from bsfind.inspect.inspector import Inspector
     from bsfind.inspect.render import print_inspection
     from bsfind.report.json import to_json
     from bsfind.request import settings_from
