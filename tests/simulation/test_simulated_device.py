@@ -70,7 +70,9 @@ class FakeTracer:
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []
 
-    def __init__(self, workload: Workload, precision: str, gpu: Any, properties: Any) -> None:
+    def __init__(
+        self, workload: Workload, precision: str, gpu: Any, properties: Any, observer: Any
+    ) -> None:
         self.gpu, self.properties, self.precision = gpu, properties, precision
         self.notes: dict[str, str] = {}
         self.is_open = True
