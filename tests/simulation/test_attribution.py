@@ -270,7 +270,7 @@ def test_what_is_recomputed_belongs_to_the_module_that_made_it_first(how: str) -
         trial.allocations, categories_of(trial), trial.lifetimes(), strict=True
     ):
         if allocation.origin == "recompute" and allocation.is_tensor and birth < end_of_first:
-            nbytes = (*trial.load_events, *trial.trial_events)[birth]
+            nbytes = trial.events[birth]
             sums = recomputed.setdefault(allocation.module, {})
             sums[category] = sums.get(category, 0) + nbytes
     for index in range(4):
@@ -285,7 +285,7 @@ def made_by(trial: AttributedTrial, operator: str) -> list[tuple[str, str | None
     return [
         (allocation.origin, allocation.module)
         for allocation, (birth, _) in zip(trial.allocations, trial.lifetimes(), strict=True)
-        if operator in trial.operators[birth]
+        if operator in trial.program.operators[birth]
     ]
 
 
