@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from tests.simulation.corpus import by_name
+from tests.simulation.gpu_specs import GPU_SPECS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,12 +19,11 @@ from bsfind.inspect.records import Composition
 from bsfind.settings import Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.program import Program, Source
 from bsfind.simulation.trace.tracer import Tracer
 from bsfind.units import GIB, MIB
 
-A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GPU_SPECS["a100"]
 HERE = "tests.simulation.test_attribution"
 
 
