@@ -1,29 +1,13 @@
-"""What the guides to out-of-memory errors advise, each as a change of the settings (`--compare`).
-
-A smaller batch and mixed precision are what the search and `--precision` are about; these are the
-others.
-"""
+"""The variants of `--compare`: what guides to out-of-memory errors advise, as changes of the settings."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
-from bsfind.settings import Settings, Workload
+from bsfind.settings import REMEDIES, Settings
 
 _EXPANDABLE_SEGMENTS = "expandable-segments"
-
-_CHANGES: dict[str, dict[str, object]] = {
-    "checkpointing": {"grad_checkpoint": True},
-    "channels-last": {"channels_last": True},
-    "compile": {"compile": True},
-    _EXPANDABLE_SEGMENTS: {},
-    "sgd": {"optimizer": "sgd", "optimizer_args": ()},
-}
-REMEDIES = tuple(_CHANGES)
-"""Names, as `--compare` takes them."""
-
-_TRAINING_ONLY = ("checkpointing", "sgd")
 
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """c10/core/AllocatorConfig.cpp reads the first of these that is set, torch 2.9-2.13; before, only the
@@ -31,25 +15,15 @@ second was known (c10/cuda/CUDAAllocatorConfig.cpp)."""
 
 
 def remedied(settings: Settings, remedy: str, precision: str) -> Settings:
-    """Return the settings of one more search: with the remedy, in one precision."""
-    workload = dataclasses.replace(settings.workload, **_CHANGES[remedy])  # type: ignore[arg-type]
+    """Return the settings of one more search, with a remedy, in one precision."""
+    workload = dataclasses.replace(settings.workload, **REMEDIES[remedy])
     return dataclasses.replace(
         settings, workload=workload, precisions=(precision,), compare=(), remedy=remedy
     )
 
 
-def why_pointless(workload: Workload, remedy: str) -> str | None:
-    """Return why a remedy changes nothing of a workload; None if it may."""
-    if workload.mode == "infer" and remedy in _TRAINING_ONLY:
-        return f"`--compare {remedy}` has no meaning with `--mode infer`"
-    changes = _CHANGES[remedy]
-    if changes and all(getattr(workload, name) == value for name, value in changes.items()):
-        return f"`--compare {remedy}` changes nothing: the options ask for it already"
-    return None
-
-
 def why_unsupported(remedy: str, *, simulated: bool) -> str | None:
-    """Return why a device cannot show what a remedy buys; None if it can."""
+    """Return why a device cannot show what a remedy gains; None if it can."""
     if simulated and remedy == "compile":
         return "what torch.compile fuses cannot be predicted: it takes a GPU"
     return None
@@ -61,7 +35,7 @@ def variables_of(remedy: str | None, environ: Mapping[str, str]) -> dict[str, st
 
 
 def with_expandable_segments(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables that turn expandable segments on, and leave the rest alone.
+    """Return the environment variables that turn expandable segments on and keep other options.
 
     Both names are set: a torch that knows the newer one reads it first, others do not see it.
     """

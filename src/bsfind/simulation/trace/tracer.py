@@ -16,9 +16,8 @@ from bsfind.failures.leaks import draws_assumption
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
-from bsfind.simulation.gpus.fixed_memory import FixedMemory
 from bsfind.simulation.kernels.call import GpuSpec, load_rules
-from bsfind.simulation.trace.building import Builder, fixed_memory_of
+from bsfind.simulation.trace.building import Builder, FixedMemory, fixed_memory_of
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
@@ -64,7 +63,7 @@ class Tracer:
         precision: in which precision (never `amp`).
         gpu: whose kernels are modelled.
         properties: of the GPU, for code that asks.
-        observer: told what the trace does, as it happens; None: nobody is.
+        observer: told what the trace does, if given.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
