@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -88,7 +88,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _WIDE = {"max_content_width": 1000}  # as wide as the terminal is
-for name, function in {
+_COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run,
     "check": check,
     "inspect": inspect_command,
@@ -97,9 +97,10 @@ for name, function in {
     "gpus": gpus,
     "env": env,
     "schema": schema,
-}.items():
-    epilog = _EPILOG if name in ("run", "check", "inspect") else None
-    app.command(name, cls=_Command, epilog=epilog, context_settings=_WIDE)(function)
+}
+for _name, _function in _COMMANDS.items():
+    _epilog = _EPILOG if _name in ("run", "check", "inspect") else None
+    app.command(_name, cls=_Command, epilog=_epilog, context_settings=_WIDE)(_function)
 
 
 def _print_version(wanted: bool) -> None:
