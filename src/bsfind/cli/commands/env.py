@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
-import platform
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +47,8 @@ def env(
 
 
 def _facts() -> dict[str, Any]:
+    import platform
+
     from bsfind.devices import nvml
 
     return {
@@ -66,6 +66,8 @@ def _facts() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to load
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
