@@ -21,7 +21,7 @@ from bsfind.simulation.kernels.call import GpuSpec, Rule, rule_for
 from bsfind.simulation.kernels.cuda_checks import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
-from bsfind.simulation.trace.calls import KnownCall, call_of, flat_tensors, key_of
+from bsfind.simulation.trace.calls import Args, KnownCall, Kwargs, call_of, flat_tensors, key_of
 from bsfind.simulation.trace.recorder import KEPT, HostStorages, Recorder
 from bsfind.simulation.trace.refusals import no_kernel, raise_refusal, untraceable
 from bsfind.simulation.trace.torch_private import (
@@ -229,7 +229,7 @@ class Dispatcher:
                 raise_refusal(op, args, kwargs, error)
 
     @stands_for_torch
-    def dispatch(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def dispatch(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
         """Run an operator in the way that it needs."""
         if facts.composite is not None:
             return facts.composite(*args, **kwargs)
@@ -284,8 +284,8 @@ class Dispatcher:
     def run(
         self,
         facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         adjust: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Run an operator's meta kernel and record what the CUDA kernel allocates.
@@ -310,13 +310,13 @@ class Dispatcher:
                 with self.unseen():
                     out = adjust(out)
             if key is not None:
-                known = KnownCall.in_place() if facts.mutated else KnownCall.of(out, args)
+                known = KnownCall(None) if facts.mutated else KnownCall.of(out, args)
                 if known is not None:
                     self._known[key] = known
         self.record(facts, args, kwargs, out, known)
         return out
 
-    def refuse(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def refuse(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> None:
         """Raise what the CUDA kernel raises for the dtypes and devices of its tensors."""
         if self.host and self._stays_on_host(args, kwargs):
             return
@@ -324,7 +324,7 @@ class Dispatcher:
         refuse(call, facts.checks, is_pointwise=facts.is_pointwise)
 
     @stands_for_torch
-    def compute(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def compute(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
         """Run an operator's meta kernel, which one that only writes to arguments can do without.
 
         Raises:
@@ -341,8 +341,8 @@ class Dispatcher:
     def record(
         self,
         facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         out: Any,
         known: KnownCall | None = None,
     ) -> None:
@@ -381,7 +381,7 @@ class Dispatcher:
         with without_fake():
             self.values.follow(facts.op, facts.name, args, kwargs, fresh, mutated)
 
-    def _stays_on_host(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _stays_on_host(self, args: Args, kwargs: Kwargs) -> bool:
         """Tell whether all meta tensors among the arguments lie in the host's memory."""
         from_host = False
         for value in (*args, *kwargs.values()):

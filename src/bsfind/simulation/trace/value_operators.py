@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import with_long_labels
 from bsfind.simulation.trace.dispatch import OperatorFacts
 from bsfind.simulation.trace.refusals import untraceable
@@ -55,9 +56,7 @@ def value_handlers() -> dict[str, Handler]:
     }
 
 
-def _scalar(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _scalar(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     tensor = args[0]
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
@@ -79,9 +78,7 @@ def _as_python(value: float, dtype: torch.dtype) -> bool | int | float:
     return float(value) if dtype.is_floating_point or dtype.is_complex else int(value)
 
 
-def _equal(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _equal(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     if not any(tensor.is_meta for tensor in args):
         return dispatcher.compute(facts, args, kwargs)
     if args[0].shape != args[1].shape:
@@ -92,9 +89,7 @@ def _equal(
     return _reads_true((args[0] == args[1]).all()) if answer is None else answer
 
 
-def _allclose(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _allclose(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Run `allclose` of aten/src/ATen/native/TensorCompare.cpp, which reads by itself."""
     if not any(tensor.is_meta for tensor in args[:2]):
         return dispatcher.compute(facts, args, kwargs)
@@ -105,9 +100,7 @@ def _reads_true(tensor: torch.Tensor) -> bool:
     return bool(torch.ops.aten._local_scalar_dense(tensor))
 
 
-def _to_copy(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _to_copy(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     source = args[0]
     target = kwargs.get("device")
     if not source.is_meta or target is None or torch.device(target).type != "cpu":
@@ -115,9 +108,7 @@ def _to_copy(
     return _on_host(dispatcher, source).to(kwargs.get("dtype") or source.dtype)
 
 
-def _copy(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _copy(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     target, source = args[0], args[1]
     if source.is_meta and not target.is_meta:
         return target.copy_(_on_host(dispatcher, source))
@@ -137,9 +128,7 @@ def _on_host(dispatcher: Dispatcher, tensor: torch.Tensor) -> torch.Tensor:
     return torch.full(tensor.shape, guess, dtype=tensor.dtype)
 
 
-def _masked_select(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _masked_select(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     tensor, mask = args
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
@@ -155,7 +144,7 @@ def _masked_select(
 
 
 def _shaped_by_values(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> Any:
     if not args[0].is_meta:
         return dispatcher.compute(facts, args, kwargs)
@@ -174,9 +163,7 @@ def _shaped_by_values(
     return out
 
 
-def _bincount(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _bincount(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Count values: `minlength` bins where the values are not known, as class labels have.
 
     `_bincount_cuda_template` of aten/src/ATen/native/cuda/SummaryOps.cu, torch 2.6-2.13.
@@ -202,23 +189,17 @@ def _bincount(
     return out
 
 
-def _embedding(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _embedding(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     out = dispatcher.run(facts, args, kwargs)
     _check_indices(dispatcher, args[1], args[0].shape[0], "rows of the embedding")
     return out
 
 
-def _nll_loss(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _nll_loss(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     return _nll_loss2d(dispatcher, facts, *with_long_labels(dispatcher, facts, args, kwargs))
 
 
-def _nll_loss2d(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _nll_loss2d(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     out = dispatcher.run(facts, args, kwargs)
     logits, target, ignored = args[0], args[1], args[4]
     classes = logits.shape[min(1, logits.dim() - 1)]
@@ -245,9 +226,7 @@ def _check_indices(
             )
 
 
-def _check_errors(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def _check_errors(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> None:
     """Ask whether a decomposition failed, as `_linalg_check_errors` does of tensors with values.
 
     It is in aten/src/ATen/native/BatchLinearAlgebra.cpp (torch 2.6-2.13).
@@ -268,9 +247,7 @@ def _unknown_shape(facts: OperatorFacts) -> Exception:
     return untraceable(facts.label, "the shape of its result depends on values")
 
 
-def _index(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _index(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     tensor, indices = args[0], args[1]
     dispatcher.refuse(facts, args, kwargs)
     if not tensor.is_meta:

@@ -52,11 +52,9 @@ class AttentionQuestion:
     """What the choice depends on.
 
     Attributes:
-        query: tensor, usually (batch, heads, length, features).
-        key: likewise.
-        value: likewise.
+        query, key, value: tensors, usually (batch, heads, length, features).
         mask: additive or bool mask, if there is one.
-        dropout: its probability.
+        dropout: probability.
         is_causal: whether a causal mask is to be applied.
         enable_gqa: whether key and value may have fewer heads.
     """
@@ -366,14 +364,12 @@ def _check_lengths(key: Tensor, value: Tensor) -> None:
 
 def _efficient_forward(
     query: Tensor,
-    key: Tensor,
+    _key: Tensor,
     value: Tensor,
-    attn_bias: Tensor | None,
+    _attn_bias: Tensor | None,
     compute_log_sumexp: bool,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
+    *_rest: Any,
+    **_options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of `_scaled_dot_product_efficient_attention`.
 
@@ -391,13 +387,10 @@ def _cudnn_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_bias: Tensor | None,
+    _attn_bias: Tensor | None,
     compute_log_sumexp: bool,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    return_debug_mask: bool = False,
-    *,
-    scale: float | None = None,
+    *_rest: Any,
+    **_options: Any,
 ) -> tuple[Any, ...]:
     """The outputs of `_scaled_dot_product_cudnn_attention`.
 
@@ -417,12 +410,11 @@ def _cudnn_forward(
     return out, logsumexp, None, None, length, key.shape[2], seed, offset, None
 
 
-def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return kernels that make the outputs as CUDA's do."""
-    return {
-        "_scaled_dot_product_efficient_attention": _efficient_forward,
-        "_scaled_dot_product_cudnn_attention": _cudnn_forward,
-    }
+META_KERNELS: dict[str, Callable[..., Any]] = {
+    "_scaled_dot_product_efficient_attention": _efficient_forward,
+    "_scaled_dot_product_cudnn_attention": _cudnn_forward,
+}
+"""Kernels that make the outputs as CUDA's do."""
 
 
 def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
@@ -438,7 +430,7 @@ def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
         *,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         validate_attention(query, key, value, attn_mask)
         question = AttentionQuestion(
             query=query,
@@ -451,39 +443,29 @@ def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
         )
         backend = choose_attention(question, gpu)
         mask = _additive_mask(attn_mask, query.dtype)
-        out: Tensor
+        options = (dropout_p, is_causal)
         if backend == AttentionBackend.CUDNN:
-            out = aten._scaled_dot_product_cudnn_attention.default(
-                *(query, key, value, mask, question.needs_gradient),
-                *(dropout_p, is_causal, False),
-                scale=scale,
+            return aten._scaled_dot_product_cudnn_attention.default(
+                *(query, key, value, mask, question.needs_gradient, *options, False), scale=scale
             )[0]
-            return out
         if backend == AttentionBackend.FLASH:
             features = query.shape[-1]
             out = aten._scaled_dot_product_flash_attention.default(
-                *(_padded_to_8(query), _padded_to_8(key), _padded_to_8(value)),
-                *(dropout_p, is_causal, False),
+                *(_padded_to_8(query), _padded_to_8(key), _padded_to_8(value), *options, False),
                 scale=features**-0.5 if scale is None else scale,
             )[0]
-            if out.shape[-1] != features:
-                out = aten.slice.Tensor(out, -1, 0, features)
-            return out
+            is_padded = out.shape[-1] != features
+            return aten.slice.Tensor(out, -1, 0, features) if is_padded else out
         if backend == AttentionBackend.EFFICIENT:
             _check_lengths(key, value)
             if mask is not None:
                 mask = _efficient_mask(mask, query, key)
-            out = aten._scaled_dot_product_efficient_attention.default(
-                *(query, key, value, mask, question.needs_gradient, dropout_p, is_causal),
-                scale=scale,
+            return aten._scaled_dot_product_efficient_attention.default(
+                *(query, key, value, mask, question.needs_gradient, *options), scale=scale
             )[0]
-            return out
-        out = aten._scaled_dot_product_attention_math.default(
-            *(query, key, value, mask, dropout_p, is_causal, None),
-            scale=scale,
-            enable_gqa=enable_gqa,
+        return aten._scaled_dot_product_attention_math.default(
+            *(query, key, value, mask, *options, None), scale=scale, enable_gqa=enable_gqa
         )[0]
-        return out
 
     return {
         "scaled_dot_product_attention": attention,

@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from bsfind.simulation.trace.building import without_memory
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.recorder import is_large
 from bsfind.simulation.trace.torch_private import (
@@ -25,7 +26,7 @@ from bsfind.simulation.trace.torch_private import (
     backward_engine,
     checkpoint_checks,
     parse_to,
-    replace_backward_engine,
+    replacing_backward_engine,
 )
 from bsfind.workload.blame import stands_for_torch
 
@@ -113,12 +114,8 @@ class CudaMasquerade(TorchFunctionMode):
             with self:
                 return backward_engine(*args, **kwargs)
 
-        replace_backward_engine(masked)
-        try:
-            with _comparable_checkpoints():
-                yield
-        finally:
-            replace_backward_engine(backward_engine)
+        with replacing_backward_engine(masked), _comparable_checkpoints():
+            yield
 
     def _on_gpu(self, tensor: torch.Tensor) -> bool:
         with TorchFunctionOff():
@@ -136,7 +133,7 @@ class CudaMasquerade(TorchFunctionMode):
             return tensor.to("cpu") if tensor.is_meta else tensor
 
     @stands_for_torch
-    def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _array(self, args: Args, kwargs: Kwargs) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
     @staticmethod
@@ -148,7 +145,7 @@ class CudaMasquerade(TorchFunctionMode):
     # ------------------------------------------------------------------------------ moving
 
     @stands_for_torch
-    def _to(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _to(self, args: Args, kwargs: Kwargs) -> Any:
         """Run `Tensor.to` in any of its forms (`parse_to_conversion` of torch's argument parser)."""
         tensor, *rest = args
         options = self._options_of_to(rest, kwargs)
@@ -235,7 +232,7 @@ class CudaMasquerade(TorchFunctionMode):
 
     @staticmethod
     @stands_for_torch
-    def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _parse_to(args: Args, kwargs: Kwargs) -> Any:
         """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
         # A number names a GPU, which torch would look for.
         if args and _is_cuda(args[0]):
@@ -245,14 +242,14 @@ class CudaMasquerade(TorchFunctionMode):
         with TorchFunctionOff():
             return parse_to(*args, **kwargs)
 
-    def _cuda(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _cuda(self, args: Args, kwargs: Kwargs) -> Any:
         return self._moved(args[0], memory_format=kwargs.get("memory_format"))
 
-    def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _cpu(self, args: Args, kwargs: Kwargs) -> Any:
         return self._to_elsewhere(args[0], _CPU, None, memory_format=kwargs.get("memory_format"))
 
     @stands_for_torch
-    def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _type(self, args: Args, kwargs: Kwargs) -> Any:
         tensor = args[0]
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
         if wanted is None:
@@ -271,7 +268,7 @@ class CudaMasquerade(TorchFunctionMode):
         return self._to_elsewhere(tensor, _CPU, kind.dtype)
 
     @stands_for_torch
-    def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _set_data(self, args: Args, kwargs: Kwargs) -> None:
         tensor, data = args
         with TorchFunctionOff():
             if tensor.is_meta and not data.is_meta and self._dispatcher.host.has(tensor):
@@ -293,9 +290,7 @@ class CudaMasquerade(TorchFunctionMode):
     # ------------------------------------------------------------------------------ making
 
     @stands_for_torch
-    def _made_on_host(
-        self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _made_on_host(self, make: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         """Run a function that makes a tensor of Python's values: on the host, then moved."""
         device = kwargs.get("device")
         source = args[0] if args else None
@@ -309,7 +304,7 @@ class CudaMasquerade(TorchFunctionMode):
         return moved.requires_grad_() if requires_grad else moved
 
     @stands_for_torch
-    def _new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _new(self, args: Args, kwargs: Kwargs) -> Any:
         """Run the old `Tensor.new`, which does not know sparse tensors of the meta device."""
         like, *rest = args
         if like.layout is torch.sparse_coo and len(rest) == 3:
@@ -317,7 +312,7 @@ class CudaMasquerade(TorchFunctionMode):
         return like.new(*rest, **kwargs)
 
     @stands_for_torch
-    def _new_tensor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _new_tensor(self, args: Args, kwargs: Kwargs) -> Any:
         tensor, data = args[0], args[1]
         device = kwargs.pop("device", None) or self._device(tensor)
         with TorchFunctionOff():
@@ -326,7 +321,7 @@ class CudaMasquerade(TorchFunctionMode):
 
 
 @stands_for_torch
-def _handed_on(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _handed_on(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
     """Call a function of torch as the user's code did."""
     return function(*args, **kwargs)
 

@@ -35,7 +35,7 @@ from bsfind.simulation.trace.torch_private import (
     groups_of_tensors,
     has_torch_function,
     register_scripted,
-    replace_groups_of_tensors,
+    replacing_groups_of_tensors,
     torch_function_modes,
 )
 
@@ -108,11 +108,8 @@ def cuda_groups(is_on_gpu: Callable[[torch.Tensor], bool]) -> Iterator[None]:
             groups[device, dtype] = group
         return groups
 
-    replace_groups_of_tensors(grouped)
-    try:
+    with replacing_groups_of_tensors(grouped):
         yield
-    finally:
-        replace_groups_of_tensors(groups_of_tensors)
 
 
 _NAME = "torch._dynamo"
