@@ -1,7 +1,8 @@
 # The commands of this project. Two of them do everything: `make demo` and `make test`.
 #
-# Environments are made on first use: .venv (PyTorch, tests, linters) and .venv-fakegpu
-# (PyTorch's CUDA build on a fake GPU, x86-64 Linux only). Neither needs a GPU.
+# Environments are made on first use: .venv (PyTorch, tests, linters), .venv-fakegpu (PyTorch's
+# CUDA build on a fake GPU, x86-64 Linux only), .venv-oldest and .venv-newest (other releases of
+# PyTorch), .venv-wheel (the built package). None needs a GPU.
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,11 +10,14 @@ FAKE := .venv-fakegpu
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 TORCHVISION := 0.28.0
+# For `make test-oldest`, the oldest release that bsfind takes; for `make test-newest`, the newest that pip finds.
+TORCH_oldest := torch==2.6.0
+TORCH_newest := torch
 
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test faults test-gpu lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table docs clean
+.PHONY: help setup demo test test-fast faults test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -32,6 +36,17 @@ $(FAKE)/.ready: pyproject.toml $(wildcard tests/fakegpu/*.py tests/fakegpu/*.sh 
 	$(FAKE)/bin/pip install --quiet --no-deps --editable .
 	touch $@
 
+# For its tests on the CPU, torch comes without CUDA's libraries: see tests/without_cuda.py.
+.venv-oldest/.ready .venv-newest/.ready: .venv-%/.ready: pyproject.toml tests/without_cuda.py
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/bin/pip install --quiet --upgrade 'pip>=25.1'
+	.venv-$*/bin/pip install --quiet --no-deps '$(TORCH_$*)'
+	.venv-$*/bin/python tests/without_cuda.py > .venv-$*/requirements.txt
+	.venv-$*/bin/pip install --quiet --no-warn-conflicts --requirement .venv-$*/requirements.txt \
+		--group test typer rich nvidia-ml-py
+	.venv-$*/bin/pip install --quiet --no-deps --editable .
+	touch $@
+
 setup: $(VENV)/.ready $(if $(CAN_FAKE),$(FAKE)/.ready) ## Make the environments
 
 DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
@@ -39,14 +54,35 @@ DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
 demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or predicted for one
 	$(BIN)/$(DEMO) $(if $(HAS_GPU),,--gpu rtx-4090)
 
-test: setup ## Run the tests, on a fake GPU where there is no real one
+test: setup ## Run all tests but those of `make faults`, on a fake GPU where there is no real one
 	$(BIN)/python -m pytest -n auto -m "not faults" tests
+
+test-fast: $(VENV)/.ready ## Run the tests of the units, the command line and the training step (some minutes)
+	$(BIN)/python -m pytest -n auto -m "not faults and not slow" tests/unit tests/cli tests/workload
 
 faults: setup ## Run the tests that kill, hang, fill disks and take memory away
 	$(BIN)/python -m pytest -n auto -m faults tests
 
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
 	$(BIN)/python -m pytest -n auto tests/gpu
+
+test-oldest: .venv-oldest/.ready ## Run what needs no GPU with the oldest release of PyTorch that bsfind takes
+test-newest: .venv-newest/.ready ## Run what needs no GPU with the newest release of PyTorch that pip finds
+test-oldest test-newest: test-%:
+	.venv-$*/bin/python -m pytest -n auto -m "not faults and not gpu and not slow and not one_torch" \
+		tests/unit tests/cli tests/workload tests/simulation
+	.venv-$*/bin/$(DEMO) --gpu rtx-4090
+
+dist: $(VENV)/.ready ## Build the package, a wheel and a source archive, and check them
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
+
+test-wheel: dist ## Install the built wheel in an empty environment, and predict with it
+	$(PYTHON) -m venv --clear .venv-wheel
+	.venv-wheel/bin/pip install --quiet 'torch==$(TORCH)' dist/*.whl
+	.venv-wheel/bin/python tests/check_wheel.py
+	cd .venv-wheel && bin/$(DEMO) --gpu rtx-4090
 
 lint: $(VENV)/.ready ## Look for mistakes and for formatting
 	$(BIN)/ruff check .
@@ -59,7 +95,7 @@ format: $(VENV)/.ready ## Format the code
 typecheck: $(VENV)/.ready ## Check the types, strictly
 	$(BIN)/mypy
 
-check: lint typecheck test faults ## What CI runs
+check: lint typecheck test faults ## The greater part of what CI runs (.ci/run)
 
 bench: setup $(FAKE)/.models ## Measure what the README promises of the search (an hour on two cores)
 	$(FAKE)/bin/python benchmarks/search_accuracy.py
@@ -101,4 +137,4 @@ docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens an
 	$(BIN)/python docs/capture_screens.py
 
 clean: ## Remove the environments and caches
-	rm -rf $(VENV) $(FAKE) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FAKE) .venv-oldest .venv-newest .venv-wheel dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 
 from bsfind.settings import Workload
+from bsfind.workload.model import build_model, keyword_arguments
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload
-from bsfind.workload.target import build_model, keyword_arguments
 
 __all__ = ["build", "limit_memory", "load", "train"]
 

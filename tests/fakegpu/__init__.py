@@ -54,6 +54,7 @@ def environment(
     nvml: bool | Literal["missing"] = True,
     fail: str | None = None,
     fail_once: Path | None = None,
+    recurrent: Sequence[int] = (),
     launch_us: float | None = None,
 ) -> dict[str, str]:
     """Return the complete environment variables of a process on a fake GPU.
@@ -72,6 +73,7 @@ def environment(
         nvml: False: it cannot be initialised; "missing": there is no such library.
         fail: what goes wrong and when, for example "illegal-address:100".
         fail_once: a file that the first process to fail makes; the others then do not fail.
+        recurrent: bytes that cuDNN asks for in a recurrent layer: workspace, reserve, random states.
         launch_us: microseconds that each kernel launch takes longer.
     """
     build = build_directory(venv)
@@ -102,6 +104,7 @@ def environment(
         "FAKE_GPU_OTHERS": others or None,
         "FAKE_GPU_STATE": state_file,
         "FAKE_NVML": "off" if nvml is False else None if nvml is True else nvml,
+        "FAKE_CUDNN_RECURRENT": ",".join(map(str, recurrent)) or None,
         "FAKECUDA_FAIL": fail,
         "FAKECUDA_FAIL_ONCE": fail_once,
         "FAKECUDA_LAUNCH_US": launch_us,

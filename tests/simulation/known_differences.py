@@ -1,4 +1,4 @@
-"""Where the simulator is known to differ from PyTorch, by how much at most, and why.
+"""Where the simulator is known to differ from PyTorch on the fake GPU, by how much at most, and why.
 
 A case that becomes exact fails until its line is gone. `python -m tests.simulation.compare_events
 --all --table` prints the lines as they would have to be.
@@ -7,8 +7,6 @@ A case that becomes exact fails until its line is gone. `python -m tests.simulat
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-__all__ = ["DIFFERENCES", "Known"]
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Known:
     traced: bool = True
 
 
-# The fake GPU computes nothing: what is read from it is zero. Small values are real in the simulator.
+# What is read from the fake GPU is zero. A few blocks differ; no bound here is above 1%.
 _ZEROS = "the fake GPU reads zeros where a real one, and the simulator, have values"
 _ORDER = (
     "nodes made in a backward pass are numbered by the GPU's own thread, from zero: a double "
@@ -45,22 +43,17 @@ DIFFERENCES: dict[str, Known] = {
     "STUB experts-amp-fp16-4": Known(0.0, 0.0, _VALUES, traced=False),
     "STUB encoder_inference-fp32-4": Known(0.0054, 0.0, _FAST_PATH),
     "STUB attention_inference-fp32-4": Known(0.0055, 0.0, _FAST_PATH),
-    "STUB sparse_embeddings-fp32-128": Known(0.3, 0.3, _ZEROS),
     "STUB physics_informed-fp32-1000": Known(0.0001, 0.0, _ORDER),
     "STUB physics_informed-amp-fp16-1000": Known(0.0001, 0.0, _ORDER),
     "STUB gradient_penalty-fp32-4": Known(0.0, 0.0, _ORDER),
     "STUB gradient_penalty-amp-bf16-4": Known(0.0, 0.0, _ORDER),
     "STUB losses_classification-fp32-100": Known(0.0, 0.0, _ZEROS),
     "STUB losses_classification-amp-bf16-100": Known(0.0, 0.0, _ZEROS),
-    "STUB asgd_loop-fp32-16": Known(0.0563, 0.1819, _ZEROS),
     "STUB mask_skipping-fp32-4": Known(0.0, 0.0, _ZEROS),
     "STUB mask_skipping-amp-fp16-4": Known(0.0, 0.0, _ZEROS),
-    "STUB longest_sequence-fp32-16": Known(23.6572, 16.5, _ZEROS),
-    "STUB longest_sequence-amp-bf16-16": Known(23.3861, 16.0, _ZEROS),
     "STUB counted-fp32-64": Known(0.0079, 0.0, _ZEROS),
     "STUB checked-fp32-64": Known(0.0001, 0.0, _ZEROS),
     "STUB checked-amp-fp16-64": Known(0.0001, 0.0, _ZEROS),
-    "STUB selected-fp32-4": Known(379.0752, 32.0, _ZEROS),
     "CUDNN unet-fp32-4": Known(0.0, 0.0, _CHOICE),
     "CUDNN unet_dice-amp-bf16-4": Known(0.0, 0.0, _CHOICE),
     "CUDNN deeplab-amp-bf16-4": Known(0.1109, 0.0, _CHOICE),
@@ -108,3 +101,13 @@ DIFFERENCES: dict[str, Known] = {
     "CUDNN resnet_inference-fp32-8": Known(0.0, 0.0, _CHOICE),
 }
 """By run, as in `STUB resnet-fp32-4` or `CUDNN resnet-fp32-4`."""
+
+NOT_COMPARED: dict[str, str] = {
+    "asgd_loop": "the optimizer reads its step size, and takes another way for zero",
+    "selected": "the number of selected elements, which is read, is zero",
+    "sparse_embeddings": "the number of distinct indices, which is read, is zero",
+}
+"""Cases that read values, and allocate something else on the fake GPU because it computes none.
+
+It says nothing about them. A case with `written_out` reads values too, and is compared.
+"""

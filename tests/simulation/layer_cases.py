@@ -21,6 +21,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody names it
 from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.operator_probe import Recorder
+from tests.simulation.recurrent_sizes import RECURRENT_BYTES
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -368,7 +369,7 @@ class _Listener(Recorder):
 
 def on_fake_gpu(group: str, gpu: str, *, cudnn: bool = False) -> dict[str, dict[str, Any]]:
     """Run a group on the fake GPU; returns operators and records of each case."""
-    environment = fakegpu.environment(FAKE_VENV, gpu=gpu, cudnn=cudnn)
+    environment = fakegpu.environment(FAKE_VENV, gpu=gpu, cudnn=cudnn, recurrent=RECURRENT_BYTES)
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'src'}"
     python = str(Path(FAKE_VENV) / "bin" / "python")
     run = subprocess.run(

@@ -22,6 +22,7 @@ from typing import Any
 from tests import fakegpu
 from tests.simulation.corpus import cases
 from tests.simulation.corpus.case import Run
+from tests.simulation.recurrent_sizes import RECURRENT_BYTES
 
 __all__ = ["Oracle", "why_there_is_none"]
 
@@ -31,8 +32,8 @@ FAKE_VENV = Path(os.environ.get("BSFIND_FAKEGPU_VENV", ROOT / ".venv-fakegpu"))
 CACHE = Path(os.environ.get("BSFIND_ORACLE_CACHE", Path(tempfile.gettempdir(), "bsfind-oracle")))
 # The modules of bsfind.workload that decide what a step allocates.
 _STEP = (
-    *("checkpointing", "criteria", "inputs", "labels", "lightning", "loss", "loss_choice"),
-    *("optimizer", "outputs", "precision", "step", "target"),
+    *("criteria", "inputs", "labels", "loss", "loss_choice", "model", "optimizer", "outputs"),
+    *("precision", "step"),
 )
 
 
@@ -102,7 +103,11 @@ class Oracle:
 
     def _start(self) -> subprocess.Popen[str]:
         environment = fakegpu.environment(
-            FAKE_VENV, gpu=self.gpu, memory=self.memory, cudnn=self.cudnn
+            FAKE_VENV,
+            gpu=self.gpu,
+            memory=self.memory,
+            cudnn=self.cudnn,
+            recurrent=RECURRENT_BYTES,
         )
         environment["FAKECUDA_COPY_MAX"] = "65536"  # weights have no use for their values
         environment["PYTHONPATH"] = str(ROOT)
@@ -121,7 +126,8 @@ class Oracle:
         if self.cache is None:
             return None
         question = json.dumps(
-            [self.gpu, self.memory, self.cudnn, request, _fingerprint(request)], sort_keys=True
+            [self.gpu, self.memory, self.cudnn, RECURRENT_BYTES, request, _fingerprint(request)],
+            sort_keys=True,
         )
         return self.cache / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json.gz"
 

@@ -24,9 +24,9 @@ from tests.simulation.frames import operator_of
 
 from bsfind.settings import Workload
 from bsfind.workload import step as step_module
+from bsfind.workload.model import build_model, keyword_arguments
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
-from bsfind.workload.target import build_model, keyword_arguments
 
 _MAX_ENTRIES = 3_000_000
 

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 from tests.simulation.corpus.case import Run
+from tests.simulation.recurrent_sizes import with_given_sizes
 
 from bsfind.simulation.allocator.blocks import Block
 from bsfind.simulation.allocator.caching_allocator import (
@@ -66,6 +67,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
 
     with (
         contextlib.nullcontext() if cudnn else _without_cudnn_workspaces(),
+        with_given_sizes(),
         Tracer(run.case.workload, run.precision, target_of(result)) as tracer,
     ):
         program = tracer.program(run.batch_size, steps=run.steps)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bsfind.records import Trial
 from bsfind.search.accepted_sizes import AcceptedSizes, Multiples, Series
-from bsfind.search.bracket import LineThroughPeaks, Search
+from bsfind.search.bracket import Bracket
+from bsfind.search.estimate import line_through_peaks
 
 MIB = 1 << 20
 Accepts = Callable[[int], bool]
@@ -45,12 +46,12 @@ def searched(
     multiple_of: int = 1,
     expected: int | None = None,
     says: str = "RuntimeError: invalid shape",
-) -> Search:
-    search = Search(
+) -> Bracket:
+    search = Bracket(
         smallest=smallest,
         largest=largest,
         tolerance=tolerance,
-        guess=LineThroughPeaks(maximum * MIB),
+        estimate=lambda trials: line_through_peaks(trials, maximum * MIB),
         expected=expected,
         sizes=AcceptedSizes(multiple_of),
     )
@@ -67,7 +68,7 @@ def searched(
     return search
 
 
-def best(search: Search) -> int | None:
+def best(search: Bracket) -> int | None:
     return search.best.batch_size if search.best else None
 
 
@@ -178,11 +179,11 @@ def test_limits_and_multiples(
 def test_arbitrary_refusals(data: st.DataObject, largest: int, multiple: int) -> None:
     if largest < multiple:
         largest = multiple
-    search = Search(
+    search = Bracket(
         smallest=1,
         largest=largest,
         tolerance=0.0,
-        guess=lambda _: data.draw(st.none() | st.integers(-5, 2 * largest)),
+        estimate=lambda _: data.draw(st.none() | st.integers(-5, 2 * largest)),
         sizes=AcceptedSizes(multiple),
     )
     asked: set[int] = set()
@@ -214,7 +215,7 @@ def test_a_single_size_is_asked_once(size: int) -> None:
 
 
 def test_batch_norm_refuses_one_sample_and_leaves_two() -> None:
-    search = Search(smallest=1, largest=100, tolerance=0.0, guess=lambda _: None, first=1)
+    search = Bracket(smallest=1, largest=100, tolerance=0.0, estimate=lambda _: None, first=1)
     assert search.next() == 1
     search.record(Trial(batch_size=1, status="error", error_kind="batch_norm", message="one"))
     assert search.next() == 2
@@ -253,8 +254,8 @@ def test_a_prediction_tells_the_form() -> None:
     sizes = AcceptedSizes(1)
     predicted = searched(groups_of(4, with_fewer=False), 777).sizes.found()
     sizes.assume(predicted)
-    search = Search(
-        smallest=1, largest=10**6, tolerance=0.0, guess=lambda _: None, expected=776, sizes=sizes
+    search = Bracket(
+        smallest=1, largest=10**6, tolerance=0.0, estimate=lambda _: None, expected=776, sizes=sizes
     )
     while (n := search.next()) is not None:
         assert n % 4 == 0

@@ -11,6 +11,7 @@ from bsfind.errors import TimeLimitError
 from bsfind.records import Leak, Trial
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.confirm import Confirmation
+from bsfind.search.policy import Measured
 from bsfind.settings import SearchLimits
 from bsfind.units import GIB
 
@@ -54,6 +55,7 @@ def confirmation(
             cast("Any", runner),
             lambda _: None,
             is_everything=is_everything,
+            reductions=Measured.reductions,
         ),
         runner,
     )
@@ -97,7 +99,7 @@ def test_without_headroom_a_size_that_gives_way_is_told() -> None:
     assert [warning.code for warning in confirmed.warnings] == ["confirmation_failed"]
 
 
-def test_retries_without_end_are_not_comfortable() -> None:
+def test_a_size_gives_way_to_one_at_which_the_allocator_reaches_a_steady_state() -> None:
     confirmed, _ = confirmation(lambda n: ran(n, steady=0 if n <= 985 else 17))
     trial = confirmed.confirm(1000)
     assert trial is not None
@@ -106,17 +108,16 @@ def test_retries_without_end_are_not_comfortable() -> None:
 
 
 @pytest.mark.parametrize("settles", [0, 900])
-def test_where_nothing_near_is_comfortable_the_largest_stands_with_a_warning(settles: int) -> None:
+def test_without_a_steady_size_nearby_the_largest_stands_with_a_warning(settles: int) -> None:
     confirmed, runner = confirmation(lambda n: ran(n, steady=0 if n <= settles else 17))
     assert confirmed.confirm(1000) == ran(1000, steady=17)
     (warning,) = confirmed.warnings
     assert warning.code == "alloc_retries"
-    assert "not comfortably" in warning.message
-    assert "17 times in the last 10 of 20 steps" in warning.message
+    assert "keeps flushing its cache (17 retries in the last 10 of 20 steps)" in warning.message
     assert min(size for size, *_ in runner.asked) >= 940
 
 
-def test_where_the_allocator_thrashes_more_is_given_up_for_comfort() -> None:
+def test_many_retries_are_worth_a_larger_reduction() -> None:
     confirmed, _ = confirmation(lambda n: ran(n, steady=0 if n <= 900 else 80))
     trial = confirmed.confirm(1000)
     assert trial is not None
@@ -124,7 +125,7 @@ def test_where_the_allocator_thrashes_more_is_given_up_for_comfort() -> None:
     assert confirmed.warnings == []
 
 
-def test_of_sizes_that_do_not_settle_one_that_does_not_thrash_is_taken() -> None:
+def test_of_sizes_without_a_steady_state_one_with_few_retries_is_taken() -> None:
     confirmed, runner = confirmation(lambda n: ran(n, steady=10 if n <= 985 else 80))
     assert confirmed.confirm(1000) == ran(980, steady=10)
     assert [warning.code for warning in confirmed.warnings] == ["alloc_retries"]

@@ -11,19 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsfind.explain.account import make_account
+from bsfind.explain.breakdown import Figures, make_breakdown, read_figures, read_size
 from bsfind.explain.cause import CauseKind
-from bsfind.explain.document import document
-from bsfind.explain.explanation import Explanation, explain, explain_text
-from bsfind.explain.figures import Figures, read_figures, read_size
-from bsfind.explain.log import clean
+from bsfind.explain.explanation import Explanation, explain
+from bsfind.explain.log import clean, join
 from bsfind.explain.texts import Kind
-from bsfind.explain.wrapping import join
 from bsfind.failures.oom import FailureKind, classify
 
 GIB, MIB = 1 << 30, 1 << 20
 FILE = Path(__file__).parent / "data" / "oom_texts.jsonl"
 TEXTS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+
+
+def explain_text(text: str) -> Explanation:
+    return explain(io.BytesIO(text.encode("utf-8", errors="replace")))
 
 
 def message(
@@ -114,7 +115,7 @@ def test_what_is_reserved_follows_from_what_is_not_allocated() -> None:
 
 
 def test_the_parts_add_up_to_the_card() -> None:
-    account = make_account(read_figures(message()))
+    account = make_breakdown(read_figures(message()))
     parts = (
         account.allocated_bytes,
         account.cached_bytes,
@@ -127,7 +128,7 @@ def test_the_parts_add_up_to_the_card() -> None:
 
 
 def test_in_a_container_the_process_itself_is_named_like_any_other() -> None:
-    account = make_account(
+    account = make_breakdown(
         read_figures(message(processes="Process 7 has 23.50 GiB memory in use. "))
     )
     assert account.outside_bytes == GIB
@@ -140,7 +141,7 @@ def test_other_processes_stay_others() -> None:
         processes="Process 7 has 20.00 GiB memory in use. "
         "Including non-PyTorch memory, this process has 3.00 GiB memory in use. ",
     )
-    account = make_account(read_figures(text))
+    account = make_breakdown(read_figures(text))
     assert [process.pid for process in account.other_processes] == [7]
     assert account.others_bytes is not None
     assert account.others_bytes >= 20 * GIB
@@ -153,7 +154,7 @@ def test_cached_of_old_versions_is_on_top_of_what_is_allocated() -> None:
         "allocated; 10.00 MiB free; 86.00 MiB cached)"
     )
     assert figures.reserved_bytes == int(4.5 * GIB) + 86 * MIB
-    account = make_account(figures)
+    account = make_breakdown(figures)
     assert account.cached_bytes == 86 * MIB
     assert account.unattributed_bytes == int(1.5 * GIB) - 96 * MIB
     assert sum(account.parts.values()) == account.total_bytes
@@ -167,13 +168,13 @@ def test_reserved_holds_allocated() -> None:
 
 
 def test_figures_of_different_moments_are_no_account() -> None:
-    account = make_account(read_figures(message(free="5.00 GiB", processes="")))
+    account = make_breakdown(read_figures(message(free="5.00 GiB", processes="")))
     assert account.parts == {}
     assert account.overflow_bytes == int(3.5 * GIB)
 
 
 def test_more_than_the_card_has() -> None:
-    account = make_account(read_figures(message(allocated="30.00 GiB", processes="")))
+    account = make_breakdown(read_figures(message(allocated="30.00 GiB", processes="")))
     assert account.overflow_bytes == int(6.75 * GIB)
     assert account.parts == {}
     assert not account.drawable
@@ -286,7 +287,7 @@ def test_mps_other_allocations_are_this_process() -> None:
         "18.00 GiB). Tried to allocate 1.00 GiB on private pool."
     )
     explanation = explain_text(text)
-    account = explanation.errors[0].account
+    account = explanation.errors[0].breakdown
     assert (account.outside_bytes, account.others_bytes) == (int(11.5 * GIB), None)
     assert account.free_bytes == GIB // 2
     assert explanation.cause.kind is CauseKind.MEMORY_LIMIT
@@ -551,7 +552,7 @@ PIECES = st.sampled_from(
 def test_any_text_is_explained(text: str) -> None:
     explanation = explain_text(text)
     assert explanation.cause.reason
-    described = document(explanation)
+    described = explanation.to_json()
     assert (described["kind"] == "not_oom") == (described["errors"] == [])
     for part in (described, *described["errors"], *(e["account"] for e in described["errors"])):
         for name, value in part.items():
@@ -577,6 +578,6 @@ def test_no_part_of_an_account_is_negative(
         reserved_bytes=allocated + cached,
         reserved_unallocated_bytes=cached,
     )
-    account = make_account(figures)
+    account = make_breakdown(figures)
     assert all(not value or value > 0 for value in vars(account).values() if value != ())
     assert sum(account.parts.values()) <= total

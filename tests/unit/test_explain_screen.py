@@ -16,7 +16,7 @@ from command_line import command_line
 from rich.console import Console
 
 from bsfind.errors import ExitCode
-from bsfind.explain.explanation import explain_text
+from bsfind.explain.explanation import explain
 from bsfind.explain.render import print_explanation
 
 RANK = (
@@ -47,7 +47,7 @@ def screen(text: str, width: int) -> str:
         markup=False,
         legacy_windows=False,
     )
-    print_explanation(explain_text(text), console)
+    print_explanation(explain(io.BytesIO(text.encode())), console)
     out.flush()
     shown = out.buffer.getvalue().decode()  # type: ignore[attr-defined]
     return "".join(

@@ -6,6 +6,7 @@ message that is cut in the middle of a number may lose that number.
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import textwrap
@@ -14,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.explain.explanation import explain_text
-from bsfind.explain.figures import read_size
+from bsfind.explain.breakdown import read_size
+from bsfind.explain.explanation import explain
+from bsfind.explain.log import join, readings
 from bsfind.explain.texts import Kind
-from bsfind.explain.wrapping import join, readings
 
 FILE = Path(__file__).parent / "data" / "oom_texts.jsonl"
 ENTRIES = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
@@ -107,7 +108,7 @@ VARIATIONS: dict[str, Variation] = {
 
 def summary(text: str) -> tuple[Kind, list[int | None]]:
     """Return what is made of a text: its kind and its figures."""
-    found = explain_text(text)
+    found = explain(io.BytesIO(text.encode()))
     names = ("tried", "total", "free", "allocated", "reserved", "allowed")
     return found.kind, [getattr(found.figures, f"{name}_bytes") for name in names]
 
@@ -170,7 +171,7 @@ def test_variations_are_read_like_the_text_itself(name: str) -> None:
     ],
 )
 def test_what_only_speaks_of_memory_is_no_error_of_it(text: str) -> None:
-    assert explain_text(text).kind is Kind.NOT_OOM
+    assert explain(io.BytesIO(text.encode())).kind is Kind.NOT_OOM
 
 
 def test_lines_are_read_as_they_may_have_been_wrapped() -> None:

@@ -1,18 +1,16 @@
-"""The conductor with workers of the test's own: which device answers, and how many processes."""
+"""The finder with workers of the test's own: which device answers, and how many processes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import jsonschema
 import pytest
 from example_report import SETTINGS, predicted_report
 
-import bsfind.search.finder
-import bsfind.search.predictor
 from bsfind.cli.session import exit_code
 from bsfind.errors import (
     BsfindError,
@@ -35,6 +33,7 @@ from bsfind.records import (
 )
 from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
+from bsfind.search.events import Events
 from bsfind.search.finder import Finder
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget
@@ -108,7 +107,7 @@ class FakePool:
     workers: ClassVar[list[FakeWorker]] = []
     early: int = 0
 
-    def __init__(self, on_output: Any, on_warning: Any, expected: int, watch: Any) -> None:
+    def __init__(self, *, expected: int, on_warning: Any = None, **_: Any) -> None:
         self._on_warning = on_warning
         type(self).early = expected
 
@@ -128,16 +127,6 @@ class FakePool:
     def expect_no_more(self) -> None:
         type(self).early = 0
 
-
-class NoPool:
-    """The predictor's: nothing here is worth a prediction beforehand."""
-
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
-
-    def take(self) -> None:
-        return None
-
     def close(self) -> None:
         pass
 
@@ -145,8 +134,6 @@ class NoPool:
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> type[FakePool]:
     monkeypatch.setattr(FakePool, "workers", [])
-    monkeypatch.setattr(bsfind.search.finder, "WorkerPool", FakePool)
-    monkeypatch.setattr(bsfind.search.predictor, "WorkerPool", NoPool)
     return FakePool
 
 
@@ -157,8 +144,19 @@ def settings(device: DeviceChoice, **more: Any) -> Settings:
 NAMED = DeviceChoice(device="sim", gpu="rtx-4090")
 
 
-def found(asked: Settings, **more: Any) -> tuple[Report, Finder]:
-    finder = Finder(asked, **more)
+class Named(Events):
+    """Names a simulated GPU where there is no real one."""
+
+    def __init__(self) -> None:
+        self.asked: list[NoGpuError] = []
+
+    def no_gpu(self, error: NoGpuError) -> DeviceChoice:
+        self.asked.append(error)
+        return NAMED
+
+
+def found(asked: Settings, events: Events | None = None) -> tuple[Report, Finder]:
+    finder = Finder(asked, events=events, make_pool=cast("Any", FakePool))
     report = finder.run()
     jsonschema.Draft202012Validator(schema()).validate(json.loads(to_json(report)))
     return report, finder
@@ -220,18 +218,13 @@ def test_without_a_gpu_it_fails() -> None:
 
 
 def test_what_stands_in_for_a_gpu_that_is_not_there(pool: type[FakePool]) -> None:
-    asked: list[NoGpuError] = []
-
-    def stand_in(error: NoGpuError) -> DeviceChoice:
-        asked.append(error)
-        return NAMED
-
-    report, finder = found(settings(DeviceChoice()), on_no_gpu=stand_in)
+    events = Named()
+    report, finder = found(settings(DeviceChoice()), events)
     assert finder.errors == []
-    assert [error.detail for error in asked] == ["There is none."]
+    assert [error.detail for error in events.asked] == ["There is none."]
     assert report.simulated
     assert report.reproduce.endswith(" --gpu rtx-4090")
-    assert len(pool.workers) == 1
+    assert len([worker for worker in pool.workers if worker.opened]) == 1  # the other one predicts
     assert pool.early == 0
 
 
@@ -291,7 +284,7 @@ def test_what_was_assumed(pool: type[FakePool]) -> None:
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:0"])
 def test_nothing_stands_in_for_a_gpu_that_was_named(device: str) -> None:
-    _, finder = found(settings(DeviceChoice(device=device)), on_no_gpu=lambda _: NAMED)
+    _, finder = found(settings(DeviceChoice(device=device)), Named())
     assert [error.exit_code for error in finder.errors] == [ExitCode.NO_DEVICE]
 
 
@@ -299,7 +292,7 @@ def test_nothing_stands_in_for_a_gpu_that_is_there_but_cannot_be_used(
     pool: type[FakePool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool, "refusal", NoDeviceError("`cuda:0` cannot be used: busy"))
-    _, finder = found(settings(DeviceChoice()), on_no_gpu=lambda _: NAMED)
+    _, finder = found(settings(DeviceChoice()), Named())
     assert [error.message for error in finder.errors] == ["`cuda:0` cannot be used: busy"]
 
 

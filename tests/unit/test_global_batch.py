@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfind.search.accepted_sizes import Multiples, Series
-from bsfind.search.global_batch import split
+from bsfind.search.recommend import split_global_batch
 
 SIZES = st.integers(1, 100_000)
 
@@ -18,7 +18,7 @@ SIZES = st.integers(1, 100_000)
 def test_the_factors_fit_and_make_the_product(
     asked: int, largest: int, world: int, multiple: int
 ) -> None:
-    parts = split(asked, largest, world_size=world, sizes=Multiples(multiple))
+    parts = split_global_batch(asked, largest, world_size=world, sizes=Multiples(multiple))
     if parts is None:
         assert min(largest, -(-asked // world)) < multiple
         return
@@ -31,7 +31,7 @@ def test_the_factors_fit_and_make_the_product(
 
 @given(micro=st.integers(1, 2000), steps=st.integers(1, 50), world=st.integers(1, 16))
 def test_what_can_be_met_with_the_largest_is_met(micro: int, steps: int, world: int) -> None:
-    parts = split(micro * steps * world, micro, world_size=world)
+    parts = split_global_batch(micro * steps * world, micro, world_size=world)
     assert parts is not None
     assert parts.reached == parts.asked
     assert parts.accumulation_steps == steps
@@ -39,7 +39,7 @@ def test_what_can_be_met_with_the_largest_is_met(micro: int, steps: int, world: 
 
 @given(asked=SIZES, largest=st.integers(1, 5000))
 def test_the_nearest_is_near(asked: int, largest: int) -> None:
-    parts = split(asked, largest)
+    parts = split_global_batch(asked, largest)
     assert parts is not None
     assert abs(parts.reached - asked) <= (parts.accumulation_steps + 1) / 2
     if asked <= largest:
@@ -56,7 +56,7 @@ def test_the_nearest_is_near(asked: int, largest: int) -> None:
     ],
 )
 def test_examples(asked: int, largest: int, micro: int, steps: int) -> None:
-    parts = split(asked, largest)
+    parts = split_global_batch(asked, largest)
     assert parts is not None
     assert (parts.micro_batch_size, parts.accumulation_steps) == (micro, steps)
 
@@ -65,7 +65,7 @@ def test_examples(asked: int, largest: int, micro: int, steps: int) -> None:
 def test_micro_batches_of_a_model_that_accepts_powers_of_two(
     asked: int, largest: int, world: int
 ) -> None:
-    parts = split(asked, largest, world_size=world, sizes=Series(1, 2))
+    parts = split_global_batch(asked, largest, world_size=world, sizes=Series(1, 2))
     assert parts is not None
     assert parts.micro_batch_size in Series(1, 2)
     assert parts.micro_batch_size <= largest

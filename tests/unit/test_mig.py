@@ -10,7 +10,7 @@ import pytest
 
 from bsfind.devices import nvml
 from bsfind.records import DeviceInfo
-from bsfind.search.predictor import twin_of
+from bsfind.search.predict_first import simulated_counterpart
 from bsfind.units import GIB
 
 CARD, SLICE = "GPU-aaaaaaaa-1111", "MIG-bbbbbbbb-2222"
@@ -70,7 +70,7 @@ def test_the_card_does_not_answer_for_its_slice(uuid: str) -> None:
 
 def test_the_uuid_of_a_slice_is_what_the_process_was_given() -> None:
     torch = pytest.importorskip("torch")
-    from bsfind.devices.cuda_choice import identity
+    from bsfind.devices.cuda_gpu import identity
 
     card = SimpleNamespace(uuid=CARD.removeprefix("GPU-"), name="NVIDIA A100 MIG 1g.5gb")
     first = torch.device("cuda", 0)
@@ -92,14 +92,14 @@ def device(name: str, total_bytes: int) -> DeviceInfo:
 
 
 def test_a_card_has_a_twin_and_its_slices_have_none() -> None:
-    whole = twin_of(device("NVIDIA A100-SXM4-40GB", 42297786368))
+    whole = simulated_counterpart(device("NVIDIA A100-SXM4-40GB", 42297786368))
     assert whole is not None
     assert whole.memory_limit_bytes == 42297786368 - GIB
-    assert twin_of(device("NVIDIA A100-SXM4-40GB MIG 1g.5gb", SLICE_BYTES)) is None
-    assert twin_of(device("NVIDIA A100-SXM4-40GB MIG 7g.40gb", 42297786368)) is None
+    assert simulated_counterpart(device("NVIDIA A100-SXM4-40GB MIG 1g.5gb", SLICE_BYTES)) is None
+    assert simulated_counterpart(device("NVIDIA A100-SXM4-40GB MIG 7g.40gb", 42297786368)) is None
 
 
 def test_the_twin_has_the_memory_of_the_card_not_of_the_catalogue() -> None:
-    twin = twin_of(device("NVIDIA A100-SXM4-40GB", 20 * GIB))
+    twin = simulated_counterpart(device("NVIDIA A100-SXM4-40GB", 20 * GIB))
     assert twin is not None
     assert twin.memory_limit_bytes == 20 * GIB - GIB

@@ -15,8 +15,8 @@ LOOKUPS = SOURCE / "simulation" / "trace" / "torch_private.py"
 ALLOWED = {
     # Documented for users (docs.pytorch.org/docs/stable/torch_cuda_memory.html); without them a
     # measurement lacks the recording for its extrapolation, and nothing else.
-    ("devices/memory_history.py", "torch.cuda.memory._record_memory_history"),
-    ("devices/memory_history.py", "torch.cuda.memory._snapshot"),
+    ("devices/cuda_steps.py", "torch.cuda.memory._record_memory_history"),
+    ("devices/cuda_steps.py", "torch.cuda.memory._snapshot"),
     # Of the measuring device, which a torch without it does without.
     ("devices/cuda.py", "torch._C"),
     ("devices/cuda.py", "torch._C._cuda_clearCublasWorkspaces"),

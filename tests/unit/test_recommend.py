@@ -13,14 +13,12 @@ from hypothesis import strategies as st
 from bsfind.records import PrecisionResult, Trial
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.recommend import (
-    SATURATION,
     best_that_leaves,
-    next_throughput_probe,
     recommend,
-    saturation,
     speed_up,
     step_down,
 )
+from bsfind.search.throughput import SATURATION, next_throughput_probe, saturation
 
 
 def trial(batch_size: int, *, peak: int | None = None, speed: float | None = None) -> Trial:

@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsfind.records import Trial
-from bsfind.search.bracket import LineThroughPeaks, Search
+from bsfind.search.bracket import Bracket
+from bsfind.search.estimate import line_through_peaks
 
 GIB = 1 << 30
 
 
-def no_guess(trials: Sequence[Trial]) -> int | None:
+def no_estimate(trials: Sequence[Trial]) -> int | None:
     return None
 
 
@@ -25,9 +26,9 @@ def run(
     smallest: int = 1,
     largest: int = 2**31 - 1,
     tolerance: float = 0.005,
-    guess: Callable[[Sequence[Trial]], int | None] = no_guess,
-) -> Search:
-    search = Search(smallest=smallest, largest=largest, tolerance=tolerance, guess=guess)
+    estimate: Callable[[Sequence[Trial]], int | None] = no_estimate,
+) -> Bracket:
+    search = Bracket(smallest=smallest, largest=largest, tolerance=tolerance, estimate=estimate)
     asked: set[int] = set()
     while (batch_size := search.next()) is not None:
         assert smallest <= batch_size <= largest
@@ -51,7 +52,7 @@ def test_finds_the_maximum_within_the_tolerance_whatever_the_guess(
     maximum: int, tolerance: float, error: float
 ) -> None:
     search = run(
-        lambda n: n <= maximum, tolerance=tolerance, guess=lambda _: max(1, int(maximum * error))
+        lambda n: n <= maximum, tolerance=tolerance, estimate=lambda _: max(1, int(maximum * error))
     )
     assert search.best is not None
     assert maximum - search.best.batch_size < tolerated(maximum, tolerance) or (
@@ -86,7 +87,7 @@ def test_arbitrary_trials_and_guesses(data: st.DataObject, largest: int, toleran
         smallest=smallest,
         largest=largest,
         tolerance=tolerance,
-        guess=lambda _: data.draw(st.none() | st.integers(-5, 2 * largest)),
+        estimate=lambda _: data.draw(st.none() | st.integers(-5, 2 * largest)),
     )
     if search.best is None:
         assert not ran
@@ -99,7 +100,7 @@ def test_arbitrary_trials_and_guesses(data: st.DataObject, largest: int, toleran
 @given(maximum=st.integers(30, 10**6), off=st.floats(-0.002, 0.002))
 def test_a_good_guess_costs_four_trials_and_one_failure(maximum: int, off: float) -> None:
     guess = maximum + int(off * maximum)
-    search = run(lambda n: n <= maximum, guess=lambda _: guess)
+    search = run(lambda n: n <= maximum, estimate=lambda _: guess)
     statuses = [trial.status for trial in search.trials]
     assert len(statuses) <= (4 if guess == maximum else 5)
     assert statuses.count("oom") <= (1 if guess <= maximum else 2)
@@ -123,7 +124,12 @@ def linear_trial(n: int, *, fixed: int, slope: int, capacity: int) -> Trial:
 def test_linear_peaks_cost_four_trials(maximum: int, fixed: int) -> None:
     capacity = 24 * GIB
     slope = (capacity - fixed) // maximum
-    search = Search(smallest=1, largest=10**9, tolerance=0.005, guess=LineThroughPeaks(capacity))
+    search = Bracket(
+        smallest=1,
+        largest=10**9,
+        tolerance=0.005,
+        estimate=lambda trials: line_through_peaks(trials, capacity),
+    )
     while (n := search.next()) is not None:
         search.record(linear_trial(n, fixed=fixed, slope=slope, capacity=capacity))
     exact = (capacity - fixed) // slope
@@ -162,7 +168,7 @@ def test_batch_norm_refusing_one_sample_is_no_obstacle() -> None:
 
 
 def test_a_timeout_ends_the_search_without_proof() -> None:
-    search = Search(smallest=1, largest=100, tolerance=0.0, guess=no_guess)
+    search = Bracket(smallest=1, largest=100, tolerance=0.0, estimate=no_estimate)
     assert search.next() == 5
     search.record(Trial(batch_size=5, status="ok"))
     assert search.next() == 10
@@ -173,16 +179,16 @@ def test_a_timeout_ends_the_search_without_proof() -> None:
 
 def test_impossible_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="no batch size"):
-        Search(smallest=5, largest=4, tolerance=0.0, guess=no_guess)
+        Bracket(smallest=5, largest=4, tolerance=0.0, estimate=no_estimate)
 
 
-def searched(largest: int, expected: int | None, tolerance: float = 0.005) -> Search:
-    """Search for a maximum that nothing but the expectation tells of."""
-    search = Search(
+def searched(largest: int, expected: int | None, tolerance: float = 0.005) -> Bracket:
+    """Bracket for a maximum that nothing but the expectation tells of."""
+    search = Bracket(
         smallest=1,
         largest=1 << 30,
         tolerance=tolerance,
-        guess=lambda _: None,
+        estimate=lambda _: None,
         expected=expected,
     )
     while (batch_size := search.next()) is not None:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfind.records import DeviceInfo, PrecisionResult, Trial
-from bsfind.search.events import Progress
-from bsfind.search.simulated import SimulatedSearch
+from bsfind.search.events import Events
+from bsfind.search.policy import Simulated
+from bsfind.search.precision import PrecisionSearch
 from bsfind.settings import SearchLimits
 from bsfind.units import MIB, Headroom
 
@@ -55,15 +56,12 @@ class Replays:
         )
 
 
-def searched(replays: Replays, **limits: Any) -> tuple[PrecisionResult, SimulatedSearch]:
+def searched(replays: Replays, **limits: Any) -> tuple[PrecisionResult, PrecisionSearch]:
     device = dataclasses.replace(
         cast("DeviceInfo", predicted_report().device), capacity_bytes=replays.capacity
     )
     settings = dataclasses.replace(SETTINGS, limits=SearchLimits(**limits))
-    doing: list[Progress] = []
-    search = SimulatedSearch(
-        "fp32", settings, device, cast("Any", replays), doing.append, lambda _: None
-    )
+    search = PrecisionSearch("fp32", settings, device, cast("Any", replays), Simulated(), Events())
     return search.run(), search
 
 
@@ -106,7 +104,7 @@ def test_nothing_that_did_not_run_is_verified() -> None:
 def test_without_headroom_the_largest_is_recommended() -> None:
     result, search = searched(Replays(8 << 30, 1 << 28, 50 * MIB), headroom=Headroom(bytes=0))
     assert result.recommended_batch_size == result.max_batch_size
-    assert search.warnings == []
+    assert search.all_warnings == []
 
 
 def test_the_smallest_size_that_was_asked_for() -> None:
@@ -124,7 +122,7 @@ def test_nothing_fits() -> None:
 
 def test_the_fastest_is_not_known() -> None:
     _, search = searched(Replays(8 << 30, 1 << 28, 50 * MIB), objective="fastest")
-    assert [warning.code for warning in search.warnings] == ["speed_unknown"]
+    assert [warning.code for warning in search.all_warnings] == ["speed_unknown"]
 
 
 @pytest.mark.parametrize("each", [1 << 20, 1 << 24, 1 << 28])

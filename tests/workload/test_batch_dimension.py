@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bsfind.workload.batch_dimension import watching_batch_dimension
+from bsfind.workload.model import watching_batch_dimension
 
 BATCH, LENGTH = 4, 7
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
-from bsfind.workload.blame import is_bsfinds_own, stands_for_torch
-from bsfind.workload.user_traceback import user_error
+from bsfind.workload.blame import is_bsfinds_own, stands_for_torch, user_error
 
 PACKAGE = Path(__file__).parents[2] / "src" / "bsfind"
 

@@ -14,13 +14,12 @@ from torch import nn
 from bsfind.errors import TargetError, UsageError
 from bsfind.inputs import parse_input, parse_input_shape
 from bsfind.settings import Workload
-from bsfind.workload.checkpointing import enable_checkpointing, repeated_blocks
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import make_loss
+from bsfind.workload.model import build_model, enable_checkpointing, repeated_blocks
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
-from bsfind.workload.target import build_model
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CPU = torch.device("cpu")

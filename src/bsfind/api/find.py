@@ -25,6 +25,7 @@ from bsfind.cli.keywords import read_keywords
 from bsfind.cli.request import settings_from
 from bsfind.errors import BsfindError, TimeLimitError, UsageError
 from bsfind.records import ReportWarning, Trial
+from bsfind.search.events import Events
 from bsfind.search.finder import Finder
 
 Names = str | Sequence[str]
@@ -275,9 +276,10 @@ def _run(
         "input_shape": [spec for spec in specs if spec.name is None] or None,
         "input": [spec for spec in specs if spec.name is not None] or None,
     }
-    on_trial: OnTrial = arguments["on_trial"] or (lambda _precision, _trial: None)
     finder = Finder(
-        settings_from(options, given), on_trial=on_trial, use_lock=not options["no_lock"]
+        settings_from(options, given),
+        events=_TrialEvents(arguments["on_trial"]),
+        use_lock=not options["no_lock"],
     )
     report = finder.run()
     if not report.results or not all(isinstance(e, TimeLimitError) for e in finder.errors):
@@ -285,6 +287,18 @@ def _run(
     if target.is_pickled:
         report = dataclasses.replace(report, warnings=(*report.warnings, _NOT_REPRODUCIBLE))
     return Report.of(report)
+
+
+class _TrialEvents(Events):
+    """Passes trials on to a function of the user's."""
+
+    def __init__(self, on_trial: OnTrial | None) -> None:
+        self._on_trial = on_trial
+
+    def trial(self, precision: str, trial: Trial) -> None:
+        """Called after each trial."""
+        if self._on_trial is not None:
+            self._on_trial(precision, trial)
 
 
 def _options(arguments: Mapping[str, Any], target: Target) -> dict[str, Any]:

@@ -12,12 +12,13 @@ from bsfind.cli.options import ColorChoice
 from bsfind.cli.progress import ProgressLine
 from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
-from bsfind.errors import ExitCode, Terminated, UsageError
+from bsfind.errors import ExitCode, NoGpuError, Terminated, UsageError
 from bsfind.inspect.conductor import Inspector
 from bsfind.inspect.records import InspectionReport
 from bsfind.inspect.render import print_inspection
 from bsfind.report.json import to_json
-from bsfind.search.events import Progress
+from bsfind.search.events import Events, Progress
+from bsfind.settings import DeviceChoice
 
 
 def run_inspection(options: Mapping[str, Any], given: Collection[str]) -> int:
@@ -36,19 +37,18 @@ def run_inspection(options: Mapping[str, Any], given: Collection[str]) -> int:
     line = ProgressLine(terminal, enabled=not (options["no_progress"] or verbose))
     interruption = Interruption()
 
-    def before_step(progress: Progress) -> None:
-        interruption.check()
-        line.update(progress)
+    class TerminalEvents(Events):
+        def progress(self, progress: Progress) -> None:
+            interruption.check()
+            line.update(progress)
 
-    inspector = Inspector(
-        settings,
-        command=["bsfind", *sys.argv[1:]],
-        on_no_gpu=lambda error: stand_in(
-            error, settings.device, terminal, for_scripts=options["json"]
-        ),
-        on_progress=before_step,
-        on_output=terminal.user_output,
-    )
+        def output(self, line: str) -> None:
+            terminal.user_output(line)
+
+        def no_gpu(self, error: NoGpuError) -> DeviceChoice | None:
+            return stand_in(error, settings.device, terminal, for_scripts=options["json"])
+
+    inspector = Inspector(settings, command=["bsfind", *sys.argv[1:]], events=TerminalEvents())
     with interruption:
         try:
             with line.shown():

@@ -27,7 +27,7 @@ from bsfind.report import wording
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
-from bsfind.search.events import Progress
+from bsfind.search.events import Events, Progress
 from bsfind.search.finder import Finder
 from bsfind.settings import DeviceChoice, Settings
 
@@ -52,7 +52,7 @@ def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
     return _Session(settings, options).run()
 
 
-class _Session:
+class _Session(Events):
     """What stays the same from the first trial to the last line."""
 
     def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
@@ -71,11 +71,7 @@ class _Session:
         self._finder = Finder(
             settings,
             command=["bsfind", *sys.argv[1:]],
-            on_no_gpu=self._stand_in,
-            on_progress=self._before_step,
-            on_trial=self._after_trial,
-            on_output=self._terminal.user_output,
-            on_wait=self._wait,
+            events=self,
             use_lock=not options["no_lock"],
         )
         self._exports = Exports(options["export"] or (), self._terminal)
@@ -129,19 +125,22 @@ class _Session:
         self._terminal.error(error)
         return [error]
 
-    def _stand_in(self, error: NoGpuError) -> DeviceChoice | None:
+    def no_gpu(self, error: NoGpuError) -> DeviceChoice | None:
         scripts = self._json or self._quiet
         return stand_in(error, self._settings.device, self._terminal, for_scripts=scripts)
 
-    def _before_step(self, progress: Progress) -> None:
+    def progress(self, progress: Progress) -> None:
         self._interruption.check()
         self._line.update(progress)
 
-    def _wait(self, message: str) -> None:
+    def output(self, line: str) -> None:
+        self._terminal.user_output(line)
+
+    def waiting(self, message: str) -> None:
         self._terminal.note(message)
         self._terminal.hint("`--no-lock` goes ahead at once")
 
-    def _after_trial(self, precision: str, trial: Trial) -> None:
+    def trial(self, precision: str, trial: Trial) -> None:
         if self._verbose:
             simulated = self._finder.report.simulated
             self._terminal.note(trial_line(precision, trial, simulated=simulated))

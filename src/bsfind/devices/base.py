@@ -1,4 +1,4 @@
-"""The seam between the search and whatever answers its questions: `Device`."""
+"""The interface between the search and a device: `Device`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from bsfind.errors import BsfindError
+from bsfind.failures.leaks import leak_message, steady_retries
 from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.records import (
     Assumption,
     DeviceInfo,
+    Leak,
     ModelInfo,
     ModelKind,
     OutputMemory,
@@ -21,7 +23,7 @@ from bsfind.simulation.allocator.recording import Recording
 
 
 class DoesNotFit(Exception):  # noqa: N818 (an answer, not an error)
-    """The model alone does not fit on the device; the text says what it needed."""
+    """The model alone does not fit on the device; the text says how much memory it needs."""
 
 
 class Device(Protocol):
@@ -41,13 +43,14 @@ class Device(Protocol):
         ...
 
     def limit_memory(self, nbytes: int) -> None:
-        """Let later trials use at most so many bytes of the device."""
+        """Let the allocator of later trials reserve at most `nbytes` of the device."""
         ...
 
     def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
-        """Try one batch size. Out of memory is an answer (status `oom`), never an exception.
+        """Try one batch size.
 
-        So is an error of the user's code that another batch size may not raise (`error_kind` `refused`).
+        Out of memory is an answer (status `oom`), not an exception. So is an error of the user's code
+        that another batch size may not raise (`error_kind` `refused`).
 
         Args:
             batch_size: samples in a (micro-)batch.
@@ -60,39 +63,87 @@ class Device(Protocol):
         ...
 
     def memory_left(self) -> MemoryLeft | None:
-        """Return what is left of the device's memory for PyTorch; None if that cannot change."""
+        """Return how much of the device's memory PyTorch can use now; None if that cannot change."""
         ...
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what the reader of the answers must know and has not been told yet."""
+        """Return the warnings that were not returned before."""
         ...
 
     @property
     def assumptions(self) -> Sequence[Assumption]:
-        """What was chosen for the steps of the loaded workload, as far as it is known."""
+        """What was chosen for the steps of the loaded workload so far."""
         ...
 
     @property
     def model_kind(self) -> ModelKind | None:
-        """What the operators of the last trial say of the model; None if they are not known."""
+        """The kind of model by the operators of the last trial; None if they are not known."""
         ...
 
     @property
     def output(self) -> OutputMemory | None:
-        """What the model returned to a loss of bsfind's in the steps so far; None if to none."""
+        """What the model returned in the steps so far; None where bsfind does not make the loss."""
         ...
 
     @property
     def is_clean(self) -> bool:
-        """Whether the last trial left nothing behind: if not, the next needs a new process."""
+        """Whether the last trial left no memory behind; else the next needs a new process."""
         ...
 
     @property
     def refusal(self) -> BsfindError | None:
-        """What the model's code raised in the last trial, if it refused the size; None if it did not."""
+        """What the model's code raised if it refused the batch size of the last trial; else None."""
         ...
 
     @property
     def recording(self) -> Recording | None:
-        """What the last trial asked of the allocator; None if it failed or was not recorded."""
+        """The last trial's requests to the allocator; None if it failed or was not recorded."""
         ...
+
+
+def finished_trial(
+    batch_size: int,
+    *,
+    steps: int,
+    peak_allocated_bytes: int,
+    peak_reserved_bytes: int,
+    resident_bytes: int,
+    activation_bytes: int,
+    retries: Sequence[int],
+    peaks_by_step: Sequence[int],
+    leak: Leak | None,
+    step_time_s: float | None = None,
+    samples_per_s: float | None = None,
+) -> Trial:
+    """Return the trial of a batch size whose steps all ran: status `ok`, or `error` if memory leaks.
+
+    Args:
+        batch_size: samples in a (micro-)batch.
+        steps: optimizer steps that ran.
+        peak_allocated_bytes: of all steps.
+        peak_reserved_bytes: of all steps.
+        resident_bytes: allocated after the last step.
+        activation_bytes: what a forward pass left allocated, the most of all.
+        retries: how often the allocator had freed its cache, after each step.
+        peaks_by_step: peak allocated of each step, bytes.
+        leak: what every step leaves behind; None if nothing.
+        step_time_s: of one step, where it was measured.
+        samples_per_s: where it was measured.
+    """
+    return Trial(
+        batch_size=batch_size,
+        status="ok" if leak is None else "error",
+        error_kind=None if leak is None else "leak",
+        peak_allocated_bytes=peak_allocated_bytes,
+        peak_reserved_bytes=peak_reserved_bytes,
+        resident_bytes=resident_bytes,
+        activation_bytes=activation_bytes,
+        num_alloc_retries=retries[-1],
+        steady_alloc_retries=steady_retries(retries),
+        peaks_by_step=tuple(peaks_by_step),
+        leak=leak,
+        steps=steps,
+        step_time_s=step_time_s,
+        samples_per_s=samples_per_s,
+        message=None if leak is None else leak_message(leak),
+    )

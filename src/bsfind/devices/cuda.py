@@ -8,19 +8,11 @@ import gc
 import torch
 
 from bsfind.devices import nvml
-from bsfind.devices.base import DoesNotFit
-from bsfind.devices.cuda_choice import cuda_device, identity, unusable
-from bsfind.devices.cuda_memory import memory_left, spilled_trial
-from bsfind.devices.cuda_steps import MeasuredSteps
-from bsfind.devices.memory_history import MemoryHistory
+from bsfind.devices.base import DoesNotFit, finished_trial
+from bsfind.devices.cuda_gpu import cuda_device, identity, memory_left, unusable
+from bsfind.devices.cuda_steps import MeasuredSteps, MemoryHistory
 from bsfind.errors import BsfindError, TargetError, UsageError
-from bsfind.failures.leaks import (
-    STEPS_DIFFER,
-    draws_assumption,
-    draws_warning,
-    leak_message,
-    steady_retries,
-)
+from bsfind.failures.leaks import STEPS_DIFFER, draws_assumption, draws_warning
 from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.failures.oom import (
     BATCH_NORM_REFUSAL,
@@ -34,23 +26,24 @@ from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, Repo
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
 from bsfind.units import format_bytes
+from bsfind.workload.blame import text_of, user_error
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
-from bsfind.workload.user_traceback import text_of, user_error
 
 _EXHAUSTED_FRACTION = 0.01
-"""With less than this part of the device left, an inconclusive text counts as out of memory."""
+"""With less than this part of the device free, an inconclusive error counts as out of memory."""
 
 _CLEAN_FRACTION = 0.0005
-"""What a trial may leave behind: caches of the model's own, library state. More costs a process."""
+"""Part of the device that a trial may leave allocated (caches of the model, library state); if it
+leaves more, the next trial runs in a new process."""
 
 
 class CudaDevice:
     """A CUDA (or ROCm) device of this machine.
 
     Args:
-        choice: which one, and how much of its memory may be used.
+        choice: which device, and how much of its memory may be used.
 
     Raises:
         NoDeviceError: torch sees no such device.
@@ -69,7 +62,7 @@ class CudaDevice:
             raise unusable(self._device, error) from error
         torch.cuda.empty_cache()
         self._free_bytes = torch.cuda.mem_get_info(self._device)[0]
-        self._context_bytes = _lost(free_before, self._free_bytes)
+        self._context_bytes = _context_bytes(free_before, self._free_bytes)
         self._capacity_bytes = self._free_bytes
         self._memory_limit = choice.memory_limit_bytes
         if self._memory_limit is not None:
@@ -80,7 +73,7 @@ class CudaDevice:
                     f"{total} of {self._properties.name}"
                 )
             self._capacity_bytes = min(self._memory_limit, self._free_bytes)
-        # What was free is the most there is. Windows and WSL would go on with host memory.
+        # Without a limit, Windows and WSL would use host memory beyond what is free.
         self.limit_memory(self._capacity_bytes)
         self._loaded: LoadedWorkload | None = None
         self._largest = LargestStep()
@@ -137,7 +130,7 @@ class CudaDevice:
         except BaseException as error:
             if classify(error, memory_exhausted=self._is_exhausted()) is FailureKind.OTHER:
                 raise user_error(error, doing="building the model") from error
-            too_large = first_sentence(str(error))
+            too_large = _first_sentence(str(error))
         if too_large is not None:
             raise DoesNotFit(too_large)
         self._release()
@@ -157,11 +150,11 @@ class CudaDevice:
         )
 
     def memory_left(self) -> MemoryLeft | None:
-        """Return what PyTorch can use by now (see `base.Device.memory_left`)."""
+        """Return how much memory PyTorch can use now (see `base.Device.memory_left`)."""
         return memory_left(self._device, self._uuid, self._free_bytes, self._context_bytes)
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what was done to the user's model and what differed (see `base.Device.take_warnings`)."""
+        """Return what was done to the model and whether steps differed (see `base.Device.take_warnings`)."""
         notes = self._loaded.notes if self._loaded is not None else {}
         noted = [ReportWarning(code=code, message=message) for code, message in notes.items()]
         new = [warning for warning in (*noted, *self._new_warnings) if warning not in self._told]
@@ -188,7 +181,7 @@ class CudaDevice:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the last trial left next to nothing behind (see `base.Device.is_clean`)."""
+        """Whether the last trial left almost no memory behind (see `base.Device.is_clean`)."""
         allowed = _CLEAN_FRACTION * self._properties.total_memory
         return not self._poisoned and self._residual_bytes <= allowed
 
@@ -205,8 +198,8 @@ class CudaDevice:
     def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Train for `steps` steps and read the peaks (see `base.Device.run_trial`).
 
-        Nothing of a failed trial survives: the exception holds the frames, and they the tensors,
-        so it is turned into text inside the handler and the memory is released outside of it.
+        An exception holds the frames, and these the tensors: so it is turned into text inside the
+        handler, and the memory is released outside of it.
         """
         if self._loaded is None:
             raise RuntimeError("run_trial before load")
@@ -215,15 +208,13 @@ class CudaDevice:
         failed: Trial | BsfindError | None = None
         is_over = False
         while not is_over:
-            measured = MeasuredSteps(self._device)
+            measured = MeasuredSteps(self._loaded, batch_size)
             is_over = True
             try:
                 if self._loaded.try_labels(batch_size):
                     self._release()
                 with history.recorded() if record else contextlib.nullcontext():
-                    is_over = measured.run(
-                        self._loaded, batch_size, steps, self._capacity_bytes, self._largest
-                    )
+                    is_over = measured.run(steps, self._capacity_bytes, self._largest)
             except BaseException as error:
                 failed = self._failed_trial(error, batch_size, measured)
             if not is_over:
@@ -241,30 +232,47 @@ class CudaDevice:
             )
         self._release()
         if failed is None:
-            peak = max(measured.peaks_reserved)
-            failed = spilled_trial(batch_size, steps, peak, self._free_bytes)
+            failed = self._spilled_trial(batch_size, steps, max(measured.peaks_reserved))
         if isinstance(failed, BsfindError):
             raise failed
         if failed is not None:
             return failed
         step_time = measured.step_time_s
         samples = batch_size * self._loaded.workload.grad_accum
-        return Trial(
-            batch_size=batch_size,
-            status="ok" if measured.leak is None else "error",
-            error_kind="leak" if measured.leak else None,
+        return finished_trial(
+            batch_size,
+            steps=measured.completed,
             peak_allocated_bytes=max(measured.peaks_allocated),
             peak_reserved_bytes=max(measured.peaks_reserved),
             resident_bytes=measured.resident[-1],
             activation_bytes=measured.activation_bytes,
-            num_alloc_retries=measured.retries[-1],
-            steady_alloc_retries=steady_retries(measured.retries),
-            peaks_by_step=tuple(measured.peaks_allocated),
+            retries=measured.retries,
+            peaks_by_step=measured.peaks_allocated,
             leak=measured.leak,
-            steps=measured.completed,
             step_time_s=step_time,
             samples_per_s=samples / step_time if step_time else None,
-            message=leak_message(measured.leak) if measured.leak else None,
+        )
+
+    def _spilled_trial(self, batch_size: int, steps: int, peak_bytes: int) -> Trial | None:
+        """Return the trial of a size that ran in host memory; None if it ran on the device.
+
+        Where the GPU is full, drivers for Windows and WSL use host memory instead of failing ("CUDA -
+        Sysmem Fallback Policy", since 535): the step runs, many times slower. bsfind limits the
+        allocator, but the user's code can lift the limit.
+
+        Args:
+            batch_size: the batch size that ran.
+            steps: the number of steps that ran.
+            peak_bytes: peak reserved of the trial.
+        """
+        if peak_bytes <= self._free_bytes:
+            return None
+        return Trial(
+            batch_size=batch_size,
+            status="oom",
+            steps=steps,
+            message=f"spilled into host memory: {format_bytes(peak_bytes)} reserved of "
+            f"{format_bytes(self._free_bytes)} that were free on the GPU",
         )
 
     def _failed_trial(
@@ -280,7 +288,7 @@ class CudaDevice:
             status="error" if is_too_large else "oom",
             error_kind="kernel_limit" if is_too_large else None,
             steps=len(measured.resident),
-            message=first_sentence(str(error)),
+            message=_first_sentence(str(error)),
         )
 
     def _refused(self, error: BaseException, batch_size: int) -> Trial | BsfindError:
@@ -294,7 +302,7 @@ class CudaDevice:
             doing=f"batch size {batch_size} in {self._plan_name()}",
             inputs=self._loaded.last_batch if self._loaded else None,
         )
-        # Faults of a kernel poison the context; what bsfind itself found wrong is so at every size.
+        # A fault of a kernel poisons the context; what bsfind itself reports holds at every size.
         is_own = type(reported) is TargetError and reported is not error
         if not is_own or DEVICE_FAULT.search(str(error)) or not may_depend_on_size(error):
             self._poisoned = True
@@ -313,12 +321,12 @@ class CudaDevice:
             cached = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(
                 self._device
             )
-        except RuntimeError:  # a poisoned context answers nothing any more
+        except RuntimeError:  # the context is poisoned
             return False
         return free + cached < _EXHAUSTED_FRACTION * total
 
     def _release(self) -> None:
-        """Give everything back that is not the model's, as if the process were fresh."""
+        """Free all memory but the model's."""
         if self._loaded is not None:
             self._loaded.clear_gradients()
         gc.collect()
@@ -336,19 +344,20 @@ class CudaDevice:
         self._residual_bytes = allocated - self._baseline_bytes
 
 
-def _lost(free_before: int | None, free_after: int) -> int | None:
-    """Return what making the CUDA context took of the device, bytes; None if that cannot be told.
+def _context_bytes(free_before: int | None, free_after: int) -> int | None:
+    """Return the memory of the CUDA context, bytes; None if it is not known.
 
-    The driver's figure needs no context and CUDA's does. Another process that gives memory back in
-    between hides it.
+    Args:
+        free_before: free memory by the driver, before the context was made.
+        free_after: free memory by CUDA, afterwards. It is more where another process freed some.
     """
     if free_before is None or free_before <= free_after:
         return None
     return free_before - free_after
 
 
-def first_sentence(message: str) -> str:
-    """Return what an error says before it goes on about settings and documentation."""
+def _first_sentence(message: str) -> str:
+    """Return the beginning of an error text, without advice on settings and documentation."""
     text = " ".join(message.split())
     for end in (" Of the allocated memory", " If reserved", " Including non-PyTorch", " Process "):
         text = text.split(end)[0]

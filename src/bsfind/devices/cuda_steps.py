@@ -1,41 +1,47 @@
-"""The steps of one trial on a CUDA device, and what the allocator's counters say after each."""
+"""The steps of one trial on a CUDA device, and what its caching allocator did in them."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from bsfind.errors import TargetError
 from bsfind.failures.leaks import StepMemory, leak_of, steps_differ
 from bsfind.records import Leak
+from bsfind.simulation.allocator.recording import Recording, resident_blocks
 from bsfind.workload.randomness import LargestStep, StepSize
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 
 
 @dataclass
 class MeasuredSteps:
-    """Numbers of one trial; a plain record, so that a failed trial holds no tensor.
+    """The allocator's counters in the steps of one trial. It holds no tensor of a step.
 
     Args:
-        device: where the steps run.
+        loaded: the workload on the device.
+        batch_size: samples in a (micro-)batch.
 
     Attributes:
         step_times: of the steps after the first, which warms up; seconds, synchronised.
         resident: bytes allocated after each step.
-        memory: what the verdict on leaks needs of each step.
+        memory: of each step, to find leaks.
         peaks_allocated: of each step, bytes.
         peaks_reserved: of each step, bytes.
-        retries: how often the allocator had flushed its cache, after each step.
+        retries: how often the allocator had freed its cache, after each step.
         activation_bytes: what a forward pass left allocated, the most of all.
-        completed: optimizer steps that really ran.
+        completed: optimizer steps that ran and were not skipped by the GradScaler.
         leak: what every step leaves behind; None if nothing.
         differ: whether steps needed different amounts of memory.
     """
 
-    device: torch.device
+    loaded: LoadedWorkload
+    batch_size: int
     step_times: list[float] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
     memory: list[StepMemory] = field(default_factory=list)
@@ -47,19 +53,10 @@ class MeasuredSteps:
     leak: Leak | None = None
     differ: bool = False
 
-    def run(
-        self,
-        loaded: LoadedWorkload,
-        batch_size: int,
-        steps: int,
-        capacity_bytes: int,
-        largest: LargestStep,
-    ) -> bool:
+    def run(self, steps: int, capacity_bytes: int, largest: LargestStep) -> bool:
         """Run the steps of a trial, and more where memory seems to leak or steps differ.
 
         Args:
-            loaded: what runs.
-            batch_size: samples in each.
             steps: optimizer steps.
             capacity_bytes: what a leak would fill.
             largest: decides on random numbers.
@@ -72,68 +69,57 @@ class MeasuredSteps:
             TargetError: GradScaler skips every step.
             Exception: out of memory, or whatever the user's code raises.
         """
-        with largest.searched(batch_size):
-            return self._run(loaded, batch_size, steps, capacity_bytes, largest)
+        with largest.searched(self.batch_size):
+            before = 0
+            retries_before = self._counter("num_alloc_retries")
 
-    def _run(
-        self,
-        loaded: LoadedWorkload,
-        batch_size: int,
-        steps: int,
-        capacity_bytes: int,
-        largest: LargestStep,
-    ) -> bool:
-        before = 0
-        retries_before = self._counter("num_alloc_retries")
+            def on_forward_done() -> None:
+                self.activation_bytes = max(self.activation_bytes, self._requested() - before)
 
-        def on_forward_done() -> None:
-            self.activation_bytes = max(self.activation_bytes, self._requested() - before)
+            runner = TrainingSteps(self.loaded, on_forward_done)
+            while runner.wants_more(steps):
+                before = self._requested()
+                self._step(runner, retries_before)
+                if largest.is_undecided:
+                    largest.decide(lambda: self._size_of_step(runner))
+                    return False
+            if self.loaded.workload.mode == "infer":
+                # Nothing is kept for a backward pass: what scales with the batch is the peak.
+                self.activation_bytes = self._requested("peak") - before
+            if runner.completed == 0:
+                raise TargetError(
+                    f"GradScaler skipped all of {runner.attempts} steps: the gradients are never finite",
+                    hint="float16 overflows in this model; try `--precision amp-bf16`",
+                )
 
-        runner = TrainingSteps(loaded, on_forward_done)
-        while runner.wants_more(steps):
-            before = self._requested()
-            self._step(runner, batch_size, retries_before)
-            if largest.is_undecided:
-                largest.decide(lambda: self._size_of_step(loaded, runner, batch_size))
-                return False
-        if loaded.workload.mode == "infer":
-            # Nothing is kept for a backward pass: what scales with the batch is the peak.
-            self.activation_bytes = self._requested("peak") - before
-        if runner.completed == 0:
-            raise TargetError(
-                f"GradScaler skipped all of {runner.attempts} steps: the gradients are never finite",
-                hint="float16 overflows in this model; try `--precision amp-bf16`",
-            )
+            def run_more(count: int) -> list[StepMemory]:
+                for _ in range(count):
+                    self._step(runner, retries_before)
+                return self.memory[-count:]
 
-        def run_more(count: int) -> list[StepMemory]:
-            for _ in range(count):
-                self._step(runner, batch_size, retries_before)
-            return self.memory[-count:]
+            left = capacity_bytes - max(self.peaks_allocated)
+            self.leak = leak_of(list(self.memory), run_more, left)
+            self.differ = steps_differ(self.memory)
+            self.completed = runner.completed
+            return True
 
-        left = capacity_bytes - max(self.peaks_allocated)
-        self.leak = leak_of(list(self.memory), run_more, left)
-        self.differ = steps_differ(self.memory)
-        self.completed = runner.completed
-        return True
-
-    def _size_of_step(
-        self, loaded: LoadedWorkload, runner: TrainingSteps, batch_size: int
-    ) -> StepSize:
-        loaded.clear_gradients()
-        torch.cuda.reset_peak_memory_stats(self.device)
+    def _size_of_step(self, runner: TrainingSteps) -> StepSize:
+        self.loaded.clear_gradients()
+        torch.cuda.reset_peak_memory_stats(self.loaded.device)
         before, allocated = self._requested(), self._requested("allocated")
-        runner.run(batch_size)
+        runner.run(self.batch_size)
         return self._requested("peak") - before, self._requested("allocated") - allocated
 
-    def _step(self, runner: TrainingSteps, batch_size: int, retries_before: int) -> None:
-        torch.cuda.reset_peak_memory_stats(self.device)
-        torch.cuda.synchronize(self.device)
+    def _step(self, runner: TrainingSteps, retries_before: int) -> None:
+        device = self.loaded.device
+        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.synchronize(device)
         start = time.perf_counter()
-        runner.run(batch_size)
-        torch.cuda.synchronize(self.device)
+        runner.run(self.batch_size)
+        torch.cuda.synchronize(device)
         if self.resident:  # the first step warms up
             self.step_times.append(time.perf_counter() - start)
-        self.resident.append(torch.cuda.memory_allocated(self.device))
+        self.resident.append(torch.cuda.memory_allocated(device))
         retried = self._counter("num_alloc_retries") - retries_before
         self.memory.append(
             StepMemory(
@@ -143,12 +129,12 @@ class MeasuredSteps:
                 has_retries=retried > (self.retries[-1] if self.retries else 0),
             )
         )
-        self.peaks_allocated.append(torch.cuda.max_memory_allocated(self.device))
-        self.peaks_reserved.append(torch.cuda.max_memory_reserved(self.device))
+        self.peaks_allocated.append(torch.cuda.max_memory_allocated(device))
+        self.peaks_reserved.append(torch.cuda.max_memory_reserved(device))
         self.retries.append(retried)
 
     def _counter(self, name: str) -> int:
-        return int(torch.cuda.memory_stats(self.device).get(name, 0))
+        return int(torch.cuda.memory_stats(self.loaded.device).get(name, 0))
 
     def _requested(self, which: str = "current") -> int:
         return self._counter(f"requested_bytes.all.{which}")
@@ -157,3 +143,117 @@ class MeasuredSteps:
     def step_time_s(self) -> float | None:
         """Median time of a step, seconds; None if the first was the only one."""
         return statistics.median(self.step_times) if self.step_times else None
+
+
+_MAX_ENTRIES = 500_000
+_SEGMENT_KEYS = ("address", "total_size", "stream", "segment_type")
+_BLOCK_KEYS = ("address", "size", "requested_size", "state")
+_IGNORED_ACTIONS = frozenset(
+    (
+        *("segment_alloc", "segment_free", "segment_map", "segment_unmap"),
+        *("free_completed", "oom", "snapshot"),
+    )
+)
+
+
+class MemoryHistory:
+    """Records what one trial allocates and frees, by the history that PyTorch keeps (torch.cuda.memory).
+
+    The functions used here have an underscore, though PyTorch's page "Understanding CUDA Memory Usage"
+    documents them (torch 2.1-2.13). Where they are missing, or record something that this class does not
+    know, there is no recording; the search then only has less to estimate from.
+
+    Args:
+        device: the device of the allocator.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._segments: list[dict[str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Record what happens inside."""
+        self._entries = []
+        try:
+            self._segments = [
+                segment
+                for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+                if segment["device"] == self._device.index
+            ]
+            torch.cuda.memory._record_memory_history("all", context=None, max_entries=_MAX_ENTRIES)
+        except (AttributeError, TypeError, KeyError):
+            yield
+            return
+        try:
+            yield
+            with contextlib.suppress(RuntimeError, KeyError, IndexError):
+                traces = torch.cuda.memory._snapshot(self._device)["device_traces"]
+                self._entries = traces[self._device.index or 0]
+        finally:
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.memory._record_memory_history(None)
+
+    def recording(
+        self, batch_size: int, available_bytes: int, *, has_convolutions: bool
+    ) -> Recording | None:
+        """Return what was recorded; None if it is incomplete, or a replay cannot follow it."""
+        if not self._entries or len(self._entries) >= _MAX_ENTRIES:
+            return None
+        try:
+            segments = tuple(_slim_segment(segment) for segment in self._segments)
+            events = _numbered(segments, self._entries)
+        except (KeyError, ValueError):
+            return None
+        return Recording(
+            batch_size=batch_size,
+            available_bytes=available_bytes,
+            has_convolutions=has_convolutions,
+            segments=segments,
+            events=events,
+        )
+
+
+def _slim_segment(segment: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a segment that a replay needs.
+
+    Raises:
+        ValueError: the segment is in a private pool.
+    """
+    if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0):
+        raise ValueError("a private pool")
+    slim = {key: segment[key] for key in _SEGMENT_KEYS}
+    slim["is_expandable"] = bool(segment.get("is_expandable", False))
+    slim["blocks"] = [{key: block[key] for key in _BLOCK_KEYS} for block in segment["blocks"]]
+    return slim
+
+
+def _numbered(
+    segments: tuple[dict[str, Any], ...], entries: list[dict[str, Any]]
+) -> tuple[int, ...]:
+    """Return the events of `Recording`, with blocks numbered instead of addressed.
+
+    Raises:
+        ValueError: several streams, an unknown action, or an unknown block is freed.
+    """
+    numbers = {block["address"]: number for number, block in enumerate(resident_blocks(segments))}
+    count = len(numbers)
+    streams = set()
+    events = []
+    for entry in entries:
+        action = entry["action"]
+        if action == "alloc":
+            streams.add(entry["stream"])
+            numbers[entry["addr"]] = count
+            count += 1
+            events.append(entry["size"])
+        elif action == "free_requested":
+            if entry["addr"] not in numbers:
+                raise ValueError("an unknown block is freed")
+            events.append(-numbers.pop(entry["addr"]) - 1)
+        elif action not in _IGNORED_ACTIONS:
+            raise ValueError(f"unknown action {action}")
+    if len(streams) > 1:
+        raise ValueError("several streams")
+    return tuple(events)

@@ -1,8 +1,8 @@
-"""The driver's view of the GPUs: who else uses them. Needs no torch and no CUDA context.
+"""What the driver says of the GPUs and of the processes on them. Needs no torch and no CUDA context.
 
 NVML counts the machine's GPUs, CUDA those that CUDA_VISIBLE_DEVICES leaves: the two are matched by
-UUID. Every answer may be missing (no driver, no permission, WSL, MIG, containers): None, never an
-exception.
+UUID. Every answer may be missing (no driver, no permission, WSL, MIG, containers): it is None then,
+and no exception is raised.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from bsfind.records import GpuProcess
 _UNKNOWN_BYTES = 1 << 60
 
 _SAME_MEMORY = 0.1
-"""NVML counts some per cent more than CUDA offers; the largest slice of a card that is not all of its
-memory is half of it."""
+"""Relative difference of two sizes that can be those of one device: NVML counts some per cent more than
+CUDA, and the largest slice (MIG) that is not the whole card has half of its memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,10 @@ def free_bytes(uuid: str, total_bytes: int) -> int | None:
 
 
 def _handle(nvml: Any, uuid: str, total_bytes: int) -> Any:
-    """Return the handle of a GPU or of a slice of one (MIG); None if it is not to be had.
+    """Return the handle of a GPU or of a slice of one (MIG); None if there is none.
 
-    CUDA may give the UUID of the whole card for a slice. The card's free memory and processes are not the
-    slice's: a handle whose memory is not that of the device is the wrong one.
+    CUDA may give the UUID of the whole card for a slice, whose free memory and processes differ from the
+    card's: so a handle counts only if its memory is that of the device.
     """
     if nvml is None:
         return None

@@ -1,4 +1,4 @@
-"""Where a prediction is known not to follow the installed torch, or what the user's code set in it."""
+"""Warnings for versions and settings of torch that predictions are known not to follow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:
-    """Return what is known to differ in a torch that predictions were not compared with.
+    """Return a warning for a version of torch that predictions were not compared with.
 
     Args:
         torch_version: `torch.__version__`.
@@ -42,7 +42,7 @@ def version_warnings(torch_version: str) -> list[ReportWarning]:
 
 
 def _not_modelled(major: int, minor: int) -> Iterator[str]:
-    """Yield what a version of torch, as on PyPI, does that the rules do not know."""
+    """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
     if (major, minor) < (2, 12):  # with cuDNN 9.19 (2.11) or older
         yield "workspaces of convolutions (those of cuDNN 9.20 are taken)"
     if (major, minor) < (2, 11):  # for CUDA 12, with cuDNN 9.10 (2.10) or older
@@ -51,12 +51,12 @@ def _not_modelled(major: int, minor: int) -> Iterator[str]:
 
 
 def setting_warnings(operators: StepOperators) -> list[ReportWarning]:
-    """Return what torch's settings change that a prediction does not follow.
+    """Return warnings for settings of torch that a prediction does not follow.
 
-    To be called after a step: modules set them when they are imported or built, or in `forward`.
+    Call it after a step: modules change settings when they are imported or built, or in `forward`.
 
     Args:
-        operators: of the step.
+        operators: the operators of the step.
     """
     found = []
     cudnn = torch.backends.cudnn

@@ -1,7 +1,7 @@
 """The simulated device: traces the training step once, and replays its allocations.
 
-Nothing runs. A trial is a replay of what the step would ask of PyTorch's caching allocator, on a GPU
-of the catalogue that has as much memory as the CUDA context would leave of it.
+A trial replays what the step would ask of PyTorch's caching allocator, on a GPU of the catalogue with
+the memory that a CUDA context leaves free on it.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bsfind.devices.base import DoesNotFit
+from bsfind.devices.base import DoesNotFit, finished_trial
 from bsfind.devices.prediction_limits import setting_warnings, version_warnings
 from bsfind.errors import BsfindError, TargetError, UsageError
 from bsfind.failures.leaks import (
     STEPS_DIFFER,
     StepMemory,
     draws_warning,
-    leak_message,
     leak_of,
-    steady_retries,
     steps_differ,
 )
 from bsfind.failures.oom import (
@@ -50,8 +48,8 @@ from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.workload.blame import text_of
 from bsfind.workload.precision import precision_plan
-from bsfind.workload.user_traceback import text_of
 
 if TYPE_CHECKING:
     from bsfind.simulation.gpus.fixed_memory import FixedMemory
@@ -62,10 +60,10 @@ if TYPE_CHECKING:
 
 
 class SimulatedDevice:
-    """A GPU that need not be there.
+    """A GPU of the catalogue, which the machine does not need to have.
 
-    `--memory-limit` is what the allocator may reserve, as on a real GPU. It may be more than the GPU
-    has: then one with so much memory takes its place.
+    `--memory-limit` is what the allocator may reserve, as on a real GPU. Where it is more than the GPU
+    has, a GPU with that much memory is simulated.
 
     Args:
         choice: which GPU, and how much of its memory may be used.
@@ -83,7 +81,7 @@ class SimulatedDevice:
         if choice.context_memory_bytes is not None:
             self._context_bytes = choice.context_memory_bytes
         else:
-            # The step is not known yet: counted as if it called all libraries.
+            # Counted as if the step, which is not known yet, called all libraries.
             lazy = loads_lazily(os.environ, torch.version.cuda)
             self._context_bytes = context_bytes(self._gpu, lazy=lazy)
         self._memory_limit = choice.memory_limit_bytes
@@ -105,7 +103,7 @@ class SimulatedDevice:
         self._refusal: BsfindError | None = None
 
     def describe(self) -> DeviceInfo:
-        """Return the GPU as torch would see it with no other process on it."""
+        """Return the GPU as torch would show it without another process on it."""
         capability = self._gpu.capability or (0, 0)
         return DeviceInfo(
             kind="simulated",
@@ -170,7 +168,7 @@ class SimulatedDevice:
         return self._tracer
 
     def _seen_by_user_code(self) -> SimulatedGpu:
-        """Return what `torch.cuda.get_device_properties` says to code that asks."""
+        """Return what `torch.cuda.get_device_properties` returns to the user's code."""
         from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
 
         major, minor = self._gpu.capability or (0, 0)
@@ -188,10 +186,10 @@ class SimulatedDevice:
         self._limit_bytes = nbytes
 
     def memory_left(self) -> None:
-        """Return nothing: there is nobody else on a GPU that is not there."""
+        """Return None: no other process uses a simulated GPU."""
 
     def take_warnings(self) -> list[ReportWarning]:
-        """Return what is modelled coarsely or not at all (see `base.Device.take_warnings`)."""
+        """Return what is modelled coarsely, or not modelled (see `base.Device.take_warnings`)."""
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
@@ -240,7 +238,7 @@ class SimulatedDevice:
 
     @property
     def is_clean(self) -> bool:
-        """Always: each trial starts from an allocator of its own."""
+        """True: each trial has an allocator of its own."""
         return True
 
     @property
@@ -250,18 +248,18 @@ class SimulatedDevice:
 
     @property
     def recording(self) -> None:
-        """None: there is nothing to extrapolate where every batch size can be replayed."""
+        """None: every batch size is replayed, so nothing is extrapolated from a recording."""
         return None
 
     def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Replay `steps` steps (see `base.Device.run_trial`).
 
-        The first trial says how many steps are traced. Where these are alike, the further steps of a
+        As many steps are traced as the first trial has. Where these are alike, the further steps of a
         longer trial are taken to be like them.
         """
         self._refusal = None
-        # What is asked about again is what the answer rests on (the recommended size): it is traced
-        # itself then, and does not follow from the traces of other sizes.
+        # A size that is tried again is the recommended one: it is traced itself then, and does not
+        # follow from the traces of other sizes.
         exact = batch_size in self._asked
         self._asked.add(batch_size)
         self._traced_steps = self._traced_steps or steps
@@ -292,20 +290,16 @@ class SimulatedDevice:
         if leak is None and not self._steps_differ and steps_differ(replayed.memory):
             self._steps_differ = True
             self._traced_steps = len(replayed.memory)  # as many for the sizes to come
-        return Trial(
-            batch_size=batch_size,
-            status="ok" if leak is None else "error",
-            error_kind="leak" if leak else None,
+        return finished_trial(
+            batch_size,
+            steps=max(steps, len(replayed.memory)),
             peak_allocated_bytes=replayed.peak_allocated_bytes,
             peak_reserved_bytes=replayed.peak_reserved_bytes,
             resident_bytes=replayed.resident_bytes[-1],
             activation_bytes=replayed.activation_bytes,
-            num_alloc_retries=replayed.retries[-1],
-            steady_alloc_retries=steady_retries(replayed.retries),
+            retries=replayed.retries,
             peaks_by_step=replayed.peaks_by_step,
             leak=leak,
-            steps=max(steps, len(replayed.memory)),
-            message=leak_message(leak) if leak else None,
         )
 
     def _fixed_memory(self) -> FixedMemory:
@@ -314,7 +308,7 @@ class SimulatedDevice:
         return self._fixed
 
     def _why_out_of_memory(self, error: SimulatedOutOfMemoryError, batch_size: int) -> str:
-        """Return the reason, with what the step takes at any batch size if no other is smaller."""
+        """Return the reason; with the memory that any batch size takes, where no smaller one can help."""
         # Gradients and the state of most optimizers are three times the model.
         is_fixed_too_large = 4 * self._model_bytes > self._capacity_bytes
         if batch_size > 1 and not is_fixed_too_large:
@@ -357,10 +351,10 @@ class SimulatedDevice:
             )
         raised = error.__cause__
         if isinstance(error, TargetError) and isinstance(raised, Exception):
-            # What bsfind itself found wrong is so at every size.
+            # What bsfind itself reports holds at every size.
             is_own = type(error) is TargetError and raised is not error
             if is_own and may_depend_on_size(raised):
-                # A copy: the traceback holds the frames, and they the tensors of the step.
+                # A copy: the traceback holds the frames, and these the tensors of the step.
                 self._refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
                 return Trial(
                     batch_size=batch_size,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bsfind.explain.account import Account
+from bsfind.explain.breakdown import Breakdown, Figures
 from bsfind.explain.cause import Cause, CauseKind
-from bsfind.explain.figures import Figures
 from bsfind.explain.texts import Kind
 from bsfind.units import GIB
 
@@ -66,7 +65,7 @@ _HALF = Advice("load the model in half precision", "model = model.to(torch.bfloa
 
 
 def advise(
-    kind: Kind, cause: Cause, figures: Figures, account: Account, text: str
+    kind: Kind, cause: Cause, figures: Figures, breakdown: Breakdown, text: str
 ) -> tuple[Advice, ...]:
     """Return the remedies for an error, the most telling first.
 
@@ -74,7 +73,7 @@ def advise(
         kind: what ran out.
         cause: why.
         figures: the sizes in the text.
-        account: what they add up to.
+        breakdown: what they add up to.
         text: the message, which shows the version that wrote it.
     """
     find = _find(kind, figures)
@@ -108,7 +107,7 @@ def advise(
         CauseKind.BATCH_TOO_LARGE: (find, _AMP, _CHECKPOINTING, _ACCUMULATION, *segments),
         CauseKind.MODEL_TOO_LARGE: (_OPTIMIZER, _HALF, _SHARDING, find),
         CauseKind.FRAGMENTATION: (*segments, find, _AMP),
-        CauseKind.OTHER_PROCESS: (*_end(account), _WHO, find),
+        CauseKind.OTHER_PROCESS: (*_end(breakdown), _WHO, find),
         CauseKind.LEAK: (_DETACH, *segments, _WATCH, find),
         CauseKind.EVAL_WITHOUT_NO_GRAD: (_NO_GRAD, find),
         CauseKind.MEMORY_LIMIT: (
@@ -161,8 +160,8 @@ def _expandable_segments(kind: Kind, text: str) -> tuple[Advice, ...]:
     )
 
 
-def _end(account: Account) -> tuple[Advice, ...]:
-    if not account.other_processes:
+def _end(breakdown: Breakdown) -> tuple[Advice, ...]:
+    if not breakdown.other_processes:
         return ()
-    largest = max(account.other_processes, key=lambda process: process.used_bytes)
+    largest = max(breakdown.other_processes, key=lambda process: process.used_bytes)
     return (Advice("end the other process, if it is yours", f"kill {largest.pid}"),)

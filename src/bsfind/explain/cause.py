@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from bsfind.explain.account import Account
-from bsfind.explain.figures import Figures
+from bsfind.explain.breakdown import Breakdown, Figures
 from bsfind.explain.texts import Kind
 from bsfind.units import GIB, format_bytes
 
@@ -71,7 +70,7 @@ _MANY_STEPS = 20
 def find_cause(
     kind: Kind,
     figures: Figures,
-    account: Account,
+    breakdown: Breakdown,
     *,
     message: str = "",
     proven: bool = True,
@@ -83,7 +82,7 @@ def find_cause(
     Args:
         kind: what ran out.
         figures: the sizes in its text.
-        account: what they add up to.
+        breakdown: what they add up to.
         message: the text itself.
         proven: False for a text that stands for lack of memory only most likely.
         context: the traceback around it, as far as the log holds one.
@@ -94,14 +93,14 @@ def find_cause(
     return (
         _overflowed(message)
         or _metal_buffer(kind, figures, message)
-        or _mps_limit(figures, account)
+        or _mps_limit(figures, breakdown)
         or _too_large_for_the_card(figures)
         or _limit(figures, message)
-        or _other_process(figures, account)
-        or _fragmentation(figures, account)
+        or _other_process(figures, breakdown)
+        or _fragmentation(figures, breakdown)
         or _free_after_all(figures)
         or _from_traceback(context, step)
-        or _full(kind, figures, account)
+        or _full(kind, figures, breakdown)
     )
 
 
@@ -128,9 +127,9 @@ def _metal_buffer(kind: Kind, figures: Figures, message: str) -> Cause | None:
     )
 
 
-def _mps_limit(figures: Figures, account: Account) -> Cause | None:
+def _mps_limit(figures: Figures, breakdown: Breakdown) -> Cause | None:
     """Return the cause where what fills MPS's limit is not in PyTorch's allocator."""
-    outside, allowed, tried = account.outside_bytes, figures.allowed_bytes, figures.tried_bytes
+    outside, allowed, tried = breakdown.outside_bytes, figures.allowed_bytes, figures.tried_bytes
     allocated = figures.allocated_bytes
     if figures.other_allocations_bytes is None or None in (outside, allowed, tried, allocated):
         return None
@@ -220,14 +219,14 @@ def _limit(figures: Figures, message: str) -> Cause | None:
     )
 
 
-def _other_process(figures: Figures, account: Account) -> Cause | None:
-    tried, total, free = figures.tried_bytes, account.total_bytes, figures.free_bytes
+def _other_process(figures: Figures, breakdown: Breakdown) -> Cause | None:
+    tried, total, free = figures.tried_bytes, breakdown.total_bytes, figures.free_bytes
     if total is None or tried is None:
         return None
-    others, likely = account.others_bytes, True
-    if others is None and account.unattributed_bytes is not None:
+    others, likely = breakdown.others_bytes, True
+    if others is None and breakdown.unattributed_bytes is not None:
         # This process's own context is in it.
-        others, likely = max(0, account.unattributed_bytes - GIB), False
+        others, likely = max(0, breakdown.unattributed_bytes - GIB), False
     if others is None or others < max(GIB // 2, total // 10):
         return None
     available = (free or 0) + (figures.reserved_unallocated_bytes or 0)
@@ -237,8 +236,8 @@ def _other_process(figures: Figures, account: Account) -> Cause | None:
     # A small user beside a process that fills the card is not what decides.
     if others < own // 3:
         return None
-    if account.other_processes:
-        pids = ", ".join(str(process.pid) for process in account.other_processes[:4])
+    if breakdown.other_processes:
+        pids = ", ".join(str(process.pid) for process in breakdown.other_processes[:4])
         who = f"Other processes ({pids}) hold"
     elif likely:
         who = "Others than this process hold"
@@ -253,8 +252,8 @@ def _other_process(figures: Figures, account: Account) -> Cause | None:
     )
 
 
-def _fragmentation(figures: Figures, account: Account) -> Cause | None:
-    tried, cached, free = figures.tried_bytes, account.cached_bytes, figures.free_bytes
+def _fragmentation(figures: Figures, breakdown: Breakdown) -> Cause | None:
+    tried, cached, free = figures.tried_bytes, breakdown.cached_bytes, figures.free_bytes
     reserved = figures.reserved_bytes
     if tried is None or cached is None or not reserved:
         return None
@@ -323,8 +322,8 @@ def _from_traceback(context: str, step: int | None) -> Cause | None:
     return None
 
 
-def _full(kind: Kind, figures: Figures, account: Account) -> Cause:
-    total, tried, allocated = account.total_bytes, figures.tried_bytes, figures.allocated_bytes
+def _full(kind: Kind, figures: Figures, breakdown: Breakdown) -> Cause:
+    total, tried, allocated = breakdown.total_bytes, figures.tried_bytes, figures.allocated_bytes
     if total and allocated is not None and allocated >= total // 2:
         asked = f", and {format_bytes(tried)} more were asked for" if tried is not None else ""
         of = f"fill {format_bytes(allocated)} of {format_bytes(total)} ({allocated / total:.0%})"

@@ -1,25 +1,44 @@
-"""From a log to its explanation: find the errors, tell their cause, choose the most telling one."""
+"""From a log to its explanation: find the errors, their causes and advice, and the most telling error."""
 
 from __future__ import annotations
 
-import io
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from bsfind.explain.account import Account, make_account
 from bsfind.explain.advice import Advice, advise
+from bsfind.explain.breakdown import Breakdown, Figures, make_breakdown, read_figures
 from bsfind.explain.cause import Cause, CauseKind, find_cause
-from bsfind.explain.figures import Figures, read_figures
-from bsfind.explain.log import Piece, Progress, Source, pieces
-from bsfind.explain.lookalikes import LOOKALIKES, Lookalike, find_lookalike
-from bsfind.explain.texts import HEAD, KEYS, VAGUE_KEYS, Kind, Match, Strength, is_fault, match_text
-from bsfind.explain.wrapping import join, readings, without_prefix, words_known
+from bsfind.explain.log import (
+    LogPosition,
+    Piece,
+    Source,
+    join,
+    pieces,
+    readings,
+    without_prefix,
+    words_known,
+)
+from bsfind.explain.texts import (
+    HEAD,
+    KEYS,
+    LOOKALIKES,
+    VAGUE_KEYS,
+    Kind,
+    Lookalike,
+    Match,
+    Strength,
+    find_lookalike,
+    is_fault,
+    match_text,
+)
+
+SCHEMA_VERSION = "1.0"
 
 _MOST_ERRORS = 64
 _MOST_PIECES = 2000
-"""Of different texts: after that, only what begins like an allocator's message is read."""
+"""Pieces with different texts: after that, only those that begin like an allocator's message are read."""
 _LONGEST_MESSAGE = 4000
 _HOST_KINDS = (Kind.CPU_OOM, Kind.HOST_OOM_KILL)
 _BEFORE = 2
@@ -48,14 +67,13 @@ class Error:
 
     Attributes:
         kind: what ran out.
-        line: where its text begins in the log, from 1.
+        line: number of the line in which its text begins, from 1.
         source: who wrote it.
         message: the text, as one line.
         figures: its sizes.
-        account: what they add up to.
+        breakdown: who held the memory, as far as the sizes say.
         cause: the likely cause.
         advice: what to do, in order.
-        matched: the source of the text that was recognised.
         proven: False for a text that stands for lack of memory only most likely.
         occurrences: how often the log repeats it.
     """
@@ -65,12 +83,28 @@ class Error:
     source: Source
     message: str
     figures: Figures
-    account: Account
+    breakdown: Breakdown
     cause: Cause
     advice: tuple[Advice, ...]
-    matched: str
     proven: bool = True
     occurrences: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the error as part of the JSON document."""
+        breakdown = asdict(self.breakdown)
+        return {
+            "rank": self.source.rank,
+            "source": self.source.name,
+            "line": self.line,
+            "occurrences": self.occurrences,
+            "kind": self.kind.value,
+            **_figures_to_json(self.figures),
+            "account": {
+                name: breakdown[name] for name in sorted(breakdown) if name.endswith("_bytes")
+            },
+            **_verdict_to_json(self.cause, self.advice),
+            "message": self.message,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +133,32 @@ class Explanation:
         """The sizes of the most telling error."""
         return self.errors[0].figures if self.errors else Figures()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON document: the most telling error at the top, every one under `errors`."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind.value,
+            **_figures_to_json(self.figures),
+            **_verdict_to_json(self.cause, self.advice),
+            "errors": [error.to_json() for error in self.errors],
+            "lines": self.lines,
+        }
+
+
+def _figures_to_json(figures: Figures) -> dict[str, Any]:
+    known = asdict(figures)
+    del known["precision"]
+    return {**known, "processes": list(known["processes"])}
+
+
+def _verdict_to_json(cause: Cause, advice: tuple[Advice, ...]) -> dict[str, Any]:
+    return {
+        "cause": cause.kind.value,
+        "cause_is_likely": cause.likely,
+        "cause_reason": cause.reason,
+        "advice": [asdict(remedy) for remedy in advice],
+    }
+
 
 @dataclass
 class _Found:
@@ -109,23 +169,18 @@ class _Found:
     count: int = 1
 
 
-def explain_text(text: str) -> Explanation:
-    """Explain a log that is in memory."""
-    return explain(io.BytesIO(text.encode("utf-8", errors="replace")))
-
-
 def explain(stream: BinaryIO) -> Explanation:
     """Read a log and explain the out-of-memory errors in it.
 
     Args:
         stream: the log; read once, with bounded memory.
     """
-    progress = Progress()
+    position = LogPosition()
     found: dict[tuple[object, ...], _Found] = {}
     lookalikes: dict[Lookalike, int] = {}
-    fault = False
+    has_fault = False
     seen: dict[str, _Found | None] = {}
-    for piece in pieces(stream, progress):
+    for piece in pieces(stream, position):
         # Logs repeat themselves: what has been read once is counted, not read again.
         text = f"{piece.source}\n{piece.text}"
         if text in seen:
@@ -133,14 +188,15 @@ def explain(stream: BinaryIO) -> Explanation:
             if again is not None:
                 again.count += 1
             continue
-        if len(seen) < _MOST_PIECES:
+        is_kept = len(seen) < _MOST_PIECES
+        if is_kept:
             seen[text] = None
         elif HEAD.search(piece.text) is None:
             continue
         if _is_report(piece):
             continue
         likely = _readings(piece)[:_LIKELY]
-        fault = fault or any(map(is_fault, likely))
+        has_fault = has_fault or any(map(is_fault, likely))
         lookalike = next(filter(None, map(find_lookalike, likely)), None)
         if lookalike is not None:
             lookalikes.setdefault(lookalike, piece.line)
@@ -149,21 +205,20 @@ def explain(stream: BinaryIO) -> Explanation:
             continue
         key = (piece.source, one.match.kind, one.figures)
         if key in found:
-            found[key].count += 1
-            if text in seen:
-                seen[text] = found[key]
+            one = found[key]
+            one.count += 1
         elif len(found) < _MOST_ERRORS:
             found[key] = one
-            if text in seen:
-                seen[text] = one
-    kept = _decide(list(found.values()), fault=fault)
-    errors = tuple(_error(one) for one in kept)
+        else:
+            continue
+        if is_kept:
+            seen[text] = one
+    errors = tuple(map(_error, _decide(list(found.values()), has_fault=has_fault)))
     if errors:
-        return Explanation(
-            errors=errors, cause=errors[0].cause, advice=errors[0].advice, lines=progress.lines
-        )
-    cause, advice = _no_error(lookalikes)
-    return Explanation(errors=(), cause=cause, advice=advice, lines=progress.lines)
+        cause, advice = errors[0].cause, errors[0].advice
+    else:
+        cause, advice = _no_error(lookalikes)
+    return Explanation(errors=errors, cause=cause, advice=advice, lines=position.lines)
 
 
 def _is_report(piece: Piece) -> bool:
@@ -181,24 +236,22 @@ def _readings(piece: Piece) -> list[str]:
     squeezed = "".join("".join((*before, *piece.lines, *bare)).split())
     if _TELLING.search(squeezed) is None:
         return [join(piece.lines)]
-    return list(readings(piece.lines, before))
+    return readings(piece.lines, before)
 
 
 def _read(piece: Piece) -> _Found | None:
-    """Return the error that a piece of the log tells of; None if it tells of none.
+    """Return the error in a piece of the log; None if there is none.
 
     Of the ways to read its lines, the first that is an error says which, and the one that yields most
     figures, of which most words are whole, says how much.
     """
     texts = _readings(piece)
     lines = "\n".join(without_prefix(piece.lines, piece.context[-_BEFORE:]))
-    match = None
-    for number, text in enumerate(texts):
-        match = match_text(text, lines)
-        # A hint needs the text as it most likely was; a proof is one in any reading.
-        if match is not None and (match.strength > Strength.HINT or number < _LIKELY):
-            break
-        match = None
+    matches = ((number, match_text(text, lines)) for number, text in enumerate(texts))
+    # A hint needs the text as it most likely was; a proof is one in any reading.
+    match = next(
+        (m for number, m in matches if m and (m.strength > Strength.HINT or number < _LIKELY)), None
+    )
     if match is None:
         return None
     figures, message = max(
@@ -218,19 +271,16 @@ def _figures(text: str) -> Figures:
     return figures if figures.known else read_figures(text)
 
 
-def _decide(found: list[_Found], *, fault: bool) -> list[_Found]:
+def _decide(found: list[_Found], *, has_fault: bool) -> list[_Found]:
     """Keep what counts: hints and libraries' errors give way to faults, hints to anything else."""
-    if fault:
+    if has_fault:
         found = [one for one in found if one.match.strength is Strength.PROOF]
-    strongest = max((one.match.strength for one in found), default=Strength.HINT)
-    if strongest > Strength.HINT:
+    if any(one.match.strength > Strength.HINT for one in found):
         found = [one for one in found if one.match.strength > Strength.HINT]
     # An error that is raised again loses its figures on the way: the first text has them.
     telling = {one.piece.source for one in found if one.figures.known}
     found = [
-        one
-        for one in found
-        if one.figures.known or not (one.piece.source in telling or Source() in telling)
+        one for one in found if one.figures.known or not telling & {one.piece.source, Source()}
     ]
     return sorted(
         found,
@@ -239,53 +289,39 @@ def _decide(found: list[_Found], *, fault: bool) -> list[_Found]:
 
 
 def _error(one: _Found) -> Error:
-    figures = one.figures
-    if one.match.kind in _HOST_KINDS:
-        account = Account(tried_bytes=figures.tried_bytes)
-    else:
-        account = make_account(figures)
+    kind, figures = one.match.kind, one.figures
+    is_host = kind in _HOST_KINDS
+    breakdown = Breakdown(tried_bytes=figures.tried_bytes) if is_host else make_breakdown(figures)
     proven = one.match.strength > Strength.HINT
     context = "\n".join((*one.piece.context, *one.piece.lines))
+    start = context.rfind("Traceback (most recent call last)")
     cause = find_cause(
-        one.match.kind,
+        kind,
         figures,
-        account,
+        breakdown,
         message=one.message,
         proven=proven,
-        context=_frames(context),
+        context=context[start:] if start >= 0 else "",
         step=one.piece.step,
     )
     return Error(
-        kind=one.match.kind,
+        kind=kind,
         line=one.piece.line,
         source=one.piece.source,
         message=one.message,
         figures=figures,
-        account=account,
+        breakdown=breakdown,
         cause=cause,
-        advice=advise(one.match.kind, cause, figures, account, one.message),
-        matched=one.match.source,
+        advice=advise(kind, cause, figures, breakdown, one.message),
         proven=proven,
         occurrences=one.count,
     )
 
 
-def _frames(context: str) -> str:
-    """Return the part of the log that is the last traceback."""
-    start = context.rfind("Traceback (most recent call last)")
-    return context[start:] if start >= 0 else ""
-
-
 def _no_error(lookalikes: dict[Lookalike, int]) -> tuple[Cause, tuple[Advice, ...]]:
-    if lookalikes:
-        best = min(lookalikes, key=LOOKALIKES.index)
-        reason = f"{best.meaning} (line {lookalikes[best]:,})"
-        return Cause(CauseKind.NOT_MEMORY, True, reason), (
-            Advice(best.remedy, best.command or None),
-        )
-    return (
-        Cause(
-            CauseKind.NOT_MEMORY, False, "The log holds no error about memory that bsfind knows."
-        ),
-        (),
-    )
+    if not lookalikes:
+        reason = "The log holds no error about memory that bsfind knows."
+        return Cause(CauseKind.NOT_MEMORY, False, reason), ()
+    best = min(lookalikes, key=LOOKALIKES.index)
+    reason = f"{best.meaning} (line {lookalikes[best]:,})"
+    return Cause(CauseKind.NOT_MEMORY, True, reason), (Advice(best.remedy, best.command or None),)

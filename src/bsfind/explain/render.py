@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsfind.explain.account import Account
+from bsfind.explain.breakdown import Breakdown
 from bsfind.explain.cause import CauseKind
 from bsfind.explain.explanation import Error, Explanation
 from bsfind.explain.texts import Kind
-from bsfind.report.width import fits, sentence
+from bsfind.report.width import fits, is_utf8, sentence
 from bsfind.units import format_bytes
 
 _TITLES = {
@@ -61,13 +61,13 @@ def print_explanation(explanation: Explanation, console: Console) -> None:
         return
     error = explanation.errors[0]
     _sentence(console, _title(error), style="bold")
-    account = error.account
-    if account.drawable:
+    breakdown = error.breakdown
+    if breakdown.drawable:
         console.print()
-        _draw(account, console)
-    if account.total_bytes is not None and account.overflow_bytes:
+        _draw(breakdown, console)
+    if breakdown.total_bytes is not None and breakdown.overflow_bytes:
         console.print()
-        _sentence(console, _no_breakdown(account, account.total_bytes))
+        _sentence(console, _no_breakdown(breakdown, breakdown.total_bytes))
     console.print()
     label = "Likely cause" if error.cause.likely else "Possible cause"
     if error.cause.kind is CauseKind.UNKNOWN:
@@ -97,29 +97,29 @@ def _title(error: Error) -> str:
         parts.append(error.source.name)
     if error.figures.gpu_index is not None:
         parts.append(f"GPU {error.figures.gpu_index}")
-    if error.account.total_bytes is not None:
-        parts.append(f"{format_bytes(error.account.total_bytes)} in all")
+    if error.breakdown.total_bytes is not None:
+        parts.append(f"{format_bytes(error.breakdown.total_bytes)} in all")
     if error.figures.tried_bytes is not None:
         parts.append(f"{format_bytes(error.figures.tried_bytes)} asked for")
     parts.append(f"line {error.line:,}")
     return " · ".join(parts)
 
 
-def _draw(account: Account, console: Console) -> None:
-    total = account.total_bytes or 1
-    plain = console.encoding.lower().replace("-", "") != "utf8"
+def _draw(breakdown: Breakdown, console: Console) -> None:
+    total = breakdown.total_bytes or 1
+    plain = not is_utf8(console)
     parts = [
-        (getattr(account, name), label, ascii_mark if plain else mark, style)
+        (getattr(breakdown, name), label, ascii_mark if plain else mark, style)
         for name, label, mark, ascii_mark, style in _PARTS
-        if getattr(account, name) is not None
+        if getattr(breakdown, name) is not None
     ]
     width = min(_BAR_WIDTH, console.width)
     console.print(_bar([(size, mark, style) for size, _, mark, style in parts], total, width))
-    rows = [*parts, (account.tried_bytes, "asked for", " ", "bold")]
+    rows = [*parts, (breakdown.tried_bytes, "asked for", " ", "bold")]
     longest = max(len(label) for _, label, _, _ in rows)
     percents = [
         *_percents([size for size, *_ in parts], total),
-        _percent(account.tried_bytes, total),
+        _percent(breakdown.tried_bytes, total),
     ]
     for (size, label, mark, style), percent in zip(rows, percents, strict=True):
         if size is None:
@@ -148,9 +148,9 @@ def _percent(size: int | None, total: int) -> str:
     return _percents([size or 0], total)[0]
 
 
-def _no_breakdown(account: Account, total: int) -> str:
+def _no_breakdown(breakdown: Breakdown, total: int) -> str:
     return (
-        f"The figures add up to {format_bytes(total + account.overflow_bytes)}, more than "
+        f"The figures add up to {format_bytes(total + breakdown.overflow_bytes)}, more than "
         f"{format_bytes(total)}: part of it is in the host's memory (Windows, integrated GPUs, MPS), or they "
         "are of different moments. They give no breakdown."
     )

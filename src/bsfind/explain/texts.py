@@ -1,6 +1,6 @@
-"""Which texts are out-of-memory errors, and of what kind: a table, each line with its source.
+"""Which texts of a log are out-of-memory errors, of what kind, and which are taken for one but are not.
 
-It starts from the table of `bsfind.failures.oom`, which decides about exceptions, and adds what only a log
+Starts from the texts of `bsfind.failures`, which decide about exceptions, and adds what only a log
 shows: the host's killer, other frameworks, any other sentence that says that an allocation failed,
 and texts that stand for lack of memory if nothing better explains them.
 """
@@ -12,7 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum, IntEnum
 
-from bsfind.failures.oom import DEVICE_FAULT, OOM_TEXTS
+from bsfind.failures.gpu_faults import CRASH, HARDWARE, ILLEGAL_ACCESS
+from bsfind.failures.oom import (
+    DEVICE_FAULT,
+    EXECUTION_FAILED,
+    HANDLE_FAILED,
+    KERNEL_ASSERTION,
+    OOM_TEXTS,
+)
 
 
 class Kind(str, Enum):
@@ -43,172 +50,131 @@ class Strength(IntEnum):
 
 @dataclass(frozen=True)
 class Match:
-    """What a text was found to be, and where the text comes from."""
+    """What a text was found to be."""
 
     kind: Kind
     strength: Strength
-    source: str
-    start: int
 
 
-@dataclass(frozen=True)
-class _Text:
-    pattern: str
-    kind: Kind
-    source: str
+def _compile(*patterns: str) -> re.Pattern[str]:
+    return re.compile("|".join(patterns), re.IGNORECASE | re.MULTILINE)
 
 
-_Table = tuple[tuple[re.Pattern[str], _Text], ...]
-
-
-def _table(*texts: _Text) -> _Table:
-    return tuple((re.compile(text.pattern, re.IGNORECASE | re.MULTILINE), text) for text in texts)
-
-
-_OTHER = Kind.OTHER_FRAMEWORK_OOM
-_HOST = Kind.HOST_OOM_KILL
-
-_KILLED = _table(
-    _Text(
-        r"out of memory: kill(ed)? process|killed process \d+ \([^)]{1,40}\).{1,20}total-vm"
-        r"|oom-kill:constraint|invoked oom-killer"
-        r"|memory cgroup out of memory|oom_reaper|systemd-oomd.{0,40}killed|result 'oom-kill'"
-        r"|killed by the (\w+ )?oom|sending SIG(TERM|KILL) to process \d|at or below SIGTERM limits",
-        _HOST,
-        "Linux (mm/oom_kill.c), systemd, systemd-oomd, earlyoom",
-    ),
-    _Text(
-        r"oom[-_ ]?kill event|cgroup out-of-memory handler|exceeded (job |step )?memory limit"
-        r"|task \d+: out of memory|\b(?-i:OUT_OF_ME)(MORY\b(?!_)|\+)|TERM_MEMLIMIT"
-        r"|job killed: \S*mem \S+ exceeded limit|gone over memory limit",
-        _HOST,
-        "Slurm (slurmstepd, srun, sacct), LSF, PBS, HTCondor",
-    ),
-    _Text(
-        r"ray\.exceptions\.OutOfMemory|\bOOM ?Killed\b(?!\"?[:=] ?false)"
-        r"|\b[1-9]\d* workers \(tasks / actors\) ?killed|(?<!\))(?<!\) )\bkilled (by \w+ )?"
-        r"(due to|for) (the |exceeding )?(\w+ ){0,4}memory|to avoid running out of memory"
-        r"|exceeded \d+% memory budget|(used|using) all available RAM"
-        r"|tried to allocate more memory than is available",
-        _HOST,
-        "Kubernetes, Docker, Ray's memory monitor, YARN, Dask, notebooks",
-    ),
+_KILLED = _compile(
+    # Linux (mm/oom_kill.c), systemd, systemd-oomd, earlyoom
+    r"out of memory: kill(ed)? process|killed process \d+ \([^)]{1,40}\).{1,20}total-vm",
+    r"oom-kill:constraint|invoked oom-killer",
+    r"memory cgroup out of memory|oom_reaper|systemd-oomd.{0,40}killed|result 'oom-kill'",
+    r"killed by the (\w+ )?oom|sending SIG(TERM|KILL) to process \d|at or below SIGTERM limits",
+    # Batch systems
+    r"oom[-_ ]?kill event|cgroup out-of-memory handler|exceeded (job |step )?memory limit",
+    r"task \d+: out of memory|\b(?-i:OUT_OF_ME)(MORY\b(?!_)|\+)|TERM_MEMLIMIT",
+    r"job killed: \S*mem \S+ exceeded limit|gone over memory limit",
+    # Kubernetes, Docker, Ray's memory monitor, YARN, Dask, notebooks
+    r"ray\.exceptions\.OutOfMemory|\bOOM ?Killed\b(?!\"?[:=] ?false)",
+    r"\b[1-9]\d* workers \(tasks / actors\) ?killed|(?<!\))(?<!\) )\bkilled (by \w+ )?"
+    r"(due to|for) (the |exceeding )?(\w+ ){0,4}memory|to avoid running out of memory",
+    r"exceeded \d+% memory budget|(used|using) all available RAM",
+    r"tried to allocate more memory than is available",
 )
 
-# Texts of one meaning wherever they stand; PyTorch's own are in `bsfind.failures.oom`.
-_NAMED = _table(
-    _Text(
-        r"invalid buffer size:? [\d.]+ [KMGT]i?B|MPS allocated: \S+ \S+, other allocations",
-        Kind.MPS_OOM,
-        "aten/mps",
+# Texts of one meaning wherever they stand; the first that occurs names the kind.
+_NAMED = (
+    (
+        Kind.MPS_OOM,  # aten/src/ATen/mps/MPSAllocator.mm
+        _compile(
+            r"invalid buffer size:? [\d.]+ [KMGT]i?B|MPS allocated: \S+ \S+, other allocations"
+        ),
     ),
-    _Text(
-        r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY"
-        r"|platform can NOT allocate memory block",
-        Kind.XPU_OOM,
-        "Level Zero, SYCL, intel_extension_for_pytorch",
+    (
+        Kind.XPU_OOM,  # Level Zero, SYCL, intel_extension_for_pytorch
+        _compile(
+            r"(UR_RESULT|PI)_ERROR_OUT_OF_\w+|(?<!VK_ERROR_)OUT_OF_DEVICE_MEMORY",
+            r"platform can NOT allocate memory block",
+        ),
     ),
-    _Text(
-        r"preemptively rejected because it would exceed"
-        r"|tried to allocate [\d.]+ (bytes|[KMG]iB)\.? ?\(?GPU \d",
+    (
         Kind.CUDA_OOM,
-        "c10/cuda/CUDACachingAllocator.cpp",
+        _compile(
+            # c10/cuda/CUDACachingAllocator.cpp; THC/THCGeneral.cpp (torch 0.1-1.5)
+            r"preemptively rejected because it would exceed",
+            r"tried to allocate [\d.]+ (bytes|[KMG]iB)\.? ?\(?GPU \d",
+            r"\(2\) ?: out of memory|THCudaCheck FAIL.{0,200}error=2 ?: out of memory",
+            # NCCL; CUDA extensions (bitsandbytes: ops.cu)
+            r"cuda failure '?(2 )?'?out of memory|failed to CUDA (host )?\w?alloc",
+            r"cudaMalloc\w* failed: out of memory",
+            r"cu(da)?Mem\w+ .{0,60}out of memory|error:? out of memory at line \d+ in file",
+        ),
     ),
-    _Text(
-        r"\(2\) ?: out of memory|THCudaCheck FAIL.{0,200}error=2 ?: out of memory",
-        Kind.CUDA_OOM,
-        "THC/THCGeneral.cpp (torch 0.1-1.5)",
-    ),
-    _Text(
-        r"cuda failure '?(2 )?'?out of memory|failed to CUDA (host )?\w?alloc"
-        r"|cudaMalloc\w* failed: out of memory"
-        r"|cu(da)?Mem\w+ .{0,60}out of memory|error:? out of memory at line \d+ in file",
-        Kind.CUDA_OOM,
-        "NCCL; CUDA extensions (bitsandbytes: ops.cu)",
-    ),
-    _Text(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory", Kind.HIP_OOM, "HIP runtime"),
-    _Text(r"(cublas|cusolver).{0,40}resource allocation failed", Kind.CUBLAS_ALLOC, "cublas_api.h"),
-    _Text(
-        r"cudnn.{0,40}resource allocation failed|resource allocation failed.{0,20}cudnn",
+    (Kind.HIP_OOM, _compile(r"hipErrorOutOfMemory|hip(Malloc)? .{0,40}out of memory")),
+    (Kind.CUBLAS_ALLOC, _compile(r"(cublas|cusolver).{0,40}resource allocation failed")),
+    (
         Kind.CUDNN_ALLOC,
-        "cudnn.h",
+        _compile(r"cudnn.{0,40}resource allocation failed|resource allocation failed.{0,20}cudnn"),
     ),
-    _Text(
-        r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array"
-        r"|(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc"
-        r"|(?<!CUDA )memory allocation of \d+ bytes failed",
+    (
         Kind.CPU_OOM,
-        "NumPy, CPython, C++, Rust",
+        _compile(
+            # NumPy, CPython, C++, Rust
+            r"_ArrayMemoryError|unable to allocate [\d.]+ ?[KMGT]?i?B(ytes)? for an array",
+            r"(?<!except )\b(?!\w*OutOf)\w*MemoryError\b|std::bad_alloc",
+            r"(?<!CUDA )memory allocation of \d+ bytes failed",
+            # ENOMEM; Windows' commit limit; c10/core/impl/alloc_cpu.cpp, quoted without its beginning
+            r"\[Errno 12\]|\berrno=12\b|\[WinError (8|14|1455)\]",
+            r"posix_memalign\b.{0,80}(12 (vs|!=)|failed)",
+            r"failed to allocate memory \(errno|unable to mmap \d+ bytes",
+            r"you tried to allocate \d[\d.]* ?[bKMGT]",
+        ),
     ),
-    _Text(
-        r"\[Errno 12\]|\berrno=12\b|\[WinError (8|14|1455)\]"
-        r"|posix_memalign\b.{0,80}(12 (vs|!=)|failed)"
-        r"|failed to allocate memory \(errno|unable to mmap \d+ bytes"
-        r"|you tried to allocate \d[\d.]* ?[bKMGT]",
-        Kind.CPU_OOM,
-        "ENOMEM; Windows' commit limit; c10/core/impl/alloc_cpu.cpp, quoted without its beginning",
+    (
+        Kind.OTHER_FRAMEWORK_OOM,  # servers' own check of what is left for the cache
+        _compile(
+            r"no available memory for the cache blocks|available KV cache memory \(",
+            r"can be stored in KV cache|less than desired GPU memory utilization",
+            r"not enough memory\. please try to increase",
+        ),
     ),
-    _Text(
-        r"no available memory for the cache blocks|available KV cache memory \(|can be stored in KV cache"
-        r"|less than desired GPU memory utilization|not enough memory\. please try to increase",
-        _OTHER,
-        "vLLM, SGLang: their own check of what is left for the cache",
-    ),
-    _Text(
-        r"(^|[-:|\]] ?[\"']?)\s*(\w*error: ?)?out of memory\W{0,3}\s*$",
-        Kind.CUDA_OOM,
-        "cudaGetErrorString(cudaErrorMemoryAllocation), alone",
+    (
+        Kind.CUDA_OOM,  # cudaGetErrorString(cudaErrorMemoryAllocation), alone
+        _compile(r"(^|[-:|\]] ?[\"']?)\s*(\w*error: ?)?out of memory\W{0,3}\s*$"),
     ),
 )
 
-_HINTS = _table(
-    _Text(r"CUDNN_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)", Kind.CUDNN_ALLOC, "cudnn.h"),
-    _Text(
-        r"CUBLAS_STATUS_NOT_INITIALIZED|CUSOLVER_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)"
-        r"|CUBLAS_STATUS_INTERNAL_ERROR.{0,40}cublasCreate|CUFFT_INTERNAL_ERROR",
-        Kind.CUBLAS_ALLOC,
-        "cublas_api.h: handles that were not made",
-    ),
-    _Text(
-        r"\b(exit\w*|code|status|returned)\"?\W{1,5}(137|-9)\b|\bcode=killed\b"
-        r"|(?<!received )\bsignal 9\b|<Signals\.SIGKILL|SIGKILL\(-9\)|signal SIGKILL"
-        r"|(?<!killed by)(?<!killed by\s)signal: killed\b"
-        r"|signal 9 \(SIGKILL\) received|DataLoader worker \(pid\D{0,8}\d+\)? is killed by signal: Killed",
-        _HOST,
-        "SIGKILL, which the kernel's out-of-memory killer sends",
-    ),
-    _Text(
-        r"(^|: line \d+: ?|[\]|.])[\s*]{0,20}(\d{1,9} )?(Killed|Getötet|已杀死)\b"
-        r"[\s*]{0,8}(\(core dumped\))?(\s{2,}.*)?$",
-        _HOST,
-        "shell",
-    ),
+_HANDLE_FAILED = _compile(
+    HANDLE_FAILED,
+    r"CUBLAS_STATUS_INTERNAL_ERROR.{0,40}cublasCreate|CUFFT_INTERNAL_ERROR",
+)
+_SIGKILL = _compile(
+    # The signal that the kernel's out-of-memory killer sends
+    r"\b(exit\w*|code|status|returned)\"?\W{1,5}(137|-9)\b|\bcode=killed\b",
+    r"(?<!received )\bsignal 9\b|<Signals\.SIGKILL|SIGKILL\(-9\)|signal SIGKILL",
+    r"(?<!killed by)(?<!killed by\s)signal: killed\b",
+    r"signal 9 \(SIGKILL\) received",
+    r"DataLoader worker \(pid\D{0,8}\d+\)? is killed by signal: Killed",
+    # Shells
+    r"(^|: line \d+: ?|[\]|.])[\s*]{0,20}(\d{1,9} )?(Killed|Getötet|已杀死)\b"
+    r"[\s*]{0,8}(\(core dumped\))?(\s{2,}.*)?$",
 )
 
 _MEMORY = r"(?:(?:GPU|device|host|system|video|free|available|HBM) )?memory\b"
-_FAILURE = re.compile(
-    "|".join(
-        (
-            rf"\bout[ _-]of[ _-]{_MEMORY}",
-            r"(?<![a-z])OutOf(?:Device|Host)?Memory(?![a-z])",
-            r"OutOf(?:Device|Host)?Memory(?:Error|Exception)\b",
-            r"Error_?OutOf(?:Device|Host)?Memory\b",
-            r"(?-i:_OUT_OF_(?:\w+_)?MEMORY\b)",
-            r"\bOOM when\b",
-            rf"\b(?:not enough|insufficient|no available) {_MEMORY}",
-            r"memory (?:is insufficient|not available)",
-            rf"requires? more {_MEMORY}",
-            r"available memory\b.{0,20}\b(?:smaller|only)\b",
-            r"\b(?:fail\w*|unable|cannot|can't|could ?n[o']t)(?: to)? alloc(?:ate)?\b.{0,60}?"
-            r"(?:memory|buffer|bytes|tensor|array|\d ?[KMGT]i?B?\b)",
-            r"\b(?:memory|buffer)[ _]alloc\w*[ _](?:failed|failure|error)",
-            r"\b(?:memory|device|tensor|buffer|host)\w* allocation\b.{0,30} failed",
-            r"malloc\w{0,40}(?:\(\d{1,40}\))?[^).;]{0,25} failed",
-            r"to (?:allocate|reserve) .{0,60}(?:not possible|greater than|exceed)",
-            r"\ballocating <= available failed",
-        )
-    ),
-    re.IGNORECASE,
+_FAILURE = _compile(
+    rf"\bout[ _-]of[ _-]{_MEMORY}",
+    r"(?<![a-z])OutOf(?:Device|Host)?Memory(?![a-z])",
+    r"OutOf(?:Device|Host)?Memory(?:Error|Exception)\b",
+    r"Error_?OutOf(?:Device|Host)?Memory\b",
+    r"(?-i:_OUT_OF_(?:\w+_)?MEMORY\b)",
+    r"\bOOM when\b",
+    rf"\b(?:not enough|insufficient|no available) {_MEMORY}",
+    r"memory (?:is insufficient|not available)",
+    rf"requires? more {_MEMORY}",
+    r"available memory\b.{0,20}\b(?:smaller|only)\b",
+    r"\b(?:fail\w*|unable|cannot|can't|could ?n[o']t)(?: to)? alloc(?:ate)?\b.{0,60}?"
+    r"(?:memory|buffer|bytes|tensor|array|\d ?[KMGT]i?B?\b)",
+    r"\b(?:memory|buffer)[ _]alloc\w*[ _](?:failed|failure|error)",
+    r"\b(?:memory|device|tensor|buffer|host)\w* allocation\b.{0,30} failed",
+    r"malloc\w{0,40}(?:\(\d{1,40}\))?[^).;]{0,25} failed",
+    r"to (?:allocate|reserve) .{0,60}(?:not possible|greater than|exceed)",
+    r"\ballocating <= available failed",
 )
 """A sentence of any program that says that an allocation failed."""
 
@@ -225,16 +191,14 @@ _ADVICE_AFTER = re.compile(
 """What makes advice, a warning or a setting of such a sentence."""
 
 _CUDA = re.compile(r"\bcuda|\bCUresult|\btorch\.(cuda\.)?OutOf|\bGPU (ran )?out of", re.IGNORECASE)
-_FRAMEWORKS = re.compile(
-    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pooled_storage"
-    r"|pygpu|mindspore|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|(from device|on host): "
-    r"|\bxla\b|\bjax"
-    r"|RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|\bNPU\b|\bMUSA\b|\bMLU\b|\bmlx\b|\[(metal::)?malloc"
-    r"|ggml|llama_|\bllama\b|ollama|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]|rtSafe|nvinfer"
-    r"|cupy|numba|pycuda|thrust::|\brmm\b|bad_alloc: \w|xgboost|\bjava\.lang",
-    re.IGNORECASE,
+_OTHER_FRAMEWORK = _compile(
+    r"lua/5\.\d|luarocks|cutorch|\bcunn\b|caffe|darknet|cudaSuccess \(2 vs|chainer|mxnet|pygpu",
+    r"pooled_storage|mindspore|tensorflow|stream_executor|cuda_(driver|dnn|blas)\.cc|\bxla\b|\bjax",
+    r"(from device|on host): |RESOURCE[ _]EXHAUSTED|ResourceExhausted|paddle|\b(NPU|MUSA|MLU|mlx)\b",
+    r"\[(metal::)?malloc|ggml|llama_|\bllama\b|ollama|onnxruntime|CUDA failure \d+:|tensorrt|\[TRT\]",
+    r"rtSafe|nvinfer|cupy|numba|pycuda|thrust::|\brmm\b|bad_alloc: \w|xgboost|\bjava\.lang",
 )
-"""Frameworks whose errors have the words of CUDA's or PyTorch's, told by a name near them."""
+"""Names of frameworks whose errors have the words of CUDA's or PyTorch's: one kind, one advice."""
 
 _NEAR = 300
 """Characters around an error in which a framework is named."""
@@ -261,11 +225,7 @@ def _kind_of(text: str, otherwise: Kind) -> Kind:
     )
 
 
-_SHARED = tuple(
-    (re.compile(text.pattern, re.IGNORECASE | re.MULTILINE), text.source)
-    for text in OOM_TEXTS
-    if text.conclusive
-)
+_OOM_TEXTS = tuple(_compile(text.pattern) for text in OOM_TEXTS if text.conclusive)
 
 HEAD = re.compile(
     r"(\b(CUDA|HIP|XPU|NPU|MUSA|MLU) out of memory\.|MPS backend out of memory"
@@ -297,87 +257,193 @@ KEYS = (
     *("ordinal", "driver", "segmentation", "shapes", "ancdata", "quota", "return code"),
     *("code 137", "code: 137", "status 137", "status: 137", "returned 137", "code -9"),
     *("status -9", "tried to", "kv cache", "launch failure", "out of", "no kernel image"),
-    *(
-        "space left",
-        "bus error",
-        "must match",
-        "all available ram",
-        "getötet",
-        "已杀死",
-        "cuda error",
-        "xid",
-    ),
+    *("space left", "bus error", "must match", "all available ram", "getötet", "已杀死"),
+    *("cuda error", "xid"),
 )
 """Lower-case parts of lines that may matter: all others are passed over quickly."""
-
-
-def _find(texts: _Table, text: str) -> tuple[_Text, re.Match[str]] | None:
-    for pattern, entry in texts:
-        found = pattern.search(text)
-        if found is not None:
-            return entry, found
-    return None
 
 
 def _failures(text: str) -> Iterator[re.Match[str]]:
     """Yield where a text says that an allocation failed, advice and settings apart."""
     for found in _FAILURE.finditer(text):
         before = text[max(0, found.start() - 100) : found.start()]
-        if _ADVICE_BEFORE.search(before) or _ADVICE_AFTER.match(text, found.end()):
-            continue
-        yield found
+        if not (_ADVICE_BEFORE.search(before) or _ADVICE_AFTER.match(text, found.end())):
+            yield found
 
 
-def _gpu(joined: str, lines: str) -> tuple[Kind, str, int] | None:
-    """Find an error that names what ran out, or any other sentence about a failed allocation."""
-    for pattern, source in _SHARED:
+def _allocation(joined: str, lines: str) -> tuple[Kind, int] | None:
+    """Find an error that names what ran out, or any other sentence about a failed allocation.
+
+    Returns:
+        Its kind, and where it begins.
+    """
+    for pattern in _OOM_TEXTS:
         match = pattern.search(joined) or pattern.search(lines)
         if match is not None:
-            return _kind_of(match[0], Kind.CUDA_OOM), source, match.start()
-    named = _find(_NAMED, joined) or _find(_NAMED, lines)
-    if named is not None:
-        return named[0].kind, named[0].source, named[1].start()
-    for found in _failures(joined):
-        around = joined[max(0, found.start() - 80) : found.end() + 40]
-        kind = Kind.CUDA_OOM if _CUDA.search(around) else _OTHER
-        return _kind_of(around, kind), "a failed allocation", found.start()
+            return _kind_of(match[0], Kind.CUDA_OOM), match.start()
+    for text in (joined, lines):
+        for kind, pattern in _NAMED:
+            match = pattern.search(text)
+            if match is not None:
+                return kind, match.start()
+    for match in _failures(joined):
+        around = joined[max(0, match.start() - 80) : match.end() + 40]
+        otherwise = Kind.CUDA_OOM if _CUDA.search(around) else Kind.OTHER_FRAMEWORK_OOM
+        return _kind_of(around, otherwise), match.start()
     return None
 
 
 def match_text(joined: str, lines: str) -> Match | None:
-    """Tell which out-of-memory error a piece of a log is; None if it is none.
+    """Tell which out-of-memory error a piece of a log is; None if it is not one.
 
     Args:
         joined: its lines joined to one, for messages that were wrapped.
         lines: the same with its line breaks, for texts that must end a line.
     """
-    own = _OWN_HEAD.search(joined) is not None
-    killed = _find(_KILLED, joined) if not own else None
-    if killed is not None:
-        return Match(_HOST, Strength.PROOF, killed[0].source, killed[1].start())
-    found = _gpu(joined, lines)
+    is_own = _OWN_HEAD.search(joined) is not None
+    if not is_own and _KILLED.search(joined):
+        return Match(Kind.HOST_OOM_KILL, Strength.PROOF)
+    found = _allocation(joined, lines)
     if found is not None:
-        kind, source, start = found
-        near = joined[max(0, start - _NEAR) : start + _NEAR]
+        kind, start = found
         if kind in (Kind.CUDNN_ALLOC, Kind.CUBLAS_ALLOC):
-            return Match(kind, Strength.LIBRARY, source, start)
-        if not own:
-            framework = _FRAMEWORKS.search(near) if kind is not Kind.XPU_OOM else None
-            if framework is not None:
-                return Match(_OTHER, Strength.PROOF, f"a framework: {framework[0]}", start)
-        return Match(kind, Strength.PROOF, source, start)
-    cut = _CUT_HEAD.search(joined)
-    if cut is not None:
-        kind = _kind_of(joined, Kind.CUDA_OOM)
-        return Match(
-            kind, Strength.PROOF, "an allocator's message without its beginning", cut.start()
-        )
-    hint = _find(_HINTS, joined) or _find(_HINTS, lines)
-    if hint is not None:
-        return Match(hint[0].kind, Strength.HINT, hint[0].source, hint[1].start())
+            return Match(kind, Strength.LIBRARY)
+        near = joined[max(0, start - _NEAR) : start + _NEAR]
+        if not is_own and kind is not Kind.XPU_OOM and _OTHER_FRAMEWORK.search(near):
+            kind = Kind.OTHER_FRAMEWORK_OOM
+        return Match(kind, Strength.PROOF)
+    if _CUT_HEAD.search(joined):
+        return Match(_kind_of(joined, Kind.CUDA_OOM), Strength.PROOF)
+    handle = _HANDLE_FAILED.search(joined) or _HANDLE_FAILED.search(lines)
+    if handle is not None:
+        return Match(_kind_of(handle[0], Kind.CUBLAS_ALLOC), Strength.HINT)
+    if _SIGKILL.search(joined) or _SIGKILL.search(lines):
+        return Match(Kind.HOST_OOM_KILL, Strength.HINT)
     return None
 
 
 def is_fault(text: str) -> bool:
     """Tell whether a kernel failed for another reason than memory."""
     return DEVICE_FAULT.search(text) is not None
+
+
+# ------------------------------------------------------------------------------ other faults
+
+
+@dataclass(frozen=True)
+class Lookalike:
+    """A fault with its own remedy.
+
+    Attributes:
+        pattern: searched in the message, ignoring case.
+        meaning: what it is, one sentence.
+        remedy: what to do about it.
+        command: the line to type; empty where there is none.
+    """
+
+    pattern: str
+    meaning: str
+    remedy: str
+    command: str = ""
+
+
+_SYNCHRONOUS = "run again with synchronous kernels: the traceback then ends at the line that failed"
+_BLOCKING = "CUDA_LAUNCH_BLOCKING=1 python train.py"
+
+LOOKALIKES = (
+    Lookalike(
+        KERNEL_ASSERTION,
+        "A kernel found a value out of range, most often a class label or token id that is not below "
+        "the number of classes or embeddings; every later CUDA call fails, allocations too.",
+        "check labels and ids against the layer's size; on the CPU the same step names the index",
+        _BLOCKING,
+    ),
+    Lookalike(
+        ILLEGAL_ACCESS,
+        "A kernel read or wrote outside its tensors: a bug or an index, not the amount of memory.",
+        _SYNCHRONOUS,
+        _BLOCKING,
+    ),
+    Lookalike(
+        rf"{CRASH}|{HARDWARE}|fallen off the bus|Xid \d+",
+        "A kernel crashed or the GPU itself failed.",
+        "look for Xid errors of the driver",
+        "dmesg | grep -i xid",
+    ),
+    Lookalike(
+        r"watchdog caught collective|collective operation timeout|ran for \d+ milliseconds before timing out",
+        "A rank waited in vain for another one: look at the rank that is missing, which may have failed "
+        "earlier.",
+        "find the first error of any rank",
+        "TORCH_DISTRIBUTED_DEBUG=DETAIL NCCL_DEBUG=INFO torchrun train.py",
+    ),
+    Lookalike(
+        r"no kernel image is available|not compatible with the current PyTorch installation",
+        "This build of PyTorch has no kernels for this GPU's architecture.",
+        "install a build of PyTorch for the GPU's compute capability",
+        "bsfind env",
+    ),
+    Lookalike(
+        r"too many open files|received 0 items of ancdata|unable to open shared memory object",
+        "The process has too many open files: DataLoader workers keep one per tensor that they share.",
+        "raise the limit, or share tensors by file name: "
+        "torch.multiprocessing.set_sharing_strategy('file_system')",
+        "ulimit -n 65536",
+    ),
+    Lookalike(
+        r"bus error|insufficient shared memory|No space left on device|disk quota exceeded",
+        "Shared memory (/dev/shm) or a disk is full: the host's, not the GPU's.",
+        "give the container more shared memory (Docker's shm-size), or use fewer DataLoader workers",
+        "df -h /dev/shm",
+    ),
+    Lookalike(
+        r"out of resources?: shared memory|too many resources requested",
+        "A kernel wants more shared memory or registers than a multiprocessor has: smaller blocks or "
+        "fewer stages in the kernel, not a smaller batch.",
+        "use a smaller block size or fewer stages in the kernel",
+    ),
+    Lookalike(
+        r"DataLoader worker .{0,30}(is killed by signal|exited unexpectedly)",
+        "A DataLoader worker was killed. That alone does not say by whom: the host's out-of-memory "
+        "killer, or a launcher that ended the job.",
+        "see whether the kernel killed it",
+        "dmesg | grep -i -E 'oom|killed process'",
+    ),
+    Lookalike(
+        r"must match the (existing )?size|size mismatch|shapes? cannot be multiplied|mat1 and mat2",
+        "Shapes do not fit together.",
+        "compare the shapes in the message with what the layer expects",
+    ),
+    Lookalike(
+        r"index out of range|out of bounds",
+        "An index is outside its tensor.",
+        "compare the largest index with the size of the dimension",
+    ),
+    Lookalike(
+        rf"{EXECUTION_FAILED}|CUBLAS_STATUS_(INVALID_VALUE|INTERNAL_ERROR)|CUDNN_STATUS_MAPPING_ERROR",
+        "A library's kernel failed; memory is one of several causes.",
+        _SYNCHRONOUS,
+        _BLOCKING,
+    ),
+    Lookalike(
+        r"invalid device ordinal|no CUDA-capable device|driver (version )?is insufficient|"
+        r"Found no NVIDIA driver|CUDA driver version",
+        "The GPU or its driver is not there, or not visible to the process.",
+        "see which GPUs the driver shows",
+        "bsfind gpus",
+    ),
+    Lookalike(
+        r"segmentation fault|SIGSEGV",
+        "The process crashed (segmentation fault).",
+        "get the stack of the crash",
+        "python -X faulthandler train.py",
+    ),
+)
+"""From telling to vague: the first that occurs names the fault."""
+
+_COMPILED = tuple((re.compile(entry.pattern, re.IGNORECASE), entry) for entry in LOOKALIKES)
+
+
+def find_lookalike(text: str) -> Lookalike | None:
+    """Return the most telling look-alike in a text; None if there is none."""
+    return next((entry for pattern, entry in _COMPILED if pattern.search(text)), None)

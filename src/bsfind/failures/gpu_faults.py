@@ -11,25 +11,24 @@ from collections.abc import Iterator
 
 from bsfind.errors import BsfindError, GpuFaultError, NoGpuError, TargetError
 
-_GPU = (
-    r"uncorrectable ECC error encountered",  # 214
-    r"uncorrectable NVLink error detected[\w ]*",  # 220
-    r"all CUDA-capable devices are busy or unavailable",  # 46
-    r"no CUDA-capable device is detected",  # 100
-    r"CUDA error: (unknown error)",  # 999: after a reset, a suspend, a driver that crashed
-    r"GPU is lost",
+# `failures.oom` and `bsfind explain` read these texts too, in logs that may have cut them.
+HARDWARE = (
+    r"uncorrectable ECC error( encountered)?"  # 214
+    r"|uncorrectable NVLink error detected[\w ]*|GPU is lost"  # 220
+)
+_UNUSABLE = (
+    r"all CUDA-capable devices are busy or unavailable"  # 46
+    r"|no CUDA-capable device is detected"  # 100
+    r"|(?<=CUDA error: )unknown error"  # 999: after a reset, a suspend, a driver that crashed
 )
 _WATCHDOG = r"the launch timed out and was terminated"  # 702
-_KERNEL = (
-    r"an illegal memory access was encountered",  # 700
-    r"misaligned address",  # 716
-    r"an illegal instruction was encountered",  # 715
-    r"operation not supported on global/shared address space",  # 717
-    r"invalid program counter",  # 718
-    r"unspecified launch failure",  # 719
-    r"hardware stack error",  # 714
+ILLEGAL_ACCESS = r"(an )?illegal memory access( was encountered)?|misaligned address"  # 700, 716
+CRASH = (
+    r"an illegal instruction was encountered"  # 715
+    r"|operation not supported on global/shared address space"  # 717
+    r"|invalid program counter|unspecified launch failure|hardware stack error"  # 718, 719, 714
 )
-_ASSERTION = r"device-side assert triggered"  # 710
+ASSERTION = r"device-side assert\b( triggered)?"  # 710
 
 _LATE = "CUDA tells it late: with `CUDA_LAUNCH_BLOCKING=1` the traceback shows the call that did it"
 
@@ -43,27 +42,27 @@ def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindE
         traceback: of the error, where it may help.
     """
     for text in _texts(error):
-        if said := _first(_GPU, text):
+        if said := _first(f"{HARDWARE}|{_UNUSABLE}", text):
             return GpuFaultError(
                 f"the GPU failed: {said}, {doing}",
                 detail="The model is not to blame. What ran before is in the report.",
                 hint="`nvidia-smi` and `dmesg | grep Xid` show more; a reset or a restart may help",
             )
-        if said := _first((_WATCHDOG,), text):
+        if said := _first(_WATCHDOG, text):
             return GpuFaultError(
                 f"the GPU's watchdog ended a kernel: {said}, {doing}",
                 detail="The driver allows a kernel some seconds on a GPU that drives a display. What ran "
                 "before is in the report.",
                 hint="use a GPU without a display, or stay below with `--max-batch-size`",
             )
-        if said := _first(_KERNEL, text):
+        if said := _first(f"{ILLEGAL_ACCESS}|{CRASH}", text):
             return TargetError(
                 f"a CUDA kernel failed: {said}, {doing}",
                 detail=traceback,
                 hint="the likely cause is a custom kernel of the model, or an index out of range; it can "
                 f"also be the GPU (`dmesg | grep Xid`). {_LATE}",
             )
-        if said := _first((_ASSERTION,), text):
+        if said := _first(ASSERTION, text):
             return TargetError(
                 f"an assertion in a CUDA kernel failed: {said}, {doing}",
                 detail=traceback,
@@ -84,11 +83,9 @@ def gone(error: BsfindError) -> BsfindError:
     )
 
 
-def _first(patterns: tuple[str, ...], text: str) -> str | None:
-    for pattern in patterns:
-        if match := re.search(pattern, text, re.IGNORECASE):
-            return match[match.lastindex or 0]
-    return None
+def _first(pattern: str, text: str) -> str | None:
+    match = re.search(pattern, text, re.IGNORECASE)
+    return match[0] if match else None
 
 
 def _texts(error: BaseException) -> Iterator[str]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from bsfind.failures.gpu_faults import ASSERTION, CRASH, ILLEGAL_ACCESS
+
 
 class FailureKind(Enum):
     """What an exception says about the batch size that raised it."""
@@ -42,6 +44,11 @@ class OomText:
         """Tell whether the text occurs in `message`."""
         return re.search(self.pattern, message, re.IGNORECASE) is not None
 
+
+HANDLE_FAILED = (
+    r"(CUBLAS|CUDNN|CUSOLVER)_STATUS_NOT_INITIALIZED|(CUDNN|CUSOLVER)_STATUS_INTERNAL_ERROR"
+)
+EXECUTION_FAILED = r"(CUBLAS|CUDNN)_STATUS_EXECUTION_FAILED"
 
 OOM_TEXTS = (
     OomText(
@@ -85,11 +92,14 @@ OOM_TEXTS = (
         "c10/core/impl/alloc_cpu.cpp: the host's memory",
     ),
     OomText(
-        r"CUBLAS_STATUS_NOT_INITIALIZED|CUDNN_STATUS_NOT_INITIALIZED|CUDNN_STATUS_EXECUTION_FAILED"
-        r"|CUBLAS_STATUS_EXECUTION_FAILED|CUSOLVER_STATUS_(NOT_INITIALIZED|INTERNAL_ERROR)"
-        r"|CUDNN_STATUS_INTERNAL_ERROR",
-        "seen on a full card where a library could not make its handle or load a kernel; also the "
-        "echo of an earlier device-side fault",
+        HANDLE_FAILED,
+        "seen on a full card where a library could not make its handle; also the echo of an earlier "
+        "device-side fault",
+        conclusive=False,
+    ),
+    OomText(
+        EXECUTION_FAILED,
+        "seen on a full card where a library could not load a kernel; also the echo of such a fault",
         conclusive=False,
     ),
 )
@@ -108,11 +118,8 @@ SIZE_LIMIT_TEXTS = (
 """Texts of kernels that cannot index so many elements (grid limits, 32-bit indices)."""
 
 # Not "device-side assertions": the advice that ends every CUDA error, out of memory included.
-DEVICE_FAULT = re.compile(
-    r"Assertion .{0,200} failed|device-side assert\b|illegal memory access|misaligned address"
-    r"|unspecified launch failure",
-    re.IGNORECASE | re.DOTALL,
-)
+KERNEL_ASSERTION = rf"Assertion .{{0,200}} failed|{ASSERTION}"
+DEVICE_FAULT = re.compile(f"{KERNEL_ASSERTION}|{ILLEGAL_ACCESS}|{CRASH}", re.IGNORECASE | re.DOTALL)
 """Faults of a kernel, which libraries echo as failures of their own (cudaGetErrorString, CUDA 13)."""
 
 BATCH_NORM_REFUSAL = "batch norm refuses a batch of one in training"

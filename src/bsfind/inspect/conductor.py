@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from bsfind import __version__
 from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.inspect.records import InspectionReport, PrecisionInspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
-from bsfind.search.events import Progress
+from bsfind.search.assumptions import assumption_of_output, assumptions_of, stand_in_warning
+from bsfind.search.events import Events, Progress
 from bsfind.search.finder import precisions_of, unsupported
-from bsfind.search.predictor import twin_of
-from bsfind.search.report_builder import assumption_of_output, assumptions_of, stand_in_warning
+from bsfind.search.predict_first import simulated_counterpart
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
@@ -22,15 +22,13 @@ from bsfind.worker.client import Worker
 class Inspector:
     """Finds out what memory is made of at the batch size of the settings.
 
-    On a machine with a GPU its twin of the catalogue is simulated: that a GPU says how much is
-    allocated does not tell who allocated it.
+    On a machine with a GPU its counterpart in the catalogue is simulated: a GPU says how much is
+    allocated, but not what allocated it.
 
     Args:
         settings: what to inspect; they name a batch size.
         command: the command line, for the report.
-        on_no_gpu: asked for a device where `auto` finds no GPU at all; None: there is no other.
-        on_progress: told before each step.
-        on_output: gets every line that the user's code prints.
+        events: told what goes on.
     """
 
     def __init__(
@@ -38,18 +36,14 @@ class Inspector:
         settings: Settings,
         *,
         command: Sequence[str] = (),
-        on_no_gpu: Callable[[NoGpuError], DeviceChoice | None] = lambda _: None,
-        on_progress: Callable[[Progress], None] = lambda _: None,
-        on_output: Callable[[str], None] = lambda _: None,
+        events: Events | None = None,
     ) -> None:
         if settings.batch_size is None:
             raise ValueError("there is no batch size to inspect")
         self._settings = settings
         self._batch_size = settings.batch_size
         self._command = tuple(command)
-        self._on_no_gpu = on_no_gpu
-        self._on_progress = on_progress
-        self._on_output = on_output
+        self._events = events or Events()
         self._clock = TimeBudget(settings.limits.trial_timeout_s, None)
         self._warnings: list[ReportWarning] = []
         self._class_name: str | None = None
@@ -63,7 +57,7 @@ class Inspector:
             BsfindError: the user's code failed, or took too long.
         """
         choice, real = self._choice()
-        with Worker(self._on_output, self._warn) as worker:
+        with Worker(self._events.output, self._warn) as worker:
             device = worker.open(choice, self._clock.for_start())
             results = tuple(
                 self._inspect(worker, device, name)
@@ -96,30 +90,30 @@ class Inspector:
         if choice.is_simulated:
             return choice, None
         try:
-            with Worker(self._on_output, self._warn) as worker:
+            with Worker(self._events.output, self._warn) as worker:
                 real = worker.open(choice, self._clock.for_start())
         except NoGpuError as error:
-            other = self._on_no_gpu(error) if choice.device == "auto" else None
+            other = self._events.no_gpu(error) if choice.device == "auto" else None
             if other is None:
                 raise
             return other, None
-        twin = twin_of(real)
-        if twin is None:
+        counterpart = simulated_counterpart(real)
+        if counterpart is None:
             raise NoDeviceError(
                 f"{real.name} is not a GPU that bsfind can simulate, which is how it inspects",
                 hint="name one that is like it with `--gpu` (`bsfind gpus` lists them)",
             )
-        return twin, real
+        return counterpart, real
 
     def _inspect(self, worker: Worker, device: DeviceInfo, precision: str) -> PrecisionInspection:
         why_not = unsupported(precision, device)
         if why_not is not None:
             return PrecisionInspection(precision=precision, status="unsupported", message=why_not)
-        self._on_progress(Progress(precision=precision, doing="loading"))
+        self._events.progress(Progress(precision=precision, doing="loading"))
         self._class_name = worker.load_to_inspect(
             self._settings.workload, precision, self._clock.for_start()
         )
-        self._on_progress(
+        self._events.progress(
             Progress(precision=precision, doing="inspecting", batch_size=self._batch_size)
         )
         inspected = worker.inspect(

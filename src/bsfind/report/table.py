@@ -17,7 +17,7 @@ from bsfind.report.sentences import (
     sentences,
     tried_before_an_error,
 )
-from bsfind.report.width import fits, labelled, sentence
+from bsfind.report.width import fits, is_utf8, labelled, sentence
 from bsfind.units import format_bytes, format_count
 
 _FITTED = ("precision", "max batch", "recommended")
@@ -146,7 +146,7 @@ def _bar(result: PrecisionResult, console: Console) -> str:
     if fraction is None:
         return "–"
     percent = f"{wording.percentage(fraction):>4}"
-    if console.encoding.lower().replace("-", "") != "utf8":
+    if not is_utf8(console):
         return percent
     eighths = max(0, min(_BAR_WIDTH * 8, round(fraction * _BAR_WIDTH * 8)))
     full, rest = divmod(eighths, 8)

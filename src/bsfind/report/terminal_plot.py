@@ -11,6 +11,7 @@ from rich.text import Text
 
 from bsfind.records import Report, Trial
 from bsfind.report.plot import Picture, batch_size_ticks, memory_ticks, picture_of
+from bsfind.report.width import is_utf8
 
 _NARROWEST = 32
 """Columns below which a plot shows less than the table."""
@@ -47,8 +48,7 @@ def print_plot(report: Report, console: Console) -> None:
     if console.width < _NARROWEST:
         console.print(Text(f"The plot needs {_NARROWEST} columns."), soft_wrap=True)
         return
-    is_utf8 = console.encoding.lower().replace("-", "") == "utf8"
-    glyphs = _UNICODE if is_utf8 else _ASCII
+    glyphs = _UNICODE if is_utf8(console) else _ASCII
     console.print()
     console.print(Text("Peak reserved against batch size", style="dim"), soft_wrap=True)
     for line in _plot(picture, glyphs, console.width):

@@ -26,6 +26,11 @@ def fits(table: Table, console: Console) -> bool:
     return excess(table, console) <= 0
 
 
+def is_utf8(console: Console) -> bool:
+    """Tell whether the console can print every character."""
+    return console.encoding.lower().replace("-", "") == "utf8"
+
+
 def labelled(label: str, style: str, text: str, console: Console) -> Text:
     """Return a sentence behind a coloured label, `hint: …`, as it is to be printed with `soft_wrap`."""
     _, _, rest = sentence(f"{label}: {text}", console).partition(":")

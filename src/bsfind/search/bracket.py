@@ -1,8 +1,8 @@
-"""Which batch size to try next: a binary search that is told where to look.
+"""Which batch size to try next: a binary search that an estimate guides.
 
-The bracket (largest that ran, smallest that did not) is the truth; guesses only say where to probe
-it. A guess is tried from just below, then from just above, each within the tolerance: a right one
-ends the search after two trials. A wrong one costs a few: the probes then move away from it in
+The bracket (the largest size that ran, the smallest above it that did not) is the truth; estimates only say
+where to probe it. An estimate is probed from just below, then from just above, each within the tolerance: a
+right one ends the search after two trials. A wrong one costs a few: the probes then move away from it in
 doubling steps, and halve the bracket whenever they fail to shrink it.
 
 Every probe is rounded to a size that the model accepts (see `AcceptedSizes`). A size that the model's own
@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from bsfind.records import Trial
 from bsfind.search.accepted_sizes import AcceptedSizes, Inquiry
@@ -26,25 +25,24 @@ FIRST_BATCH_SIZE = 5
 prime that few layers have as a factor (see `_prime_near`)."""
 
 _SHARE_AFTER_ONE_TRIAL = 0.85
-"""What of the guess after one trial the second one tries: a guess from a small batch is rough, and
-an out-of-memory trial teaches less than one that ran."""
+"""Share of the estimate that the second trial tries: an estimate from one small batch is rough, and a trial
+that runs out of memory teaches less than one that runs."""
 
-_STEPS_BELOW_EXPECTED = (0.97, 0.85)
-"""Where to look when what was expected does not run: it is seldom far off."""
+_SHARES_BELOW_EXPECTED = (0.97, 0.85)
+"""Where to look when the expected size fails, and the size just below it too."""
+
+_DIVISORS_ABOVE_EXPECTED = (128, 32, 8, 2, 1)
+"""Steps above the expected size where nothing has failed, as divisors of the best size: the expectation is
+seldom far off, so the steps begin at a few percent and reach doubling."""
 
 _GUIDED_PROBES = 2
-"""How many probes beside a guess may fail to halve the bracket before it is halved without it."""
+"""How many probes beside an estimate may fail to halve the bracket before it is halved without it."""
+
+Estimate = Callable[[Sequence[Trial]], int | None]
+"""Estimates the largest batch size that fits from the trials so far; None: not enough is known."""
 
 
-class Guess(Protocol):
-    """Guesses the largest batch size that fits, from the trials so far."""
-
-    def __call__(self, trials: Sequence[Trial]) -> int | None:
-        """Return the guess, or None for want of knowledge."""
-        ...
-
-
-class Search:
+class Bracket:
     """Finds the largest batch size whose trial is `ok`.
 
     Args:
@@ -52,9 +50,9 @@ class Search:
         largest: largest batch size to ask for.
         tolerance: stop when the gap between the largest that ran and the smallest that did not is
             at most this part of the former, or 1; 0 is exact.
-        guess: where to look, once a trial has run.
+        estimate: where to look, once a trial has run.
         first: the first batch size to ask for (moved into the limits).
-        expected: what the answer is expected to be: the search begins there.
+        expected: the answer that a prediction expects: the search begins there.
         sizes: which batch sizes the model accepts, as far as is known; learns from every trial.
 
     Whatever the trials say, it never asks twice, never asks outside its limits or for a size that
@@ -68,7 +66,7 @@ class Search:
         smallest: int,
         largest: int,
         tolerance: float,
-        guess: Guess,
+        estimate: Estimate,
         first: int = FIRST_BATCH_SIZE,
         expected: int | None = None,
         sizes: AcceptedSizes | None = None,
@@ -79,19 +77,19 @@ class Search:
         self._smallest = self.sizes.above(smallest - 1)
         self._largest = self.sizes.at_most(largest)
         self._tolerance = tolerance
-        self._guess = guess
+        self._estimate = estimate
         self._expected = expected
         if expected is not None:
             first = self._just_below(expected)
-        self._first = self._among(first, self._smallest - 1, self._largest)
+        self._first = self._nearest(first, self._smallest - 1, self._largest)
         self._trials: dict[int, Trial] = {}
         self._best: Trial | None = None
         self._failed: int | None = None
-        # Which sizes does the model accept? What is asked of it, and the size that is asked for now.
+        # Questions about the sizes that the model accepts, and the size that they ask for now.
         self._inquiry: Inquiry | None = None
         self._asked: int | None = None
-        # Probes above a guess, while nothing has failed: from the third on, each doubles its step.
-        self._raised = 0 if expected is None else 1
+        # Probes since nothing has failed; the first trial counts if it probes the expected size.
+        self._num_probes_above = 0 if expected is None else 1
         # The bracket's width when it was last halved, and the guided probes since.
         self._halved_width = self._largest
         self._guided = 0
@@ -134,10 +132,10 @@ class Search:
     def be_exact(self) -> None:
         """Leave nothing to the tolerance from now on: halve the bracket to its end."""
         self._tolerance = 0.0
-        self._expected, self._guess = None, lambda _: None
+        self._expected, self._estimate = None, lambda _: None
 
     def record(self, trial: Trial) -> None:
-        """Take in the trial of the batch size that was asked for, or what a second one says of it."""
+        """Take in the trial of a batch size that was asked for; a second one replaces the first."""
         self._trials[trial.batch_size] = trial
         self.sizes.record(trial)
         ran = [t for t in self._trials.values() if t.status == "ok"]
@@ -179,147 +177,117 @@ class Search:
             return self._asked
         if self.is_proven:
             return None
-        if self._best is not None:
-            return self._inside_limits(self._probe(self._best.batch_size))
-        return self._below_failures()
+        if self._best is None:
+            return self._below_failures()
+        best, failed = self._best.batch_size, self.smallest_failed
+        estimate = self._current_estimate(best, failed)
+        if failed is None:
+            return self._nearest(self._probe_above(best, estimate), best, self._largest)
+        return self._nearest(self._probe_between(best, failed, estimate), best, failed - 1)
+
+    def _nearest(self, batch_size: int, below: int, most: int) -> int:
+        """Return the accepted size nearest to `batch_size` of those above `below` and up to `most`."""
+        size = self.sizes.at_most(min(batch_size, most))
+        return size if size > below else self.sizes.above(below)
+
+    # Where every size has failed so far.
 
     def _below_failures(self) -> int | None:
         """Return a batch size below those that have all failed; None if none is left."""
         if self._failed is None:
             # Refusals alone: of one sample, by batch norm, which leaves all others.
             size = self.sizes.above(self._smallest - 1)
-            return size if self._may_ask(size) and not self._has_only_refusals else None
-        below = self._step_below(self._failed)
+            only_refusals = all(t.error_kind == "refused" for t in self._trials.values())
+            return size if self._may_ask(size) and not only_refusals else None
+        below = self._probe_below(self._failed)
         size = max(self.sizes.at_most(below), self.sizes.above(self._smallest - 1))
         return size if self._may_ask(size) else None
 
-    @property
-    def _has_only_refusals(self) -> bool:
-        return all(trial.error_kind == "refused" for trial in self._trials.values())
-
-    def _step_below(self, failed: int) -> int:
-        if self._expected is None or len(self._trials) > 1 + len(_STEPS_BELOW_EXPECTED):
+    def _probe_below(self, failed: int) -> int:
+        """Return where to look below the smallest size: half, but near an expectation not at once."""
+        num_failed = len(self._trials)
+        if self._expected is None or num_failed > 1 + len(_SHARES_BELOW_EXPECTED):
             return failed // 2
-        if len(self._trials) == 1:
-            return failed - self._gap(failed)  # mostly it is off by one or two, and this proves it
-        return min(failed - 1, int(failed * _STEPS_BELOW_EXPECTED[len(self._trials) - 2]))
+        if num_failed == 1:
+            return failed - self._gap(failed)  # an expectation is often off by one or two
+        return min(failed - 1, int(failed * _SHARES_BELOW_EXPECTED[num_failed - 2]))
+
+    # Where sizes have run.
+
+    def _current_estimate(self, best: int, failed: int | None) -> int | None:
+        """Return the expected size as long as no trial contradicts it, then what the trials tell."""
+        expected = self._expected
+        if expected is not None and best <= expected and (failed is None or expected < failed):
+            return expected
+        return self._estimate(self.trials)
+
+    def _probe_above(self, best: int, estimate: int | None) -> int:
+        """Return where to look while nothing has failed."""
+        if estimate is None:
+            return best + self._unguided_step(best)
+        if len(self._trials) == 1 and self._expected is None:
+            unit = self.sizes.unit
+            share = int(_SHARE_AFTER_ONE_TRIAL * estimate)
+            return unit * _prime_near(share // unit, above=best // unit)
+        return max(self._just_below(estimate), best + self._guided_step(best))
+
+    def _guided_step(self, best: int) -> int:
+        """Return the least step above the best: 1, a gap, and then twice as much with every probe.
+
+        The first probe is just below the estimate, the second a gap further is just above it. Where both
+        run, the estimate is too low.
+        """
+        self._num_probes_above += 1
+        if self._num_probes_above == 1:
+            return 1
+        doublings = max(0, self._num_probes_above - 3)
+        return self._gap(best) << doublings
+
+    def _unguided_step(self, best: int) -> int:
+        """Return how far above the best to look without an estimate: twice, or a few percent first."""
+        if self._expected is None:
+            return best
+        self._num_probes_above += 1
+        last = len(_DIVISORS_ABOVE_EXPECTED) - 1
+        return max(1, best // _DIVISORS_ABOVE_EXPECTED[min(self._num_probes_above - 2, last)])
+
+    def _probe_between(self, best: int, failed: int, estimate: int | None) -> int:
+        """Return where to look between the best size and the smallest that failed."""
+        width = failed - best
+        has_halved = width <= self._halved_width // 2
+        if has_halved:
+            self._halved_width, self._guided = width, 0
+        num_ran = sum(trial.status == "ok" for trial in self._trials.values())
+        if estimate is None or self._guided == _GUIDED_PROBES or num_ran == 1:
+            self._halved_width, self._guided = width, 0
+            return self._middle(best, failed, is_first_failure=len(self._trials) == num_ran + 1)
+        if estimate >= failed:
+            # It says that a size fits which failed: the truth is just below, or nowhere near.
+            self._guided = _GUIDED_PROBES
+            return max(failed - self._gap(failed), best + width // 2)
+        self._guided += 1
+        below = self._just_below(estimate)
+        return below if best < below else best + self._gap(best)
+
+    @staticmethod
+    def _middle(best: int, failed: int, *, is_first_failure: bool) -> int:
+        """Return the middle of the bracket: of its logarithm where it spans magnitudes."""
+        if failed > 4 * best and not is_first_failure:
+            return math.isqrt(best * failed)
+        return best + (failed - best) // 2
 
     def _gap(self, batch_size: int) -> int:
         """Return how wide the bracket may be at its end, around a batch size."""
         return max(1, int(self._tolerance * batch_size))
 
-    def _among(self, batch_size: int, below: int, most: int) -> int:
-        """Return the accepted size nearest to `batch_size` of those above `below` and up to `most`."""
-        size = self.sizes.at_most(min(batch_size, most))
-        return size if size > below else self.sizes.above(below)
+    def _just_below(self, estimate: int) -> int:
+        """Return the size half a gap below an estimate.
 
-    def _inside_limits(self, batch_size: int) -> int:
-        assert self._best is not None
-        failed = self.smallest_failed
-        most = self._largest if failed is None else failed - 1
-        return self._among(batch_size, self._best.batch_size, most)
-
-    def _probe(self, best: int) -> int:
-        guess, failed = self._look_near(best), self.smallest_failed
-        if failed is None:
-            return self._probe_above(best, guess)
-        width = failed - best
-        if width <= self._halved_width // 2:
-            self._halved_width, self._guided = width, 0
-        if guess is None or self._guided == _GUIDED_PROBES or self._num_ran == 1:
-            self._halved_width, self._guided = width, 0
-            return self._halfway(best, failed)
-        self._guided += 1
-        if guess >= failed:
-            # It says that what failed fits: the truth is most likely just below, or nowhere near.
-            self._guided = _GUIDED_PROBES
-            return max(failed - self._gap(failed), best + width // 2)
-        below = self._just_below(guess)
-        return below if best < below else best + self._gap(best)
-
-    def _look_near(self, best: int) -> int | None:
-        """Return the guess: what was expected, as long as no trial contradicts it."""
-        expected, failed = self._expected, self.smallest_failed
-        if expected is not None and best <= expected and (failed or expected + 1) > expected:
-            return expected
-        return self._guess(self.trials)
-
-    @property
-    def _num_ran(self) -> int:
-        return sum(trial.status == "ok" for trial in self._trials.values())
-
-    def _halfway(self, best: int, failed: int) -> int:
-        """Return the middle of the bracket: of its logarithm where it spans magnitudes."""
-        is_first_failure = len(self._trials) == self._num_ran + 1
-        if failed > 4 * best and not is_first_failure:
-            return math.isqrt(best * failed)
-        return best + (failed - best) // 2
-
-    def _probe_above(self, best: int, guess: int | None) -> int:
-        if guess is None:
-            return best + self._step_without_guess(best)
-        if len(self._trials) == 1 and self._expected is None:
-            unit = self.sizes.unit
-            share = int(_SHARE_AFTER_ONE_TRIAL * guess)
-            return unit * _prime_near(share // unit, above=best // unit)
-        # From just below the guess to just above it, and then ever further.
-        step = self._gap(best) << max(0, self._raised - 2) if self._raised else 1
-        self._raised += 1
-        return max(self._just_below(guess), best + step)
-
-    def _step_without_guess(self, best: int) -> int:
-        """Return how far above the best to look: doubling, but near an expectation not at once."""
-        if self._expected is None:
-            return best
-        self._raised += 1
-        return max(1, best >> max(0, 11 - 2 * self._raised))  # 3 %, 12 %, a half, twice
-
-    def _just_below(self, guess: int) -> int:
-        """Return a batch size from which a right guess is within the tolerance."""
-        return guess - self._gap(guess - self._gap(guess) // 2) // 2
-
-
-class LineThroughPeaks:
-    """Guesses from the peaks of the trials alone: the line through the two largest that ran.
-
-    After one trial, a line through what is resident and what the forward pass kept.
-
-    Args:
-        capacity_bytes: what the search may use.
-    """
-
-    def __init__(self, capacity_bytes: int) -> None:
-        self._capacity = capacity_bytes
-
-    def __call__(self, trials: Sequence[Trial]) -> int | None:
-        """Return the batch size at which the line meets the capacity."""
-        ran = sorted((t for t in trials if t.status == "ok"), key=lambda trial: trial.batch_size)
-        if not ran:
-            return None
-        if len(ran) == 1:
-            return self._from_one(ran[0])
-        low, high = ran[-2:]
-        allocated = self._crossing(low, high, low.peak_allocated_bytes, high.peak_allocated_bytes)
-        reserved = self._crossing(low, high, low.peak_reserved_bytes, high.peak_reserved_bytes)
-        if allocated is None or reserved is None:
-            return allocated or reserved
-        # Fragmentation keeps the allocator from filling the device (the allocated line promises
-        # too much), flushing its cache lets it go on where the reserved line has ended.
-        return (allocated + max(reserved, high.batch_size)) // 2
-
-    def _from_one(self, trial: Trial) -> int | None:
-        if not trial.activation_bytes or trial.resident_bytes is None:
-            return None
-        usable = self._capacity - trial.resident_bytes
-        return max(trial.batch_size, int(usable * trial.batch_size / trial.activation_bytes))
-
-    def _crossing(
-        self, low: Trial, high: Trial, at_low: int | None, at_high: int | None
-    ) -> int | None:
-        if at_low is None or at_high is None or at_high <= at_low:
-            return None
-        slope = (at_high - at_low) / (high.batch_size - low.batch_size)
-        return high.batch_size + int((self._capacity - at_high) / slope)
+        The next probe is a whole gap above this one: a right estimate lies between the two. The gap is
+        taken at a size within it, since it depends on the size.
+        """
+        around = estimate - self._gap(estimate) // 2
+        return estimate - self._gap(around) // 2
 
 
 def _prime_near(number: int, *, above: int) -> int:

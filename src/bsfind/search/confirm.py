@@ -1,4 +1,4 @@
-"""Does the answer hold? The recommended size runs on, in a process of its own, within the budget."""
+"""Confirms the recommended size: it runs for many steps, in a process of its own, within the budget."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from bsfind.errors import TimeLimitError
 from bsfind.records import GlobalBatch, ReportWarning, Trial
 from bsfind.search.accepted_sizes import AcceptedSizes
-from bsfind.search.global_batch import split
-from bsfind.search.recommend import step_down
+from bsfind.search.recommend import split_global_batch, step_down
 from bsfind.search.trials import TrialRunner
 from bsfind.settings import SearchLimits
 from bsfind.worker.client import ModelDoesNotFit
@@ -16,44 +15,40 @@ from bsfind.worker.client import ModelDoesNotFit
 _MAX_ATTEMPTS = 8
 
 _ACCUMULATED = 2
-"""Micro-batches that a confirmed step has where gradients are accumulated: the second one already
-meets the gradients of the first, and so does every further one."""
+"""Micro-batches of a confirmed step where gradients are accumulated: the second one already meets the
+gradients of the first, and so does every further one."""
 
-_COMFORT = 0.94
-"""Down to which part of a size one is sought at which the allocator settles."""
+_SMALLEST_REDUCTION = 0.94
+"""Down to this share of a size, one is sought at which the allocator reaches a steady state."""
 
-_THRASHING = 3
-"""So many flushes of the cache in a step, and training would crawl: then more is given up."""
+_MANY_RETRIES_PER_STEP = 3
+"""Cache flushes per step above which training becomes unusably slow: a larger reduction is worth it."""
 
-COMFORT_OF_PROCESSES = (0.98, 0.94, 0.88, 0.82, 0.76)
-COMFORT_OF_REPLAYS = tuple(1 - percent / 100 for percent in range(1, 25))
-"""Which parts of a size are tried where the allocator does not settle: a process each, or a replay."""
-
-_HEAD_START = 3
-"""A size that runs for a while is given up in larger steps than one that does not run at all: it is not
-the guess that is slightly wrong, something grows."""
+_LATE_FAILURE_ATTEMPTS = 3
+"""A size that fails after it ran for some steps is reduced as if so many attempts had failed before: memory
+grows there, and the estimate is not just slightly wrong."""
 
 
 class Confirmation:
     """Finds the largest size that holds for many steps.
 
-    A size that does not run gives way to a smaller one. One at which the allocator has to flush its
-    cache again and again, which costs time, gives way to one that is slightly smaller if that settles.
+    A size that does not run gives way to a smaller one. One at which the allocator keeps flushing its cache,
+    which costs time, gives way to a slightly smaller one at which it reaches a steady state, if there is one.
 
     Args:
-        precision: for the warnings.
-        limits: of the search.
-        sizes: which the model accepts.
+        precision: named in the warnings.
+        limits: limits of the search.
+        sizes: the sizes that the model accepts.
         budget_bytes: what the process may use.
-        is_everything: whether that is all there is: no headroom is kept.
-        comfort: which parts of a size are tried where the allocator does not settle.
         runner: runs the trials.
-        on_attempt: told before each of them.
+        before_attempt: called with the size before each trial.
+        is_everything: whether the budget is the whole capacity: no headroom is kept.
+        reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
 
     Attributes:
-        trial: of the size that holds; None before there is one.
+        trial: the trial of the size that holds; None before there is one.
         global_batch: how `--global-batch` is reached with it.
-        leaking: the trial that showed a leak: there is no size that lasts.
+        leaking: the trial that showed a leak: no size lasts.
         has_failed: every size that was run failed, so that none can be recommended.
         has_failed_late: some of them ran for as many steps as a trial of the search has.
         warnings: what the reader of the answer must know.
@@ -66,20 +61,20 @@ class Confirmation:
         sizes: AcceptedSizes,
         budget_bytes: int,
         runner: TrialRunner,
-        on_attempt: Callable[[int], None],
+        before_attempt: Callable[[int], None],
         *,
         is_everything: bool,
-        comfort: Sequence[float] = COMFORT_OF_PROCESSES,
+        reductions: Sequence[float],
     ) -> None:
         self._precision = precision
         self._limits = limits
         self._sizes = sizes
         self._budget = budget_bytes
-        self._is_everything = is_everything
-        self._comfort = comfort
-        self._last_parts: GlobalBatch | None = None
         self._runner = runner
-        self._on_attempt = on_attempt
+        self._before_attempt = before_attempt
+        self._is_everything = is_everything
+        self._reductions = reductions
+        self._last_parts: GlobalBatch | None = None
         self.trial: Trial | None = None
         self.global_batch: GlobalBatch | None = None
         self.leaking: Trial | None = None
@@ -95,13 +90,15 @@ class Confirmation:
                 break
             if trial.status == "ok":
                 self._accept(trial)
-                self._seek_comfort(trial)
+                self._reduce_until_steady(trial)
                 break
             if trial.is_refused:
                 largest = trial.batch_size - 1  # not for want of memory: the next size may do
                 continue
             failed.append(trial)
-            largest = step_down(trial.batch_size, attempt + _HEAD_START * self._is_late(trial))
+            largest = step_down(
+                trial.batch_size, attempt + _LATE_FAILURE_ATTEMPTS * self._is_late(trial)
+            )
         self.has_failed = self.trial is None and bool(failed)
         self.has_failed_late = self.has_failed and any(map(self._is_late, failed))
         self._warn_failed(failed)
@@ -113,7 +110,7 @@ class Confirmation:
         candidate = parts.micro_batch_size if parts else self._sizes.at_most(largest)
         if candidate < max(self._limits.min_batch_size, 1):
             return None
-        self._on_attempt(candidate)
+        self._before_attempt(candidate)
         trial = self.run(candidate, self._limits.confirm_steps, accumulates=_accumulates(parts))
         if trial.leak is not None:
             self.leaking, self.trial = trial, None
@@ -122,29 +119,32 @@ class Confirmation:
     def _accept(self, trial: Trial) -> None:
         self.trial, self.global_batch = trial, self._last_parts
 
-    def _seek_comfort(self, found: Trial) -> None:
-        """Where the allocator does not settle at a size that runs, look for one at which it does."""
+    def _reduce_until_steady(self, found: Trial) -> None:
+        """Look for a smaller size at which the allocator stops flushing its cache, if it does not here."""
         best = found
-        for part in self._comfort:
-            if not best.steady_alloc_retries or (part < _COMFORT and not _thrashes(best)):
+        for share in self._reductions:
+            if not best.steady_alloc_retries or (
+                share < _SMALLEST_REDUCTION and not _has_many_retries(best)
+            ):
                 break
-            trial = self._attempt(int(found.batch_size * part))
+            trial = self._attempt(int(found.batch_size * share))
             if trial is None or trial.leak is not None:
                 return
             if trial.status == "ok" and (
-                not trial.steady_alloc_retries or (_thrashes(best) and not _thrashes(trial))
+                not trial.steady_alloc_retries
+                or (_has_many_retries(best) and not _has_many_retries(trial))
             ):
                 best = trial
                 self._accept(trial)
         if best.steady_alloc_retries:
-            self._warn_restless(best)
+            self._warn_alloc_retries(best)
 
     def _is_late(self, trial: Trial) -> bool:
-        """Tell whether a failure came later than the trials of the search could see it."""
+        """Tell whether a trial failed later than the trials of the search could see."""
         return trial.steps >= self._limits.steps
 
     def run(self, batch_size: int, steps: int, *, accumulates: bool = False) -> Trial:
-        """Run a size within the budget; what does not run is an answer too."""
+        """Run a size within the budget; out of memory and out of time are answers too."""
         try:
             trial = self._runner.run_within(
                 batch_size,
@@ -164,7 +164,7 @@ class Confirmation:
         limits = self._limits
         if limits.global_batch is None:
             return None
-        return split(
+        return split_global_batch(
             limits.global_batch,
             largest,
             world_size=limits.world_size,
@@ -176,41 +176,43 @@ class Confirmation:
         return _accumulates(self._parts(largest))
 
     def _warn_failed(self, failed: list[Trial]) -> None:
-        """Tell of a size that the search took for good; what a guess missed is nobody's concern."""
-        told = next(
+        """Warn if a size that the search found to fit failed. A missed estimate is not reported."""
+        reported = next(
             (t for t in failed if self._is_everything or t.status != "oom" or self._is_late(t)),
             None,
         )
-        if told is None:
+        if reported is None:
             return
         instead = f"{self.trial.batch_size} is" if self.trial else "nothing is"
-        what = {"oom": "ran out of memory", "timeout": "took too long"}.get(told.status, "failed")
+        what = {"oom": "ran out of memory", "timeout": "took too long"}.get(
+            reported.status, "failed"
+        )
         where = "in a fresh process"
-        if self._sizes.has_run(told.batch_size):
+        if self._sizes.has_run(reported.batch_size):
             where = "ran in the search, but in a fresh process it"
         self.warnings.append(
             ReportWarning(
                 code="confirmation_failed",
-                message=f"{self._precision}: batch size {told.batch_size} {where} {what} after "
-                f"{told.steps} steps; {instead} recommended",
+                message=f"{self._precision}: batch size {reported.batch_size} {where} {what} after "
+                f"{reported.steps} steps; {instead} recommended",
             )
         )
 
-    def _warn_restless(self, trial: Trial) -> None:
+    def _warn_alloc_retries(self, trial: Trial) -> None:
         self.warnings.append(
             ReportWarning(
                 code="alloc_retries",
-                message=f"{self._precision}: batch size {trial.batch_size} fits, but not comfortably: "
-                f"PyTorch flushed its cache {trial.steady_alloc_retries} times in the last "
-                f"{trial.steps - trial.steps // 2} of {trial.steps} steps to go on, which costs time",
+                message=f"{self._precision}: batch size {trial.batch_size} fits, but the allocator keeps "
+                f"flushing its cache ({trial.steady_alloc_retries} retries in the last "
+                f"{trial.steps - trial.steps // 2} of {trial.steps} steps), which slows training",
                 hint="try PYTORCH_ALLOC_CONF=expandable_segments:True, or more `--headroom`",
             )
         )
 
 
-def _thrashes(trial: Trial) -> bool:
-    settled_steps = trial.steps - trial.steps // 2
-    return trial.steady_alloc_retries >= _THRASHING * settled_steps
+def _has_many_retries(trial: Trial) -> bool:
+    steady_steps = trial.steps - trial.steps // 2
+    return trial.steady_alloc_retries >= _MANY_RETRIES_PER_STEP * steady_steps
 
 
 def _accumulates(parts: GlobalBatch | None) -> bool:

@@ -1,8 +1,14 @@
-"""What is known while a search goes on: for the line that a terminal shows."""
+"""What a search tells while it runs, and the one question that it asks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bsfind.errors import NoGpuError
+    from bsfind.records import Trial
+    from bsfind.settings import DeviceChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -10,12 +16,12 @@ class Progress:
     """What is known while the search goes on.
 
     Attributes:
-        precision: being searched.
-        doing: `loading`, `trying`, `confirming` or `timing`.
-        batch_size: being tried; None while loading.
-        best: largest that ran.
-        failed: smallest above it that did not.
-        trials: how many ran in this precision.
+        precision: the precision that is searched.
+        doing: `loading`, `trying`, `confirming`, `timing`, `defragmenting` or `inspecting`.
+        batch_size: the batch size that is tried; None while the model is loaded.
+        best: the largest batch size that ran.
+        failed: the smallest batch size above `best` that did not run.
+        trials: how many trials ran in this precision.
         out_of_memory: how many of them ran out of memory.
     """
 
@@ -26,3 +32,23 @@ class Progress:
     failed: int | None = None
     trials: int = 0
     out_of_memory: int = 0
+
+
+class Events:
+    """Receives what a search tells. This one ignores everything; subclasses override what they need."""
+
+    def progress(self, progress: Progress) -> None:
+        """Called before each step."""
+
+    def trial(self, precision: str, trial: Trial) -> None:
+        """Called after each trial; the report is up to date then."""
+
+    def output(self, line: str) -> None:
+        """Called with every line that the user's code prints, in a thread of its own."""
+
+    def waiting(self, message: str) -> None:
+        """Called once if another bsfind measures on the GPU."""
+
+    def no_gpu(self, error: NoGpuError) -> DeviceChoice | None:
+        """Return the device to use where `auto` finds no GPU; None: there is no other one."""
+        return None

@@ -1,17 +1,15 @@
-"""The conductor: opens the device, searches precision after precision, keeps the report current."""
+"""Opens the device, searches precision after precision, keeps the report current."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from bsfind.errors import (
     BsfindError,
-    NoDeviceError,
     NoGpuError,
     TargetError,
     TimeLimitError,
@@ -20,42 +18,38 @@ from bsfind.errors import (
 from bsfind.failures.gpu_faults import gone
 from bsfind.failures.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.failures.memory_watch import MemoryWatch
-from bsfind.records import (
-    DeviceInfo,
-    ModelInfo,
-    PrecisionResult,
-    Report,
-    ReportStatus,
-    ReportWarning,
-    Trial,
-)
-from bsfind.search.events import Progress
-from bsfind.search.precision import PrecisionSearch
-from bsfind.search.predictor import Predictor
+from bsfind.records import DeviceInfo, ModelInfo, PrecisionResult, Report, ReportWarning
+from bsfind.search.events import Events
+from bsfind.search.policy import Policy, policy_for
+from bsfind.search.precision import PrecisionSearch, Predict
+from bsfind.search.predict_first import Predictor
 from bsfind.search.recommend import recommend
-from bsfind.search.report_builder import assumption_of_output, report_of, stand_in_warning
-from bsfind.search.simulated import SimulatedSearch
-from bsfind.search.trials import SimulatedTrialRunner, TrialRunner
+from bsfind.search.report_builder import SearchState, is_answered, report_of
+from bsfind.search.trials import TrialRunner
 from bsfind.search.variants import remedied, variables_of, why_unsupported
-from bsfind.settings import DeviceChoice, Settings
+from bsfind.settings import Settings
 from bsfind.time_budget import TimeBudget
 from bsfind.units import format_bytes
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-
-class _Kinds(NamedTuple):
-    """Who conducts the trials of one precision."""
-
-    runner: type[TrialRunner]
-    search: type[PrecisionSearch]
-
-
-_OF_A_PRECISION = (TargetError, WorkerError)
+_OF_ONE_PRECISION = (TargetError, WorkerError)
 """Errors that end the search in one precision, and leave the others alone."""
 
-_REAL = _Kinds(TrialRunner, PrecisionSearch)
-_SIMULATED = _Kinds(SimulatedTrialRunner, SimulatedSearch)
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What a search runs on, once the device is open.
+
+    Attributes:
+        settings: what was asked for, with the device that was opened.
+        device: the device as the first worker found it.
+        policy: what its kind makes of trials.
+    """
+
+    settings: Settings
+    device: DeviceInfo
+    policy: Policy
 
 
 class Finder:
@@ -64,13 +58,9 @@ class Finder:
     Args:
         settings: what to run.
         command: the command line, for the report.
-        on_no_gpu: asked for a device where `auto` finds no GPU at all; None: there is no other, and
-            the search fails.
-        on_progress: told before each step.
-        on_trial: told after each trial; `report` is up to date then.
-        on_output: gets every line that the user's code prints.
-        on_wait: told, once, that another bsfind has the GPU.
+        events: told what goes on; `report` is up to date after each trial.
         use_lock: wait for the GPU until no other bsfind measures on it.
+        make_pool: makes the pools of the workers, with the arguments of `WorkerPool`.
 
     Attributes:
         errors: what ended the search before it had an answer: a failure that broke all of it off, a limit;
@@ -83,29 +73,22 @@ class Finder:
         settings: Settings,
         *,
         command: Sequence[str] = (),
-        on_no_gpu: Callable[[NoGpuError], DeviceChoice | None] = lambda _: None,
-        on_progress: Callable[[Progress], None] = lambda _: None,
-        on_trial: Callable[[str, Trial], None] = lambda _precision, _trial: None,
-        on_output: Callable[[str], None] = lambda _: None,
-        on_wait: Callable[[str], None] = lambda _: None,
+        events: Events | None = None,
         use_lock: bool = True,
+        make_pool: Callable[..., WorkerPool] = WorkerPool,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
-        self._on_no_gpu = on_no_gpu
-        self._on_progress = on_progress
-        self._on_trial = on_trial
-        self._on_output = on_output
-        self._on_wait = on_wait
+        self._events = events or Events()
         self._use_lock = use_lock
+        self._make_pool = make_pool
         self._watch = MemoryWatch()
         self._clock = TimeBudget(settings.limits.trial_timeout_s, settings.limits.time_budget_s)
-        self._device: DeviceInfo | None = None
+        self._opened: _Opened | None = None
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
-        self._runners: list[TrialRunner] = []
-        self._searches: dict[str, PrecisionSearch] = {}
+        self._searches: dict[str, PrecisionSearch] = {}  # those of `--compare` aside
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
         self.errors: list[BsfindError] = []
@@ -117,14 +100,19 @@ class Finder:
         Whatever ends it early (Ctrl-C included), `report` tells what is known and no process is
         left behind. Errors are in `errors`.
         """
-        searching = self._settings.batch_size is None
-        searches = len(self._settings.precisions) + len(self._settings.compare)
-        expected = searches * (2 if searching else 1)  # one confirms
-        if self._settings.device.is_simulated:
-            expected = 1
+        expected = 1
+        if not self._settings.device.is_simulated:
+            num_searches = len(self._settings.precisions) + len(self._settings.compare)
+            is_check = self._settings.batch_size is not None
+            expected = num_searches * (1 if is_check else 2)  # one searches, one confirms
         with (
             contextlib.ExitStack() as held,  # the GPU's lock: given up when the pool is gone
-            WorkerPool(self._on_output, self._warn, expected, watch=self._watch) as pool,
+            self._make_pool(
+                expected=expected,
+                on_output=self._events.output,
+                on_warning=self._warn,
+                watch=self._watch,
+            ) as pool,
         ):
             try:
                 self._run(pool, held)
@@ -132,12 +120,12 @@ class Finder:
             except TimeLimitError as error:
                 self.errors.append(self._why_out_of_time(error))
             except BsfindError as error:
-                self.errors.append(gone(error) if self._device else error)
+                self.errors.append(gone(error) if self._opened else error)
         self._settle_failures()
         return self.report
 
     def _why_out_of_time(self, error: TimeLimitError) -> TimeLimitError:
-        """Return the error of the limit that was too short: what was waited for had what was left of all."""
+        """Return the error of the limit that was reached: of the whole search, or of what was waited for."""
         try:
             self._clock.check()
         except TimeLimitError as spent:
@@ -145,13 +133,13 @@ class Finder:
         return error
 
     def _settle_failures(self) -> None:
-        """Failures of single precisions are warnings where another one gave an answer, else errors."""
+        """Turn failures of single precisions into warnings where another one gave an answer, else errors."""
         failed = {
             precision: search.error
             for precision, search in self._searches.items()
-            if isinstance(search.error, _OF_A_PRECISION)
+            if isinstance(search.error, _OF_ONE_PRECISION)
         }
-        if not self._is_answered(self._results):
+        if not is_answered(self._results):
             broken_off = [error for error in self.errors if not isinstance(error, TimeLimitError)]
             self.errors[len(broken_off) : len(broken_off)] = failed.values()
             return
@@ -168,57 +156,64 @@ class Finder:
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
-        with Predictor(self._settings) as predictor:
-            self._device = self._open(worker, held)
-            self._warn_about_neighbours(self._device)
-            kinds = _REAL
-            if self._device.kind == "simulated":
-                kinds = _SIMULATED
+        with Predictor(self._settings, self._make_pool) as predictor:
+            opened = self._opened = self._open(worker, held)
+            self._warn_about_other_processes(opened.device)
+            if not opened.policy.is_measured:
                 pool.expect_no_more()
             pool.prepare()
-            precisions = precisions_of(self._settings, self._device)
-            predictor.begin(self._device, precisions)
-            opened = self._search_all(precisions, kinds, pool, worker, predictor.result)
+            precisions = precisions_of(self._settings, opened.device)
+            predictor.begin(opened.device, precisions)
+            left_over = self._search_all(opened, precisions, pool, worker, predictor.result)
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
-            self._compare(kinds, pool, opened)
+            self._compare(opened, pool, left_over)
+
+    def _open(self, worker: Worker, held: contextlib.ExitStack) -> _Opened:
+        """Open the device that was asked for, or the one to use where there is no GPU."""
+        settings, choice = self._settings, self._settings.device
+        try:
+            if not choice.is_simulated:
+                uuid = worker.identify(choice, self._clock.for_start())
+                lock = held.enter_context(GpuLock(uuid, lock_folder()))
+                warning = hold(lock, self._clock, self._events.waiting, alone=self._use_lock)
+                if warning is not None:
+                    self._warn(warning)
+            device = worker.open(choice, self._clock.for_start())
+        except NoGpuError as error:
+            other = self._events.no_gpu(error) if choice.device == "auto" else None
+            if other is None:
+                raise
+            settings = dataclasses.replace(settings, device=other)
+            device = worker.open(other, self._clock.for_start())
+        return _Opened(settings=settings, device=device, policy=policy_for(device))
 
     def _search_all(
         self,
+        opened: _Opened,
         precisions: Sequence[str],
-        kinds: _Kinds,
         pool: WorkerPool,
         worker: Worker,
-        predicted: Callable[[str], PrecisionResult | None],
+        predict: Predict,
     ) -> Worker | None:
-        """Search every precision; returns a worker that is left over."""
-        assert self._device is not None
-        opened: Worker | None = worker
+        """Search every precision; return a worker that is left over."""
+        left_over: Worker | None = worker
         for precision in precisions:
-            why_not = unsupported(precision, self._device)
+            why_not = unsupported(precision, opened.device)
             if why_not is not None:
                 self._results.append(
                     PrecisionResult(precision=precision, status="unsupported", message=why_not)
                 )
                 continue
-            runner = kinds.runner(self._settings, precision, pool, self._clock, opened)
-            search = kinds.search(
-                precision,
-                self._settings,
-                self._device,
-                runner,
-                self._on_progress,
-                functools.partial(self._on_trial, precision),
-                predicted,
-            )
-            self._search(search, runner)
-            opened = runner.left_over
+            search = self._begin(opened, opened.settings, precision, pool, left_over)
+            self._finish(search, predict)
+            left_over = search.runner.left_over
             if search.error is not None and self._model is None:
                 break  # the model could not be built: it will not be in another precision either
-        return opened
+        return left_over
 
     def _look_at_fragmentation(self) -> None:
-        """See what lies idle in the recommended precision."""
+        """See what expandable segments gain in the recommended precision."""
         best = recommend(self._results, self._settings.limits.objective)
         if best is None:
             return
@@ -229,17 +224,15 @@ class Finder:
             for result in self._results
         ]
 
-    def _compare(self, kinds: _Kinds, pool: WorkerPool, opened: Worker | None) -> None:
-        """Search once more with each remedy, in the precision that is recommended."""
-        assert self._device is not None
+    def _compare(self, opened: _Opened, pool: WorkerPool, left_over: Worker | None) -> None:
+        """Search once more with each change of `--compare`, in the precision that is recommended."""
         best = recommend(self._results, self._settings.limits.objective)
         tried = [result.precision for result in self._results if result.status != "unsupported"]
         if not tried:
             return
         precision = best.precision if best else tried[-1]
         for remedy in self._settings.compare:
-            settings = remedied(self._settings, remedy, precision)
-            why_not = why_unsupported(remedy, simulated=kinds is _SIMULATED)
+            why_not = why_unsupported(remedy, simulated=not opened.policy.is_measured)
             if why_not is not None:
                 self._results.append(
                     PrecisionResult(
@@ -247,51 +240,47 @@ class Finder:
                     )
                 )
                 continue
+            settings = remedied(opened.settings, remedy, precision)
             variables = variables_of(remedy, os.environ)
-            runner = kinds.runner(
-                settings, precision, pool, self._clock, None if variables else opened, variables
-            )
-            search = kinds.search(
-                precision,
-                settings,
-                self._device,
-                runner,
-                self._on_progress,
-                functools.partial(self._on_trial, precision),
-            )
-            self._search(search, runner)
+            worker = None if variables else left_over
+            search = self._begin(opened, settings, precision, pool, worker, variables)
+            self._finish(search)
             if not variables:
-                opened = runner.left_over
+                left_over = search.runner.left_over
 
-    def _open(self, worker: Worker, held: contextlib.ExitStack) -> DeviceInfo:
-        """Open the device that was asked for, or what stands in for a GPU that is not there."""
-        choice = self._settings.device
-        try:
-            if not choice.is_simulated:
-                uuid = worker.identify(choice, self._clock.for_start())
-                lock = held.enter_context(GpuLock(uuid, lock_folder()))
-                warning = hold(lock, self._clock, self._on_wait, alone=self._use_lock)
-                if warning is not None:
-                    self._warn(warning)
-            return worker.open(choice, self._clock.for_start())
-        except NoGpuError as error:
-            other = self._on_no_gpu(error) if self._settings.device.device == "auto" else None
-            if other is None:
-                raise
-        self._settings = dataclasses.replace(self._settings, device=other)
-        return worker.open(other, self._clock.for_start())
+    def _begin(
+        self,
+        opened: _Opened,
+        settings: Settings,
+        precision: str,
+        pool: WorkerPool,
+        worker: Worker | None,
+        variables: Mapping[str, str] | None = None,
+    ) -> PrecisionSearch:
+        runner = TrialRunner(
+            settings,
+            precision,
+            pool,
+            self._clock,
+            keeps_worker=not opened.policy.is_measured,
+            opened=worker,
+            variables=variables,
+        )
+        return PrecisionSearch(
+            precision, settings, opened.device, runner, opened.policy, self._events
+        )
 
-    def _search(self, search: PrecisionSearch, runner: TrialRunner) -> None:
+    def _finish(self, search: PrecisionSearch, predict: Predict | None = None) -> None:
+        """Run a search to its end, and keep what it found."""
         self._current = search
         if search.is_asked_for:
-            self._runners.append(runner)
+            self._searches[search.precision] = search
         try:
-            search.run()
+            search.run(predict)
         finally:
             if search.is_asked_for:
-                self._searches[search.precision] = search
-                self._model = _known_best(runner.model, self._model)
-            for warning in search.warnings:
+                self._model = _known_best(search.runner.model, self._model)
+            for warning in search.all_warnings:
                 self._warn(warning)
             self._results.append(search.result)
             self._current = None
@@ -300,7 +289,7 @@ class Finder:
         if warning not in self._warnings:  # two precisions may say the same
             self._warnings.append(warning)
 
-    def _warn_about_neighbours(self, device: DeviceInfo) -> None:
+    def _warn_about_other_processes(self, device: DeviceInfo) -> None:
         if not device.other_processes:
             return
         named = ", ".join(
@@ -319,75 +308,35 @@ class Finder:
     @property
     def report(self) -> Report:
         """What is known so far."""
-        settings, device = self._settings, self._device
-        results = list(self._results)
-        warnings = list(self._warnings)
-        if self._current is not None:
-            results.append(self._current.result)
-            warnings.extend(self._current.warnings)
-        if (taken := self._watch.warning) is not None:
-            warnings.append(taken)
-        output = next((r.output for r in self._runners if r.output is not None), None)
-        told = self._trial_of_the_answer(results)
-        at = (told.batch_size, told.peak_allocated_bytes) if told else (None, None)
-        if (stand_in := stand_in_warning(output, *at)) is not None:
-            warnings.append(stand_in)
-        # Each worker chooses for itself, all by the same rules.
-        made = dict.fromkeys(made for runner in self._runners for made in runner.assumptions)
-        if (of_output := assumption_of_output(output, *at)) is not None:
-            made[of_output] = None
+        current = [self._current] if self._current is not None else []
+        runners = [search.runner for search in self._searches.values()]
+        taken = self._watch.warning
+        opened = self._opened
         return report_of(
-            settings,
-            self._command,
-            device,
-            self._model,
-            results,
-            warnings,
-            list(made),
-            status=self._status(results),
-            message=self.stopped_by or (self.errors[0].message if self.errors else None),
-            may_recommend=self.stopped_by is None
-            and all(isinstance(error, TimeLimitError) for error in self.errors),
-            duration_s=self._clock.elapsed_s,
-        )
-
-    def _is_answered(self, results: Sequence[PrecisionResult]) -> bool:
-        """Tell whether a precision gave an answer, if only a size that ran before time was over."""
-        return any(
-            result.remedy is None
-            and (
-                result.status in ("ok", "nothing_fits")
-                or (result.status == "unfinished" and result.max_batch_size is not None)
+            SearchState(
+                settings=opened.settings if opened else self._settings,
+                command=self._command,
+                device=opened.device if opened else None,
+                model=self._model,
+                results=(*self._results, *(search.result for search in current)),
+                warnings=(
+                    *self._warnings,
+                    *(warning for search in current for warning in search.all_warnings),
+                    *([taken] if taken is not None else ()),
+                ),
+                # Each worker chooses for itself, all by the same rules.
+                assumptions=tuple(made for runner in runners for made in runner.assumptions),
+                output=next((r.output for r in runners if r.output is not None), None),
+                errors=tuple(self.errors),
+                stopped_by=self.stopped_by,
+                is_finished=self._is_finished,
+                duration_s=self._clock.elapsed_s,
             )
-            for result in results
         )
-
-    def _trial_of_the_answer(self, results: Sequence[PrecisionResult]) -> Trial | None:
-        """Return the trial of the recommended batch size, or the last that ran; None if none did."""
-        trials = [trial for r in results for trial in r.trials if trial.status == "ok"]
-        best = recommend(results, self._settings.limits.objective)
-        if best is not None:
-            trials = [
-                t
-                for r in results
-                if (r.precision, r.remedy) == (best.precision, None)
-                for t in r.trials
-                if t.batch_size == best.batch_size
-            ]
-        return trials[-1] if trials else None
-
-    def _status(self, results: Sequence[PrecisionResult]) -> ReportStatus:
-        fatal = [error for error in self.errors if not isinstance(error, TimeLimitError)]
-        if fatal and not self._is_answered(results):
-            lost_gpu = any(isinstance(error, NoDeviceError) for error in fatal)
-            has_run = any(result.max_batch_size is not None for result in results)
-            return "partial" if lost_gpu and has_run else "failed"
-        timed_out = any(t.status == "timeout" for result in results for t in result.trials)
-        return "complete" if self._is_finished and not timed_out else "partial"
 
 
 def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo | None:
-    """Return the model as a precision found it, with the kind that an earlier one found if it must."""
+    """Return the model as a precision found it, with the kind that an earlier one found if it has none."""
     if model is None or before is None:
         return model or before
     return dataclasses.replace(model, kind=model.kind or before.kind)

@@ -1,9 +1,8 @@
-"""Memory that is reserved and not allocated: what expandable segments buy back of it."""
+"""What expandable segments gain where much memory is reserved and not allocated."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
 from bsfind.records import ExpandableSegments, Trial
@@ -13,7 +12,6 @@ from bsfind.search.recommend import step_down
 from bsfind.search.trials import TrialRunner
 from bsfind.search.variants import with_expandable_segments
 from bsfind.settings import SearchLimits
-from bsfind.simulation.allocator.recording import Recording
 from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.worker.client import ModelDoesNotFit
 
@@ -22,7 +20,6 @@ _MAX_ATTEMPTS = 3
 
 def try_expandable_segments(
     runner: TrialRunner,
-    recordings: Sequence[Recording],
     beside: Trial,
     limits: SearchLimits,
     sizes: AcceptedSizes,
@@ -32,24 +29,23 @@ def try_expandable_segments(
     """Run a larger batch size with expandable segments, in fresh processes.
 
     Args:
-        runner: of this precision.
-        recordings: what trials asked of the allocator, to tell where to look.
-        beside: the trial of the recommended size without them.
-        limits: of the search.
-        sizes: which the model accepts.
+        runner: runs the trials; its recordings tell where to look.
+        beside: the trial of the recommended size without expandable segments.
+        limits: limits of the search.
+        sizes: the sizes that the model accepts.
         budget_bytes: what a process may use.
-        torch_version: whose settings they are.
+        torch_version: the version of torch that runs the trials.
 
     Returns:
         The largest that ran; None if no larger one did, or nothing larger is to be expected.
     """
     variables = with_expandable_segments(os.environ)
     settings = AllocatorSettings.from_environment({**os.environ, **variables}, torch_version)
-    guess = largest_that_fits(recordings, budget_bytes, settings)
-    if guess is None:
+    estimate = largest_that_fits(list(runner.recordings.values()), budget_bytes, settings)
+    if estimate is None:
         idle = (beside.peak_reserved_bytes or 0) - (beside.peak_allocated_bytes or 0)
-        guess = beside.batch_size + beside.batch_size * idle // max(1, budget_bytes)
-    candidate = sizes.at_most(min(guess, limits.max_batch_size))
+        estimate = beside.batch_size + beside.batch_size * idle // max(1, budget_bytes)
+    candidate = sizes.at_most(min(estimate, limits.max_batch_size))
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         if candidate <= beside.batch_size:
             return None

@@ -1,14 +1,11 @@
-"""From trials to one number and its reason. Pure."""
+"""From trials to one batch size and its reason; a global batch as a product. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bsfind.records import PrecisionResult, Recommendation, Trial
-from bsfind.search.accepted_sizes import Form
-
-SATURATION = 0.98
-"""Throughput counts as saturated from this part of the best samples/s on."""
+from bsfind.records import GlobalBatch, PrecisionResult, Recommendation, Trial
+from bsfind.search.accepted_sizes import EVERY_SIZE, Form
 
 BASELINE_PRECISIONS = ("fp32", "tf32")
 """What speed-ups are relative to: the first of these that was measured."""
@@ -18,6 +15,10 @@ _LARGEST_STEP_DOWN = 0.32
 
 _FRAGMENTED = 0.08
 """The part of the reserved memory that may lie idle before another setting is worth a try."""
+
+_WORTHY_SHARE = 0.5
+"""What of the largest micro-batch an exact split may be smaller by, rather than be off by a few
+samples: a prime number of samples is met exactly only one sample at a time."""
 
 
 def step_down(batch_size: int, attempt: int) -> int:
@@ -48,47 +49,6 @@ def is_fragmented(allocated_bytes: int | None, reserved_bytes: int | None) -> bo
     if allocated_bytes is None or reserved_bytes is None:
         return False
     return reserved_bytes - allocated_bytes > _FRAGMENTED * reserved_bytes
-
-
-def saturation(trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial of the smallest batch size whose samples/s is within 2 % of the best."""
-    timed = [trial for trial in trials if trial.samples_per_s is not None]
-    best = max((trial.samples_per_s or 0.0 for trial in timed), default=0.0)
-    enough = [trial for trial in timed if (trial.samples_per_s or 0.0) >= SATURATION * best]
-    return min(enough, key=lambda trial: trial.batch_size, default=None)
-
-
-def next_throughput_probe(
-    trials: Sequence[Trial], largest: int, *, smallest: int, sizes: Form, finely: bool = False
-) -> int | None:
-    """Return the next batch size to time; None when it is known where throughput saturates.
-
-    Halves the batch size while throughput stays within 2 % of the best. That tells saturation to a
-    factor of two; finely, what lies between the last two is bisected to an eighth.
-
-    Args:
-        trials: that ran, whatever for.
-        largest: from where to look downwards.
-        smallest: down to where.
-        sizes: which may be tried.
-        finely: whether to bisect in the end.
-    """
-    enough = saturation(trials)
-    if enough is None:
-        return None
-    floor = sizes.above(smallest - 1)
-    fast = min(enough.batch_size, largest)
-    tried = {trial.batch_size for trial in trials}
-    half = max(sizes.at_most(fast // 2), floor)
-    slower = [size for size in tried if half <= size < fast]
-    if not slower:
-        return half if half < fast else None
-    if not finely:
-        return None
-    slow = max(slower)
-    middle = sizes.at_most((slow + fast) // 2)
-    is_between = slow < middle < fast and fast - slow > max(1, fast // 8)
-    return middle if is_between else None
 
 
 def baseline(results: Sequence[PrecisionResult]) -> PrecisionResult | None:
@@ -158,3 +118,43 @@ def _reason(
     if len(largest) > 1:
         return f"{size}; as large as any of {len(usable)} precisions"
     return f"{size}; the largest of {len(usable)} precisions"
+
+
+def split_global_batch(
+    asked: int, largest: int, *, world_size: int = 1, sizes: Form = EVERY_SIZE
+) -> GlobalBatch | None:
+    """Return the three factors that reach a global batch.
+
+    As few accumulation steps as the memory allows, each of them full: an exact split where there is
+    one with micro-batches of a reasonable size, else the nearest product.
+
+    Args:
+        asked: samples for each optimizer step, over all GPUs.
+        largest: the largest micro-batch that fits.
+        world_size: GPUs.
+        sizes: which a micro-batch may have.
+
+    Returns:
+        None if no micro-batch of these is small enough.
+    """
+    most = sizes.at_most(min(largest, -(-asked // world_size)))
+    if most < 1:
+        return None
+    fewest = -(-asked // (most * world_size))
+    candidates: list[tuple[int, int]] = []
+    for steps in range(max(1, fewest - 1), 2 * fewest + 1):
+        share = asked // (world_size * steps)
+        near = {sizes.at_most(share), min(sizes.above(share), most)}
+        candidates.extend((micro, steps) for micro in near if 1 <= micro <= most)
+    worthy = [(m, s) for m, s in candidates if m >= _WORTHY_SHARE * most]
+    micro, steps = min(
+        worthy or candidates,
+        key=lambda pair: (abs(pair[0] * pair[1] * world_size - asked), pair[1]),
+    )
+    return GlobalBatch(
+        asked=asked,
+        reached=micro * steps * world_size,
+        micro_batch_size=micro,
+        accumulation_steps=steps,
+        world_size=world_size,
+    )

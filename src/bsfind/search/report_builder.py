@@ -1,4 +1,4 @@
-"""From what is known so far to a report: the recommendation, and what the answer rests on."""
+"""From what is known to results and to the report: functions of immutable states."""
 
 from __future__ import annotations
 
@@ -6,24 +6,34 @@ import dataclasses
 import os
 import platform
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from bsfind import __version__
-from bsfind.inputs import InputSpec
+from bsfind.errors import BsfindError, NoDeviceError, TimeLimitError
 from bsfind.records import (
     Assumption,
     DeviceInfo,
+    ExpandableSegments,
+    GlobalBatch,
     ModelInfo,
     OutputMemory,
     PrecisionResult,
+    PredictedPeaks,
     Prediction,
     Recommendation,
+    RefusedSizes,
     Report,
     ReportStatus,
     ReportWarning,
+    ResultStatus,
+    Trial,
 )
-from bsfind.search.recommend import recommend
+from bsfind.search.accepted_sizes import Multiples
+from bsfind.search.assumptions import assumption_of_output, assumptions_of, stand_in_warning
+from bsfind.search.recommend import best_that_leaves, recommend
+from bsfind.search.throughput import saturation
 from bsfind.settings import Settings
 from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.simulation.gpus.accuracy import measured
@@ -39,180 +49,269 @@ _ENVIRONMENT_VARIABLES = (
 )
 
 
-_LARGE_OUTPUT = 0.02
-"""Share of the peak from which on it matters how long a loop keeps the output."""
+@dataclass(frozen=True, kw_only=True)
+class PrecisionState:
+    """What is known of the search in one precision.
 
-
-def report_of(
-    settings: Settings,
-    command: Sequence[str],
-    device: DeviceInfo | None,
-    model: ModelInfo | None,
-    results: Sequence[PrecisionResult],
-    warnings: Sequence[ReportWarning],
-    assumptions: Sequence[Assumption],
-    *,
-    status: ReportStatus,
-    message: str | None,
-    may_recommend: bool = True,
-    duration_s: float,
-) -> Report:
-    """Return the report on a search, finished or not.
-
-    Args:
+    Attributes:
+        precision: the precision (never `amp`).
         settings: what was asked for.
+        device: the device that the trials run on.
+        status: how the search stands.
+        message: why there is no answer; None without a reason.
+        is_out_of_time: whether a limit ended the search.
+        trials: trials of the search, in their order.
+        smallest_failed: the smallest size above the largest that ran that did not run.
+        is_proven: whether nothing within the tolerance is left to try.
+        smallest_useful: the smallest size that the limits allow and the model accepts.
+        refused_sizes: sizes that the model's code refused; None without any.
+        timings: trials that ran for their speed alone.
+        leaking: the trial that showed a leak.
+        confirmed: the trial of the recommended size; None before there is one.
+        has_failed: whether every size that was to be confirmed failed.
+        has_failed_late: whether some of them failed later than a trial of the search could see.
+        global_batch: how `--global-batch` is reached with the recommended size.
+        expandable_segments: what that setting of the allocator gains.
+        predicted: the result of a prediction for this GPU.
+        weights_dtype: see `PrecisionResult`.
+    """
+
+    precision: str
+    settings: Settings
+    device: DeviceInfo
+    status: ResultStatus
+    message: str | None
+    is_out_of_time: bool
+    trials: tuple[Trial, ...]
+    smallest_failed: int | None
+    is_proven: bool
+    smallest_useful: int
+    refused_sizes: RefusedSizes | None
+    timings: tuple[Trial, ...]
+    leaking: Trial | None
+    confirmed: Trial | None
+    has_failed: bool
+    has_failed_late: bool
+    global_batch: GlobalBatch | None
+    expandable_segments: ExpandableSegments | None
+    predicted: PrecisionResult | None
+    weights_dtype: str | None
+
+    @property
+    def budget(self) -> int:
+        """Bytes that the recommended size may use."""
+        capacity = self.device.capacity_bytes
+        if self.settings.batch_size is not None:
+            return capacity
+        return self.settings.limits.headroom.leaves(capacity)
+
+
+def result_of(state: PrecisionState) -> PrecisionResult:
+    """Return the result in one precision, as far as it is known."""
+    trials = state.trials
+    confirmed = state.confirmed
+    if confirmed is not None and not any(
+        trial.batch_size == confirmed.batch_size and trial.status == "ok" for trial in trials
+    ):
+        trials = (*trials, confirmed)
+    if state.leaking is not None and state.leaking not in (*trials, *state.timings):
+        trials = (*trials, state.leaking)
+    ran = [trial for trial in trials if trial.status == "ok"]
+    largest = max(ran, key=lambda trial: trial.batch_size, default=None)
+    enough = saturation([*ran, *(trial for trial in state.timings if trial.status == "ok")])
+    shown = _recommended_trial(state)
+    allocated = shown.peak_allocated_bytes if shown else None
+    reserved = shown.peak_reserved_bytes if shown else None
+    # Nothing runs on a simulated device: nothing is confirmed.
+    confirmation = confirmed if state.device.kind == "cuda" else None
+    return PrecisionResult(
+        precision=state.precision,
+        remedy=state.settings.remedy,
+        status=state.status,
+        max_batch_size=largest.batch_size if largest else None,
+        recommended_batch_size=shown.batch_size if shown else None,
+        is_maximum_proven=state.is_proven and any(t.status == "ok" for t in state.trials),
+        peak_allocated_bytes=allocated,
+        peak_reserved_bytes=reserved,
+        fragmentation_bytes=None if reserved is None or allocated is None else reserved - allocated,
+        peak_fraction=reserved / state.device.total_bytes if reserved else None,
+        samples_per_s=shown.samples_per_s if shown else None,
+        step_time_s=shown.step_time_s if shown else None,
+        verified=confirmation is not None,
+        smallest_failed_batch_size=state.smallest_failed,
+        confirmation=confirmation,
+        saturation_batch_size=enough.batch_size if enough else None,
+        expandable_segments=state.expandable_segments,
+        global_batch=state.global_batch,
+        leak=state.leaking.leak if state.leaking else None,
+        refused_sizes=state.refused_sizes,
+        trials=trials,
+        timings=state.timings,
+        predicted=_predicted_peaks(state.predicted),
+        message=state.message or _why_nothing_is_recommended(state, shown),
+        weights_dtype=state.weights_dtype,
+    )
+
+
+def _recommended_trial(state: PrecisionState) -> Trial | None:
+    """Return the trial of the recommended size: confirmed, or the largest that ran within the budget.
+
+    A size from a search that an error broke off is no recommendation; one that ran before time was over is.
+    """
+    if state.status != "ok" and not state.is_out_of_time:
+        return None
+    if state.confirmed is not None:
+        return state.confirmed
+    if state.leaking is not None or state.has_failed:
+        return None
+    is_check = state.settings.batch_size is not None
+    multiples = Multiples(1 if is_check else state.settings.limits.multiple_of)
+    return best_that_leaves(state.trials, state.budget, multiples)
+
+
+def _why_nothing_is_recommended(state: PrecisionState, shown: Trial | None) -> str | None:
+    if shown is not None or state.status != "ok":
+        return None
+    best = max(trial.batch_size for trial in state.trials if trial.status == "ok")
+    budget = format_bytes(state.settings.limits.headroom.leaves(state.device.capacity_bytes))
+    if state.has_failed_late:
+        return (
+            f"batch size {best} runs, but none that was tried runs on for "
+            f"{state.settings.limits.confirm_steps} steps within the budget of {budget}"
+        )
+    return (
+        f"batch size {best} runs, but none from {state.smallest_useful} on runs within the budget "
+        f"of {budget} (the headroom stays free)"
+    )
+
+
+def _predicted_peaks(result: PrecisionResult | None) -> PredictedPeaks | None:
+    if result is None or result.max_batch_size is None:
+        return None
+    return PredictedPeaks(
+        max_batch_size=result.max_batch_size,
+        recommended_batch_size=result.recommended_batch_size,
+        peak_allocated_bytes=result.peak_allocated_bytes,
+        peak_reserved_bytes=result.peak_reserved_bytes,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchState:
+    """What is known of a whole search.
+
+    Attributes:
+        settings: what was asked for, with the device that was opened.
         command: the command line.
-        device: that answered; None before one was opened.
-        model: as it was loaded; None before it was.
-        results: by precision, and by remedy.
+        device: the device that was opened; None before that.
+        model: the model as it was loaded; None before that.
+        results: results by precision, and by remedy.
         warnings: what the reader must know.
-        assumptions: what the worker has chosen for the steps.
-        status: of the search.
-        message: what ended it, if it did not end by itself.
-        may_recommend: whether a size can be recommended: not where an error or a signal broke it off.
+        assumptions: what the workers have chosen for the steps.
+        output: what the model returned to a loss of bsfind's; None: it is not known.
+        errors: what ended the search before it had an answer.
+        stopped_by: what ended it from outside: `interrupted`, say.
+        is_finished: whether every precision was searched.
         duration_s: seconds since the start.
     """
-    recommendation = recommend(results, settings.limits.objective) if may_recommend else None
+
+    settings: Settings
+    command: tuple[str, ...]
+    device: DeviceInfo | None
+    model: ModelInfo | None
+    results: tuple[PrecisionResult, ...]
+    warnings: tuple[ReportWarning, ...]
+    assumptions: tuple[Assumption, ...]
+    output: OutputMemory | None
+    errors: tuple[BsfindError, ...]
+    stopped_by: str | None
+    is_finished: bool
+    duration_s: float
+
+
+def report_of(state: SearchState) -> Report:
+    """Return the report on a search, finished or not."""
+    settings, device, model = state.settings, state.device, state.model
+    recommendation = None
+    # An error or a signal that broke it off leaves nothing to recommend; a time limit does.
+    if state.stopped_by is None and all(isinstance(e, TimeLimitError) for e in state.errors):
+        recommendation = recommend(state.results, settings.limits.objective)
     if recommendation is not None:
         check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
         recommendation = dataclasses.replace(recommendation, check=check)
-    budget = None
-    headroom = None
-    if device is not None:
-        headroom = settings.limits.headroom.of(device.capacity_bytes)
-        budget = settings.limits.headroom.leaves(device.capacity_bytes)
+    headroom = settings.limits.headroom
+    capacity = device.capacity_bytes if device is not None else None
+    trial = _trial_of_the_answer(state)
+    size_and_peak = (trial.batch_size, trial.peak_allocated_bytes) if trial else (None, None)
+    stand_in = stand_in_warning(state.output, *size_and_peak)
+    of_output = assumption_of_output(state.output, *size_and_peak)
+    chosen = dict.fromkeys((*state.assumptions, *((of_output,) if of_output else ())))
     return Report(
         bsfind_version=__version__,
-        status=status,
-        command=tuple(command),
+        status=_status(state),
+        command=state.command,
         reproduce=shlex.join(["bsfind", *settings.to_argv()]),
         device=device,
-        budget_bytes=budget,
+        budget_bytes=None if capacity is None else headroom.leaves(capacity),
         model=model,
         prediction=_prediction(device, model),
         workload=settings.workload.to_json(),
         search={
             **settings.limits.to_json(),
             **settings.device.to_json(),
-            "headroom_bytes": headroom,
+            "headroom_bytes": None if capacity is None else headroom.of(capacity),
             "precisions": list(settings.precisions),
             "compare": list(settings.compare),
             "batch_size": settings.batch_size,
         },
-        results=tuple(results),
+        results=state.results,
         recommendation=recommendation,
         assumptions=assumptions_of(
-            settings, device, model.optimizer if model else None, assumptions
+            settings, device, model.optimizer if model else None, list(chosen)
         ),
-        warnings=tuple(warnings),
+        warnings=(*state.warnings, *((stand_in,) if stand_in else ())),
         environment=_environment(device),
-        duration_s=duration_s,
-        message=message,
+        duration_s=state.duration_s,
+        message=state.stopped_by or (state.errors[0].message if state.errors else None),
     )
 
 
-def assumptions_of(
-    settings: Settings,
-    device: DeviceInfo | None,
-    optimizer: str | None,
-    of_the_steps: Sequence[Assumption],
-) -> tuple[Assumption, ...]:
-    """Return what the user did not say and bsfind chose, as far as it bears on the answer.
-
-    Args:
-        settings: what was asked for.
-        device: that answered; None before one was opened.
-        optimizer: class of the optimizer; None in inference, or before the model was loaded.
-        of_the_steps: what the worker has chosen for the steps.
-    """
-    made = list(of_the_steps)
-    is_told = any(assumption.what == "optimizer" for assumption in made)
-    if optimizer is not None and "optimizer" not in settings.given and not is_told:
-        made.append(
-            Assumption(
-                what="optimizer",
-                value=optimizer,
-                why="no optimizer was named, and most models are trained with this one; "
-                "`--optimizer` names another",
-            )
+def is_answered(results: Sequence[PrecisionResult]) -> bool:
+    """Tell whether a precision gave an answer, if only a size that ran before time was over."""
+    return any(
+        result.remedy is None
+        and (
+            result.status in ("ok", "nothing_fits")
+            or (result.status == "unfinished" and result.max_batch_size is not None)
         )
-    for number, spec in enumerate(settings.workload.inputs, 1):
-        made.extend(_of_input(spec, number))
-    if settings.device.is_simulated and "gpu" not in settings.given and device is not None:
-        made.append(
-            Assumption(
-                what="GPU",
-                value=device.name,
-                why="no GPU was named, and none is measured; `--gpu` names another",
-            )
-        )
-    return tuple(made)
-
-
-def stand_in_warning(
-    output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
-) -> ReportWarning | None:
-    """Return the warning that a mean stands in for a loss that is not known; None if none does.
-
-    Args:
-        output: what the model returned to the loss; None: it is not known.
-        batch_size: at which the peak is known; None: nowhere.
-        peak_bytes: allocated there.
-    """
-    if output is None or not output.is_stand_in:
-        return None
-    message = "no loss is known for the model's output: its mean is trained, a stand-in"
-    if batch_size is not None and peak_bytes:
-        size = output.bytes_per_sample * batch_size
-        share = size / peak_bytes
-        percent = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
-        message += (
-            f"; at batch size {batch_size:,} the output is {format_bytes(size)} of the peak of "
-            f"{format_bytes(peak_bytes)} ({percent}), of which the real loss may keep several copies"
-        )
-    return ReportWarning(
-        code="loss_stand_in",
-        message=message,
-        hint="name the loss: `--loss cross-entropy`, `--loss mse` or `--loss pkg.mod:fn`, called as "
-        "`fn(output)`; or the whole step: `--step pkg.mod:fn`",
+        for result in results
     )
 
 
-def assumption_of_output(
-    output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
-) -> Assumption | None:
-    """Return what is assumed of the model's output after the loss; None where that matters little.
-
-    Args:
-        output: what the model returned to the loss; None: it is not known.
-        batch_size: at which the peak is known; None: nowhere.
-        peak_bytes: allocated there.
-    """
-    if output is None or batch_size is None or not peak_bytes:
-        return None
-    size = output.bytes_per_sample * batch_size
-    if size < _LARGE_OUTPUT * peak_bytes:
-        return None
-    return Assumption(
-        what="outputs",
-        value="released before the backward pass",
-        why="a loop that keeps a reference to them (`logits, loss = model(x, y)`) needs up to "
-        f"{format_bytes(size)} more at batch size {batch_size:,}",
-    )
+def _status(state: SearchState) -> ReportStatus:
+    fatal = [error for error in state.errors if not isinstance(error, TimeLimitError)]
+    if fatal and not is_answered(state.results):
+        lost_gpu = any(isinstance(error, NoDeviceError) for error in fatal)
+        has_run = any(result.max_batch_size is not None for result in state.results)
+        return "partial" if lost_gpu and has_run else "failed"
+    timed_out = any(t.status == "timeout" for result in state.results for t in result.trials)
+    return "complete" if state.is_finished and not timed_out else "partial"
 
 
-def _of_input(spec: InputSpec, number: int) -> Iterator[Assumption]:
-    name = f"input {number}" if spec.name is None else f"input `{spec.name}`"
-    if "dtype" in spec.assumed:
-        why = "no dtype was given; write one behind the shape: `128:int64`"
-        yield Assumption(what=f"dtype of {name}", value=spec.dtype, why=why)
-    if "range" in spec.assumed:
-        yield Assumption(
-            what=f"values of {name}",
-            value=f"{spec.low}..{spec.high}",
-            why="no range was given, and 0 and 1 are valid in every vocabulary; write one behind the "
-            f"dtype: `{spec.dtype}:0..30522`",
-        )
+def _trial_of_the_answer(state: SearchState) -> Trial | None:
+    """Return the trial of the recommended batch size, or the last that ran; None if none did."""
+    best = recommend(state.results, state.settings.limits.objective)
+    if best is None:
+        trials = [t for r in state.results for t in r.trials if t.status == "ok"]
+    else:
+        trials = [
+            trial
+            for result in state.results
+            if (result.precision, result.remedy) == (best.precision, None)
+            for trial in result.trials
+            if trial.batch_size == best.batch_size
+        ]
+    return trials[-1] if trials else None
 
 
 def _check(settings: Settings, recommendation: Recommendation) -> Settings:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bsfind.records import Trial
-from bsfind.search.accepted_sizes import AcceptedSizes
-from bsfind.search.recommend import next_throughput_probe, saturation
+from bsfind.search.accepted_sizes import AcceptedSizes, Form
 from bsfind.settings import SearchLimits
+
+SATURATION = 0.98
+"""Throughput counts as saturated from this part of the best samples/s on."""
 
 _STEPS = 6
 """Steps of a trial that is run for its speed: the first one warms up."""
@@ -72,3 +74,44 @@ class Timing:
         self._sizes.record(trial)
         self.trials.append(trial)
         return trial
+
+
+def saturation(trials: Sequence[Trial]) -> Trial | None:
+    """Return the trial of the smallest batch size whose samples/s is within 2 % of the best."""
+    timed = [trial for trial in trials if trial.samples_per_s is not None]
+    best = max((trial.samples_per_s or 0.0 for trial in timed), default=0.0)
+    enough = [trial for trial in timed if (trial.samples_per_s or 0.0) >= SATURATION * best]
+    return min(enough, key=lambda trial: trial.batch_size, default=None)
+
+
+def next_throughput_probe(
+    trials: Sequence[Trial], largest: int, *, smallest: int, sizes: Form, finely: bool = False
+) -> int | None:
+    """Return the next batch size to time; None when it is known where throughput saturates.
+
+    Halves the batch size while throughput stays within 2 % of the best. That tells saturation to a
+    factor of two; finely, what lies between the last two is bisected to an eighth.
+
+    Args:
+        trials: that ran, whatever for.
+        largest: from where to look downwards.
+        smallest: down to where.
+        sizes: which may be tried.
+        finely: whether to bisect in the end.
+    """
+    enough = saturation(trials)
+    if enough is None:
+        return None
+    floor = sizes.above(smallest - 1)
+    fast = min(enough.batch_size, largest)
+    tried = {trial.batch_size for trial in trials}
+    half = max(sizes.at_most(fast // 2), floor)
+    slower = [size for size in tried if half <= size < fast]
+    if not slower:
+        return half if half < fast else None
+    if not finely:
+        return None
+    slow = max(slower)
+    middle = sizes.at_most((slow + fast) // 2)
+    is_between = slow < middle < fast and fast - slow > max(1, fast // 8)
+    return middle if is_between else None

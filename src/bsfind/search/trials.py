@@ -25,18 +25,20 @@ class _Loaded:
 
 
 class TrialRunner:
-    """Runs trials of one precision on a real device.
+    """Runs trials of one precision.
 
     Args:
         settings: what to run.
-        precision: in which precision (never `amp`).
+        precision: the precision (never `amp`).
         pool: where workers come from.
         clock: how long they may take.
-        opened: a worker that has opened the device already and has not loaded a model yet.
+        keeps_worker: whether one worker serves trials with any memory limit: nothing runs there that
+            leaves memory behind.
+        opened: a worker that has opened the device and, unless it is kept, has not loaded a model yet.
         variables: environment variables of the workers that differ from this process's.
 
     Attributes:
-        model: the model as the latest worker loaded it, and what its trials tell of its kind; None
+        model: the model as the latest worker loaded it, with the kind that its trials tell; None
             before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
         output: what the model returned to a loss of bsfind's.
@@ -52,6 +54,8 @@ class TrialRunner:
         precision: str,
         pool: WorkerPool,
         clock: TimeBudget,
+        *,
+        keeps_worker: bool,
         opened: Worker | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> None:
@@ -61,6 +65,7 @@ class TrialRunner:
         self._precision = precision
         self._pool = pool
         self._clock = clock
+        self._keeps_worker = keeps_worker
         self._opened = opened
         self._variables = variables
         self._loaded: _Loaded | None = None
@@ -88,7 +93,11 @@ class TrialRunner:
         return self.model
 
     def _worker(self) -> Worker:
-        """Return a worker that has opened the device and holds nothing of it."""
+        """Return a worker that has opened the device and, unless it is kept, holds nothing of it."""
+        if self._keeps_worker:
+            if self._opened is None or not self._opened.is_alive:
+                self._opened = self._open(self._variables)
+            return self._opened
         worker, self._opened = self._opened, None
         return worker or self._open(self._variables)
 
@@ -100,11 +109,11 @@ class TrialRunner:
 
     @property
     def left_over(self) -> Worker | None:
-        """A worker that another precision can have: none, each leaves something on the device."""
-        return None
+        """A worker that another precision can have: the one that is kept."""
+        return self._opened if self._keeps_worker and not self._variables else None
 
     def run(self, batch_size: int, steps: int | None = None) -> Trial:
-        """Run a trial with the whole device, in a worker that may have run others before.
+        """Run a trial that may use the whole device, in a worker that may have run others before.
 
         Args:
             batch_size: samples in a micro-batch.
@@ -123,35 +132,45 @@ class TrialRunner:
         grad_accum: int | None = None,
         variables: Mapping[str, str] | None = None,
     ) -> Trial:
-        """Run a trial in a process of its own, which may use `limit_bytes` of the device.
+        """Run a trial that may use `limit_bytes` of the device: in a fresh worker, unless one is kept.
 
         Args:
             batch_size: samples in a micro-batch.
-            limit_bytes: of the device's memory.
+            limit_bytes: memory limit of the worker.
             steps: optimizer steps.
             grad_accum: micro-batches for each of them; None: as many as the settings say.
-            variables: environment variables of the process that differ from this one's.
+            variables: environment variables of the worker that differ from this process's.
         """
+        workload = self._workload
+        if grad_accum is not None:
+            workload = dataclasses.replace(workload, grad_accum=grad_accum)
+        if self._keeps_worker:
+            self._limit(workload, limit_bytes)
+            return self._run(batch_size, steps)
         if variables is not None:
             self._opened = self._open(variables)
         elif self._has_confirmed:
             self._pool.expect_one_more()
         self._has_confirmed = True
-        self._load(self._accumulating(grad_accum), limit_bytes)
+        self._load(workload, limit_bytes)
         trial = self._run(batch_size, steps)
         self._loaded = None
         return trial
 
-    def _accumulating(self, grad_accum: int | None) -> Workload:
-        if grad_accum is None:
-            return self._workload
-        return dataclasses.replace(self._workload, grad_accum=grad_accum)
+    def _limit(self, workload: Workload, limit_bytes: int) -> None:
+        """Have the worker that is kept ready for a workload within a limit."""
+        loaded = self._loaded
+        if loaded is None or loaded.workload != workload:
+            self._load(workload, limit_bytes)
+        elif loaded.limit_bytes != limit_bytes:
+            loaded.worker.limit_memory(limit_bytes, self._clock.for_start())
+            self._loaded = _Loaded(loaded.worker, workload, limit_bytes)
 
     def _run(self, batch_size: int, steps: int) -> Trial:
-        """Run a trial in the worker that is loaded, and once more with a fresh model if that refuses it.
+        """Run a trial in the worker that is loaded, and once more with a fresh model if it is refused.
 
-        What earlier trials left in the model may be the reason: the position in a queue, a state that has
-        the size of the last batch. It would not be there where a training run begins.
+        State that earlier trials left in the model may be the reason: the position in a queue, a buffer of
+        the last batch's size. A training run begins without it.
         """
         loaded, has_run = self._loaded, self._has_run
         trial = self._ask(batch_size, steps)
@@ -185,35 +204,3 @@ class TrialRunner:
     def check_time(self) -> None:
         """Raise TimeLimitError if the time for the whole search is over."""
         self._clock.check()
-
-
-class SimulatedTrialRunner(TrialRunner):
-    """Runs trials of one precision on a simulated device: one process serves all of them."""
-
-    def _worker(self) -> Worker:
-        if self._opened is None or not self._opened.is_alive:
-            self._opened = self._open(self._variables)
-        return self._opened
-
-    @property
-    def left_over(self) -> Worker | None:
-        """A worker that another precision can have: the one that is in use."""
-        return None if self._variables else self._opened
-
-    def run_within(
-        self,
-        batch_size: int,
-        limit_bytes: int,
-        *,
-        steps: int,
-        grad_accum: int | None = None,
-        variables: Mapping[str, str] | None = None,
-    ) -> Trial:
-        """Run a trial that may use `limit_bytes` of the device (see `TrialRunner.run_within`)."""
-        workload, loaded = self._accumulating(grad_accum), self._loaded
-        if loaded is None or loaded.workload != workload:
-            self._load(workload, limit_bytes)
-        elif loaded.limit_bytes != limit_bytes:
-            loaded.worker.limit_memory(limit_bytes, self._clock.for_start())
-            self._loaded = _Loaded(loaded.worker, workload, limit_bytes)
-        return self._run(batch_size, steps)

@@ -76,10 +76,10 @@ class Worker:
     """One worker process, in a session of its own: Ctrl-C at the terminal does not reach it.
 
     Args:
-        on_output: gets every line that the user's code (or torch) prints.
-        on_warning: gets what the reader of the report must know, each warning once.
+        on_output: called with every line that the user's code (or torch) prints.
+        on_warning: called with what the reader of the report must know, once for each warning.
         variables: environment variables that differ from this process's.
-        watch: gets to know how much memory of the device is left.
+        watch: notified of the device memory that is still available.
 
     Attributes:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
@@ -90,8 +90,8 @@ class Worker:
 
     def __init__(
         self,
-        on_output: Callable[[str], None],
-        on_warning: Callable[[ReportWarning], None] = lambda _: None,
+        on_output: Callable[[str], None] | None = None,
+        on_warning: Callable[[ReportWarning], None] | None = None,
         variables: Mapping[str, str] | None = None,
         *,
         watch: MemoryWatch | None = None,
@@ -138,7 +138,8 @@ class Worker:
                 if not _EXPECTED_OUTPUT.search(line):
                     self._last_lines.append(line)
                     with contextlib.suppress(OSError):  # a full disk: the pipe must be drained
-                        self._on_output(line)
+                        if self._on_output is not None:
+                            self._on_output(line)
 
     def identify(self, choice: DeviceChoice, timeout_s: float) -> str:
         """Return the UUID of the GPU that `open` would open, without taking any of its memory.
@@ -269,8 +270,9 @@ class Worker:
             if isinstance(error, InternalError):
                 self.kill()
             raise error
-        for warning in answer.get("warnings", ()):
-            self._on_warning(ReportWarning(**warning))
+        if self._on_warning is not None:
+            for warning in answer.get("warnings", ()):
+                self._on_warning(ReportWarning(**warning))
         if "assumptions" in answer:
             self.assumptions = tuple(Assumption(**made) for made in answer["assumptions"])
             output = answer["output"]

@@ -144,7 +144,7 @@ class _Server:
         raise InternalError(f"unknown request `{request['do']}`")
 
     def _identify(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bsfind.devices.cuda_choice import identify
+        from bsfind.devices.cuda_gpu import identify
 
         return {"is": "identified", "uuid": identify(DeviceChoice.from_json(request["device"]))}
 

@@ -17,18 +17,18 @@ class WorkerPool:
     has no CUDA context yet and holds no device memory.
 
     Args:
-        on_output: gets every line that the user's code prints.
-        on_warning: gets what the reader of the report must know.
         expected: how many workers will be needed, if all goes well: no more are started early.
-        watch: gets to know how much memory of the device is left.
+        on_output: called with every line that the user's code prints.
+        on_warning: called with what the reader of the report must know.
+        watch: notified of the device memory that is still available.
     """
 
     def __init__(
         self,
-        on_output: Callable[[str], None],
-        on_warning: Callable[[ReportWarning], None],
-        expected: int,
         *,
+        expected: int,
+        on_output: Callable[[str], None] | None = None,
+        on_warning: Callable[[ReportWarning], None] | None = None,
         watch: MemoryWatch | None = None,
     ) -> None:
         self._on_output = on_output
@@ -65,7 +65,7 @@ class WorkerPool:
         return self._in_use
 
     def prepare(self) -> None:
-        """Start the next worker early, if one is expected: the one in use can do without the processor."""
+        """Start the next worker early, if one is expected, while the one in use is not CPU-bound."""
         if self._expected > 0 and self._spare is None:
             self._spare = self._start()
 

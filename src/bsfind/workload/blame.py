@@ -1,22 +1,27 @@
-"""Whose exception it is: the user's code's, or bsfind's own.
+"""Exceptions in a step: whether the user's code or bsfind raised them, and how they are reported.
 
 The frame that raised decides. Frames of torch and of the standard library act for their caller, and
-so do bsfind's own functions that only hand the user's call on, or that raise what PyTorch raises on
-a GPU: those are marked with `stands_for_torch`.
+so do functions of bsfind that only pass the user's call on, or that raise what PyTorch raises on a
+GPU: these are marked with `stands_for_torch`.
 """
 
 from __future__ import annotations
 
 import dis
 import linecache
+import re
 import sys
 import sysconfig
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import Literal, TypeVar
 
 import torch
+
+from bsfind.errors import BsfindError, InternalError, TargetError, UntraceableError
+from bsfind.failures.gpu_faults import device_fault
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = f"{_PACKAGE}/"
@@ -26,28 +31,47 @@ _TORCH = f"{Path(torch.__file__).resolve().parent}/"
 _LIBRARY = f"{Path(sysconfig.get_path('stdlib')).resolve()}/"
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 
-_HANDING_ON: set[CodeType] = set()
+_STANDS_FOR_TORCH: set[CodeType] = set()
+
+# Files through which every call of a module or of the import system passes.
+_PLUMBING = ("torch/nn/modules/module.py", "<frozen importlib", "importlib/__init__.py")
+# What PyTorch's CPU build says where code does not go through `torch.cuda`, which a prediction replaces.
+_CUDA_ONLY = re.compile(
+    r"module 'torch\._C' has no attribute '(\w+)'|cannot import name '(\w+)' from 'torch\._C'"
+    r"|Torch not compiled with CUDA enabled|not linked with support for cuda"
+)
+# Packages with CUDA kernels that PyTorch does not know, and what they raise without a GPU.
+_CUDA_LIBRARIES = frozenset(
+    (
+        *("apex", "bitsandbytes", "causal_conv1d", "deepspeed", "flash_attn", "mamba_ssm"),
+        *("natten", "spconv", "transformer_engine", "triton", "xformers"),
+    )
+)
+_NO_GPU_ERRORS = (AssertionError, AttributeError, ImportError, OSError, RuntimeError)
+_HAS_CUDA = torch.version.cuda is not None
+_MAX_LINES = 60
+_MAX_MESSAGE = 160
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
-_Owner = Literal["handed on", "torch", "library", "step", "bsfind", "user"]
+_Owner = Literal["marked", "torch", "library", "step", "bsfind", "user"]
 
 
 def stands_for_torch(function: _Function) -> _Function:
-    """Mark a function of bsfind that stands between the user's code and torch.
+    """Mark a function of bsfind that runs between the user's code and torch.
 
-    An exception that is raised in its frame is the one that the user's code would get from PyTorch.
-    Only for functions whose own statements cannot fail otherwise.
+    An exception that its frame raises is the one that the user's code would get from PyTorch. Mark
+    only functions whose own statements cannot fail otherwise.
     """
     code = getattr(function, "__code__", None)
     if isinstance(code, CodeType):
-        _HANDING_ON.add(code)
+        _STANDS_FOR_TORCH.add(code)
     return function
 
 
 def _owner(code: CodeType) -> _Owner:
     name = code.co_filename
-    if code in _HANDING_ON:
-        return "handed on"
+    if code in _STANDS_FOR_TORCH:
+        return "marked"
     if name.startswith(_OURS):
         return "step" if name.startswith(_STEP) else "bsfind"
     if name.startswith(_TORCH):
@@ -60,7 +84,7 @@ def _owner(code: CodeType) -> _Owner:
 
 
 def _owners(trace: TracebackType | None) -> list[_Owner]:
-    """Return whose each frame of a traceback is, the one that raised first."""
+    """Return the owner of each frame of a traceback; first that of the frame that raised."""
     owners = []
     while trace is not None:
         owners.append(_owner(trace.tb_frame.f_code))
@@ -71,29 +95,28 @@ def _owners(trace: TracebackType | None) -> list[_Owner]:
 def is_bsfinds_own(error: BaseException) -> bool:
     """Tell whether an exception is a bug in bsfind rather than a failure of the user's code.
 
-    It is if a frame of bsfind raised it, or made the call in which torch raised it. Where an
-    operator that the user's code called was refused by torch, it is the user's, whatever bsfind did
-    in between.
+    It is if a frame of bsfind raised it, or made the call in which torch raised it. Where torch
+    refused an operator that the user's code called, it is the user's, whatever bsfind did in between.
     """
     owners = _owners(error.__traceback__)
-    if isinstance(error, RecursionError):  # any frame may be the one too many
+    if isinstance(error, RecursionError):  # any frame may exceed the limit
         return "user" not in owners and "torch" not in owners
-    if isinstance(error, MemoryError):  # of the host, which the model fills
+    if isinstance(error, MemoryError):  # the model fills the host's memory
         return False
     if is_message_of_torch(error):
         return False
-    if owners[:1] == ["handed on"] and isinstance(error, NameError):
+    if owners[:1] == ["marked"] and isinstance(error, NameError):
         return True
-    handed_on = False
+    has_marked = False
     called_torch = is_from_cpp(error)
     for owner in owners:
-        if owner == "handed on":
-            handed_on = True
+        if owner == "marked":
+            has_marked = True
         elif owner == "torch":
             called_torch = True
         elif owner == "step":
-            return not (handed_on or called_torch)
-        elif owner == "bsfind" and not handed_on:
+            return not (has_marked or called_torch)
+        elif owner == "bsfind" and not has_marked:
             return True
         elif owner == "user":
             return False
@@ -107,16 +130,16 @@ def is_raised_by_user(error: BaseException) -> bool:
 
 
 def is_message_of_torch(error: BaseException) -> bool:
-    """Tell whether an exception is of a class that torch's Python code has for its own purposes.
+    """Tell whether an exception is one that torch's Python code raises for itself.
 
-    Activation checkpointing ends a recomputation by one, from hooks that run under any operator.
+    Activation checkpointing ends a recomputation by such an exception, in hooks of any operator.
     """
     of_torch = type(error).__module__.startswith("torch.")
     return of_torch and _owners(error.__traceback__)[:1] == ["torch"]
 
 
 def raising_package(error: BaseException) -> str | None:
-    """Return the top-level package whose code raised an exception; None: it was not the user's."""
+    """Return the top-level package whose code raised an exception; None for torch's and bsfind's."""
     name, trace = None, error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
@@ -132,11 +155,11 @@ def raising_package(error: BaseException) -> str | None:
 def is_said_for_torch(error: BaseException) -> bool:
     """Tell whether a function marked with `stands_for_torch` raised an exception by itself."""
     owners = _owners(error.__traceback__)
-    return bool(owners) and owners[0] == "handed on" and is_raised(error)
+    return bool(owners) and owners[0] == "marked" and is_raised(error)
 
 
 def is_from_cpp(error: BaseException) -> bool:
-    """Tell whether an error came out of torch's C++, which has no frames."""
+    """Tell whether torch's C++ code raised an error, which has no frames."""
     return isinstance(error, RuntimeError) and not is_raised(error)
 
 
@@ -152,20 +175,20 @@ def is_raised(error: BaseException) -> bool:
 
 
 def is_user_frame(code: CodeType) -> bool:
-    """Tell whether a frame is the user's own: no library's, nor bsfind's."""
+    """Tell whether a frame is of the user's own code, neither a library's nor bsfind's."""
     return _owner(code) == "user" and not any(part in code.co_filename for part in _INSTALLED)
 
 
 def user_line() -> str | None:
-    """Return `file:line` of the innermost of the user's frames that run now; None: there is none."""
+    """Return `file:line` of the innermost frame of the user's own code that runs now, if there is one."""
     frame = _running_frame(is_user_frame)
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame is not None else None
 
 
 def running_code() -> str | None:
-    """Return the line of the user's or a library's code that calls torch now; None: there is none.
+    """Return the line of the user's or a library's code that calls torch now, if there is one.
 
-    As `rpn.py:255 of torchvision: keep = keep[:limit]`; without a library in the user's own files.
+    As `rpn.py:255 of torchvision: keep = keep[:limit]`; the library is left out in the user's files.
     """
     frame = _running_frame(lambda code: _owner(code) == "user")
     if frame is None:
@@ -183,3 +206,149 @@ def _running_frame(is_wanted: Callable[[CodeType], bool]) -> FrameType | None:
     while frame is not None and not is_wanted(frame.f_code):
         frame = frame.f_back
     return frame
+
+
+def _is_plumbing(filename: str) -> bool:
+    return filename.startswith(_OURS) or any(part in filename for part in _PLUMBING)
+
+
+def user_traceback(error: BaseException) -> str:
+    """Return the traceback with the frames of bsfind and of torch's call machinery left out.
+
+    Chained exceptions are kept. All frames are kept if none is the user's.
+    """
+    summary = traceback.TracebackException.from_exception(error, capture_locals=False)
+    seen: set[int] = set()
+    link: traceback.TracebackException | None = summary
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        kept = [frame for frame in link.stack if not _is_plumbing(frame.filename)]
+        if kept:
+            link.stack = traceback.StackSummary.from_list(kept)
+        link = link.__cause__ or link.__context__
+    lines = "".join(summary.format()).rstrip().splitlines()
+    if len(lines) > _MAX_LINES:
+        cut = len(lines) - _MAX_LINES
+        lines = [*lines[: _MAX_LINES // 3], f"  … {cut} lines …", *lines[-_MAX_LINES * 2 // 3 :]]
+    return _as_on_cuda("\n".join(lines))
+
+
+def text_of(error: BaseException) -> str:
+    """Return an exception as one short line: `ValueError: too many samples`, `AssertionError in net.py:7`."""
+    if said := _said(error):
+        return said
+    where = _where(error.__traceback__)
+    return f"{type(error).__name__} in {where}" if where else type(error).__name__
+
+
+def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -> BsfindError:
+    """Return the error that reports an exception in the user's code.
+
+    bsfind's own errors are returned unchanged; its bugs become `InternalError`, faults of the GPU
+    errors of the device.
+
+    Args:
+        error: the exception.
+        doing: what bsfind did: `building the model`, `batch size 4 in fp32`.
+        inputs: the model's inputs as text, if there were any.
+    """
+    if isinstance(error, BsfindError):
+        return error
+    if is_bsfinds_own(error):
+        details = "".join(traceback.format_exception(error))
+        return InternalError(f"{type(error).__name__}: {error}, {doing}", detail=details)
+    fault = device_fault(error, doing=doing, traceback=user_traceback(error))
+    if fault is not None:
+        return fault
+    where = _where(error.__traceback__)
+    if not _HAS_CUDA and (needed := _CUDA_ONLY.search(str(error))):
+        name = next((f"`torch._C.{name}`" for name in needed.groups() if name), "CUDA itself")
+        return UntraceableError(
+            f"the code{f' in {where}' if where else ''} needs {name}, which this build of PyTorch "
+            f"does not have, {doing}",
+            detail=user_traceback(error),
+            hint="such code cannot be predicted: `--device cuda` measures, on a machine with a GPU",
+        )
+    what = _said(error) or type(error).__name__
+    package = raising_package(error)
+    if not _HAS_CUDA and package in _CUDA_LIBRARIES and isinstance(error, _NO_GPU_ERRORS):
+        return UntraceableError(
+            f"`{package}` runs CUDA code of its own here, which cannot be predicted: {what}, {doing}",
+            detail=user_traceback(error),
+            hint="`--device cuda` measures, on a machine with a GPU; an optimizer of PyTorch's own "
+            "(`--optimizer adamw`) gives an estimate",
+        )
+    message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
+    if isinstance(error, SystemExit):
+        message = f"the code called `sys.exit({error.code!r})`, {doing}"
+    hint = (
+        f"the inputs were {inputs}{_about_inputs(error)}" if inputs and _about_inputs(error) else ""
+    )
+    return TargetError(message, detail=user_traceback(error), hint=hint)
+
+
+_ARGUMENTS = re.compile(r"forward\(\)|positional argument|keyword argument", re.IGNORECASE)
+_GOT = re.compile(r"\b(?:got|received)\b(?P<given>.*)", re.DOTALL)
+_DIMENSIONS = re.compile(r"\b(\d)[- ]?[dD](?:im\w*)?\b")
+_SIZE = re.compile(r"\[(\d+(?:, \d+)*)\]")
+_DEVICES = re.compile(r"same device|\bis on (the )?cpu\b", re.IGNORECASE)
+_SHAPES = re.compile(
+    r"\b(shapes?|sizes?|dim|dims|dimensions?|dimensional|channels?|stride|view|reshape|broadcast\w*"
+    r"|index \S+ is out of bounds|out of range|\d-?D|unpack|rank)\b",
+    re.IGNORECASE,
+)
+_DTYPES = re.compile(
+    r"\b(dtypes?|scalar ?type|expected .*(type|Tensor)|not implemented for|same type"
+    r"|(Float|Double|Half|BFloat16|Long|Int|Bool|Byte|Char|ComplexFloat)(Tensor)?)\b"
+)
+
+
+def _about_inputs(error: BaseException) -> str:
+    """Return what an error suggests about the inputs, to follow their description; "" for nothing."""
+    text = str(error)
+    if isinstance(error, TypeError) and _ARGUMENTS.search(text):
+        return ": `--input NAME=SHAPE` gives an argument of `forward` by its name"
+    if _DEVICES.search(text):
+        return ": does the code make its own tensors on their device (`device=x.device`)?"
+    front = "bsfind puts the batch dimension in front of each shape"
+    if _has_one_dimension_too_many(text):
+        return f", one dimension too many: shapes have no batch dimension, {front}"
+    if _SHAPES.search(text):
+        return f": do these shapes fit the model? ({front})"
+    return ": do these dtypes fit the model?" if _DTYPES.search(text) else ""
+
+
+def _has_one_dimension_too_many(text: str) -> bool:
+    """Tell whether an error says that an input has one dimension more than a layer takes at most.
+
+    As `Expected 3D (unbatched) or 4D (batched) input to conv2d, but got input of size: [4, 2, 3, 8, 8]`,
+    `expected 4D input (got 5D input)`, `LSTM: Expected input to be 2D or 3D, got 4D instead`.
+    """
+    got = _GOT.search(text)
+    if got is None:
+        return False
+    wanted = [int(count) for count in _DIMENSIONS.findall(text[: got.start()])]
+    size, count = _SIZE.search(got["given"]), re.search(r"\d", got["given"])
+    if not wanted or count is None:
+        return False
+    given = size[1].count(",") + 1 if size else int(count[0])
+    return given == max(wanted) + 1
+
+
+def _said(error: BaseException) -> str | None:
+    lines = _as_on_cuda(str(error)).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:_MAX_MESSAGE]}" if lines else None
+
+
+def _as_on_cuda(text: str) -> str:
+    """Return a text of PyTorch with the tensor types that it would name on a GPU."""
+    text = re.sub(r"\bMeta(\w+)Type\b", r"torch.cuda.\1Tensor", text)
+    return re.sub(r"\b1D meta (?=\w+ tensor)", "1D cuda:0 ", text)
+
+
+def _where(trace: TracebackType | None) -> str | None:
+    """Return `file:line` of the innermost frame that is neither bsfind's nor in site-packages."""
+    for frame in reversed(traceback.extract_tb(trace)):
+        if not _is_plumbing(frame.filename) and "site-packages" not in frame.filename:
+            return f"{Path(frame.filename).name}:{frame.lineno}"
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -100,6 +100,36 @@ class LossOfTerms(Loss):
         for value in values[1:]:
             total = total + value
         return total
+
+
+@stands_for_torch
+def lightning_loss(model: Any, batch: Batch) -> torch.Tensor:
+    """Return the loss of `training_step(batch, 0)`.
+
+    The batch is what a data loader would give: one positional input alone, several as a tuple,
+    keyword inputs as a dict; positional before keyword ones, in a tuple, if there are both.
+
+    Raises:
+        TargetError: manual optimization, or a step that returns no loss.
+    """
+    if not getattr(model, "automatic_optimization", True):
+        raise TargetError(
+            "a LightningModule with manual optimization runs its own steps",
+            hint="pass the step as a function: `--step pkg.mod:fn`, called as `fn(model, *inputs)`",
+        )
+    result = model.training_step(_loader_batch(batch), 0)
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, torch.Tensor):
+        raise TargetError(f"`training_step` returned `{type(result).__name__}`, not a loss")
+    return loss
+
+
+def _loader_batch(batch: Batch) -> Any:
+    if not batch.args:
+        return batch.kwargs
+    if batch.kwargs:
+        return (*batch.args, *batch.kwargs.values())
+    return batch.args[0] if len(batch.args) == 1 else batch.args
 
 
 def make_loss(name: str) -> Loss:

@@ -1,10 +1,10 @@
-"""The optimizer, by its name in torch.optim or by the user's import path."""
+"""The optimizer: a class of torch.optim, the user's, or the one that a LightningModule configures."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -74,3 +74,26 @@ def _factory(name: str) -> Callable[..., Any]:
             hint="`--optimizer adamw`, or another first-order optimizer",
         )
     return found
+
+
+@stands_for_torch
+def configured_optimizer(model: Any) -> torch.optim.Optimizer:
+    """Return the first optimizer of `configure_optimizers()`, in any of its documented forms.
+
+    Raises:
+        TargetError: it returned none, or several.
+    """
+    made = model.configure_optimizers()
+    if isinstance(made, (list, tuple)) and made and isinstance(made[0], (list, tuple)):
+        made = made[0]  # ([optimizers], [schedulers])
+    if isinstance(made, (list, tuple)):
+        if len(made) != 1:
+            raise TargetError(f"`configure_optimizers` returned {len(made)} optimizers, not one")
+        made = made[0]
+    if isinstance(made, Mapping):
+        made = made.get("optimizer")
+    if not isinstance(made, torch.optim.Optimizer):
+        raise TargetError(
+            f"`configure_optimizers` returned `{type(made).__name__}`, not an optimizer"
+        )
+    return made

@@ -24,19 +24,25 @@ from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
-from bsfind.workload import lightning
-from bsfind.workload.batch_dimension import watching_batch_dimension
 from bsfind.workload.blame import stands_for_torch
-from bsfind.workload.checkpointing import enable_checkpointing
-from bsfind.workload.data_parallel import DATA_PARALLEL_NOTE, on_one_device
 from bsfind.workload.inputs import Batch, batch_maker
-from bsfind.workload.lazy_layers import initialize_lazy_layers
-from bsfind.workload.loss import Loss, LossOfTerms, make_loss
+from bsfind.workload.loss import Loss, LossOfTerms, lightning_loss, make_loss
 from bsfind.workload.loss_choice import LossChoice
-from bsfind.workload.optimizer import make_optimizer
+from bsfind.workload.model import (
+    DATA_PARALLEL_NOTE,
+    build_model,
+    enable_checkpointing,
+    in_channels_last,
+    initialize_lazy_layers,
+    is_lightning_module,
+    keyword_arguments,
+    on_one_device,
+    watching_batch_dimension,
+    weights_dtype,
+)
+from bsfind.workload.optimizer import configured_optimizer, make_optimizer
 from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
-from bsfind.workload.target import build_model, keyword_arguments
 
 _SMALL_BATCH = 2
 """Samples of a forward pass that only says what the model takes and returns; batch norm wants two."""
@@ -108,9 +114,9 @@ class LoadedWorkload:
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
-            model = _in_channels_last(model)
+            model = in_channels_last(model)
         self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
-        self.weights_dtype = None if plan.model_dtype else _weights_dtype(self.model)
+        self.weights_dtype = None if plan.model_dtype else weights_dtype(self.model)
         self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
         if workload.compile:
@@ -142,7 +148,7 @@ class LoadedWorkload:
         return (
             self.workload.mode == "train"
             and self._step_fn is None
-            and lightning.is_lightning_module(self.model)
+            and is_lightning_module(self.model)
         )
 
     def parameter_count(self) -> int:
@@ -218,7 +224,7 @@ class LoadedWorkload:
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return a fresh optimizer: no state of an earlier trial in it."""
         if self.trains_itself:
-            return lightning.configured_optimizer(self.model)
+            return configured_optimizer(self.model)
         return make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)
 
     def make_loss(self) -> Loss:
@@ -238,7 +244,7 @@ class LoadedWorkload:
             if self._step_fn is not None:
                 value = self._step_fn(self._callable, *batch.args, **batch.kwargs)
             elif self.trains_itself:
-                value = lightning.training_loss(self._callable, batch)
+                value = lightning_loss(self._callable, batch)
             else:
                 value = loss(self._noted(self._callable(*batch.args, **batch.kwargs), batch), batch)
         return _checked_loss(value)
@@ -275,29 +281,6 @@ class LoadedWorkload:
         """Let go of the gradients of the last step."""
         for parameter in self.model.parameters():
             parameter.grad = None
-
-
-def _weights_dtype(model: nn.Module) -> str | None:
-    """Return the dtypes of the floating parameters; None if all have float32, or there are none."""
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if dtypes <= {torch.float32}:
-        return None
-    names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    return names[0] if len(names) == 1 else f"mixed {'/'.join(names)}"
-
-
-def _in_channels_last(model: nn.Module) -> nn.Module:
-    """Return the model with the weights of its convolutions in channels_last, 3-D ones included.
-
-    `Module.to(memory_format=...)` takes one format, which suits weights of one rank only.
-    """
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-
-    for tensor in (*model.parameters(), *model.buffers()):
-        wanted = formats.get(tensor.dim())
-        if wanted is not None:
-            tensor.data = tensor.data.contiguous(memory_format=wanted)
-    return model
 
 
 def _checked_loss(value: Any) -> torch.Tensor:

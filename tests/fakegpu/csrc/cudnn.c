@@ -170,7 +170,7 @@ EXPORT int cudnnGetCTCLossWorkspaceSize_v8(void *h, int al, void *d, void *a, vo
 }
 /* dropout, RNN */
 EXPORT int cudnnDropoutGetStatesSize(void *h, size_t *s) {
-  *s = (size_t)current()->sms * 2048 * 48 / 2;
+  *s = dropout_states ? dropout_states : (size_t)current()->sms * 2048 * 48 / 2;
   return 0;
 }
 typedef struct {
@@ -252,9 +252,13 @@ EXPORT int cudnnGetRNNWeightParams(void *h, rnn_t *r, int pl, size_t ws, const c
   }
   return 0;
 }
+/* cuDNN's sizes are not known. FAKE_CUDNN_RECURRENT gives them; without it they are bsfind's guess, which proves
+ * nothing about the guess. */
 EXPORT int cudnnGetRNNTempSpaceSizes(void *h, rnn_t *r, int mode, rdata_t *x, size_t *ws, size_t *rs) {
   size_t tb = (size_t)x->T * x->B, D = r->dir ? 2 : 1, e = esize(r->dtype);
   if (ws) *ws = tb * r->hid * gates(r) * D * e + 4 * MIB;
   if (rs) *rs = mode ? tb * r->hid * (gates(r) + 2) * D * r->layers * e : 0;
+  if (ws && recurrent_workspace) *ws = recurrent_workspace;
+  if (rs && recurrent_reserve) *rs = mode ? recurrent_reserve : 0;
   return 0;
 }

@@ -51,6 +51,7 @@ extern int device_count; /* visible to CUDA */
 extern __thread int current_device;
 extern FILE *trace_file;
 extern size_t cudnn_workspace, cublaslt_workspace, cudnn_version, copy_max;
+extern size_t recurrent_workspace, recurrent_reserve, dropout_states; /* 0: a guess */
 extern int nvml_off;
 typedef enum { D2H_AUTO, D2H_ZERO, D2H_COPY } d2h_t;
 extern d2h_t d2h_mode;

@@ -31,6 +31,7 @@ int device_count;
 static gpu_t *devices[MAX_GPUS]; /* in CUDA's order */
 __thread int current_device;
 FILE *trace_file;
+size_t recurrent_workspace, recurrent_reserve, dropout_states;
 size_t cudnn_workspace, cublaslt_workspace, copy_max = 16 * MIB, cudnn_version = FAKECUDA_CUDNN_VERSION;
 int nvml_off;
 static int spills;
@@ -139,6 +140,19 @@ static void init_others(const char *list) { /* pid:name:size[@gpu],... */
   }
 }
 
+static void init_recurrent(const char *list) { /* workspace,reserve,states */
+  size_t *sizes[] = {&recurrent_workspace, &recurrent_reserve, &dropout_states};
+  char b[64];
+  const char *rest = list;
+  for (int i = 0; i < 3; i++) {
+    size_t n = strcspn(rest, ",");
+    if (!n || (rest[n] == ',') != (i < 2)) bad_setting("FAKE_CUDNN_RECURRENT", list);
+    snprintf(b, sizeof b, "%.*s", (int)n, rest);
+    *sizes[i] = parse_size(b);
+    rest += n + (rest[n] == ',');
+  }
+}
+
 static void init_state(const char *path) {
   int fd = open(path, O_RDWR | O_CREAT, 0666);
   if (fd >= 0 && ftruncate(fd, sizeof(slot_t) * N_SLOTS) == 0) {
@@ -162,6 +176,7 @@ static void read_environment(void) {
   if ((s = getenv("FAKE_GPU_SPILL"))) spills = !strcmp(s, "1");
   if ((s = getenv("FAKE_CUDNN_VERSION")) && *s) cudnn_version = strtoull(s, NULL, 0);
   if ((s = getenv("FAKE_CUDNN_WORKSPACE"))) cudnn_workspace = parse_size(s);
+  if ((s = getenv("FAKE_CUDNN_RECURRENT")) && *s) init_recurrent(s);
   if ((s = getenv("FAKE_CUBLASLT_WORKSPACE"))) cublaslt_workspace = parse_size(s);
   if ((s = getenv("FAKECUDA_COPY_MAX"))) copy_max = parse_size(s);
   if ((s = getenv("FAKECUDA_D2H"))) d2h_mode = !strcmp(s, "zero") ? D2H_ZERO : !strcmp(s, "copy") ? D2H_COPY : D2H_AUTO;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bsfind.inputs import InputSpec, parse_input, parse_input_shape
@@ -37,10 +37,10 @@ class Run:
         return f"{self.case.name}-{self.precision}-{self.batch_size}"
 
     def to_json(self) -> dict[str, Any]:
-        """Return what determines the run, as JSON types."""
+        """Return what the fake GPU runs, as JSON types."""
         return {
             "name": self.case.name,
-            "workload": self.case.workload.to_json(),
+            "workload": (self.case.written_out or self.case.workload).to_json(),
             "precision": self.precision,
             "batch_size": self.batch_size,
             "steps": self.steps,
@@ -63,6 +63,8 @@ class Case:
         branches_on_values: the model reads values that it computed and takes another way because of
             them. The fake GPU computes nothing, so its way may not be the one of hardware.
         builds_on_gpu: the constructor itself needs the GPU.
+        written_out: the same model with the values that it reads written into it, for the fake GPU, which
+            reads zeros; None: the fake GPU runs `workload`.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Case:
     precisions: tuple[str, ...] = STANDARD
     branches_on_values: bool = False
     builds_on_gpu: bool = False
+    written_out: Workload | None = None
 
     def runs(self) -> Iterator[Run]:
         """Yield every combination of batch size and precision."""
@@ -93,6 +96,7 @@ def case(
     precisions: tuple[str, ...] = STANDARD,
     branches_on_values: bool = False,
     builds_on_gpu: bool = False,
+    written_out: str | None = None,
     **workload: Any,
 ) -> Case:
     """Return a case, written as on bsfind's command line.
@@ -109,6 +113,7 @@ def case(
         precisions: see `Case`.
         branches_on_values: see `Case`.
         builds_on_gpu: see `Case`.
+        written_out: the attribute of the model of `Case.written_out`.
         workload: further fields of `Workload`; names of functions (`step`, `loss`, `optimizer`,
             `batch_fn`) that begin with a colon are in `module`.
     """
@@ -116,21 +121,23 @@ def case(
         if str(workload.get(field, "")).startswith(":"):
             workload[field] = f"{module}{workload[field]}"
     optimizer_args = workload.pop("optimizer_args", {})
+    asked = Workload(
+        target=f"{module}:{attribute}",
+        model_args=_as_text(args or {}),
+        inputs=tuple(_spec(text) for text in inputs),
+        optimizer_args=_as_text(optimizer_args),
+        **workload,
+    )
     return Case(
         name=name,
         family=family,
         kind=kind,
-        workload=Workload(
-            target=f"{module}:{attribute}",
-            model_args=_as_text(args or {}),
-            inputs=tuple(_spec(text) for text in inputs),
-            optimizer_args=_as_text(optimizer_args),
-            **workload,
-        ),
+        workload=asked,
         batch_sizes=batch_sizes,
         precisions=precisions,
         branches_on_values=branches_on_values,
         builds_on_gpu=builds_on_gpu,
+        written_out=replace(asked, target=f"{module}:{written_out}") if written_out else None,
     )
 
 

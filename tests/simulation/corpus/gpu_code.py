@@ -101,12 +101,23 @@ class LongestSequence(nn.Module):
         super().__init__()
         self.embed, self.net = nn.Embedding(1000, width), nn.Linear(width, width)
 
+    def longest(self, lengths: torch.Tensor) -> int:
+        return int(lengths.max().item())
+
     def forward(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        longest = int(lengths.max().item())
+        longest = self.longest(lengths)
         h = self.net(self.embed(ids[:, :longest]))
         steps = torch.arange(longest, device=ids.device)
         mask = steps[None, :] < lengths[:, None]
         return (h * mask.unsqueeze(-1)).sum(1) / lengths.unsqueeze(1).clamp(min=1)
+
+
+class LongestWrittenOut(LongestSequence):
+    """The same for the lengths of `sentences`."""
+
+    def longest(self, lengths: torch.Tensor) -> int:
+        lengths.max()
+        return 64
 
 
 def sentences(batch_size: int, device: torch.device) -> dict[str, Any]:
@@ -189,6 +200,7 @@ CASES = (
     _case(
         "longest_sequence",
         "LongestSequence",
+        written_out="LongestWrittenOut",
         batch_fn=":sentences",
         batch_sizes=(16,),
         branches_on_values=True,

@@ -30,7 +30,6 @@ def explain(
     """
     from bsfind.cli.console import Terminal
     from bsfind.explain import explanation
-    from bsfind.explain.document import document
     from bsfind.explain.render import print_explanation
 
     try:
@@ -43,7 +42,7 @@ def explain(
             hint="give a log file, or `-`",
         ) from None
     if json:
-        text = json_format.dumps(document(found), indent=2, ensure_ascii=False)
+        text = json_format.dumps(found.to_json(), indent=2, ensure_ascii=False)
         sys.stdout.write(text + "\n")
     else:
         print_explanation(found, Terminal().out)

@@ -26,9 +26,10 @@ from bsfind.workload.blame import (
     is_said_for_torch,
     running_code,
     stands_for_torch,
+    user_error,
     user_line,
+    user_traceback,
 )
-from bsfind.workload.user_traceback import user_error, user_traceback
 
 _MAX_BYTES = 1 << 28
 """Of the tensors of a call that is tried on the CPU."""

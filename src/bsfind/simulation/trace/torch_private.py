@@ -257,7 +257,6 @@ tensor_uses = operator.methodcaller("_use_count")
 """The use count of a tensor; AttributeError where torch does not tell."""
 _storage_use_count = _optional("torch._C._storage_Use_Count")
 suggested_format = _named("torch._prims_common.suggest_memory_format")
-is_dense = _named("torch._prims_common.is_non_overlapping_and_dense_or_false")
 groups_of_tensors = _named("torch._C._group_tensors_by_device_and_dtype")
 replacing_groups_of_tensors = _replacement("_group_tensors_by_device_and_dtype", torch._C)
 

@@ -41,10 +41,10 @@ from bsfind.simulation.trace.torch_private import check_torch
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.units import format_bytes
 from bsfind.workload.loss_choice import LossChoice
+from bsfind.workload.model import build_model, keyword_arguments
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
-from bsfind.workload.target import build_model, keyword_arguments
 
 _DEVICE = torch.device("cuda", 0)
 

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.trace.calls import Args, Kwargs
+from bsfind.simulation.kernels.layouts import is_non_overlapping_and_dense
+from bsfind.simulation.trace.calls import Args, Kwargs, spec_of
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
     current_backward,
     current_node,
-    is_dense,
     sequence_number,
     storage_uses,
     tensor_uses,
@@ -290,5 +290,5 @@ class GradientSums:
         return alone, self._seen
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.is_contiguous() or bool(is_dense(tensor))
+def _is_dense(tensor: Tensor) -> bool:
+    return not tensor.is_sparse and is_non_overlapping_and_dense(spec_of(tensor))

@@ -1,4 +1,7 @@
-"""Which of the machine's GPUs is meant, and what identifies it. Makes no CUDA context."""
+"""The GPU of this machine that was asked for, what identifies it, and how much memory is left on it.
+
+Only `memory_left` needs a CUDA context.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,9 @@ import torch
 
 from bsfind.devices import nvml
 from bsfind.errors import NoDeviceError, NoGpuError
+from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.settings import DeviceChoice
+from bsfind.units import MIB
 
 
 def cuda_device(choice: DeviceChoice) -> torch.device:
@@ -52,7 +57,7 @@ def identify(choice: DeviceChoice) -> str:
 
 
 def unusable(device: torch.device, error: RuntimeError) -> NoDeviceError:
-    """Return the error that reports a device which is there and cannot be opened."""
+    """Return the error that reports a device that exists and cannot be opened."""
     return NoDeviceError(
         f"`{device}` cannot be used: {str(error).splitlines()[0]}",
         hint="`nvidia-smi` shows who holds it",
@@ -64,7 +69,7 @@ def identity(
 ) -> str:
     """Return the UUID of a GPU, or of a slice of one (MIG), as NVML takes it.
 
-    What CUDA says of a slice can be the UUID of the whole card; a process that uses a slice names it in
+    CUDA may give the UUID of the whole card for a slice; a process that uses a slice names it in
     CUDA_VISIBLE_DEVICES (MIG user guide, "CUDA Device Enumeration").
     """
     visible = environment.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -84,4 +89,41 @@ def _why_no_gpu() -> str:
     return (
         f"The driver shows {gpus[0].name}, but torch {torch.__version__} cannot use it: "
         "CUDA_VISIBLE_DEVICES may hide it, or the driver may be too old for this torch."
+    )
+
+
+_OWN_GROWTH = 512 * MIB
+"""What libraries and kernels may take outside the allocator after the device was opened, bytes; used
+where the driver does not tell how much memory this process has (containers, WSL)."""
+
+
+def memory_left(
+    device: torch.device, uuid: str, free_bytes: int, context_bytes: int | None
+) -> MemoryLeft | None:
+    """Return how much of a device's memory PyTorch can use now; None if its context is lost.
+
+    Args:
+        device: the device, which this process has opened.
+        uuid: the `identity` of the device.
+        free_bytes: memory that was free once it was opened.
+        context_bytes: memory of the CUDA context; None if it is not known.
+    """
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+        reserved = torch.cuda.memory_reserved(device)
+    except RuntimeError:
+        return None
+    if free + reserved >= free_bytes:
+        return MemoryLeft(available_bytes=free + reserved)
+    processes = nvml.processes(uuid, total)
+    own = next((p.used_bytes for p in processes if p.pid == os.getpid()), None)
+    if own is not None and context_bytes is not None:
+        others_before = total - free_bytes - context_bytes
+        taken = (total - free - own) - others_before
+    else:
+        taken = free_bytes - free - reserved
+        taken = taken if taken > _OWN_GROWTH else 0
+    return MemoryLeft(
+        available_bytes=free_bytes - max(0, taken),
+        others=tuple(p for p in processes if p.pid != os.getpid()),
     )

@@ -1,7 +1,7 @@
-"""Predicts what the search on a real GPU is going to find, in a process beside it.
+"""Predicts what the search on a real GPU will find, in a process beside it.
 
-A right guess saves a search its first steps. The prediction runs while the first worker loads the
-model, and whatever goes wrong with it is no concern of the search, which then looks for itself.
+A right prediction saves the search its first trials. It is made while the first worker loads the model. If it
+fails, the search runs without it.
 """
 
 from __future__ import annotations
@@ -10,22 +10,24 @@ import contextlib
 import dataclasses
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bsfind.errors import BsfindError, UsageError
 from bsfind.records import DeviceInfo, PrecisionResult
-from bsfind.search.simulated import SimulatedSearch
-from bsfind.search.trials import SimulatedTrialRunner
+from bsfind.search.events import Events
+from bsfind.search.policy import Simulated
+from bsfind.search.precision import PrecisionSearch
+from bsfind.search.trials import TrialRunner
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulation.gpus.catalogue import find_gpu
 from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
-_PATIENCE_S = 30.0
-"""How long a search waits for a prediction, its own model loaded: by then it can find out itself."""
+_TIMEOUT_S = 30.0
+"""How long a search waits for a prediction once its own model is loaded: it can find out itself by then."""
 
-_PATIENCE_SHARE = 0.2
+_TIMEOUT_SHARE = 0.2
 """The most of a time budget that is spent on waiting."""
 
 
@@ -37,16 +39,17 @@ class Predictor:
 
     Args:
         settings: what the real search runs.
+        make_pool: makes the pool of its worker.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, make_pool: Callable[..., WorkerPool]) -> None:
+        self._settings = settings
         self._results: dict[str, PrecisionResult | None] = {}
         self._changed = threading.Condition()
         self._is_over = False
-        self._settings = settings
         limits = settings.limits
         self._clock = TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
-        self._pool = WorkerPool(lambda _: None, lambda _: None, expected=1)
+        self._pool = make_pool(expected=1)
         is_wanted = (
             settings.batch_size is None
             and not settings.device.is_simulated
@@ -58,17 +61,17 @@ class Predictor:
         """Begin to predict.
 
         Args:
-            device: the real GPU, or what stands in for one.
+            device: the device that the search has opened.
             precisions: to predict, in the order in which they will be asked for.
         """
-        choice = twin_of(device) if device.kind == "cuda" else None
+        choice = simulated_counterpart(device) if device.kind == "cuda" else None
         if choice is None or self._worker is None:
             self._is_over = True
             self._pool.close()
             return
-        self._settings = dataclasses.replace(self._settings, device=choice)
+        settings = dataclasses.replace(self._settings, device=choice)
         run = threading.Thread(
-            target=self._run, args=(self._worker, tuple(precisions)), daemon=True
+            target=self._run, args=(settings, self._worker, tuple(precisions)), daemon=True
         )
         run.start()
 
@@ -82,28 +85,26 @@ class Predictor:
 
     def result(self, precision: str) -> PrecisionResult | None:
         """Wait for the prediction in a precision, but not for long; None if there is none."""
-        patience = _PATIENCE_S
+        timeout = _TIMEOUT_S
         if (budget := self._settings.limits.time_budget_s) is not None:
-            patience = min(patience, _PATIENCE_SHARE * budget)
+            timeout = min(timeout, _TIMEOUT_SHARE * budget)
         with self._changed:
             self._changed.wait_for(
-                lambda: precision in self._results or self._is_over, timeout=patience
+                lambda: precision in self._results or self._is_over, timeout=timeout
             )
             return self._results.get(precision)
 
-    def _run(self, first: Worker, precisions: tuple[str, ...]) -> None:
-        worker: Worker | None = first
+    def _run(self, settings: Settings, first: Worker, precisions: tuple[str, ...]) -> None:
+        opened: Worker | None = first
         with contextlib.suppress(BsfindError, OSError, ValueError):
-            device = first.open(self._settings.device, self._clock.for_start())
+            device = first.open(settings.device, self._clock.for_start())
             for precision in precisions:
-                runner = SimulatedTrialRunner(
-                    self._settings, precision, self._pool, self._clock, worker
+                runner = TrialRunner(
+                    settings, precision, self._pool, self._clock, keeps_worker=True, opened=opened
                 )
-                search = SimulatedSearch(
-                    precision, self._settings, device, runner, lambda _: None, lambda _: None
-                )
+                search = PrecisionSearch(precision, settings, device, runner, Simulated(), Events())
                 result = search.run()
-                worker = runner.left_over
+                opened = runner.left_over
                 is_whole = result.status == "ok" and result.is_maximum_proven
                 self._keep(precision, result if is_whole else None)
         with self._changed:
@@ -116,17 +117,17 @@ class Predictor:
             self._changed.notify_all()
 
 
-_SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
+_MIG_SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)
 
 
-def twin_of(device: DeviceInfo) -> DeviceChoice | None:
+def simulated_counterpart(device: DeviceInfo) -> DeviceChoice | None:
     """Return the simulated GPU that is like a real one; None if the catalogue has none.
 
-    A slice of a card (MIG, "NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than the card,
-    on which the choice of kernels and their workspaces depends: the card is no twin of it. Memory may
-    differ from the catalogue's, by ECC or another edition of a card: the twin has what the real one has.
+    A MIG slice ("NVIDIA A100-SXM4-40GB MIG 1g.5gb") has fewer multiprocessors than its card, and the choice
+    of kernels and their workspaces depends on them: the card is not like it. Memory may differ from the
+    catalogue's, by ECC or another edition of a card: the simulated GPU has what the real one has.
     """
-    if _SLICE.search(device.name):
+    if _MIG_SLICE.search(device.name):
         return None
     try:
         gpu = find_gpu(device.name)

@@ -1,0 +1,117 @@
+"""What bsfind assumed where the user did not say: the loss, the optimizer, inputs, what a loop keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from bsfind.inputs import InputSpec
+from bsfind.records import Assumption, DeviceInfo, OutputMemory, ReportWarning
+from bsfind.settings import Settings
+from bsfind.units import format_bytes
+
+_LARGE_OUTPUT = 0.02
+"""Share of the peak from which on it matters how long a loop keeps the output."""
+
+
+def assumptions_of(
+    settings: Settings,
+    device: DeviceInfo | None,
+    optimizer: str | None,
+    of_the_steps: Sequence[Assumption],
+) -> tuple[Assumption, ...]:
+    """Return what the user did not say and bsfind chose, as far as it bears on the answer.
+
+    Args:
+        settings: what was asked for.
+        device: that answered; None before one was opened.
+        optimizer: class of the optimizer; None in inference, or before the model was loaded.
+        of_the_steps: what the worker has chosen for the steps.
+    """
+    made = list(of_the_steps)
+    is_told = any(assumption.what == "optimizer" for assumption in made)
+    if optimizer is not None and "optimizer" not in settings.given and not is_told:
+        made.append(
+            Assumption(
+                what="optimizer",
+                value=optimizer,
+                why="no optimizer was named, and most models are trained with this one; "
+                "`--optimizer` names another",
+            )
+        )
+    for number, spec in enumerate(settings.workload.inputs, 1):
+        made.extend(_of_input(spec, number))
+    if settings.device.is_simulated and "gpu" not in settings.given and device is not None:
+        made.append(
+            Assumption(
+                what="GPU",
+                value=device.name,
+                why="no GPU was named, and none is measured; `--gpu` names another",
+            )
+        )
+    return tuple(made)
+
+
+def stand_in_warning(
+    output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
+) -> ReportWarning | None:
+    """Return the warning that a mean stands in for a loss that is not known; None if none does.
+
+    Args:
+        output: what the model returned to the loss; None: it is not known.
+        batch_size: at which the peak is known; None: nowhere.
+        peak_bytes: allocated there.
+    """
+    if output is None or not output.is_stand_in:
+        return None
+    message = "no loss is known for the model's output: its mean is trained, a stand-in"
+    if batch_size is not None and peak_bytes:
+        size = output.bytes_per_sample * batch_size
+        share = size / peak_bytes
+        percent = "<1 %" if share < 0.005 else f"{share:.0%}".replace("%", " %")
+        message += (
+            f"; at batch size {batch_size:,} the output is {format_bytes(size)} of the peak of "
+            f"{format_bytes(peak_bytes)} ({percent}), of which the real loss may keep several copies"
+        )
+    return ReportWarning(
+        code="loss_stand_in",
+        message=message,
+        hint="name the loss: `--loss cross-entropy`, `--loss mse` or `--loss pkg.mod:fn`, called as "
+        "`fn(output)`; or the whole step: `--step pkg.mod:fn`",
+    )
+
+
+def assumption_of_output(
+    output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
+) -> Assumption | None:
+    """Return what is assumed of the model's output after the loss; None where that matters little.
+
+    Args:
+        output: what the model returned to the loss; None: it is not known.
+        batch_size: at which the peak is known; None: nowhere.
+        peak_bytes: allocated there.
+    """
+    if output is None or batch_size is None or not peak_bytes:
+        return None
+    size = output.bytes_per_sample * batch_size
+    if size < _LARGE_OUTPUT * peak_bytes:
+        return None
+    return Assumption(
+        what="outputs",
+        value="released before the backward pass",
+        why="a loop that keeps a reference to them (`logits, loss = model(x, y)`) needs up to "
+        f"{format_bytes(size)} more at batch size {batch_size:,}",
+    )
+
+
+def _of_input(spec: InputSpec, number: int) -> Iterator[Assumption]:
+    name = f"input {number}" if spec.name is None else f"input `{spec.name}`"
+    if "dtype" in spec.assumed:
+        why = "no dtype was given; write one behind the shape: `128:int64`"
+        yield Assumption(what=f"dtype of {name}", value=spec.dtype, why=why)
+    if "range" in spec.assumed:
+        yield Assumption(
+            what=f"values of {name}",
+            value=f"{spec.low}..{spec.high}",
+            why="no range was given, and 0 and 1 are valid in every vocabulary; write one behind the "
+            f"dtype: `{spec.dtype}:0..30522`",
+        )
