@@ -131,7 +131,7 @@ def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parame
     with TorchFunctionOff():
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return None
-        meta = dispatcher.host.stand_ins.get(parameter)
+        meta = dispatcher.host.replacements.get(parameter)
         if meta is not None:
             return meta
         meta = nn.Parameter(dispatcher.as_host_meta(parameter.detach()), parameter.requires_grad)
@@ -144,7 +144,7 @@ def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parame
             for tensor in (parameter, meta):
                 tensor.__dict__.clear()
                 tensor.__dict__.update(attributes)
-            dispatcher.host.stand_ins[parameter] = meta  # for all modules that share it
+            dispatcher.host.replacements[parameter] = meta  # for all modules that share it
             return meta
     return None
 

@@ -123,7 +123,7 @@ class Dispatcher:
         self._known: dict[tuple[Any, ...], KnownCall] = {}
         self._target: Literal["gpu", "host"] | None = None
         self._met: set[int] = set()  # blocks of what the user's code had kept before
-        recorder.when_a_storage_dies(self.values.forget_storage)
+        recorder.on_free = self.values.forget_storage
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -152,7 +152,7 @@ class Dispatcher:
         Returns:
             Whether nothing was left, or only what the user's code keeps; if not, nothing happens.
         """
-        left = self.recorder.born_since(count)
+        left = self.recorder.alive_since(count)
         if not keeping and any(block not in self._met for block, _ in left):
             return False
         self.hand_over(count)
@@ -161,7 +161,7 @@ class Dispatcher:
 
     def hand_over(self, count: int) -> None:
         """Let what is left of blocks from `count` on be what the user's code keeps (see kept.py)."""
-        for _, storage in self.recorder.born_since(count):
+        for _, storage in self.recorder.alive_since(count):
             KEPT.add(storage, self.values.take(storage))
         self._met.clear()
 
@@ -174,7 +174,7 @@ class Dispatcher:
             if KEPT.has(storage):
                 self._met.add(self.recorder.count)
                 self.values.give(storage, KEPT.take(storage))
-                self.recorder.born(tensor, "kept by the user's code")
+                self.recorder.allocate(tensor, "kept by the user's code")
 
     @contextlib.contextmanager
     def moving(self, target: Literal["gpu", "host"]) -> Iterator[None]:
@@ -194,13 +194,13 @@ class Dispatcher:
     def as_host_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a meta tensor that stands for one in the host's memory."""
         with self.unseen():
-            twin = torch.empty_strided(
+            meta = torch.empty_strided(
                 tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
             )
-            self.host.add(twin)
+            self.host.add(meta)
             if not tensor.is_floating_point() or tensor.numel() <= _MAX_KNOWN_PARAMETER:
-                self.values.set(twin, tensor)
-        return twin
+                self.values.set(meta, tensor)
+        return meta
 
     def is_on_gpu(self, tensor: torch.Tensor) -> bool:
         """Tell a tensor on the simulated GPU from one in the host's memory."""
@@ -370,11 +370,11 @@ class Dispatcher:
                 call = call_of(facts.op, args, kwargs, tuple(outputs))
                 if known is not None:
                     known.call = call
-            self.recorder.called(facts.rule, call, metas, facts.label)
+            self.recorder.call(facts.rule, call, metas, facts.label)
         else:
             for output in metas:
                 if output is not None:
-                    self.recorder.born(output, facts.label)
+                    self.recorder.allocate(output, facts.label)
         fresh: list[torch.Tensor | None] = metas
         if facts.is_aliasing:
             fresh = [None] * len(metas)

@@ -243,10 +243,10 @@ class GradientSums:
         node = current_node()
         if node is None:
             return False
-        born = dispatcher.recorder.birth_node(total.untyped_storage())
-        if born is None:
+        maker = dispatcher.recorder.allocating_node(total.untyped_storage())
+        if maker is None:
             return False
-        if born != sequence_number(node):
+        if maker != sequence_number(node):
             return True
         edges = [edge for edge in node.next_functions if edge[0] is not None]
         return len(set(edges)) < len(edges)
