@@ -23,7 +23,7 @@ from bsfind.errors import UntraceableError
 from bsfind.simulation.gpus.fixed_memory import FixedMemory
 from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.recorder import is_large
-from bsfind.simulation.trace.torch_private import TorchFunctionOff, parameters_of
+from bsfind.simulation.trace.torch_private import TorchFunctionOff, parameters_of, without_fake
 from bsfind.units import format_bytes
 from bsfind.workload.step import LoadedWorkload
 
@@ -249,7 +249,7 @@ class HostOperators:
         if is_factory or "device" in options:
             options["device"] = _META
         dispatcher = self._dispatcher
-        with dispatcher.unseen():
+        with without_fake():
             try:
                 out = facts.op(*mapped(args, _like), **mapped(options, _like))
             except Exception:  # its result depends on values, or it takes no `device`
@@ -260,7 +260,7 @@ class HostOperators:
             return NotImplemented
         for tensor in outputs:
             dispatcher.host.add(tensor)
-        with dispatcher.unseen():
+        with without_fake():
             dispatcher.values.follow_ranges(facts.name, args, kwargs, outputs)
         return out
 

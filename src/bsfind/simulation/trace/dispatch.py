@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import torch
 
-from bsfind.simulation.kernels.call import GpuSpec, Rule, rule_for
+from bsfind.simulation.kernels.call import Rule, rule_for
 from bsfind.simulation.kernels.cuda_checks import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
@@ -88,33 +88,29 @@ class Dispatcher:
     """The fallback of all operators while a step is traced.
 
     Args:
-        recorder: gets the allocations.
-        gpu: whose kernels are modelled.
-        composites: CUDA's ways through composite operators, by `name` or `name.overload`.
+        recorder: records the allocations.
         handlers: by `aten::name` or `aten::name.overload`, for operators that need more than their
             meta kernel.
+        composites: what CUDA decomposes composite operators to, by `name` or `name.overload`.
 
     Attributes:
-        recorder: as given.
+        recorder: records the allocations.
         values: what is known of the values of small tensors.
         reads: answers reads of values that are not known.
-        gpu: as given.
-        host: keys of meta storages that lie in the host's memory: parameters of a model that has
-            not been moved to the GPU.
-        host_operators: run operators on those.
+        host: meta storages that lie in the host's memory: parameters of a model that has not been
+            moved to the GPU.
+        host_operators: runs operators on tensors with such storages.
     """
 
     def __init__(
         self,
         recorder: Recorder,
-        gpu: GpuSpec,
         handlers: dict[str, Handler] | None = None,
         composites: dict[str, Callable[..., Any]] | None = None,
     ) -> None:
         self.recorder = recorder
         self.values = Values()
         self.reads = AssumedReads(recorder.note)
-        self.gpu = gpu
         self.host = HostStorages(self.values.forget_storage)
         self.host_operators = HostOperators(self)
         self._handlers = handlers or {}
@@ -185,15 +181,9 @@ class Dispatcher:
         finally:
             self._target = before
 
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
-        """What is made inside is not recorded here: the caller does it."""
-        with without_fake():
-            yield
-
     def as_host_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a meta tensor that stands for one in the host's memory."""
-        with self.unseen():
+        with without_fake():
             meta = torch.empty_strided(
                 tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
             )
@@ -307,7 +297,7 @@ class Dispatcher:
         else:
             out = self.compute(facts, args, kwargs)
             if adjust is not None:
-                with self.unseen():
+                with without_fake():
                     out = adjust(out)
             if key is not None:
                 known = KnownCall(None) if facts.mutated else KnownCall.of(out, args)

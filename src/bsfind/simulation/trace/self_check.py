@@ -50,7 +50,7 @@ def problems() -> list[str]:
 @contextlib.contextmanager
 def _recording(handlers: dict[str, Any] | None = None) -> Any:
     recorder = Recorder()
-    dispatcher = Dispatcher(recorder, _GPU, handlers)
+    dispatcher = Dispatcher(recorder, handlers)
     with dispatcher.active():
         yield recorder, dispatcher
 

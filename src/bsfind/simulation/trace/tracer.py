@@ -110,7 +110,6 @@ class Tracer:
         self._composites = CudaComposites(gpu)
         self._dispatcher = Dispatcher(
             self._recorder,
-            gpu,
             {
                 **value_handlers(),
                 **meta_kernel_gaps.handlers(),

@@ -1,8 +1,8 @@
 """Operators whose answer depends on values: reading a scalar, copying to the host, masks, indices.
 
-They answer from the twins of `Values`. Where values are not known, a scalar reads as training in good
-health would have it (see value_ranges.py and assumed_reads.py), and a shape that depends on them cannot
-be traced.
+They answer from the values that `Values` knows. Where values are not known, a scalar reads as training
+without errors would have it (see value_rules.py and assumed_reads.py), and an operator whose shape
+depends on them cannot be traced.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import with_long_labels
 from bsfind.simulation.trace.dispatch import OperatorFacts
 from bsfind.simulation.trace.refusals import untraceable
+from bsfind.simulation.trace.torch_private import without_fake
 from bsfind.workload.blame import stands_for_torch
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _masked_select(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwa
         raise _unknown_shape(facts)
     shape = torch.broadcast_shapes(tensor.shape, mask.shape)  # type: ignore[no-untyped-call]
     count = int(values.expand(shape).count_nonzero())
-    with dispatcher.unseen():
+    with without_fake():
         out = torch.empty((count,), dtype=tensor.dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
     return out
@@ -183,7 +184,7 @@ def _bincount(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: 
     dtype = torch.int64
     if weights is not None:
         dtype = torch.float32 if weights.dtype == torch.float32 else torch.float64
-    with dispatcher.unseen():
+    with without_fake():
         out = torch.empty((bins,), dtype=dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
     return out
@@ -239,7 +240,7 @@ def _check_errors(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwar
 
 
 def _made_on_gpu(dispatcher: Dispatcher, values: torch.Tensor) -> torch.Tensor:
-    with dispatcher.unseen():
+    with without_fake():
         return torch.empty_strided(values.size(), values.stride(), dtype=values.dtype, device=_META)
 
 

@@ -10,6 +10,7 @@ is written to a storage, its copy is dropped; what is known from then on are bou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from bsfind.simulation.trace.torch_private import address_of
 from bsfind.simulation.trace.value_rules import (
     RULES,
     Range,
+    Rule,
     range_of_dtype,
     range_of_number,
     range_of_values,
@@ -96,11 +98,6 @@ class Ranges:
         """Keep the bounds of a tensor that is all of its storage."""
         self._ranges[address_of(tensor.untyped_storage())] = known
 
-    @staticmethod
-    def has_rule(name: str, *, is_in_place: bool) -> bool:
-        """Tell whether anything follows for the results of an operator."""
-        return _rule_name(name, is_in_place=is_in_place) in RULES
-
     def follow(
         self,
         name: str,
@@ -118,7 +115,7 @@ class Ranges:
             outputs: its new tensors without known values, flattened; None for the others.
             mutated: tensors without known values that it wrote to.
         """
-        rule = RULES.get(_rule_name(name, is_in_place=bool(mutated)))
+        rule = rule_of(name, is_in_place=bool(mutated))
         if rule is None:
             return
         answer = rule(self.of, args, kwargs)
@@ -137,9 +134,11 @@ class Ranges:
                 self._ranges[key] = union(before, known)
 
 
-def _rule_name(name: str, *, is_in_place: bool) -> str:
+@functools.cache
+def rule_of(name: str, *, is_in_place: bool) -> Rule | None:
+    """Return the rule for the results of an operator, given the name of its schema."""
     bare = name.removeprefix("aten::")
-    return bare.removesuffix("_") if is_in_place else bare
+    return RULES.get(bare.removesuffix("_") if is_in_place else bare)
 
 
 class Values:
@@ -193,8 +192,11 @@ class Values:
 
     @staticmethod
     def _is_kept(tensor: torch.Tensor) -> bool:
-        floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
-        return tensor.numel() <= (_MAX_FLOAT if floating else _MAX_EXACT)
+        count = tensor.numel()
+        if count > _MAX_FLOAT:
+            floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
+            return not floating and count <= _MAX_EXACT
+        return True
 
     def _has_copy(self, tensor: torch.Tensor) -> bool:
         return (
@@ -222,10 +224,10 @@ class Values:
         """
         if name in _KEEPS_VALUES:
             return
-        touched = [tensor for tensor in mutated if self._has_copy(tensor)]
+        touched = [tensor for tensor in mutated if self._has_copy(tensor)] if mutated else []
         if touched or any(t is not None and self._is_kept(t) for t in outputs):
             self._repeat_on_copies(op, name, args, kwargs, outputs, touched)
-        if not self.ranges.has_rule(name, is_in_place=bool(mutated)):
+        if rule_of(name, is_in_place=bool(mutated)) is None:
             if self.ranges:
                 for tensor in mutated:
                     self.ranges.forget_storage(address_of(tensor.untyped_storage()))

@@ -21,6 +21,7 @@ from bsfind.simulation.trace.torch_private import (
     current_node,
     indices_of,
     values_of,
+    without_fake,
 )
 from bsfind.workload.blame import stands_for_torch
 
@@ -138,7 +139,7 @@ def with_long_labels(
     target = args[position] if len(args) > position else kwargs.get("target")
     if target is None or target.dtype != torch.uint8:
         return args, kwargs
-    with dispatcher.unseen():
+    with without_fake():
         indices = target.long()
     if len(args) > position:
         return (*args[:position], indices, *args[position + 1 :]), kwargs
@@ -171,7 +172,7 @@ def _coalesce(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: 
     known = dispatcher.values.of(indices)
     distinct = None if known is None else torch.unique(known, dim=1)
     count = indices.shape[1] if distinct is None else distinct.shape[1]
-    with dispatcher.unseen():
+    with without_fake():
         new_indices = indices.new_empty((indices.shape[0], count))
         new_values = values.new_empty((count, *values.shape[1:]))
         out = _sparse(new_indices, new_values, sparse)
@@ -189,7 +190,7 @@ def _sparse_mask(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwarg
     values, indices = values_of(mask), indices_of(mask)
     values = torch.empty_like(values, dtype=dense.dtype, memory_format=torch.contiguous_format)
     indices = indices.clone()
-    with dispatcher.unseen():
+    with without_fake():
         return _sparse(indices, values, mask)
 
 

@@ -8,6 +8,7 @@ tensors with old names of types, such as `torch.cuda.FloatTensor(2, 3)`, and ask
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ _CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
 
-_Handler = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+_Handler = Callable[[Args, Kwargs], Any]
 
 
 def _is_cuda(device: Any) -> bool:
@@ -47,7 +48,7 @@ def _is_cuda(device: Any) -> bool:
 
 
 class CudaMasquerade(TorchFunctionMode):
-    """Active while the model is built and its step is traced.
+    """Mode that is active while the model is built and its step is traced.
 
     Args:
         dispatcher: knows which meta tensors lie on the GPU.
@@ -71,14 +72,15 @@ class CudaMasquerade(TorchFunctionMode):
             tensor.type: self._type,
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
             tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
-            tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
+            tensor.__array__: self._array,
             tensor.__format__: self._format,
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
             parse_to: self._parse_to,
-            torch.tensor: lambda args, kwargs: self._made_on_host(torch.tensor, args, kwargs),
-            torch.as_tensor: lambda args, kwargs: self._made_on_host(torch.as_tensor, args, kwargs),
-            torch.asarray: lambda args, kwargs: self._made_on_host(torch.asarray, args, kwargs),
+            **{
+                make: functools.partial(self._made_on_host, make)
+                for make in (torch.tensor, torch.as_tensor, torch.asarray)
+            },
         }
 
     @stands_for_torch
@@ -105,8 +107,8 @@ class CudaMasquerade(TorchFunctionMode):
     def in_backward(self) -> Iterator[None]:
         """Keep the masquerade active in backward passes while inside.
 
-        A mode is off while it handles a call, and a backward pass is one call. What runs in it can
-        be the user's: `torch.autograd.Function`, hooks, recomputed activations.
+        A mode is off while it handles a call, and a backward pass is one call. User code may run in
+        it: `torch.autograd.Function`, hooks, recomputed activations.
         """
 
         @stands_for_torch
@@ -137,7 +139,7 @@ class CudaMasquerade(TorchFunctionMode):
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def _format(args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
+    def _format(args: Args, _kwargs: Kwargs) -> str:
         """Write a tensor of one value as its number, which torch does not do for meta tensors."""
         tensor, form = args
         return format(tensor.item() if tensor.dim() == 0 else str(tensor), form)
@@ -149,7 +151,7 @@ class CudaMasquerade(TorchFunctionMode):
         """Run `Tensor.to` in any of its forms (`parse_to_conversion` of torch's argument parser)."""
         tensor, *rest = args
         options = self._options_of_to(rest, kwargs)
-        if options is None:  # torch has the words for it
+        if options is None:  # torch says what is wrong
             with TorchFunctionOff():
                 return _handed_on(tensor.to, tuple(rest), kwargs)
         device, dtype = options.get("device"), options.get("dtype")
@@ -276,7 +278,7 @@ class CudaMasquerade(TorchFunctionMode):
             tensor.data = data
 
     @stands_for_torch
-    def _set_item(self, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    def _set_item(self, args: Args, _kwargs: Kwargs) -> None:
         """Assign to a part of a tensor: a number comes from the host, as for CUDA.
 
         `THPVariable_setitem` of torch/csrc/autograd/python_variable_indexing.cpp, torch 2.6-2.13.
