@@ -156,7 +156,7 @@ class Dispatcher:
         return True
 
     def hand_over(self, count: int) -> None:
-        """Let what is left of blocks from `count` on be what the user's code keeps (see kept.py)."""
+        """Let what is left of blocks from `count` on be what the user's code keeps (see `KeptStorages`)."""
         for _, storage in self.recorder.alive_since(count):
             KEPT.add(storage, self.values.take(storage))
         self._met.clear()

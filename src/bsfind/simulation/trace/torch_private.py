@@ -87,14 +87,14 @@ def _method(path: str) -> Any:
     return operator.methodcaller(path.rpartition(".")[2])
 
 
-def _replacement(name: str, *owners: Any) -> Callable[[Any], AbstractContextManager[None]]:
-    """Return a function whose context puts another function in the place of a private one."""
+def replacing(name: str, *owners: Any) -> Callable[[Any], AbstractContextManager[None]]:
+    """Return a function whose context puts its argument in the place of an attribute of `owners`."""
 
     @contextlib.contextmanager
-    def replaced(function: Any) -> Iterator[None]:
+    def replaced(value: Any) -> Iterator[None]:
         originals = [getattr(owner, name) for owner in owners]
         for owner in owners:
-            setattr(owner, name, function)
+            setattr(owner, name, value)
         try:
             yield
         finally:
@@ -258,7 +258,7 @@ tensor_uses = operator.methodcaller("_use_count")
 _storage_use_count = _optional("torch._C._storage_Use_Count")
 suggested_format = _named("torch._prims_common.suggest_memory_format")
 groups_of_tensors = _named("torch._C._group_tensors_by_device_and_dtype")
-replacing_groups_of_tensors = _replacement("_group_tensors_by_device_and_dtype", torch._C)
+replacing_groups_of_tensors = replacing("_group_tensors_by_device_and_dtype", torch._C)
 
 
 def storage_uses(storage: Any) -> int:
@@ -282,9 +282,7 @@ sequence_number = operator.methodcaller("_sequence_nr")
 _checks["torch.autograd.graph.Node._sequence_nr"] = lambda: sequence_number(_NODE)
 next_sequence_number = _named("torch.autograd._get_sequence_nr")
 backward_engine = _named("torch.autograd.graph._engine_run_backward")
-replacing_backward_engine = _replacement(
-    "_engine_run_backward", torch.autograd, torch.autograd.graph
-)
+replacing_backward_engine = replacing("_engine_run_backward", torch.autograd, torch.autograd.graph)
 checkpoint_frames = _optional("torch.utils.checkpoint._CheckpointFrame")
 checkpoint_checks: dict[str, Any] = (
     _optional("torch.utils.checkpoint._allowed_determinism_checks_to_fns") or {}

@@ -91,15 +91,18 @@ def choose_attention(question: AttentionQuestion, gpu: GpuSpec) -> AttentionBack
     Raises:
         RuntimeError: none can, as on the GPU.
     """
-    allowed: dict[int, Callable[[], bool]] = {
-        AttentionBackend.CUDNN: lambda: _can_use_cudnn(question, gpu),
-        AttentionBackend.FLASH: lambda: _can_use_flash(question, gpu),
-        AttentionBackend.EFFICIENT: lambda: _can_use_efficient(question, gpu),
-        AttentionBackend.MATH: is_math_attention_enabled,
+    fused: dict[int, tuple[Callable[[], bool], Callable[..., bool]]] = {
+        AttentionBackend.CUDNN: (is_cudnn_attention_enabled, _can_use_cudnn),
+        AttentionBackend.FLASH: (is_flash_attention_enabled, _can_use_flash),
+        AttentionBackend.EFFICIENT: (is_efficient_attention_enabled, _can_use_efficient),
     }
     for backend in _priorities(gpu):
-        if backend in allowed and allowed[backend]():
-            return AttentionBackend(backend)
+        if backend == AttentionBackend.MATH and is_math_attention_enabled():
+            return AttentionBackend.MATH
+        if backend in fused:
+            is_enabled, can_be_used = fused[backend]
+            if is_enabled() and _is_dense(question) and can_be_used(question, gpu):
+                return AttentionBackend(backend)
     raise RuntimeError("No available kernel. Aborting execution.")
 
 
@@ -127,8 +130,6 @@ def _prefers_cudnn(gpu: GpuSpec) -> bool:
 
 def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
-    if not is_cudnn_attention_enabled() or not _are_4d(question):
-        return False
     deterministic = torch.are_deterministic_algorithms_enabled()
     if deterministic and not torch.is_deterministic_algorithms_warn_only_enabled():
         return False
@@ -139,7 +140,7 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     dropout = question.dropout
     if dropout * 16 != math.floor(dropout * 16):  # its resolution is 1/16
         return False
-    if _has_empty_sequence(question) or not _has_unit_stride(question, ignore_singleton=True):
+    if not _has_unit_stride(question, ignore_singleton=True):
         return False
     if not _has_matching_heads(question, supports_gqa=True, value_as_key=False):
         return False
@@ -160,8 +161,6 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
 
 def _can_use_flash(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
-    if not is_flash_attention_enabled() or not _are_4d(question):
-        return False
     if question.mask is not None or not (8, 0) <= gpu.capability <= (12, 1):
         return False
     features = query.shape[3]
@@ -177,15 +176,12 @@ def _can_use_flash(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     return (
         question.dtype in HALVES
         and _has_matching_heads(question, supports_gqa=True)
-        and not _has_empty_sequence(question)
         and _has_unit_stride(question, ignore_singleton=True)
     )
 
 
 def _can_use_efficient(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
-    if not is_efficient_attention_enabled() or not _are_4d(question):
-        return False
     if not (5, 0) <= gpu.capability <= (12, 1):
         return False
     dtypes = {torch.float16, torch.float32}
@@ -200,16 +196,17 @@ def _can_use_efficient(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     if gpu.capability >= (8, 0) and not _is_aligned(question, alignment):
         return False
     return (
-        not _has_empty_sequence(question)
-        and _has_unit_stride(question, ignore_singleton=False)
+        _has_unit_stride(question, ignore_singleton=False)
         and _has_matching_heads(question, supports_gqa=False)
         and question.dtype in dtypes
     )
 
 
-def _are_4d(question: AttentionQuestion) -> bool:
-    """`check_tensor_shapes`."""
-    return all(tensor.dim() == 4 for tensor in question.all)
+def _is_dense(question: AttentionQuestion) -> bool:
+    """`check_tensor_shapes` and `check_nonzero_sequence_lengths_dense`, which all fused kernels ask."""
+    if any(tensor.dim() != 4 for tensor in question.all):
+        return False
+    return question.query.shape[-2] != 0 and question.key.shape[-2] != 0
 
 
 def _has_cudnn_mask_shape(question: AttentionQuestion) -> bool:
@@ -222,11 +219,6 @@ def _has_cudnn_mask_shape(question: AttentionQuestion) -> bool:
         return False
     sizes = (batch, heads, length, question.key.shape[2])[-mask.dim() :]
     return all(size in (1, full) for size, full in zip(mask.shape, sizes, strict=True))
-
-
-def _has_empty_sequence(question: AttentionQuestion) -> bool:
-    """`check_nonzero_sequence_lengths_dense` fails."""
-    return question.query.shape[-2] == 0 or question.key.shape[-2] == 0
 
 
 def _has_unit_stride(question: AttentionQuestion, *, ignore_singleton: bool) -> bool:

@@ -32,6 +32,7 @@ from bsfind.simulation.trace.torch_private import (
     TorchFunctionOff,
     operator_named,
     override,
+    replacing,
     unload,
 )
 
@@ -382,8 +383,6 @@ class CudaComposites:
             is_on_gpu: tells a tensor on the simulated GPU from one of the host.
         """
         library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-        layers: Any = torch.nn.RNNBase
-        flatten = layers.flatten_parameters
 
         def flatten_parameters(module: torch.nn.RNNBase) -> None:
             with TorchFunctionOff():
@@ -401,9 +400,8 @@ class CudaComposites:
             warnings.simplefilter("ignore")  # torch warns of each kernel that is replaced
             for name, kernel, key in kernels:
                 override(library, name, kernel, key)
-        layers.flatten_parameters = flatten_parameters
         try:
-            yield
+            with replacing("flatten_parameters", torch.nn.RNNBase)(flatten_parameters):
+                yield
         finally:
-            layers.flatten_parameters = flatten
             unload(library)

@@ -35,6 +35,7 @@ from bsfind.simulation.trace.torch_private import (
     groups_of_tensors,
     has_torch_function,
     register_scripted,
+    replacing,
     replacing_groups_of_tensors,
     torch_function_modes,
 )
@@ -68,21 +69,12 @@ _ANSWERS = {
 @contextlib.contextmanager
 def undelegated_functions() -> Iterator[None]:
     """Let torch's Python functions ignore the masquerade while inside."""
-    replaced = [
-        (module, name, getattr(module, name))
-        for module in _MODULES
-        for name in _ANSWERS
-        if hasattr(module, name)
-    ]
-    for answer in _ANSWERS.values():
-        register_scripted(answer, "aten::has_torch_function")
-    for module, name, _ in replaced:
-        setattr(module, name, _ANSWERS[name])
-    try:
+    with contextlib.ExitStack() as stack:
+        for name, answer in _ANSWERS.items():
+            register_scripted(answer, "aten::has_torch_function")
+            owners = (module for module in _MODULES if hasattr(module, name))
+            stack.enter_context(replacing(name, *owners)(answer))
         yield
-    finally:
-        for module, name, original in replaced:
-            setattr(module, name, original)
 
 
 _CPU = torch.device("cpu")
