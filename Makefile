@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table docs clean
+.PHONY: help setup demo test test-fast faults test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table cudnn-samples cudnn-trees cudnn-accuracy docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -131,6 +131,20 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
+
+cudnn-samples: setup ## Sample cuDNN's workspaces on the fake GPU (1.2 million calls, 13 MB, an hour of one core; goes on where it was)
+	$(BIN)/python -m benchmarks.convolution_samples
+
+$(VENV)/.trees: $(VENV)/.ready
+	$(BIN)/pip install --quiet --group trees
+	touch $@
+
+cudnn-trees: $(VENV)/.trees ## Fit the trees of cuDNN's engines anew, to the samples and nothing else
+	$(BIN)/python -m benchmarks.cudnn_trees
+
+cudnn-accuracy: $(VENV)/.ready ## Compare the trees of cuDNN's engines with the samples that are held out
+	$(BIN)/python -m benchmarks.cudnn_trees_accuracy
+	$(BIN)/python -m benchmarks.accuracy_report
 
 docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens and docs/memory.svg
 	$(BIN)/python docs/build_reference.py

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy_summary import BOUNDED_KINDS, KINDS, UNCOMPARED_KIND, bounds
-from benchmarks.convolution_shapes import HELD_OUT_MODELS
+from benchmarks.convolution_layers import held_out_models
 from tests.simulation.known_differences import DIFFERENCES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "src" / "bsfind" / "simulation" / "gpus" / "accuracy.json"
 PAGE = ROOT / "docs" / "accuracy.md"
 PUBLISHED = RESULTS / "published_table_rtx3090.json"
+TREES = RESULTS / "cudnn_trees.json"
 
 
 def main() -> None:
@@ -99,9 +100,10 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
         "",
         "Which kernels cuDNN chooses for a convolution is no formula: bsfind's answer is fitted to "
         "what it chose for many layers, those of published networks among them, so that convolutional "
-        f"models are not news to it. No layer of {', '.join(HELD_OUT_MODELS)} was used.",
+        f"models are not news to it. No layer of {', '.join(held_out_models())} was used.",
         "",
     )
+    yield from _workspaces()
     yield from _searches(documents)
     yield from _published()
     yield from _inexact(rows)
@@ -136,6 +138,40 @@ def _kinds(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
     )
 
 
+def _workspaces() -> Iterator[str]:
+    """Yield how well the trees of cuDNN's engines do, and how well fewer or other ones."""
+    if not TREES.exists():
+        return
+    document = json.loads(TREES.read_text())
+    drawn, models = (document["rows"][0][f"{kind} all"]["samples"] for kind in ("drawn", "models"))
+    cudnn = f"{document['cudnn'] // 10000}.{document['cudnn'] // 100 % 100}"
+    yield from (
+        "## Workspaces of convolutions",
+        "",
+        f"Decision trees stand for the choices of cuDNN {cudnn} (`make cudnn-samples`, `make cudnn-trees`), "
+        f"compared here with what it chose for calls that no tree was fitted to: {drawn} of drawn layers and "
+        f"{models} of the layers of whole models, on five GPUs (`make cudnn-accuracy`). *Near* are "
+        "workspaces within 1% or 1 MiB, *error* is the sum of the differences as a share of all bytes. The "
+        "trees vote; the package has the archive of the first line.",
+        "",
+        "| trees | fitted samples | archive | drawn: exact | near | error | models: exact | near | error |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    )
+    for row in document["rows"]:
+        fitted = row["fitted_samples"]
+        cells = [
+            f"{row['archive']}, {'at most ' if row['trees'] > 1 else ''}{row['trees']}",
+            f"{fitted:,}" if fitted else "not kept",
+            f"{row['bytes'] / 1e6:.2f} MB",
+        ]
+        for kind in ("drawn all", "models all"):
+            found = row[kind]
+            cells += [f"{found['exact']:.1%}", f"{found['within_1_percent_or_1_mib']:.1%}"]
+            cells.append(f"{found['error_of_the_sum_of_bytes']:.1%}")
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
 def _published() -> Iterator[str]:
     """Yield what a public table of a real GPU says."""
     if not PUBLISHED.is_file():
@@ -162,7 +198,7 @@ def _line(name: str, found: dict[str, Any]) -> str:
 
 def _is_kept_out(row: dict[str, Any]) -> bool:
     """Tell whether a model's layers were kept out when the choices of cuDNN were fitted."""
-    return row["model"].partition("_")[2] in HELD_OUT_MODELS
+    return row["model"].partition("_")[2] in held_out_models()
 
 
 def _searches(documents: Sequence[dict[str, Any]]) -> Iterator[str]:

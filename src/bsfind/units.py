@@ -1,7 +1,6 @@
-"""Sizes, fractions, durations and counts: read from text, written for people.
+"""Parse and format sizes, fractions, durations and counts.
 
-Sizes follow the field's habit: `GiB` is binary, `GB` decimal, a bare integer is bytes. `24G` is
-refused, because half of its readers mean one and half the other.
+`GiB` is binary, `GB` decimal, a bare integer is bytes. `24G` is refused because it is ambiguous.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def _number_and_unit(text: str, what: str, example: str) -> tuple[str, str]:
 
 
 def parse_size(text: str) -> int:
-    """Read a size in bytes: `24GiB`, `24 GB`, `512MiB`, `1073741824`.
+    """Parse a size in bytes: `24GiB`, `24 GB`, `512MiB`, `1073741824`.
 
     Raises:
         ValueError: not a size, or an ambiguous one (`24G`); the message says what to write.
@@ -58,7 +57,7 @@ def parse_size(text: str) -> int:
 
 
 def parse_fraction(text: str) -> float:
-    """Read a fraction of one: `0.5%` → 0.005, `0.005` → 0.005, `0` → 0.
+    """Parse a fraction of one: `0.5%` → 0.005, `0.005` → 0.005, `0` → 0.
 
     Raises:
         ValueError: not a fraction, or outside 0 … 1.
@@ -74,7 +73,7 @@ def parse_fraction(text: str) -> float:
 
 
 def parse_duration(text: str) -> float:
-    """Read a duration in seconds: `90`, `90s`, `10m`, `1.5h`.
+    """Parse a duration in seconds: `90`, `90s`, `10m`, `1.5h`.
 
     Raises:
         ValueError: not a duration, or zero.
@@ -91,7 +90,7 @@ def parse_duration(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Headroom:
-    """Memory to keep free: a part of the capacity, or a number of bytes."""
+    """Memory to keep free: a fraction of the capacity, or a number of bytes."""
 
     fraction: float | None = None
     bytes: int | None = None
@@ -103,26 +102,28 @@ class Headroom:
         return int(capacity_bytes * (self.fraction or 0.0))
 
     def leaves(self, capacity_bytes: int) -> int:
-        """Return what is left of `capacity_bytes` beside the headroom, bytes; never negative."""
+        """Return `capacity_bytes` minus the headroom, at least 0."""
         return max(0, capacity_bytes - self.of(capacity_bytes))
 
     def __str__(self) -> str:
         if self.bytes is not None:
-            # Few bytes without a unit are refused: they were most likely meant as a percentage.
+            # `parse_headroom` refuses a few bytes without a unit, which most likely mean a percentage.
             return f"{self.bytes}B" if 0 < self.bytes < MIB else str(self.bytes)
         return f"{plain_number((self.fraction or 0.0) * 100)}%"
 
 
 def parse_headroom(text: str) -> Headroom:
-    """Read a headroom: `5%` of the capacity, or a size (`1GiB`, `500MiB`, bytes).
+    """Parse a headroom: `5%` of the capacity, or a size (`1GiB`, `500MiB`, bytes).
 
     Raises:
-        ValueError: neither.
+        ValueError: it is neither.
     """
     if text.strip().endswith("%"):
         return Headroom(fraction=parse_fraction(text))
     if re.fullmatch(r"\s*0?\.[0-9]+\s*", text):
-        raise ValueError(f"`{text}` is neither a part nor a size, write `{float(text) * 100:g}%`")
+        raise ValueError(
+            f"`{text}` is neither a fraction nor a size, write `{float(text) * 100:g}%`"
+        )
     size = parse_size(text)
     if 0 < size < MIB and text.strip().isdigit():
         raise ValueError(
@@ -132,7 +133,7 @@ def parse_headroom(text: str) -> Headroom:
 
 
 def exact_size(nbytes: int) -> str:
-    """Write a size such that `parse_size` reads exactly this: `8GiB`, `1536MiB`, or bytes."""
+    """Format a size so that `parse_size` reads the same number: `8GiB`, `1536MiB`, or bytes."""
     for factor, unit in ((GIB, "GiB"), (MIB, "MiB")):
         if nbytes and nbytes % factor == 0:
             return f"{nbytes // factor}{unit}"
@@ -140,12 +141,12 @@ def exact_size(nbytes: int) -> str:
 
 
 def plain_number(value: float) -> str:
-    """Write a number as the readers above take it, without an exponent: `0.5`, `1209600`."""
+    """Format a number without an exponent, so that the parsers read it: `0.5`, `1209600`."""
     return f"{value:.10f}".rstrip("0").rstrip(".")
 
 
 def format_bytes(size: int | None) -> str:
-    """Write bytes in binary units: `21.6 GiB`, `512.0 MiB`, `0 B`; `-` for unknown."""
+    """Format bytes in binary units: `21.6 GiB`, `512.0 MiB`, `0 B`; `-` for unknown."""
     if size is None:
         return "-"
     sign, size = ("-", -size) if size < 0 else ("", size)
@@ -158,7 +159,7 @@ def format_bytes(size: int | None) -> str:
 
 
 def format_count(value: float | None) -> str:
-    """Write a number with thousands separators, three digits at least: `1,020`, `41.2`, `3.07`."""
+    """Format a number with thousands separators, three digits at least: `1,020`, `41.2`, `3.07`."""
     if value is None:
         return "-"
     if value == int(value) or value >= 100:
@@ -167,7 +168,7 @@ def format_count(value: float | None) -> str:
 
 
 def format_parameters(count: int) -> str:
-    """Write a number of parameters: `25.6 M`, `7.2 B`, `812`."""
+    """Format a number of parameters: `25.6 M`, `7.2 B`, `812`."""
     for factor, unit in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
         if count >= factor * 0.9995:
             return f"{count / factor:.1f} {unit}"
@@ -175,7 +176,7 @@ def format_parameters(count: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Write a duration: `0.4 s`, `8 s`, `2 min 5 s`, `1 h 3 min`."""
+    """Format a duration: `0.4 s`, `8 s`, `2 min 5 s`, `1 h 3 min`."""
     if seconds < 9.95 and seconds != int(seconds):
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Iterator
 from unittest import mock
 
-from bsfind.simulation.kernels.recurrent import set_temporary_bytes
+from bsfind.simulation.kernels import recurrent as rules
+from bsfind.simulation.kernels.recurrent import RecurrentShape
 from bsfind.simulation.trace.cuda_paths import recurrent
 
 WORKSPACE, RESERVE, DROPOUT_STATES = 3_000_320, 1_234_432, 700_416
@@ -20,12 +21,16 @@ WORKSPACE, RESERVE, DROPOUT_STATES = 3_000_320, 1_234_432, 700_416
 RECURRENT_BYTES = (WORKSPACE, RESERVE, DROPOUT_STATES)
 
 
+def _temporary_bytes(shape: RecurrentShape) -> tuple[int, int]:
+    return WORKSPACE, RESERVE if shape.is_training else 0
+
+
 @contextlib.contextmanager
 def with_given_sizes() -> Iterator[None]:
     """Let the simulator take these sizes."""
-    former = set_temporary_bytes(lambda shape: (WORKSPACE, RESERVE if shape.is_training else 0))
-    try:
-        with mock.patch.object(recurrent, "cudnn_dropout_state_bytes", return_value=DROPOUT_STATES):
-            yield
-    finally:
-        set_temporary_bytes(former)
+    with (
+        mock.patch.object(rules, "temporary_bytes", _temporary_bytes),
+        mock.patch.object(recurrent, "temporary_bytes", _temporary_bytes),
+        mock.patch.object(recurrent, "cudnn_dropout_state_bytes", return_value=DROPOUT_STATES),
+    ):
+        yield

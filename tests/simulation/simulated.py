@@ -91,10 +91,10 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
 def _without_cudnn_workspaces() -> Iterator[None]:
     """Let the plans of convolutions and attention ask for no workspace: the stub's want none."""
     ignore: Callable[..., None] = lambda *_: None  # noqa: E731
-    nothing: Callable[[int], int] = lambda _: 0  # noqa: E731
     with (
         mock.patch.object(KernelTrace, "optional_scratch", ignore),
-        mock.patch.object(attention, "_plan_bytes", nothing),
+        mock.patch.object(attention, "_PLAN_BYTES", 0),
+        mock.patch.object(attention, "_PLAN_BYTES_BEFORE_HOPPER", 0),
     ):
         yield
 

@@ -11,7 +11,7 @@ from tests.simulation.operator_comparison import TARGETS, differences
 from tests.simulation.oracle import why_there_is_none
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bsfind.simulation.kernels.registry import load_rules
+from bsfind.simulation.kernels.call import load_rules
 from bsfind.simulation.trace.cuda_paths.attention import (
     AttentionBackend,
     AttentionQuestion,

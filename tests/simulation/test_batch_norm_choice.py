@@ -8,7 +8,7 @@ from tests.simulation.layer_cases import on_fake_gpu, on_meta
 from tests.simulation.operator_comparison import TARGETS, differences
 from tests.simulation.oracle import why_there_is_none
 
-from bsfind.simulation.kernels.registry import load_rules
+from bsfind.simulation.kernels.call import load_rules
 from bsfind.simulation.trace.cuda_paths.batch_norm import runs_on_cudnn
 
 without_gpu = why_there_is_none()

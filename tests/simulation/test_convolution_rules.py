@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import struct
+import zipfile
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
 
 from bsfind.simulation.kernels import convolution as rules
+from bsfind.simulation.kernels import cudnn_engines
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.kernels.convolution_backend import (
     Convolution,
@@ -15,10 +19,12 @@ from bsfind.simulation.kernels.convolution_backend import (
     select_backend,
     view_as_2d,
 )
-from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
-from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, copies, workspace_bytes
+from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION, MANIFEST, MULTIPROCESSORS
+from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem, copies
+from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, SPLIT_BASES, workspace_bytes
 
 DATA = Path(__file__).parent / "data"
+ARCHIVE = zipfile.ZipFile(Path(rules.__file__).with_name(cudnn_engines.DATA_FILE))
 GPUS = {
     "h100": GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
     "a100": GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
@@ -228,6 +234,43 @@ def test_kernels_as_large_as_the_image_need_no_partial_results():
         out_channels=4096, kernel=(7, 7), padding=(0, 0),
     )  # fmt: skip
     assert workspace_bytes(classifier, GPUS["h100"]) < 1 << 24
+
+
+def test_the_trees_are_those_of_the_version_of_cudnn_that_is_modelled():
+    manifest = json.loads(ARCHIVE.read(MANIFEST))
+    assert manifest["cudnn"] == CUDNN_VERSION
+    assert manifest["torch"].startswith("2.13.0")
+    assert set(manifest["gpus"]) == set(MULTIPROCESSORS) == set(GPUS)
+    assert {name: gpu.sm_count for name, gpu in GPUS.items()} == MULTIPROCESSORS
+    install = (Path(__file__).parents[1] / "fakegpu" / "install.sh").read_text()
+    (pinned,) = (line for line in install.splitlines() if line.startswith("cudnn="))
+    major, minor, patch = (int(part) for part in pinned.removeprefix("cudnn=").split(".")[:3])
+    assert major * 10000 + minor * 100 + patch == CUDNN_VERSION
+
+
+def test_the_archive_has_the_trees_that_are_asked_for():
+    passes = ("forward", "input_gradient", "weight_gradient")
+    keys = [
+        " ".join(p) for p in product(passes, ("float32", "half"), ("contiguous", "channels_last"))
+    ]
+    needed = {f"{gpu}/{key}" for gpu in GPUS for key in ("grid", *keys)} | {MANIFEST}
+    names = set(ARCHIVE.namelist())
+    assert needed <= names
+    assert {name.removesuffix(" depthwise") for name in names} == needed
+
+
+@pytest.mark.parametrize("gpu", GPUS)
+def test_members_of_the_archive_are_read_to_the_end(gpu):
+    grid = json.loads(ARCHIVE.read(f"{gpu}/grid"))
+    assert len(grid["borders"]) == len(cudnn_engines.features(problem(), MULTIPROCESSORS[gpu]))
+    known = {*FAMILIES, *SPLIT_BASES, "needed and more", "bytes", "share of x+w+y"}
+    assert {family for family, _ in grid["labels"]} <= known
+    for name in ARCHIVE.namelist():
+        if name.startswith(f"{gpu}/") and not name.endswith("grid"):
+            packed = ARCHIVE.read(name)
+            answers, trees = struct.unpack_from("<II", packed)
+            leaves = struct.unpack_from(f"<{trees}I", packed, 8)
+            assert len(packed) == 8 + 4 * trees + 5 * answers + sum(5 * n - 2 for n in leaves)
 
 
 def test_double_and_empty_take_nothing():

@@ -15,7 +15,7 @@ from tests.simulation.dtype_cases import Question, answer, questions
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.cuda_checks.texts import in_words_of_cuda
+from bsfind.simulation.kernels.checks.check import in_words_of_cuda
 from bsfind.simulation.trace.tracer import Tracer
 
 pytestmark = pytest.mark.skipif(

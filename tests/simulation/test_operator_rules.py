@@ -14,8 +14,7 @@ from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.operator_comparison import TARGETS, differences
 
-from bsfind.simulation.kernels.call import Call, KernelTrace, TensorSpec, rule_for
-from bsfind.simulation.kernels.registry import load_rules
+from bsfind.simulation.kernels.call import Call, KernelTrace, TensorSpec, load_rules, rule_for
 
 needs_fake_gpu = pytest.mark.skipif(
     not fakegpu.available(FAKE_VENV), reason=f"no fake GPU: `make setup` builds it ({FAKE_VENV})"

@@ -11,13 +11,11 @@ from tests.simulation.oracle import why_there_is_none
 from tests.simulation.recurrent_sizes import with_given_sizes
 from torch import nn
 
+from bsfind.simulation.kernels.call import load_rules
 from bsfind.simulation.kernels.recurrent import (
     RecurrentShape,
-    cudnn_temporary_bytes,
-    set_temporary_bytes,
     temporary_bytes,
 )
-from bsfind.simulation.kernels.registry import load_rules
 from bsfind.simulation.trace.cuda_paths.recurrent import flatten_parameters
 
 without_gpu = why_there_is_none()
@@ -78,18 +76,6 @@ def test_parameters_on_the_host_stay() -> None:
     assert len(storages) == len(list(layer.parameters()))
 
 
-def test_the_formula_can_be_replaced() -> None:
-    shape = RecurrentShape(
-        mode="lstm", input_size=1, hidden_size=1, proj_size=0, layers=1, directions=1
-    )
-    former = set_temporary_bytes(lambda _: (1, 2))
-    try:
-        assert former is cudnn_temporary_bytes
-        assert temporary_bytes(shape) == (1, 2)
-    finally:
-        set_temporary_bytes(former)
-
-
 def test_no_reserve_without_training() -> None:
     shape = RecurrentShape(
         mode="lstm",
@@ -100,7 +86,7 @@ def test_no_reserve_without_training() -> None:
         directions=1,
         is_training=False,
     )
-    assert cudnn_temporary_bytes(shape)[1] == 0
+    assert temporary_bytes(shape)[1] == 0
 
 
 @pytest.mark.gpu

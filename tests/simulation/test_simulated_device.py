@@ -20,7 +20,7 @@ from bsfind.inputs import parse_input_shape
 from bsfind.records import Assumption, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
-from bsfind.simulation.gpus.fixed_memory import FixedMemory
+from bsfind.simulation.trace.building import FixedMemory
 from bsfind.units import GIB, MIB
 
 WORKLOAD = Workload(target="pkg.mod:Net", inputs=(parse_input_shape("3"),))

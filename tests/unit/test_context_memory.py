@@ -31,18 +31,6 @@ def test_eagerly_loaded() -> None:
     assert 1500 * MIB <= size <= 1700 * MIB
 
 
-def test_a_step_that_calls_fewer_libraries_holds_less() -> None:
-    gpu = find_gpu("rtx-4090")
-    sizes = [
-        context_bytes(gpu, libraries=frozenset(names))
-        for names in ((), ("cublas",), ("cublas", "cudnn"))
-    ]
-    assert sizes == sorted(set(sizes))
-    assert context_bytes(gpu) == sizes[-1]
-    # Eager loading loads them all, called or not.
-    assert context_bytes(gpu, lazy=False, libraries=frozenset()) == context_bytes(gpu, lazy=False)
-
-
 def test_more_threads_hold_more() -> None:
     small, large = find_gpu("rtx-3060"), find_gpu("rtx-4090")
     assert context_bytes(small) < context_bytes(large)

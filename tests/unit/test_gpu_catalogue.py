@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfind.errors import UsageError
-from bsfind.simulation.gpus.catalogue import GENERIC_LIKE, CatalogueGpu, find_gpu, known_gpus
+from bsfind.simulation.gpus.catalogue import DEFAULT_GPU, CatalogueGpu, find_gpu, known_gpus
 from bsfind.units import GIB, MIB
 
 GPUS = known_gpus()
@@ -238,7 +238,7 @@ def test_any_text_finds_a_gpu_or_is_a_usage_error(text: str) -> None:
     ],
 )
 def test_a_size_is_a_generic_card(text: str, size: int) -> None:
-    gpu, like = find_gpu(text), find_gpu(GENERIC_LIKE)
+    gpu, like = find_gpu(text), find_gpu(DEFAULT_GPU)
     assert gpu.generic
     assert (gpu.total_bytes, gpu.estimated) == (size, ())
     assert (gpu.compute_capability, gpu.sm_count, gpu.max_threads_per_sm) == ("8.9", 128, 1536)

@@ -183,7 +183,11 @@ def test_the_tracer_belongs_to_the_simulated_device_and_the_workers_loop() -> No
         for found in IMPORTS
         if is_traced(found.imported)
         and not is_traced(found.importer)
-        and found.importer not in ("bsfind.devices.simulated", "bsfind.worker.loop")
+        and found.importer
+        not in (
+            *("bsfind.devices.simulated", "bsfind.devices.prediction_limits"),
+            "bsfind.worker.loop",
+        )
         and part_of(found.importer) != "inspect.attribution"
     ]
     assert named(wrong) == []

@@ -168,8 +168,8 @@ def test_headroom_on_a_device() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.05", "`0.05` is neither a part nor a size, write `5%`"),
-        (".005", "`.005` is neither a part nor a size, write `0.5%`"),
+        ("0.05", "`0.05` is neither a fraction nor a size, write `5%`"),
+        (".005", "`.005` is neither a fraction nor a size, write `0.5%`"),
         ("100%", "`100%` must be less than 100%"),
         ("1G", "`1G` is ambiguous, write `1GiB` (binary) or `1GB` (decimal)"),
         ("some", "`some` is not a size, write it like `24GiB`, `512MiB` or `1073741824` (bytes)"),

@@ -13,7 +13,7 @@ from bsfind.cli.progress import ProgressLine
 from bsfind.cli.request import settings_from
 from bsfind.cli.stand_in import stand_in
 from bsfind.errors import ExitCode, NoGpuError, Terminated, UsageError
-from bsfind.inspect.conductor import Inspector
+from bsfind.inspect.inspector import Inspector
 from bsfind.inspect.records import InspectionReport
 from bsfind.inspect.render import print_inspection
 from bsfind.report.json import to_json

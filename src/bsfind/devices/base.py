@@ -120,15 +120,15 @@ def finished_trial(
     Args:
         batch_size: samples in a (micro-)batch.
         steps: optimizer steps that ran.
-        peak_allocated_bytes: of all steps.
-        peak_reserved_bytes: of all steps.
-        resident_bytes: allocated after the last step.
-        activation_bytes: what a forward pass left allocated, the most of all.
-        retries: how often the allocator had freed its cache, after each step.
+        peak_allocated_bytes: peak allocated of all steps.
+        peak_reserved_bytes: peak reserved of all steps.
+        resident_bytes: bytes that are allocated after the last step.
+        activation_bytes: the most bytes that a forward pass left allocated.
+        retries: number of allocation retries until the end of each step.
         peaks_by_step: peak allocated of each step, bytes.
-        leak: what every step leaves behind; None if nothing.
-        step_time_s: of one step, where it was measured.
-        samples_per_s: where it was measured.
+        leak: the memory that every step leaves allocated; None: there is no leak.
+        step_time_s: time of one step, if it was measured.
+        samples_per_s: samples per second, if times were measured.
     """
     return Trial(
         batch_size=batch_size,

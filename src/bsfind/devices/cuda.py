@@ -8,7 +8,7 @@ import gc
 import torch
 
 from bsfind.devices import nvml
-from bsfind.devices.base import DoesNotFit, finished_trial
+from bsfind.devices.base import DoesNotFit
 from bsfind.devices.cuda_gpu import cuda_device, identity, memory_left, unusable
 from bsfind.devices.cuda_steps import MeasuredSteps, MemoryHistory
 from bsfind.errors import BsfindError, TargetError, UsageError
@@ -45,9 +45,16 @@ class CudaDevice:
     Args:
         choice: which device, and how much of its memory may be used.
 
+    Attributes:
+        model_kind: None: operators are traced for predictions only (see `base.Device.model_kind`).
+        refusal: see `base.Device.refusal`.
+        recording: see `base.Device.recording`.
+
     Raises:
         NoDeviceError: torch sees no such device.
     """
+
+    model_kind: None = None
 
     def __init__(self, choice: DeviceChoice) -> None:
         self._device = cuda_device(choice)
@@ -82,8 +89,8 @@ class CudaDevice:
         self._baseline_bytes = 0
         self._residual_bytes = 0
         self._poisoned = False
-        self._recording: Recording | None = None
-        self._refusal: BsfindError | None = None
+        self.recording: Recording | None = None
+        self.refusal: BsfindError | None = None
 
     def describe(self) -> DeviceInfo:
         """Return the device's properties and its free memory as this process found it."""
@@ -170,11 +177,6 @@ class CudaDevice:
         return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
-    def model_kind(self) -> None:
-        """None: operators are traced for predictions only (see `base.Device.model_kind`)."""
-        return None
-
-    @property
     def output(self) -> OutputMemory | None:
         """Return what the model returned (see `base.Device.output`)."""
         return self._loaded.output if self._loaded is not None else None
@@ -185,16 +187,6 @@ class CudaDevice:
         allowed = _CLEAN_FRACTION * self._properties.total_memory
         return not self._poisoned and self._residual_bytes <= allowed
 
-    @property
-    def refusal(self) -> BsfindError | None:
-        """What the model's code raised in the last trial (see `base.Device.refusal`)."""
-        return self._refusal
-
-    @property
-    def recording(self) -> Recording | None:
-        """What the last trial asked of the allocator (see `base.Device.recording`)."""
-        return self._recording
-
     def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Train for `steps` steps and read the peaks (see `base.Device.run_trial`).
 
@@ -203,7 +195,7 @@ class CudaDevice:
         """
         if self._loaded is None:
             raise RuntimeError("run_trial before load")
-        self._recording = self._refusal = None
+        self.recording = self.refusal = None
         history = MemoryHistory(self._device)
         failed: Trial | BsfindError | None = None
         is_over = False
@@ -227,7 +219,7 @@ class CudaDevice:
         if failed is None and record:
             available = torch.cuda.mem_get_info(self._device)[0]
             available += torch.cuda.memory_reserved(self._device)
-            self._recording = history.recording(
+            self.recording = history.recording(
                 batch_size, available, has_convolutions=self._loaded.has_convolutions
             )
         self._release()
@@ -237,21 +229,7 @@ class CudaDevice:
             raise failed
         if failed is not None:
             return failed
-        step_time = measured.step_time_s
-        samples = batch_size * self._loaded.workload.grad_accum
-        return finished_trial(
-            batch_size,
-            steps=measured.completed,
-            peak_allocated_bytes=max(measured.peaks_allocated),
-            peak_reserved_bytes=max(measured.peaks_reserved),
-            resident_bytes=measured.resident[-1],
-            activation_bytes=measured.activation_bytes,
-            retries=measured.retries,
-            peaks_by_step=measured.peaks_allocated,
-            leak=measured.leak,
-            step_time_s=step_time,
-            samples_per_s=samples / step_time if step_time else None,
-        )
+        return measured.trial()
 
     def _spilled_trial(self, batch_size: int, steps: int, peak_bytes: int) -> Trial | None:
         """Return the trial of a size that ran in host memory; None if it ran on the device.
@@ -307,7 +285,7 @@ class CudaDevice:
         if not is_own or DEVICE_FAULT.search(str(error)) or not may_depend_on_size(error):
             self._poisoned = True
             return reported
-        self._refusal = reported
+        self.refusal = reported
         return Trial(
             batch_size=batch_size, status="error", error_kind="refused", message=text_of(error)
         )

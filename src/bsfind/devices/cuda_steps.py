@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from bsfind.devices.base import finished_trial
 from bsfind.errors import TargetError
 from bsfind.failures.leaks import StepMemory, leak_of, steps_differ
-from bsfind.records import Leak
+from bsfind.records import Leak, Trial
 from bsfind.simulation.allocator.recording import Recording, resident_blocks
 from bsfind.workload.randomness import LargestStep, StepSize
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
@@ -28,15 +29,15 @@ class MeasuredSteps:
         batch_size: samples in a (micro-)batch.
 
     Attributes:
-        step_times: of the steps after the first, which warms up; seconds, synchronised.
-        resident: bytes allocated after each step.
-        memory: of each step, to find leaks.
-        peaks_allocated: of each step, bytes.
-        peaks_reserved: of each step, bytes.
-        retries: how often the allocator had freed its cache, after each step.
-        activation_bytes: what a forward pass left allocated, the most of all.
+        step_times: seconds of each step after the first, which warms up; synchronised.
+        resident: bytes that are allocated after each step.
+        memory: memory of each step, to find leaks.
+        peaks_allocated: peak allocated of each step, bytes.
+        peaks_reserved: peak reserved of each step, bytes.
+        retries: number of allocation retries until the end of each step.
+        activation_bytes: the most bytes that a forward pass left allocated.
         completed: optimizer steps that ran and were not skipped by the GradScaler.
-        leak: what every step leaves behind; None if nothing.
+        leak: the memory that every step leaves allocated; None: there is no leak.
         differ: whether steps needed different amounts of memory.
     """
 
@@ -58,7 +59,7 @@ class MeasuredSteps:
 
         Args:
             steps: optimizer steps.
-            capacity_bytes: what a leak would fill.
+            capacity_bytes: bytes that the allocator may reserve.
             largest: decides on random numbers.
 
         Returns:
@@ -139,10 +140,23 @@ class MeasuredSteps:
     def _requested(self, which: str = "current") -> int:
         return self._counter(f"requested_bytes.all.{which}")
 
-    @property
-    def step_time_s(self) -> float | None:
-        """Median time of a step, seconds; None if the first was the only one."""
-        return statistics.median(self.step_times) if self.step_times else None
+    def trial(self) -> Trial:
+        """Return the trial of these steps, once they have run."""
+        step_time = statistics.median(self.step_times) if self.step_times else None
+        samples = self.batch_size * self.loaded.workload.grad_accum
+        return finished_trial(
+            self.batch_size,
+            steps=self.completed,
+            peak_allocated_bytes=max(self.peaks_allocated),
+            peak_reserved_bytes=max(self.peaks_reserved),
+            resident_bytes=self.resident[-1],
+            activation_bytes=self.activation_bytes,
+            retries=self.retries,
+            peaks_by_step=self.peaks_allocated,
+            leak=self.leak,
+            step_time_s=step_time,
+            samples_per_s=samples / step_time if step_time else None,
+        )
 
 
 _MAX_ENTRIES = 500_000

@@ -102,8 +102,8 @@ def free_bytes(uuid: str, total_bytes: int) -> int | None:
     """Return the free memory of a GPU, bytes; asking makes no CUDA context.
 
     Args:
-        uuid: as `torch.cuda.get_device_properties(...).uuid` or NVML writes it.
-        total_bytes: its memory as CUDA sees it.
+        uuid: its UUID by `torch.cuda.get_device_properties` or by NVML.
+        total_bytes: its total memory by CUDA.
     """
     with _nvml() as nvml:
         handle = _handle(nvml, uuid, total_bytes)
@@ -132,8 +132,8 @@ def processes(uuid: str, total_bytes: int) -> tuple[GpuProcess, ...]:
     """Return the processes that hold memory of a GPU, this one included.
 
     Args:
-        uuid: as `torch.cuda.get_device_properties(...).uuid` or NVML writes it.
-        total_bytes: its memory as CUDA sees it.
+        uuid: its UUID by `torch.cuda.get_device_properties` or by NVML.
+        total_bytes: its total memory by CUDA.
     """
     with _nvml() as nvml:
         handle = _handle(nvml, uuid, total_bytes)

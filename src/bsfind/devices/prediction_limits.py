@@ -9,6 +9,7 @@ import torch
 
 from bsfind.records import ReportWarning
 from bsfind.simulation.gpus.accuracy import measured
+from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.program import StepOperators
@@ -44,7 +45,8 @@ def version_warnings(torch_version: str) -> list[ReportWarning]:
 def _not_modelled(major: int, minor: int) -> Iterator[str]:
     """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
     if (major, minor) < (2, 12):  # with cuDNN 9.19 (2.11) or older
-        yield "workspaces of convolutions (those of cuDNN 9.20 are taken)"
+        cudnn = f"{CUDNN_VERSION // 10000}.{CUDNN_VERSION // 100 % 100}"
+        yield f"workspaces of convolutions (those of cuDNN {cudnn} are taken)"
     if (major, minor) < (2, 11):  # for CUDA 12, with cuDNN 9.10 (2.10) or older
         yield "scratch memory of sorts and scans (that of CUDA 13.0 is taken)"
         yield "3-D convolutions in half precision (taken to run in cuDNN)"

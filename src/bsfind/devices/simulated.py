@@ -52,7 +52,7 @@ from bsfind.workload.blame import text_of
 from bsfind.workload.precision import precision_plan
 
 if TYPE_CHECKING:
-    from bsfind.simulation.gpus.fixed_memory import FixedMemory
+    from bsfind.simulation.trace.building import FixedMemory
     from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
     from bsfind.simulation.trace.program import Program
     from bsfind.simulation.trace.recorder import Observer
@@ -68,9 +68,17 @@ class SimulatedDevice:
     Args:
         choice: which GPU, and how much of its memory may be used.
 
+    Attributes:
+        refusal: see `base.Device.refusal`.
+        is_clean: True: each trial has an allocator of its own.
+        recording: None: every batch size is replayed, so nothing is extrapolated from a recording.
+
     Raises:
         UsageError: the allocator's options in the environment are not valid.
     """
+
+    is_clean = True
+    recording: None = None
 
     def __init__(self, choice: DeviceChoice) -> None:
         if choice.gpu is None:
@@ -100,7 +108,7 @@ class SimulatedDevice:
         self._traced_steps: int | None = None
         self._steps_differ = False
         self._told: list[ReportWarning] = []
-        self._refusal: BsfindError | None = None
+        self.refusal: BsfindError | None = None
 
     def describe(self) -> DeviceInfo:
         """Return the GPU as torch would show it without another process on it."""
@@ -128,8 +136,8 @@ class SimulatedDevice:
 
         Args:
             workload: what to train.
-            precision: in which precision.
-            observer: told what the traces do; None: nobody is.
+            precision: the precision of the step.
+            observer: told what the traces do, if given.
         """
         from bsfind.simulation.trace.tracer import Tracer
 
@@ -236,28 +244,13 @@ class SimulatedDevice:
         """Return what the model returned (see `base.Device.output`)."""
         return self._tracer.output if self._tracer is not None else None
 
-    @property
-    def is_clean(self) -> bool:
-        """True: each trial has an allocator of its own."""
-        return True
-
-    @property
-    def refusal(self) -> BsfindError | None:
-        """What the model's code raised in the last trial (see `base.Device.refusal`)."""
-        return self._refusal
-
-    @property
-    def recording(self) -> None:
-        """None: every batch size is replayed, so nothing is extrapolated from a recording."""
-        return None
-
     def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
         """Replay `steps` steps (see `base.Device.run_trial`).
 
         As many steps are traced as the first trial has. Where these are alike, the further steps of a
         longer trial are taken to be like them.
         """
-        self._refusal = None
+        self.refusal = None
         # A size that is tried again is the recommended one: it is traced itself then, and does not
         # follow from the traces of other sizes.
         exact = batch_size in self._asked
@@ -355,7 +348,7 @@ class SimulatedDevice:
             is_own = type(error) is TargetError and raised is not error
             if is_own and may_depend_on_size(raised):
                 # A copy: the traceback holds the frames, and these the tensors of the step.
-                self._refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
+                self.refusal = TargetError(error.message, detail=error.detail, hint=error.hint)
                 return Trial(
                     batch_size=batch_size,
                     status="error",

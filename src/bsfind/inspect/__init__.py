@@ -1,1 +1,1 @@
-"""Everything of `bsfind inspect`: what the memory of one step consists of."""
+"""Everything of `bsfind inspect`: the composition of the memory of one step."""

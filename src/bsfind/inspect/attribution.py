@@ -1,8 +1,8 @@
 """Who allocates: notes for each allocation its module, its pass, and what the tensor is.
 
-Modules are known by hooks around each forward pass; in a backward pass by the autograd node that
-runs, since nodes are numbered in the order of the forward pass that made them. What is a parameter,
-a gradient, or the optimizer's is read off the objects that hold it, when it can be.
+In a forward pass hooks tell the module; in a backward pass the autograd node that runs does, since
+nodes are numbered in the order in which the forward pass made them. Parameters, gradients and the
+optimizer's state are found in the objects that hold them.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Attribution(Observer):
         """Return a program's events with who allocated each block.
 
         Args:
-            program: of the last trace.
-            sources: of its blocks, from `program_of`.
+            program: the program of the last trace.
+            sources: the source of each block, from `program_of`.
             trains: whether the trace has backward passes.
         """
         return AttributedTrial(
@@ -235,7 +235,7 @@ class InspectedModel:
     Args:
         device: the simulated GPU.
         workload: what to train.
-        precision: in which precision.
+        precision: the precision of the step.
 
     Attributes:
         class_name: class of the model.

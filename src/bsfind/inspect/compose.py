@@ -1,8 +1,8 @@
-"""What the memory of a traced trial is made of when it is at its highest. Pure.
+"""The composition of the memory of a traced trial at its peak. Pure.
 
-The trace says of each allocation where it came from, and what some of them turned out to be (a
-parameter, a gradient). The rest follows from lifetimes: what a forward pass made and left behind is
-an activation, what died before is a temporary.
+The trace names the part of the trial and the module of each allocation, and the category of some tensors
+(a parameter, a gradient). Lifetimes give the other categories: what is allocated in a forward pass and
+outlives it is an activation, what is freed before its end is a temporary.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.allocator.replay import replay
+from bsfind.simulation.allocator.recording import replay
 
 Origin = Literal["load", "setup", "inputs", "forward", "recompute", "backward", "optimizer"]
-"""In which part of the trial an allocation was made; `recompute`: activations, in a backward pass."""
+"""Part of the trial in which memory is allocated; `recompute`: activations, in a backward pass."""
 
 _NEVER = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """Who allocated.
+    """What is known of the allocation of a block.
 
     Attributes:
         origin: the part of the trial.
-        module: path of the module whose forward pass, or whose gradient, it was made in; None:
-            outside of the model. That of the parameter, where `role` says that it belongs to one.
-        role: what the tensor is known to be; None: its lifetime tells.
-        is_tensor: False: the kernel's, or the library's, own.
+        module: path of the module in whose forward or backward pass it was allocated, or of the module
+            that the tensor belongs to if `role` is given; None: outside the model.
+        role: the category of the tensor; None: its lifetime decides.
+        is_tensor: False for memory of a kernel or a library.
     """
 
     origin: Origin
@@ -53,18 +53,18 @@ class Allocation:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributedTrial:
-    """A trial's events, as `simulation.trace.program.Program` has them, and who they belong to.
+    """The events of a trial, as in `simulation.trace.program.Program`, with their allocations.
 
     Attributes:
-        load_events: until the model is on the GPU.
-        trial_events: of the trial.
-        operators: for each event of both.
+        load_events: events until the model is on the GPU.
+        trial_events: events of the trial.
+        operators: the operator of each event, in the order of both lists.
         marks: (number of trial events before it, name): `forward_begin`, `forward_end`,
             `recompute_end`, `step_end`.
-        optional: positions in `trial_events` of scratch memory that a kernel can do without.
-        allocations: of each block, in the order of their numbers.
-        classes: of the modules, by their paths.
-        trains: whether a backward pass follows.
+        optional: see `Program.optional`.
+        allocations: one for each block, in the order of their numbers.
+        classes: the class of each module, by path.
+        trains: whether there are backward passes.
     """
 
     load_events: Sequence[int]
@@ -77,33 +77,32 @@ class AttributedTrial:
     trains: bool = True
 
     def lifetimes(self) -> list[tuple[int, int]]:
-        """Return of each block the position of its birth and of its death, in the events of both."""
-        births: list[int] = []
-        deaths: dict[int, int] = {}
+        """Return for each block the positions, in both lists, of the events that allocate and free it."""
+        allocated: list[int] = []
+        freed: dict[int, int] = {}
         for position, event in enumerate((*self.load_events, *self.trial_events)):
             if event >= 0:
-                births.append(position)
+                allocated.append(position)
             else:
-                deaths[-event - 1] = position
-        return [(birth, deaths.get(number, _NEVER)) for number, birth in enumerate(births)]
+                freed[-event - 1] = position
+        return [(start, freed.get(number, _NEVER)) for number, start in enumerate(allocated)]
 
     def places(self, name: str) -> list[int]:
-        """Return where a mark stands: the number of events of both before it."""
+        """Return the number of events, in both lists, before each mark of a name."""
         loaded = len(self.load_events)
         return [loaded + place for place, mark in self.marks if mark == name]
 
 
 def categories_of(trial: AttributedTrial) -> list[Category]:
-    """Return what each block is."""
+    """Return the category of each block."""
     forward_ends = trial.places("forward_end")
     recompute_ends = trial.places("recompute_end")
     step_ends = trial.places("step_end")
 
     def outlives(lifetime: tuple[int, int], ends: Sequence[int]) -> bool:
-        # A block is born by the event at `birth`, so it counts from `birth + 1` on.
-        birth, death = lifetime
-        index = bisect_right(ends, birth)
-        return index < len(ends) and death >= ends[index]
+        allocated, freed = lifetime
+        index = bisect_right(ends, allocated)
+        return index < len(ends) and freed >= ends[index]
 
     def category(allocation: Allocation, lifetime: tuple[int, int]) -> Category:
         origin = allocation.origin
@@ -130,153 +129,127 @@ def categories_of(trial: AttributedTrial) -> list[Category]:
 
 
 def compose(trial: AttributedTrial, allocator: CachingAllocator) -> Composition:
-    """Replay a trial and return what its memory is made of at the peak, or where it does not fit.
+    """Replay a trial and return what is allocated at the peak, or at the request that does not fit.
 
-    The peak is the first moment at which the most is allocated, from the first forward pass on, as
-    `Program.replay` counts it.
+    The peak is the first moment at which the most is allocated, from the first forward pass on, as in
+    `Program.replay`.
 
     Args:
-        trial: of the trial.
-        allocator: a fresh one.
+        trial: the trial.
+        allocator: an allocator without allocations.
     """
-    watched = _watched_replay(trial, allocator)
-    return _Composer(trial, watched).composition()
-
-
-@dataclass
-class _Watched:
-    """What a replay showed.
-
-    Attributes:
-        sizes: of the blocks that were allocated, rounded as the allocator rounds them.
-        position: the last event, of load and trial, that happened until the moment.
-        allocated_bytes: at the moment.
-        reserved_bytes: at the moment.
-        peak_reserved_bytes: of the trial, as far as it came.
-        error: what did not fit.
-    """
-
-    sizes: list[int]
-    position: int = -1
-    allocated_bytes: int = -1
-    reserved_bytes: int = 0
-    peak_reserved_bytes: int = 0
-    error: SimulatedOutOfMemoryError | None = None
-
-
-def _watched_replay(trial: AttributedTrial, allocator: CachingAllocator) -> _Watched:
-    """Run the events one by one, and note the peak."""
-    watched = _Watched([])
-    blocks: list[Block | None] = []
-    loaded = len(trial.load_events)
-    begins = trial.places("forward_begin")
-    first = min(begins, default=loaded)
-    last = max(trial.places("step_end"), default=_NEVER)
-    position = -1
-    try:
-        for position, event in enumerate((*trial.load_events, *trial.trial_events)):
-            if position == loaded:
-                allocator.empty_cache()
-                allocator.reset_peaks()
-            if position == first:
-                allocator.reset_peaks()
-                _note(watched, allocator, position - 1)
-            in_trial = position >= loaded
-            optional = trial.optional if in_trial else {}
-            replay(allocator, blocks, (event,), optional, position - loaded)
-            if event >= 0:
-                block = blocks[-1]
-                watched.sizes.append(0 if block is None else block.size)
-                allocated = allocator.allocated_bytes
-                if first <= position < last and allocated > watched.allocated_bytes:
-                    _note(watched, allocator, position)
-    except SimulatedOutOfMemoryError as error:
-        _note(watched, allocator, position - 1)
-        watched.error = error
-    watched.peak_reserved_bytes = allocator.peak_reserved_bytes
-    return watched
-
-
-def _note(watched: _Watched, allocator: CachingAllocator, position: int) -> None:
-    watched.position = position
-    watched.allocated_bytes = allocator.allocated_bytes
-    watched.reserved_bytes = allocator.reserved_bytes
+    return _Composer(trial, allocator).composition()
 
 
 class _Composer:
-    """Sums up what was alive."""
+    """Replays a trial and sums up what is allocated at the peak, or at a failed request."""
 
-    def __init__(self, trial: AttributedTrial, watched: _Watched) -> None:
+    def __init__(self, trial: AttributedTrial, allocator: CachingAllocator) -> None:
         self._trial = trial
-        self._watched = watched
         self._categories = categories_of(trial)
         self._lifetimes = trial.lifetimes()
+        self._sizes: list[int] = []  # of the blocks, rounded as the allocator rounds them
+        self._position = -1  # the last event before the moment
+        self._allocated_bytes = -1
+        self._reserved_bytes = 0
+        self._error: SimulatedOutOfMemoryError | None = None
+        self._replay(allocator)
+        self._peak_reserved_bytes = allocator.peak_reserved_bytes
+
+    def _replay(self, allocator: CachingAllocator) -> None:
+        trial = self._trial
+        blocks: list[Block | None] = []
+        loaded = len(trial.load_events)
+        first = min(trial.places("forward_begin"), default=loaded)
+        last = max(trial.places("step_end"), default=_NEVER)
+        position = -1
+        try:
+            for position, event in enumerate((*trial.load_events, *trial.trial_events)):
+                if position == loaded:
+                    allocator.empty_cache()
+                    allocator.reset_peaks()
+                if position == first:
+                    allocator.reset_peaks()
+                    self._note(allocator, position - 1)
+                optional = trial.optional if position >= loaded else {}
+                replay(allocator, blocks, (event,), optional, position - loaded)
+                if event >= 0:
+                    block = blocks[-1]
+                    self._sizes.append(0 if block is None else block.size)
+                    allocated = allocator.allocated_bytes
+                    if first <= position < last and allocated > self._allocated_bytes:
+                        self._note(allocator, position)
+        except SimulatedOutOfMemoryError as error:
+            self._note(allocator, position - 1)
+            self._error = error
+
+    def _note(self, allocator: CachingAllocator, position: int) -> None:
+        self._position = position
+        self._allocated_bytes = allocator.allocated_bytes
+        self._reserved_bytes = allocator.reserved_bytes
 
     def composition(self) -> Composition:
-        trial, watched = self._trial, self._watched
-        alive = self._alive_after(watched.position)
+        allocated = self._allocated_after(self._position)
         by_module: dict[str | None, dict[str, int]] = {}
-        for number in alive:
-            module = self._module_of(number)
-            _add(by_module.setdefault(module, {}), self._categories[number], watched.sizes[number])
+        for number in allocated:
+            sums = by_module.setdefault(self._module_of(number), {})
+            _add(sums, self._categories[number], self._sizes[number])
         modules = [
             ModuleShare(
                 path=path,
-                class_name=None if path is None else trial.classes.get(path),
-                categories=_in_order(sizes),
+                class_name=None if path is None else self._trial.classes.get(path),
+                categories=_in_order(sums),
             )
-            for path, sizes in by_module.items()
+            for path, sums in by_module.items()
         ]
         modules.sort(key=lambda share: (-share.total_bytes, share.path or ""))
         return Composition(
-            **self._moment_of_allocation(),
-            allocated_bytes=watched.allocated_bytes,
-            reserved_bytes=watched.reserved_bytes,
-            peak_reserved_bytes=watched.peak_reserved_bytes,
-            categories=self._sums(alive),
+            **self._request(),
+            allocated_bytes=self._allocated_bytes,
+            reserved_bytes=self._reserved_bytes,
+            peak_reserved_bytes=self._peak_reserved_bytes,
+            categories=self._sums(allocated),
             modules=tuple(modules),
             timeline=tuple(self._timeline()),
         )
 
-    def _moment_of_allocation(self) -> dict[str, Any]:
-        """Return the fields that say what was allocated at the peak, or failed to be."""
-        trial, watched = self._trial, self._watched
-        loaded = len(trial.load_events)
-        at = watched.position + (watched.error is not None)
+    def _request(self) -> dict[str, Any]:
+        """Return the fields of the request that makes the peak, or that fails."""
+        trial, error = self._trial, self._error
+        at = self._position + (error is not None)
         number = bisect_right(self._lifetimes, (at, _NEVER)) - 1
-        allocation = trial.allocations[number]
-        in_trial = at >= loaded
+        in_trial = at >= len(trial.load_events)
         fields: dict[str, Any] = {
             "step": 1 + bisect_right(trial.places("step_end"), at) if in_trial else 0,
-            "phase": allocation.origin,
+            "phase": trial.allocations[number].origin,
             "module": self._module_of(number),
             "operator": trial.operators[self._lifetimes[number][0]],
         }
-        if watched.error is not None:
+        if error is not None:
             fields["failed"] = FailedRequest(
-                tried_bytes=watched.error.requested_bytes,
+                tried_bytes=error.requested_bytes,
                 category=self._categories[number],
-                message=str(watched.error),
+                message=str(error),
             )
         return fields
 
     def _module_of(self, number: int) -> str | None:
-        """Return whose a block is; a workspace that stays serves all, whoever asked for it first."""
+        """Return the module of a block; a workspace that stays serves all modules, and belongs to none."""
         allocation = self._trial.allocations[number]
         if not allocation.is_tensor and self._lifetimes[number][1] == _NEVER:
             return None
         return allocation.module
 
     def _timeline(self) -> Iterator[Moment]:
-        """Yield the moments of the peak's step, as far as the replay came."""
-        trial, position = self._trial, self._watched.position
-        failed = self._watched.error is not None
+        """Yield the moments of the step of the peak, up to the end of the replay."""
+        trial, position = self._trial, self._position
+        failed = self._error is not None
         ends = trial.places("step_end")
         index = bisect_right(ends, position)
         begin = ends[index - 1] if index else 0
         end = ends[index] if index < len(ends) else _NEVER
         forward_ends = [place for place in trial.places("forward_end") if begin < place <= end]
-        # With accumulated gradients there are several: the last before the peak, or the next one.
+        # With gradient accumulation there are several: the last before the peak counts, or the next.
         before = [place for place in forward_ends if place <= position + 1]
         after = [place for place in forward_ends if place > position + 1 and not failed]
         if before:
@@ -290,21 +263,21 @@ class _Composer:
     def _moment(
         self, at: Literal["forward_end", "peak", "failure", "step_end"], position: int
     ) -> Moment:
-        categories = self._sums(self._alive_after(position))
+        categories = self._sums(self._allocated_after(position))
         return Moment(at=at, allocated_bytes=sum(categories.values()), categories=categories)
 
-    def _alive_after(self, position: int) -> list[int]:
-        """Return the blocks that are alive after an event."""
+    def _allocated_after(self, position: int) -> list[int]:
+        """Return the blocks that are allocated after an event."""
         return [
             number
-            for number, (birth, death) in enumerate(self._lifetimes)
-            if birth <= position < death
+            for number, (allocated, freed) in enumerate(self._lifetimes)
+            if allocated <= position < freed
         ]
 
     def _sums(self, blocks: Sequence[int]) -> dict[str, int]:
         sums: dict[str, int] = {}
         for number in blocks:
-            _add(sums, self._categories[number], self._watched.sizes[number])
+            _add(sums, self._categories[number], self._sizes[number])
         return _in_order(sums)
 
 

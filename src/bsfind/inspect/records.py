@@ -1,4 +1,4 @@
-"""What memory is made of at one batch size: the records of `bsfind inspect`. Pure data."""
+"""The records of `bsfind inspect`: the composition of memory at one batch size. Pure data."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ Category = Literal[
 ]
 
 CATEGORIES: tuple[Category, ...] = get_args(Category)
-"""In the order in which they are shown. Each allocated byte is in exactly one:
+"""In the order in which they are shown. Each allocated byte is in exactly one category:
 
 * `parameters`: parameters and buffers.
-* `gradients`: what is, or becomes, the `.grad` of a parameter.
-* `optimizer_state`: what `optimizer.step` leaves behind.
-* `activations`: what a forward pass leaves behind for the backward pass, or a recomputation in it.
-* `outputs`: what a forward pass leaves behind in inference.
+* `gradients`: tensors that are, or become, the `.grad` of a parameter.
+* `optimizer_state`: tensors of the optimizer's state, and others that `optimizer.step` leaves allocated.
+* `activations`: tensors that a forward pass, or a recomputation, leaves allocated for the backward pass.
+* `outputs`: tensors that a forward pass leaves allocated in inference.
 * `weight_casts`: autocast's copies of parameters in lower precision.
 * `inputs`: the batch and the targets.
-* `temporaries`: tensors that die within the pass in which they were made, gradients of activations
-  among them.
-* `workspace`: what kernels and libraries (cuBLAS, cuDNN) take besides tensors.
-* `kept`: whatever else outlives the step.
+* `temporaries`: tensors that are freed in the pass in which they were allocated, gradients of
+  activations among them.
+* `workspace`: memory of kernels and libraries (cuBLAS, cuDNN) besides tensors.
+* `kept`: other tensors that outlive the step.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModuleShare:
-    """What one module holds, its children's not included.
+    """The memory of one module without its children's.
 
     Attributes:
-        path: as `named_modules` names it, `""` the model itself; None: outside the model (loss,
+        path: the name in `named_modules`; `""`: the model itself; None: outside the model (loss,
             optimizer, inputs).
-        class_name: of the module; None outside of the model.
-        categories: bytes by category, those that are not zero.
+        class_name: class of the module; None outside the model.
+        categories: bytes by category; zeros are left out.
     """
 
     path: str | None
@@ -55,18 +55,18 @@ class ModuleShare:
 
     @property
     def total_bytes(self) -> int:
-        """All that it holds."""
+        """The sum of all categories."""
         return sum(self.categories.values())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """What was allocated at one moment.
+    """The memory that is allocated at one moment.
 
     Attributes:
         at: `forward_end`, `peak`, `failure` or `step_end`, of the step of the peak.
-        allocated_bytes: in all.
-        categories: bytes by category, those that are not zero.
+        allocated_bytes: the sum of all categories.
+        categories: bytes by category; zeros are left out.
     """
 
     at: Literal["forward_end", "peak", "failure", "step_end"]
@@ -76,12 +76,12 @@ class Moment:
 
 @dataclass(frozen=True, kw_only=True)
 class FailedRequest:
-    """What could not be allocated any more.
+    """The request that did not fit.
 
     Attributes:
-        tried_bytes: as requested.
-        category: what it would have been.
-        message: as PyTorch would put it.
+        tried_bytes: the requested size.
+        category: the category of the block.
+        message: the text of PyTorch's error.
     """
 
     tried_bytes: int
@@ -91,21 +91,21 @@ class FailedRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Composition:
-    """What the memory is made of at the moment of the peak, or of the failure.
+    """The composition of memory at the peak, or at the failure.
 
     Attributes:
-        step: which step of the trial, from 1 on; 0: before the first, while the model is loaded.
+        step: number of the step in the trial, from 1 on; 0: while the model is loaded.
         phase: `load`, `inputs`, `forward`, `recompute` (activation checkpointing), `backward`,
             `optimizer`, or `setup` (between them).
-        module: whose allocation it is that makes the peak, or that failed; see `ModuleShare.path`.
-        operator: that makes it.
+        module: the module of the request that makes the peak, or that failed; see `ModuleShare.path`.
+        operator: the operator of that request.
         allocated_bytes: the sum of `categories`, and of `modules`.
-        reserved_bytes: what the allocator holds of the device at that moment.
-        peak_reserved_bytes: the most that it holds in the trial.
-        categories: bytes by category, those that are not zero.
-        modules: the largest first.
+        reserved_bytes: memory that the allocator has reserved at that moment.
+        peak_reserved_bytes: peak reserved of the trial.
+        categories: bytes by category; zeros are left out.
+        modules: the shares of the modules, the largest first.
         timeline: the moments of that step, in order.
-        failed: what did not fit; None: everything did.
+        failed: the request that did not fit; None: all fitted.
     """
 
     step: int
@@ -122,11 +122,11 @@ class Composition:
 
     @property
     def cache_bytes(self) -> int:
-        """Reserved and not allocated: the allocator's cache, fragments included."""
+        """Bytes that are reserved and not allocated: the allocator's cache, fragments included."""
         return self.reserved_bytes - self.allocated_bytes
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types, with what follows from them."""
+        """Return the fields as JSON types, with sums that follow from them."""
         data = asdict(self)
         data["cache_bytes"] = self.cache_bytes
         for share, entry in zip(self.modules, data["modules"], strict=True):
@@ -152,35 +152,28 @@ class PrecisionInspection:
     """The answer in one precision.
 
     Attributes:
-        precision: such as `fp32`.
+        precision: `fp32` or another one.
+        weights_dtype: dtype of the floating parameters, as in `records.PrecisionResult`.
         status: `fits`, `does_not_fit`, `refused` (the step refuses this batch size, as batch
-            normalisation does a single sample), or `unsupported` by the GPU.
+            normalisation refuses a single sample), or `unsupported` by the GPU.
+        message: why there is no composition, or what did not fit.
         parameters: number of parameters; None if the model was not loaded.
-        optimizer: its class; None in inference.
-        composition: None if there is none to tell.
-        message: why there is none, or what did not fit.
-        weights_dtype: of the floating parameters, as in `records.PrecisionResult`.
+        optimizer: class of the optimizer; None in inference.
+        composition: the composition of memory; None if the step did not run.
     """
 
     precision: str
+    weights_dtype: str | None = None
     status: Literal["fits", "does_not_fit", "refused", "unsupported"]
+    message: str | None = None
     parameters: int | None = None
     optimizer: str | None = None
     composition: Composition | None = None
-    message: str | None = None
-    weights_dtype: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
-        return {
-            "precision": self.precision,
-            "weights_dtype": self.weights_dtype,
-            "status": self.status,
-            "message": self.message,
-            "parameters": self.parameters,
-            "optimizer": self.optimizer,
-            "composition": self.composition.to_json() if self.composition else None,
-        }
+        found = self.composition
+        return {**vars(self), "composition": found.to_json() if found else None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> PrecisionInspection:
@@ -191,21 +184,21 @@ class PrecisionInspection:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectionReport:
-    """All that `bsfind inspect` found out.
+    """The report of `bsfind inspect`.
 
     Attributes:
-        bsfind_version: that wrote it.
+        bsfind_version: version that wrote the report.
         command: the command line.
-        reproduce: a command line that asks for the same again.
+        reproduce: a command line that gives the same report.
         device: the simulated GPU.
-        stands_for: name of the GPU of this machine that it stands for; None: it was asked for.
+        stands_for: name of the GPU of this machine that it replaces; None: `--gpu` named it.
         workload: what is trained.
         class_name: class of the model; None if it was not loaded.
         batch_size: samples in a (micro-)batch.
         steps: optimizer steps of the trial.
-        results: an answer for each precision.
-        assumptions: what the user did not say about the step, and bsfind chose.
-        warnings: what the reader must know.
+        results: the answer in each precision.
+        assumptions: what bsfind chose for the step.
+        warnings: warnings for the reader.
     """
 
     SCHEMA_VERSION: ClassVar[str] = "1.0"

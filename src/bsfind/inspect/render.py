@@ -1,8 +1,9 @@
-"""What `bsfind inspect` prints: what memory is made of, when, and which modules hold it."""
+"""Prints the report of `bsfind inspect`: memory by category, moment and module."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -56,19 +57,19 @@ _LAYOUTS = (
     ("total", "state", "activations"),
     ("total",),
 )
-"""Columns of the modules, from wide to narrow: they go, numbers are never cut."""
+"""Columns of the table of modules, from wide to narrow: columns are left out, numbers are never cut."""
 
 _COLUMN_TITLES = {"optimizer": "opt. state", "state": "par., grad.,\nopt. state"}
 _SHORTEST_PATH = 18
 
 
 def print_inspection(report: InspectionReport, console: Console, *, top: int) -> None:
-    """Print the answer in the width of the console.
+    """Print the report in the width of the console.
 
     Args:
-        report: what was found.
-        console: where.
-        top: how many modules are listed; 0: all.
+        report: the report.
+        console: the console to print to.
+        top: number of modules that are listed; 0: all.
     """
     _print(console, _subject(report), style="bold")
     for text in _conditions(report):
@@ -151,7 +152,7 @@ def _place(found: Composition) -> str:
 
 
 def _categories(found: Composition, report: InspectionReport) -> Iterator[Table]:
-    """Yield the table of categories, from wide to narrow."""
+    """Yield tables of the categories, from wide to narrow."""
     moments = found.timeline
     main = "peak" if found.failed is None else "failure"
     others = [moment for moment in moments if moment.at != main]
@@ -162,22 +163,18 @@ def _categories(found: Composition, report: InspectionReport) -> Iterator[Table]
         table.add_column("share", justify="right", no_wrap=True)
         for moment in others[:count]:
             table.add_column(_MOMENTS[moment.at], justify="right", no_wrap=True)
-
-        def add(title: str, *cells: str, table: Table = table, style: str = "") -> None:
-            table.add_row(title, *cells, style=style)
-
         for category in CATEGORIES:
             if not any(moment.categories.get(category) for moment in moments):
                 continue
             nbytes = found.categories.get(category, 0)
             share = nbytes / found.allocated_bytes if found.allocated_bytes else 0.0
-            add(
+            table.add_row(
                 _TITLES[category],
                 _size(nbytes),
                 percentage(share) if nbytes else _NOTHING,
                 *(_size(moment.categories.get(category, 0)) for moment in others[:count]),
             )
-        add(
+        table.add_row(
             "allocated",
             format_bytes(found.allocated_bytes),
             "100%",
@@ -186,10 +183,10 @@ def _categories(found: Composition, report: InspectionReport) -> Iterator[Table]
         )
         context = report.device.context_bytes
         left = report.device.capacity_bytes - found.reserved_bytes
-        add("cache, fragments", format_bytes(found.cache_bytes), style="dim")
+        table.add_row("cache, fragments", format_bytes(found.cache_bytes), style="dim")
         if context is not None:
-            add("CUDA context", format_bytes(context), style="dim")
-        add("left", format_bytes(max(0, left)), style="dim")
+            table.add_row("CUDA context", format_bytes(context), style="dim")
+        table.add_row("left", format_bytes(max(0, left)), style="dim")
         yield table
 
 
@@ -201,7 +198,7 @@ def _size(nbytes: int) -> str:
 
 
 def _modules(found: Composition, top: int, console: Console) -> Iterator[Table]:
-    """Yield the table of modules, from wide to narrow: paths are shortened before columns go."""
+    """Yield tables of the modules, from wide to narrow: first paths are shortened, then columns left out."""
     modules = [share for share in found.modules if share.path is not None]
     outside = [share for share in found.modules if share.path is None]
     listed, rest = modules[: top or None], modules[top:] if top else []
@@ -242,27 +239,20 @@ def _module_table(
 
 
 def _cells(categories: Mapping[str, int], class_name: str, columns: Sequence[str]) -> Iterator[str]:
-    state = sum(categories.get(name, 0) for name in _STATE)
-    kept = sum(categories.get(name, 0) for name in ("activations", "outputs"))
-    total = sum(categories.values())
-    sizes: dict[str, Callable[[], int]] = {
-        "total": lambda: total,
-        "parameters": lambda: categories.get("parameters", 0),
-        "gradients": lambda: categories.get("gradients", 0),
-        "optimizer": lambda: categories.get("optimizer_state", 0),
-        "state": lambda: state,
-        "activations": lambda: kept,
-        "other": lambda: total - state - kept,
-    }
+    state = [categories.get(name, 0) for name in _STATE]
+    sizes = dict(zip(("parameters", "gradients", "optimizer"), state, strict=True))
+    sizes["state"] = sum(state)
+    sizes["activations"] = sum(categories.get(name, 0) for name in ("activations", "outputs"))
+    sizes["total"] = sum(categories.values())
+    sizes["other"] = sizes["total"] - sizes["state"] - sizes["activations"]
     for column in columns:
-        yield class_name if column == "class" else _size(sizes[column]())
+        yield class_name if column == "class" else _size(sizes[column])
 
 
-def _sum(shares: Sequence[ModuleShare]) -> dict[str, int]:
-    sums: dict[str, int] = {}
+def _sum(shares: Sequence[ModuleShare]) -> Mapping[str, int]:
+    sums: Counter[str] = Counter()
     for share in shares:
-        for category, nbytes in share.categories.items():
-            sums[category] = sums.get(category, 0) + nbytes
+        sums.update(share.categories)
     return sums
 
 
@@ -271,7 +261,7 @@ def _name(share: ModuleShare) -> str:
 
 
 def _shortened(name: str, width: int) -> str:
-    """Cut the beginning of a path: its end tells modules apart."""
+    """Cut the beginning of a path, whose end is the more specific part."""
     return name if len(name) <= width else f"…{name[1 - width :]}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bsfind.records import PrecisionResult, RefusedSizes, Report, Trial
+from collections.abc import Iterator
+
+from bsfind.records import PrecisionResult, Report, Trial
 from bsfind.report import wording
 from bsfind.search.recommend import baseline, is_fragmented, speed_up
 from bsfind.units import format_bytes, format_count
@@ -14,20 +16,6 @@ _FLAT = 0.001
 """Peaks that differ by no more than this part are the same: rounding to blocks, random lengths."""
 
 
-def sentences(report: Report) -> list[str]:
-    """Return what stands under the answer, one sentence or more to a line."""
-    lines = (
-        _evidence(report),
-        *_refused_sizes(report),
-        _global_batch(report),
-        _account(report),
-        _throughput(report),
-        _foresight(report),
-        accuracy(report),
-    )
-    return [line for line in lines if line is not None] + _remedies(report)
-
-
 def answer(report: Report) -> str | None:
     """Return the recommendation in one sentence; None if there is none."""
     recommendation, result = report.recommendation, wording.recommended(report)
@@ -35,9 +23,9 @@ def answer(report: Report) -> str | None:
         return None
     verb = "Train" if report.workload["mode"] == "train" else "Infer"
     text = f"{verb} with batch size {recommendation.batch_size} in {wording.precision(result)}"
-    reasons = []
     if report.status == "partial":
         text += " at least (the search is not complete)"
+    reasons = []
     ratio = speed_up(result, report.results)
     reference = baseline(report.results)
     if ratio is not None and reference is not None:
@@ -48,72 +36,138 @@ def answer(report: Report) -> str | None:
     return f"{text}: {', '.join(reasons)}." if reasons else f"{text}."
 
 
-def _evidence(report: Report) -> str | None:
-    """Return what the recommendation rests on; None if there is none."""
+def sentences(report: Report) -> list[str]:
+    """Return the lines below the answer, one sentence or more to a line."""
     result = wording.recommended(report)
-    if result is None:
-        return None
-    parts = []
+    lines = [] if result is None else [_evidence(result, report)]
+    lines += _refused_sizes(report)
+    if result is not None:
+        lines += [*_global_batch(report), *_gpu_memory(result, report), *_throughput(result)]
+        lines += _estimate(result, report)
+    bound = accuracy(report)
+    return [*lines, *([] if bound is None else [bound]), *_variants(report)]
+
+
+def _evidence(result: PrecisionResult, report: Report) -> str:
+    """Return what the recommendation is based on."""
     if report.simulated:
         steps = report.search["confirm_steps"]
-        parts.append(f"Predicted, not run: {steps} steps, replayed within the budget.")
+        confirmed = f"Predicted, not run: {steps} steps, replayed within the budget."
     elif result.confirmation is not None:
-        parts.append(_confirmed(result.confirmation))
+        confirmed = _confirmed(result.confirmation)
     else:
-        parts.append("Not confirmed in a fresh process.")
-    ran = "fits" if report.simulated else "ran"
+        confirmed = "Not confirmed in a fresh process."
+    outcomes = _outcomes(report)
+    maximum = f"{result.max_batch_size:,} {outcomes['ok']}"
     if result.smallest_failed_batch_size is not None:
         failed = next(t for t in result.trials if t.batch_size == result.smallest_failed_batch_size)
-        what = {"oom": "ran out of memory", "timeout": "did not end in time", "error": "failed"}
-        if failed.is_refused:
-            what["error"] = "is refused by the model"
-        if report.simulated:
-            what["oom"] = "runs out of memory"
-        parts.append(
-            f"{result.max_batch_size:,} {ran}, {failed.batch_size:,} {what[failed.status]}."
-        )
-    elif result.is_maximum_proven:
-        parts.append(f"{result.max_batch_size:,} {ran}, the largest that was allowed.")
-    else:
-        parts.append(f"{result.max_batch_size:,} {ran}, more may fit.")
-    return " ".join(parts)
+        why = {"timeout": "did not end in time", "error": "failed", **outcomes}[failed.status]
+        if failed.is_refused and failed.status == "error":
+            why = "is refused by the model"
+        return f"{confirmed} {maximum}, {failed.batch_size:,} {why}."
+    if result.is_maximum_proven:
+        return f"{confirmed} {maximum}, the largest that was allowed."
+    return f"{confirmed} {maximum}, more may fit."
+
+
+def _outcomes(report: Report) -> dict[str, str]:
+    if report.simulated:
+        return {"ok": "fits", "oom": "runs out of memory"}
+    return {"ok": "ran", "oom": "ran out of memory"}
+
+
+def _confirmed(trial: Trial) -> str:
+    """Return what the steps of the confirmation show."""
+    text = f"Confirmed: {trial.steps} steps in a fresh process"
+    peaks = trial.peaks_by_step
+    if len(peaks) > 1:
+        least = max(peaks) * (1 - _FLAT)
+        reached = next(step for step, peak in enumerate(peaks, 1) if peak >= least)
+        if min(peaks[reached - 1 :]) >= least and reached <= len(peaks) // 2:
+            text += f", peak memory flat from step {reached} on"
+        else:
+            text += f", the highest peak in step {reached}"
+    retries = trial.num_alloc_retries
+    if retries:
+        when = "" if trial.steady_alloc_retries else " in the first steps"
+        text += f", {retries} allocation retr{'y' if retries == 1 else 'ies'}{when}"
+    return f"{text}."
 
 
 def _refused_sizes(report: Report) -> list[str]:
     """Return at which batch sizes the model's own code raises, and at which it does not."""
     chosen = wording.recommended(report)
-    told: list[RefusedSizes | None] = []
-    lines = []
+    lines: dict[str | None, str] = {}  # by the sizes that run
     for result in sorted(report.results, key=lambda result: result is not chosen):
-        text = refused_sizes(result)
-        accepted = [refused.accepted for refused in told if refused is not None]
-        if text is None or result.status != "ok" or result.refused_sizes is None:
+        refused = result.refused_sizes
+        if result.status != "ok" or refused is None or refused.accepted in lines:
             continue
-        if result.refused_sizes.accepted not in accepted:
-            lines.append(f"{text}." if not told else f"{text} ({wording.full_label(result)}).")
-            told.append(result.refused_sizes)
-    return lines
+        sizes = [f"{size:,}" for size in refused.batch_sizes]
+        if len(sizes) > _NAMED_SIZES:
+            sizes[_NAMED_SIZES:] = [f"{len(sizes) - _NAMED_SIZES} others"]
+        *first, last = sizes
+        listed = f"{', '.join(first)} and {last}" if first else last
+        fail = f"Batch sizes {listed} fail" if first else f"Batch size {listed} fails"
+        text = f"{fail} with `{refused.error}`"
+        if refused.batch_sizes == (1,):
+            text = f"Batch size 1 does not run: {refused.error}"
+        elif refused.accepted is not None:
+            text += f"; {refused.accepted} run"
+        elif result.max_batch_size is not None:
+            text += f"; {result.max_batch_size:,} runs"
+        lines[refused.accepted] = f"{text} ({wording.full_label(result)})." if lines else f"{text}."
+    return list(lines.values())
 
 
-def refused_sizes(result: PrecisionResult) -> str | None:
-    """Return which sizes the model's code refuses, and which run; None if it has refused none."""
-    refused = result.refused_sizes
-    if refused is None:
-        return None
-    sizes = refused.batch_sizes
-    if sizes == (1,):
-        return f"Batch size 1 does not run: {refused.error}"
-    named = [f"{size:,}" for size in sizes[:_NAMED_SIZES]]
-    if len(sizes) > _NAMED_SIZES:
-        named.append(f"{len(sizes) - _NAMED_SIZES} others")
-    listed = " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
-    fail = "Batch sizes {} fail" if len(sizes) > 1 else "Batch size {} fails"
-    text = f"{fail.format(listed)} with `{refused.error}`"
-    if refused.accepted is not None:
-        return f"{text}; {refused.accepted} run"
-    if result.max_batch_size is not None:
-        return f"{text}; {result.max_batch_size:,} runs"
-    return text
+def _global_batch(report: Report) -> Iterator[str]:
+    parts = report.recommendation.global_batch if report.recommendation else None
+    if parts is None:
+        return
+    nearest = "" if parts.reached == parts.asked else f", the nearest to {parts.asked:,}"
+    steps = f"{parts.accumulation_steps} accumulation step{'s' * (parts.accumulation_steps > 1)}"
+    gpus = f"{parts.world_size} GPU{'s' * (parts.world_size > 1)}"
+    factors = f"micro-batch {parts.micro_batch_size:,} x {steps} x {gpus}"
+    yield f"Global batch {parts.reached:,}{nearest}: {factors}."
+
+
+def _gpu_memory(result: PrecisionResult, report: Report) -> Iterator[str]:
+    """Yield what takes the GPU's memory at the recommended batch size."""
+    device, reserved = report.device, result.peak_reserved_bytes
+    if device is None or reserved is None:
+        return
+    allocated = result.peak_allocated_bytes or 0
+    context, others = device.context_bytes or 0, device.others_bytes or 0
+    parts = [(allocated, "allocated"), (reserved - allocated, "fragmentation")]
+    parts += [part for part in ((context, "context"), (others, "other processes")) if part[0]]
+    parts.append((max(0, device.total_bytes - reserved - context - others), "free"))
+    listed = ", ".join(f"{format_bytes(nbytes)} {name}" for nbytes, name in parts)
+    yield f"The card's {format_bytes(device.total_bytes)}: {listed}."
+
+
+def _throughput(result: PrecisionResult) -> Iterator[str]:
+    """Yield from which batch size on throughput no longer grows."""
+    enough, chosen = result.saturation_batch_size, result.recommended_batch_size or 0
+    if enough is None:
+        return
+    if enough > chosen:
+        yield "Throughput still grows at this batch size."
+        return
+    size = "this batch size" if enough == chosen else f"batch size {enough:,}"
+    yield f"Throughput is within 2 % of its best from {size} on."
+
+
+def _estimate(result: PrecisionResult, report: Report) -> Iterator[str]:
+    """Yield what was predicted before the search against what it measured."""
+    predicted = result.predicted
+    if report.simulated or predicted is None:
+        return
+    text = f"Predicted maximum: {predicted.max_batch_size:,}"
+    if predicted.peak_reserved_bytes is not None:
+        text += f", peak reserved {format_bytes(predicted.peak_reserved_bytes)}"
+        if predicted.recommended_batch_size != result.recommended_batch_size:
+            text += f" at batch size {predicted.recommended_batch_size:,}"
+    measured = f"measured: {result.max_batch_size:,}, {format_bytes(result.peak_reserved_bytes)}"
+    yield f"{text}; {measured}."
 
 
 def accuracy(report: Report) -> str | None:
@@ -140,96 +194,13 @@ def _error(part: float) -> str:
     return f"{part * 100:.2g} %" if part else "0 %"
 
 
-def _foresight(report: Report) -> str | None:
-    """Return what was predicted against what was measured; None if nothing was, or nothing ran."""
-    result = wording.recommended(report)
-    predicted = result.predicted if result else None
-    if report.simulated or result is None or predicted is None:
-        return None
-    text = f"Predicted beforehand: {predicted.max_batch_size:,} at most"
-    if predicted.peak_reserved_bytes is not None:
-        text += f", peak reserved {format_bytes(predicted.peak_reserved_bytes)}"
-        if predicted.recommended_batch_size != result.recommended_batch_size:
-            text += f" at batch size {predicted.recommended_batch_size:,}"
-    measured = f"measured: {result.max_batch_size:,}, {format_bytes(result.peak_reserved_bytes)}"
-    return f"{text}; {measured}."
-
-
-def _confirmed(trial: Trial) -> str:
-    """Return what the steps of the confirmation show."""
-    text = f"Confirmed: {trial.steps} steps in a fresh process"
-    peaks = trial.peaks_by_step
-    if len(peaks) > 1:
-        highest = max(peaks)
-        reached = next(i for i, peak in enumerate(peaks, 1) if peak >= highest * (1 - _FLAT))
-        is_flat = min(peaks[reached - 1 :]) >= highest * (1 - _FLAT)
-        if is_flat and reached <= len(peaks) // 2:
-            text += f", peak memory flat from step {reached} on"
-        else:
-            text += f", the highest peak in step {reached}"
-    if trial.num_alloc_retries:
-        when = "" if trial.steady_alloc_retries else " in the first steps"
-        times = "once" if trial.num_alloc_retries == 1 else f"{trial.num_alloc_retries} times"
-        text += f", the cache flushed {times}{when}"
-    return f"{text}."
-
-
-def _account(report: Report) -> str | None:
-    """Return what the card's memory is taken by at the recommended batch size."""
-    result, device = wording.recommended(report), report.device
-    if result is None or device is None or result.peak_reserved_bytes is None:
-        return None
-    allocated, reserved = result.peak_allocated_bytes or 0, result.peak_reserved_bytes
-    parts = [
-        f"{format_bytes(allocated)} allocated",
-        f"{format_bytes(reserved - allocated)} fragmentation",
-    ]
-    outside = 0
-    for nbytes, name in (
-        (device.context_bytes, "context"),
-        (device.others_bytes, "other processes"),
-    ):
-        if nbytes:
-            parts.append(f"{format_bytes(nbytes)} {name}")
-            outside += nbytes
-    free = device.total_bytes - reserved - outside
-    parts.append(f"{format_bytes(max(0, free))} free")
-    return f"The card's {format_bytes(device.total_bytes)}: {', '.join(parts)}."
-
-
-def _throughput(report: Report) -> str | None:
-    """Return from which batch size on throughput no longer grows."""
-    result = wording.recommended(report)
-    if result is None or result.saturation_batch_size is None:
-        return None
-    enough, chosen = result.saturation_batch_size, result.recommended_batch_size or 0
-    if enough > chosen:
-        return "Throughput still grows at this batch size."
-    if enough == chosen:
-        return "Throughput is within 2 % of its best from this batch size on."
-    return f"Throughput is within 2 % of its best from batch size {enough:,} on."
-
-
-def _global_batch(report: Report) -> str | None:
-    parts = report.recommendation.global_batch if report.recommendation else None
-    if parts is None:
-        return None
-    nearest = "" if parts.reached == parts.asked else f", the nearest to {parts.asked:,}"
-    steps = f"{parts.accumulation_steps} accumulation step{'s' * (parts.accumulation_steps > 1)}"
-    gpus = f"{parts.world_size} GPU{'s' * (parts.world_size > 1)}"
-    factors = f"micro-batch {parts.micro_batch_size:,} x {steps} x {gpus}"
-    return f"Global batch {parts.reached:,}{nearest}: {factors}."
-
-
-def _remedies(report: Report) -> list[str]:
-    """Return what each remedy of `--compare` buys, against the row that it was tried beside."""
-    lines = []
+def _variants(report: Report) -> Iterator[str]:
+    """Yield what each variant of `--compare` changes against the plain row of its precision."""
+    plain = {r.precision: r for r in report.results if r.remedy is None}
     for result in report.results:
         if result.remedy is None or not result.recommended_batch_size:
             continue
-        beside = next(
-            r for r in report.results if r.precision == result.precision and r.remedy is None
-        )
+        beside = plain[result.precision]
         text = f"With {result.remedy}: batch size {result.recommended_batch_size:,}"
         if beside.recommended_batch_size:
             text += f" ({result.recommended_batch_size / beside.recommended_batch_size:.2f} x)"
@@ -237,8 +208,7 @@ def _remedies(report: Report) -> list[str]:
             text += f", {format_count(result.samples_per_s)} samples/s"
             if beside.samples_per_s:
                 text += f" ({result.samples_per_s / beside.samples_per_s:.2f} x)"
-        lines.append(f"{text}.")
-    return lines
+        yield f"{text}."
 
 
 def problems(report: Report) -> list[str]:
@@ -246,84 +216,74 @@ def problems(report: Report) -> list[str]:
     lines = []
     for result in report.results:
         if result.message and result.recommended_batch_size is None:
-            tried = _tried(result, report) if result.status == "error" else None
-            lines.append(
-                f"{wording.full_label(result)}: {result.message}{f'; before that, {tried}' if tried else ''}"
-            )
+            tried = _tried(result, report) if result.status == "error" else ""
+            text = f"{wording.full_label(result)}: {result.message}"
+            lines.append(f"{text}; before that, {tried}" if tried else text)
     return lines
 
 
 def tried_before_an_error(report: Report) -> bool:
-    """Tell whether some batch size was tried with another outcome than an error."""
+    """Tell whether a batch size was tried with another outcome than an error."""
     return any(_tried(result, report) for result in report.results)
 
 
-def _tried(result: PrecisionResult, report: Report) -> str | None:
-    """Return what came of the trials before an error broke the search off; None if nothing did."""
-    came = {"ok": "fits" if report.simulated else "ran", "oom": "ran out of memory"}
-    if report.simulated:
-        came["oom"] = "runs out of memory"
-    outcomes = [
-        f"{trial.batch_size:,} {came[trial.status]}"
+def _tried(result: PrecisionResult, report: Report) -> str:
+    """Return the outcomes of trials before an error ended the search; empty if there are none."""
+    outcomes = _outcomes(report)
+    return ", ".join(
+        f"{trial.batch_size:,} {outcomes[trial.status]}"
         for trial in sorted(result.trials, key=lambda trial: trial.batch_size)
-        if trial.status in came
-    ]
-    return ", ".join(outcomes) or None
+        if trial.status in outcomes
+    )
 
 
 def hints(report: Report) -> list[str]:
     """Return what could be done next; only what is not done already."""
-    if report.recommendation is None:
-        if any(result.status in ("nothing_fits", "ok") for result in report.results):
-            return _ways_to_fit(report)
-        return []
+    recommendation, result = report.recommendation, wording.recommended(report)
+    if recommendation is None or result is None:
+        has_answer = any(result.status in ("nothing_fits", "ok") for result in report.results)
+        return list(_ways_to_fit(report)) if has_answer else []
     hints = []
-    result = wording.recommended(report)
-    bought = result.expandable_segments if result else None
-    if bought is not None and result is not None and result.recommended_batch_size:
-        more = bought.batch_size / result.recommended_batch_size - 1
+    expandable = result.expandable_segments
+    if expandable is not None and result.recommended_batch_size:
+        more = expandable.batch_size / result.recommended_batch_size - 1
         hints.append(
-            f"`PYTORCH_ALLOC_CONF=expandable_segments:True` ran batch size {bought.batch_size:,} in the "
-            f"same memory ({more:+.0%})"
+            "`PYTORCH_ALLOC_CONF=expandable_segments:True` ran batch size "
+            f"{expandable.batch_size:,} in the same memory ({more:+.0%})"
         )
     compared = {other.remedy for other in report.results}
     if (
         report.simulated
-        and result is not None
-        and report.recommendation.global_batch is None
+        and recommendation.global_batch is None
         and is_fragmented(result.peak_allocated_bytes, result.peak_reserved_bytes)
         and "expandable-segments" not in compared
         and not (report.prediction and report.prediction.allocator.get("expandable_segments"))
     ):
         hints.append("what less fragmentation would buy: `--compare expandable-segments`")
-    if report.recommendation.global_batch is not None and report.recommendation.check:
-        hints.append(f"this tries the micro-batch again: `{report.recommendation.check}`")
+    if recommendation.global_batch is not None and recommendation.check:
+        hints.append(f"this tries the micro-batch again: `{recommendation.check}`")
     return hints
 
 
-def _ways_to_fit(report: Report) -> list[str]:
-    """Return what makes more fit, in the order of what it costs."""
-    tried = {result.precision for result in report.results}
-    workload = report.workload
-    remedies = []
-    if not any(result.trials for result in report.results):
-        if "bf16" not in tried:
-            remedies.append("the model in half precision takes half the memory: `--precision bf16`")
-        remedies.append(
-            "a model that does not fit alone needs a larger GPU, or to be sharded (FSDP)"
-        )
-        return remedies
-    if not any(trial.status == "oom" for result in report.results for trial in result.trials):
-        return []
-    if not tried & {"amp-fp16", "amp-bf16", "bf16"}:
-        remedies.append("mixed precision may make it fit: `--precision amp`")
-    training = workload["mode"] == "train"
-    if training and not workload["grad_checkpoint"]:
-        remedies.append("recomputing activations saves memory for time: `--grad-checkpoint`")
+def _ways_to_fit(report: Report) -> Iterator[str]:
+    """Yield what makes more fit, in the order of what it costs."""
+    precisions = {result.precision for result in report.results}
+    trials = [trial for result in report.results for trial in result.trials]
+    if not trials:
+        if "bf16" not in precisions:
+            yield "the model in half precision takes half the memory: `--precision bf16`"
+        yield "a model that does not fit alone needs a larger GPU, or to be sharded (FSDP)"
+        return
+    if not any(trial.status == "oom" for trial in trials):
+        return
+    if not precisions & {"amp-fp16", "amp-bf16", "bf16"}:
+        yield "mixed precision may make it fit: `--precision amp`"
+    is_training = report.workload["mode"] == "train"
+    if is_training and not report.workload["grad_checkpoint"]:
+        yield "recomputing activations saves memory for time: `--grad-checkpoint`"
     smallest = report.search["min_batch_size"]
     if smallest > 1:
-        remedies.append(f"a smaller batch may fit: `--min-batch-size {max(1, smallest // 2)}`")
-    if training and workload["optimizer"].lower() in ("adam", "adamw"):
-        remedies.append("an optimizer with less state saves memory: `--optimizer sgd`")
-    remedies.append("smaller inputs need less memory: `--input-shape`, `--input`")
-    return remedies
+        yield f"a smaller batch may fit: `--min-batch-size {max(1, smallest // 2)}`"
+    if is_training and report.workload["optimizer"].lower() in ("adam", "adamw"):
+        yield "an optimizer with less state saves memory: `--optimizer sgd`"
+    yield "smaller inputs need less memory: `--input-shape`, `--input`"

@@ -20,8 +20,7 @@ from bsfind.simulation.allocator.caching_allocator import (
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.allocator.recording import Recording, resident_blocks
-from bsfind.simulation.allocator.replay import replay
+from bsfind.simulation.allocator.recording import Recording, replay, resident_blocks
 from bsfind.simulation.allocator.settings import AllocatorSettings
 
 _LARGEST_BATCH_SIZE = 2**31 - 1

@@ -96,7 +96,7 @@ def is_bsfinds_own(error: BaseException) -> bool:
     """Tell whether an exception is a bug in bsfind rather than a failure of the user's code.
 
     It is if a frame of bsfind raised it, or made the call in which torch raised it. Where torch
-    refused an operator that the user's code called, it is the user's, whatever bsfind did in between.
+    refused an operator that the user's code called, it is the user's, also if bsfind ran in between.
     """
     owners = _owners(error.__traceback__)
     if isinstance(error, RecursionError):  # any frame may exceed the limit

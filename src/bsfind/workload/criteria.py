@@ -1,4 +1,4 @@
-"""What a tensor of the output is trained with: read off its shape, the inputs and the model."""
+"""The criterion that a tensor of the output is likely trained with, by shapes and the model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _OF_CLASSES = ("cross-entropy", "negative log-likelihood")
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """A loss of one tensor, and the reason for it.
+    """The loss of one tensor, and the reason for it.
 
     Attributes:
-        kind: `own`: the tensor is a loss itself; `mean`: no loss is known, its mean stands in.
-        class_dim: dimension of the classes, 1 or -1, where there are any.
+        kind: `own`: the tensor is a loss itself; `mean`: the loss is unknown, the mean replaces it.
+        class_dim: dimension of the classes, 1 or -1, if there are classes.
         why: what the tensor was taken for.
     """
 
@@ -34,9 +34,12 @@ class Criterion:
     why: str = ""
 
 
+_ONE_SCORE = Criterion(kind="binary cross-entropy", why="the output is one score for each target")
+
+
 @dataclass(frozen=True)
 class Targets:
-    """Synthetic targets: of classes, or numbers from 0 to 1."""
+    """Synthetic targets: class indices, or numbers from 0 to 1 if `classes` is None."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -44,7 +47,7 @@ class Targets:
     classes: int | None = None
 
     def make(self) -> torch.Tensor:
-        """Return targets, made on the device."""
+        """Allocate the targets on the device."""
         if self.classes is not None:
             return torch.randint(0, self.classes, self.shape, device=self.device)
         return torch.rand(self.shape, device=self.device, dtype=self.dtype)
@@ -60,25 +63,25 @@ class Term:
     batch_dim: int = 0
 
     def describe(self) -> str:
-        """Return it as text: `cross-entropy on the output (N, 1000)`."""
+        """Return the term as text: `cross-entropy on the output (N, 1000)`."""
         shape = shape_of(self.shape, self.batch_dim)
         joint = "of" if self.criterion.kind == "mean" else "on"
         return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape}"
 
     def targets(self, scores: torch.Tensor) -> Targets | None:
-        """Return what targets scores like these need; None if they need none."""
+        """Return the targets that scores of this shape need; None if they need none."""
         kind, device = self.criterion.kind, scores.device
         if kind in ("own", "mean"):
             return None
         shape = list(scores.shape)
         if kind == "CTC":
-            # As many characters as an alignment has room for between blanks.
+            # Blanks may stand between characters: an alignment has room for half as many.
             samples, length = shape[self.batch_dim], max(1, shape[1 - self.batch_dim] // 2)
             return Targets((samples, length), torch.int64, device, shape[-1])
         if kind in _OF_CLASSES:
             classes = shape.pop(self.criterion.class_dim)
             return Targets(tuple(shape), torch.int64, device, classes)
-        # A data loader makes float32, whatever autocast makes of the scores.
+        # A data loader makes float32, also where autocast casts the scores.
         is_cast = torch.is_autocast_enabled(device.type)
         return Targets(tuple(shape), torch.float32 if is_cast else scores.dtype, device)
 
@@ -102,7 +105,7 @@ class Term:
         return F.cross_entropy(scores, targets)
 
     def _ctc(self, scores: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Return the loss of scores that are not aligned with what they spell."""
+        """Return the CTC loss of scores (N, T, C) or (T, N, C)."""
         if not is_log_softmax(scores):
             scores = scores.log_softmax(-1)
         if self.batch_dim == 0:
@@ -113,12 +116,12 @@ class Term:
 
 
 def shape_of(shape: Sequence[int], batch_dim: int = 0) -> str:
-    """Return a shape with the dimension of the batch left open: `(N, 1000)`."""
+    """Return a shape as text, with N for the batch dimension: `(N, 1000)`."""
     return f"({', '.join('N' if i == batch_dim else str(size) for i, size in enumerate(shape))})"
 
 
 def batch_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int:
-    """Return which dimension of an output is that of the batch: 1 in sequences `(T, N, C)`, else 0."""
+    """Return the batch dimension of an output: 1 in sequences `(T, N, C)`, else 0."""
     if tensor.dim() != 3 or not inputs or not inputs[0].dim():
         return 0
     samples = inputs[0].shape[0]
@@ -127,11 +130,11 @@ def batch_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> int
 
 @dataclass(frozen=True)
 class Widths:
-    """Sizes that tell scores of a vocabulary from hidden states.
+    """Sizes of a model's embedding tables, which tell scores of a vocabulary from hidden states.
 
     Attributes:
         vocabularies: numbers of embeddings.
-        hidden: their widths.
+        hidden: widths of the embeddings.
     """
 
     vocabularies: frozenset[int]
@@ -139,7 +142,7 @@ class Widths:
 
     @classmethod
     def of(cls, model: nn.Module) -> Widths:
-        """Return those of the embeddings in a model."""
+        """Return the sizes of the embedding tables in a model."""
         tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
         return cls(
             frozenset(table.num_embeddings for table in tables),
@@ -147,19 +150,18 @@ class Widths:
         )
 
     def are_hidden(self, size: int) -> bool:
-        """Tell whether a dimension of this size is that of hidden states."""
+        """Tell whether a dimension of this size is a width of hidden states."""
         return size in self.hidden and size not in self.vocabularies
 
 
 def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: Widths) -> Criterion:
-    """Return what a floating tensor of the output is most likely trained with.
+    """Return the criterion that a floating tensor of the output is most likely trained with.
 
     Args:
-        tensor: of the output, with one dimension or more.
-        inputs: of the same forward pass.
-        widths: of the model's embeddings.
+        tensor: a tensor of the output, with one dimension or more.
+        inputs: the inputs of the same forward pass.
+        widths: sizes of the model's embedding tables.
     """
-    kind: Kind = "cross-entropy"
     if _is_unaligned(tensor, inputs):
         why = "the output is scores of a sequence that is shorter than the input (speech, lines of text)"
         return Criterion(kind="CTC", class_dim=-1, why=why)
@@ -170,28 +172,28 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
     if tensor.dim() == 2 and any(_is_flat(tensor, x) for x in inputs):
         return Criterion(kind="mse", why="the output has the values of an input in one row")
     if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
-        return Criterion(kind="binary cross-entropy", why="the output is one score for each target")
+        return _ONE_SCORE
     has_tokens = any(_is_tokens(x) for x in inputs)
     if tensor.dim() == 2:
         if has_tokens and widths.are_hidden(tensor.shape[1]):
             return _hidden(tensor.shape[1])
-        return Criterion(kind=kind, why="the output is class scores")
+        return Criterion(kind="cross-entropy", why="the output is class scores")
     class_dim, doubt = class_dimension(tensor, inputs)
     if tensor.dim() == 3:
         classes = tensor.shape[class_dim]
         if classes == 1:
-            return Criterion(
-                kind="binary cross-entropy", why="the output is one score for each target"
-            )
+            return _ONE_SCORE
         if has_tokens and widths.are_hidden(classes):
             return _hidden(classes)
         what = "scores of a vocabulary" if classes in widths.vocabularies else "class scores"
-        return Criterion(kind=kind, class_dim=class_dim, why=f"the output is {what}{doubt}")
+        return Criterion(
+            kind="cross-entropy", class_dim=class_dim, why=f"the output is {what}{doubt}"
+        )
     return _dense(tensor, inputs, class_dim)
 
 
 def _is_flat(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether a matrix has the size of a floating input of more dimensions."""
+    """Tell whether a matrix has as many elements as a floating input with more dimensions."""
     return (
         other.is_floating_point()
         and other.dim() > 2
@@ -201,12 +203,12 @@ def _is_flat(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def is_log_softmax(tensor: torch.Tensor) -> bool:
-    """Tell whether the model has put a tensor of the output through log_softmax already."""
+    """Tell whether a tensor of the output is the result of log_softmax."""
     return tensor.grad_fn is not None and tensor.grad_fn.name().startswith("LogSoftmaxBackward")
 
 
 def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
-    """Return the criterion of what the model has put through log_softmax already."""
+    """Return the criterion of a result of log_softmax; None for other tensors."""
     if not is_log_softmax(tensor) or tensor.dim() < 2:
         return None
     dim = int(getattr(tensor.grad_fn, "_saved_dim", 1))
@@ -223,7 +225,7 @@ def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
 def _is_unaligned(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
     """Tell whether an output is scores (N, T, C) or (T, N, C) with fewer steps than the input.
 
-    Such scores have no target in each step; of images only the second order tells that they are.
+    Such scores do not have a target for each step. With images as inputs, only (T, N, C) is recognised.
     """
     if tensor.dim() != 3 or not all(x.is_floating_point() for x in inputs if x.dim() > 1):
         return False
@@ -269,11 +271,11 @@ def _dense(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], class_dim: int)
 
 
 def class_dimension(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> tuple[int, str]:
-    """Return which dimension of scores is that of the classes, 1 or -1, and the doubt in words.
+    """Return the dimension of the classes in scores, 1 or -1, and the doubt about it in words.
 
-    Scores of sequences are (N, T, C) or (N, C, T), told from each other by the inputs' sizes. Where
-    these do not tell, the smaller dimension is taken for the classes: more positions have more targets,
-    which takes more memory.
+    Scores of sequences are (N, T, C) or (N, C, T); the sizes of the inputs tell which. Where they do
+    not, the smaller dimension is taken for the classes: more positions have more targets, which take
+    more memory.
     """
     if tensor.dim() == 2:
         return 1, ""

@@ -1,9 +1,9 @@
-"""Random numbers that the user's code draws on the host: what they can be, and what they are to be.
+"""Random numbers that the user's code draws on the host: what they can be, and their replacement.
 
-`draws` watches the functions of Python, numpy and torch that draw, while it is told to. A draw that the
-host may branch on is noted with the values that it can have, and replaced by one of them where
-`workload.randomness` asks for it. Masks that are computed on the device (dropout, DropPath) change no
-step's structure, and are left alone; so are permutations.
+`draws` watches the functions of Python, numpy and torch that draw random numbers. A draw that the host
+may branch on is noted with the values that it can have, and replaced by one of them where
+`workload.randomness` asks for it. Masks that are computed on the device (dropout, DropPath) do not change
+the structure of a step and are not replaced; nor are permutations.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ import torch
 SEED = 20_240_229
 
 _MOST_ELEMENTS = 128
-"""Numbers in a tensor of draws that the host may read one by one; models have no more layers."""
+"""Most elements of a tensor of draws that the host may read one by one; models have fewer layers."""
 
 _MOST_INTEGERS = 1 << 16
-"""The same for integers on the host: a length for each sample, for example."""
+"""The same for integers on the host, as a length for each sample."""
 
 _MOST_OPTIONS = 8
-"""Up to so many values of a discrete draw are tried one by one, of more the smallest and the largest."""
+"""Most values of a discrete draw that are tried one by one; of more, the smallest and the largest are."""
 
 _MARGIN = 2.0**-24
-"""How far the extremes of a continuous draw stay from its limits: 1 is never drawn."""
+"""Distance of the extremes of a continuous draw from its limits: 1 is never drawn."""
 
 _SIGMAS = 4.0
-"""How far the extremes of a draw without limits are from its mean: about 1 in 30,000 is beyond."""
+"""Distance of the extremes of a normal draw from its mean: about 1 draw in 30,000 is further away."""
 
 _OWN = ("bsfind", "torch.nn")
-"""Packages whose own draws decide nothing: synthetic inputs, initial weights."""
+"""Packages whose draws do not change a step: synthetic inputs, initial weights."""
 
 _LIBRARIES = ("torch", "numpy", "random")
-"""A draw that one of these makes for its caller is the caller's."""
+"""Packages that draw for their caller."""
 
 _STANDARD_LIBRARY = str(Path(random.__file__).parent) + os.sep
 _INSTALLED = f"{os.sep}site-packages{os.sep}"
 
 Site = tuple[str, int, int]
-"""A place in the code that draws: file, line, and instruction, as a line may draw twice."""
+"""A place in the code that draws: file, line and instruction (a line may draw twice)."""
 
 
 def numpy_if_installed() -> Any:
-    """Return numpy, whether the user's code has imported it yet or not; None: it is not installed."""
+    """Return numpy; None if it is not installed."""
     with contextlib.suppress(ImportError):
         import numpy
 
@@ -70,7 +70,7 @@ class Span:
 
     Attributes:
         at: returns the value at a fraction.
-        count: how many values there are; None for real numbers.
+        count: number of values; None for real numbers.
     """
 
     at: Callable[[float], Any]
@@ -78,7 +78,7 @@ class Span:
 
     @property
     def fractions(self) -> tuple[float, ...]:
-        """The fractions to try; those at which most code leaves nothing out come first."""
+        """The fractions to try; the first are those at which most code runs all of its layers."""
         if self.count is None:
             return (1.0, 0.0, 0.5)
         if self.count > _MOST_OPTIONS:
@@ -88,7 +88,7 @@ class Span:
 
 
 _SpanOf = Callable[..., Span | None]
-"""Takes the arguments of a call, returns what it can draw; None if nothing that the host branches on."""
+"""Takes the arguments of a call; returns what it can draw, or None if the host does not branch on it."""
 
 
 def _real(low: Any = 0.0, high: Any = 1.0) -> Span:
@@ -96,16 +96,16 @@ def _real(low: Any = 0.0, high: Any = 1.0) -> Span:
     return Span(lambda fraction: low + width * min(max(fraction, _MARGIN), 1 - _MARGIN))
 
 
-def _unit(*_: Any, **__: Any) -> Span:
-    return _real()
-
-
 def _normal(mean: Any = 0.0, deviation: Any = 1.0) -> Span:
     return _real(mean - _SIGMAS * deviation, mean + _SIGMAS * deviation)
 
 
-def _standard_normal(*_: Any, **__: Any) -> Span:
-    return _normal()
+def _always(span: Span) -> _SpanOf:
+    return lambda *_, **__: span
+
+
+def _without_self(span_of: _SpanOf) -> _SpanOf:
+    return lambda _self, *args, **kwargs: span_of(*args, **kwargs)
 
 
 def _one_of(values: Sequence[Any]) -> Span | None:
@@ -115,10 +115,24 @@ def _one_of(values: Sequence[Any]) -> Span | None:
     return Span(lambda fraction: values[min(count - 1, round(fraction * (count - 1)))], count)
 
 
-def _below(low: int, high: int | None = None, *_: Any, **more: Any) -> Span | None:
-    """Integers of `randint(high)` or `randint(low, high)`, as numpy and torch have them."""
+def _integers(
+    *args: Any, low: Any = 0, high: Any = None, endpoint: bool = False, **_: Any
+) -> Span | None:
+    """Integers of `randint(high)` or `randint(low, high)`; in torch a size follows these."""
+    bounds = [int(value) for value in args[:2] if value is not None and not _is_size(value)]
+    low, high = (*bounds, high)[:2] if bounds else (low, high)
     first, end = (0, low) if high is None else (low, high)
-    return _one_of(range(int(first), int(end) + bool(more.get("endpoint"))))
+    return _one_of(range(int(first), int(end) + endpoint))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _between(*args: Any, **kwargs: Any) -> Span | None:
+    """Integers of `Tensor.random_(to)` or `Tensor.random_(from, to)`."""
+    bounds = [*args, *(kwargs[name] for name in ("from", "to") if name in kwargs)]
+    return _one_of(range(*bounds)) if bounds and None not in bounds else None
 
 
 def _element(values: Any, weights: Sequence[Any] | None = None) -> Span | None:
@@ -132,20 +146,18 @@ def _element(values: Any, weights: Sequence[Any] | None = None) -> Span | None:
         return _one_of(values) if isinstance(values, Sequence) else None
 
 
-def _as_list(span: Span | None, length: int) -> Span | None:
-    return span and Span(lambda fraction: [span.at(fraction)] * length, span.count)
-
-
-def _choices(
+def _elements(
     population: Any, weights: Any = None, *, cum_weights: Any = None, k: int = 1
 ) -> Span | None:
-    return _as_list(_element(population, weights), k)
+    """What `random.choices` draws: `k` times the same element."""
+    span = _element(population, weights)
+    return span and Span(lambda fraction: [span.at(fraction)] * k, span.count)
 
 
 def _numpy_choice(
     values: Any, size: Any = None, replace: bool = True, p: Any = None, **_: Any
 ) -> Span | None:
-    is_one = size in (None, 1, (1,))  # several have to differ perhaps
+    is_one = size in (None, 1, (1,))  # several may have to differ
     return _element(values, p) if is_one else None
 
 
@@ -158,7 +170,7 @@ def _poisson(lam: float = 1.0, *_: Any, **__: Any) -> Span | None:
 
 
 def _index_of(weights: torch.Tensor, num_samples: int, *_: Any, **__: Any) -> Span | None:
-    """What `torch.multinomial` draws: an index whose weight is not zero, as far as that is known."""
+    """What `torch.multinomial` draws: an index whose weight is not zero, where the host knows it."""
     if num_samples != 1:
         return None
     of = weights.reshape(-1, weights.shape[-1])
@@ -176,52 +188,34 @@ def _coin(p: Any = None, *_: Any, **__: Any) -> Span | None:
     return None if is_certain else _one_of((0, 1))
 
 
-def _coin_in_place(p: Any = 0.5, *_: Any, **__: Any) -> Span | None:
-    return _coin(p)
-
-
-def _integers(*args: Any, low: int = 0, high: int | None = None, **_: Any) -> Span | None:
-    """Integers of `torch.randint(high, size)` or `torch.randint(low, high, size)`."""
-    bounds = [value for value in args if isinstance(value, int)]
-    if not bounds and high is None:
-        return None
-    return _below(*bounds[:2]) if bounds else _below(low, high)
-
-
-def _between(*args: Any, **kwargs: Any) -> Span | None:
-    """Integers of `Tensor.random_(to)` or `Tensor.random_(from, to)`."""
-    bounds = [*args, *(kwargs[name] for name in ("from", "to") if name in kwargs)]
-    return _one_of(range(*bounds)) if bounds and None not in bounds else None
-
-
 _PYTHON: dict[str, _SpanOf] = {
-    "random": _unit,
+    **dict.fromkeys(("random", "betavariate"), _always(_real())),
     "uniform": _real,
     "triangular": lambda low=0.0, high=1.0, *_, **__: _real(low, high),
-    "betavariate": _unit,
-    "gauss": _normal,
-    "normalvariate": _normal,
+    **dict.fromkeys(("gauss", "normalvariate"), _normal),
     "randint": lambda a, b: _one_of(range(a, b + 1)),
     "randrange": lambda *bounds: _one_of(range(*bounds)),
     "getrandbits": lambda k: _one_of(range(1 << k)) if k < sys.maxsize.bit_length() else None,
     "choice": _element,
-    "choices": _choices,
-    "sample": lambda population, k, **_: _as_list(_element(population), 1) if k == 1 else None,
+    "choices": _elements,
+    "sample": lambda population, k, **_: _elements(population) if k == 1 else None,
 }
 _NUMPY: dict[str, _SpanOf] = {
-    **dict.fromkeys(("rand", "random", "random_sample", "ranf", "sample", "beta"), _unit),
+    **dict.fromkeys(
+        ("rand", "random", "random_sample", "ranf", "sample", "beta"), _always(_real())
+    ),
     "uniform": lambda low=0.0, high=1.0, *_, **__: _real(low, high),
     "triangular": lambda left, mode, right, *_: _real(left, right),
     "normal": lambda loc=0.0, scale=1.0, *_, **__: _normal(loc, scale),
-    **dict.fromkeys(("randn", "standard_normal"), _standard_normal),
-    **dict.fromkeys(("randint", "integers"), _below),
+    **dict.fromkeys(("randn", "standard_normal"), _always(_normal())),
+    **dict.fromkeys(("randint", "integers"), _integers),
     "binomial": _binomial,
     "poisson": _poisson,
     "choice": _numpy_choice,
 }
 _TORCH: dict[str, _SpanOf] = {
-    **dict.fromkeys(("rand", "rand_like"), _unit),
-    **dict.fromkeys(("randn", "randn_like"), _standard_normal),
+    **dict.fromkeys(("rand", "rand_like"), _always(_real())),
+    **dict.fromkeys(("randn", "randn_like"), _always(_normal())),
     "randint": _integers,
     "randperm": lambda *_, **__: None,
     "bernoulli": _coin,
@@ -230,10 +224,10 @@ _TORCH: dict[str, _SpanOf] = {
 _TENSOR: dict[str, _SpanOf] = {
     "bernoulli": _coin,
     "multinomial": _index_of,
-    "bernoulli_": lambda _self, *args, **kwargs: _coin_in_place(*args, **kwargs),
+    "bernoulli_": _without_self(_coin),
     "uniform_": lambda _self, a=0.0, b=1.0, **_: _real(a, b),
     "normal_": lambda _self, mean=0.0, std=1.0, **_: _normal(mean, std),
-    "random_": lambda _self, *args, **kwargs: _between(*args, **kwargs),
+    "random_": _without_self(_between),
 }
 
 
@@ -241,17 +235,17 @@ _TENSOR: dict[str, _SpanOf] = {
 
 
 class _HostDraws:
-    """Sees the draws of small numbers while it is active, and replaces them where it is told to.
+    """Notes draws of few numbers while it is active, and replaces those that are forced.
 
     Attributes:
-        seen: places that draw, in the order in which they were met, with what they can draw.
-        constant: what places have drawn so far from generators of the user's own. Where these are seeded
-            anew in each step, they always draw the same, and the draw decides nothing.
-        forced: the fraction of the span that each place draws; None: what it happens to draw.
+        seen: places that draw, in order, with what they can draw.
+        constant: the first draw of each place from a generator of the user's own. One that is seeded
+            anew in each step always draws the same, so that its draw does not change a step.
+        forced: the fraction of the span that each place draws; None: the draw is not replaced.
         is_forcing_new: whether places that are not in `forced` draw the largest value.
-        batch_size: of the trial. That many real numbers are one for each sample.
+        batch_size: batch size of the trial; as many real numbers are one for each sample.
         is_active: whether draws are noted and replaced.
-        of_building: what small tensors are drawn from while a model is built; None at other times.
+        of_building: the generator of small tensors while a model is built; None at other times.
     """
 
     def __init__(self) -> None:
@@ -265,10 +259,10 @@ class _HostDraws:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Let functions that draw be watched ones while inside.
+        """Replace the functions that draw by watched ones while inside.
 
-        A module that is imported meanwhile keeps those that it takes by name (`from random import
-        random`): they do nothing of their own while no draws are watched.
+        A module that is imported inside keeps those that it imports by name (`from random import
+        random`); they do as the original ones while draws are not watched.
         """
         with contextlib.ExitStack() as undo:
             for owner, name, value in _replacements():
@@ -280,12 +274,12 @@ class _HostDraws:
             yield
 
     def value(self, span: Span, drawn: Any, frame: Any, *, is_own: bool) -> Any:
-        """Return what a draw is to be; None: what it is.
+        """Return the value that replaces a draw; None: it is not replaced.
 
         Args:
-            span: what it can be.
-            drawn: what it is.
-            frame: that draws.
+            span: the values that the draw can have.
+            drawn: the value that was drawn.
+            frame: the frame that draws.
             is_own: whether it is from a generator of the user's own.
         """
         counts = self._counts(drawn, span)
@@ -310,10 +304,10 @@ class _HostDraws:
         return bool(same.all() if hasattr(same, "all") else same)
 
     def _counts(self, drawn: Any, span: Span) -> bool | None:
-        """Tell whether what was drawn is something that the host may branch on.
+        """Tell whether the host may branch on what was drawn.
 
         Returns:
-            None if it never is; False if it is not in a place that is met for the first time.
+            True or None; False if it may where the place is known already.
         """
         if not hasattr(drawn, "ndim"):
             return True
@@ -330,11 +324,11 @@ class _HostDraws:
 
 
 draws = _HostDraws()
-"""One, as the generators are those of the process."""
+"""There is one: the generators are those of the process."""
 
 
 def _site_of(frame: Any) -> Site | None:
-    """Return the place in the user's code that draws; None where the draw decides nothing."""
+    """Return the place in the user's code that draws; None where the draw does not change a step."""
     while frame is not None:
         name = str(frame.f_globals.get("__name__", ""))
         if any(name == own or name.startswith(f"{own}.") for own in _OWN):
@@ -360,21 +354,21 @@ def _may_decide_on_structure(drawn: Any, kwargs: Mapping[str, Any], frame: Any) 
 
 
 def _watched(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) -> Callable[..., Any]:
-    """Return a function whose result can be replaced.
+    """Return a function whose draws can be replaced.
 
     Args:
         original: the function.
-        span_of: returns what it can draw, for its arguments.
-        skip: arguments before these: 1 where it is called with `self`.
+        span_of: returns what the function can draw with its arguments.
+        skip: number of leading arguments that are not passed to `span_of`: 1 for `self`.
     """
 
     def drawn(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         frame = sys._getframe(1)
         if draws.of_building is not None and _may_decide_on_structure(result, kwargs, frame):
-            with contextlib.suppress(TypeError):  # one that takes no generator
+            with contextlib.suppress(TypeError):  # the function takes no generator
                 return original(*args, **kwargs, generator=draws.of_building)
-        # A function of `random` that is made of others loops until a draw suits it.
+        # Functions of `random` call others, in loops that end by what is drawn.
         if not draws.is_active or frame.f_globals.get("__name__") == "random":
             return result
         is_tensor = isinstance(result, torch.Tensor)
@@ -382,7 +376,7 @@ def _watched(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) -> C
             return result
         try:
             span = span_of(*args[skip:], **kwargs)
-        except (TypeError, ValueError, RuntimeError):  # its arguments do not tell
+        except (TypeError, ValueError, RuntimeError):  # the arguments do not determine it
             return result
         is_own = skip == 1 or kwargs.get("generator") is not None
         value = None if span is None else draws.value(span, result, frame, is_own=is_own)
@@ -399,7 +393,7 @@ def _watched(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) -> C
 
 
 def _own_generators(numpy: Any) -> Iterator[tuple[Any, str, Any]]:
-    """Yield classes of generators that the user's code makes for itself, seeded and watched."""
+    """Yield (owner, name, class) of numpy's generators, seeded and watched, for the user's code to make."""
 
     class LikeItsParent(type):
         def __instancecheck__(cls, instance: Any) -> bool:
@@ -428,7 +422,7 @@ def _own_generators(numpy: Any) -> Iterator[tuple[Any, str, Any]]:
 
 @functools.cache
 def _replacements() -> tuple[tuple[Any, str, Any], ...]:
-    """Return (owner, name, watched function) of all functions that draw; called while none is watched."""
+    """Return (owner, name, watched function) of all functions that draw; call it before they are replaced."""
     return tuple(_made_replacements())
 
 

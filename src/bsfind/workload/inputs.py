@@ -1,4 +1,4 @@
-"""Synthetic batches: random tensors of the given shapes, or whatever the user's function makes."""
+"""Batches of a trial: random tensors of the given shapes, or what the user's function returns."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Batch:
     """The arguments of one call of the model.
 
     Attributes:
-        args: positional ones.
-        kwargs: keyword ones.
-        placement: what was decided about where the tensors lie, as text for error messages.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        placement: which tensors were moved to the device, as text for error messages.
     """
 
     args: tuple[Any, ...] = ()
@@ -101,8 +101,8 @@ def batch_maker(
     Args:
         specs: synthetic inputs, positional (`name` is None) and keyword ones.
         batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)` instead.
-        device: where the tensors are made.
-        float_dtype: dtype for floating inputs (pure bf16); None leaves them.
+        device: the device of the tensors.
+        float_dtype: dtype that floating inputs are cast to; None: they are not cast.
         channels_last: 4-D inputs in channels_last, 5-D ones in channels_last_3d.
 
     Raises:
@@ -151,11 +151,11 @@ def _from_function(name: str, device: torch.device) -> BatchMaker:
 
 
 def _placed(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a user's batch to the device, or leave them as they are.
+    """Move the tensors of a user's batch to the device if none of them is there.
 
-    A function that made some of them on the device left the others on the CPU on purpose: lengths
-    for `pack_padded_sequence`, say. One that made all of them on the CPU took no notice of the
-    device, as a data loader does.
+    A function that makes some tensors on the device leaves the others on the CPU on purpose, as lengths
+    for `pack_padded_sequence`. One that makes all of them on the CPU ignores the device, as a data loader
+    does.
     """
     tensors = [*_tensors(batch.args), *_tensors(batch.kwargs)]
     elsewhere = [tensor for tensor in tensors if tensor.device.type != device.type]
@@ -183,7 +183,7 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _as_batch(made: Any) -> Batch:
-    """Read what a batch function returned: tensor, tuple, dict, or `(args, kwargs)`."""
+    """Return the batch from what a batch function returned: tensor, tuple, dict, or `(args, kwargs)`."""
     if isinstance(made, Mapping):
         return Batch(kwargs=dict(made))
     if isinstance(made, (tuple, list)):

@@ -1,8 +1,8 @@
-"""Synthetic labels for models that compute their loss themselves when they get some.
+"""Synthetic labels for models that compute their loss themselves if they get labels.
 
-A model is given labels through the arguments of its `forward` that are called like labels. Their shape
-follows from what the model returns without them, from its inputs and, in transformers, from its
-configuration. Several shapes may be possible: they are tried in the order of their likelihood.
+They are passed through arguments of `forward` that have a name for labels. Their shape follows from what
+the model returns without them, from its inputs and, in transformers, from its configuration. Where
+several shapes are possible, they are tried in the order of their likelihood.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _NAMES = (
     *("labels", "targets", "target", "label", "label_ids", "lm_labels", "target_ids"),
     *("tgt_labels", "y", "y_true", "gt", "ground_truth"),
 )
-"""What arguments for labels are called, the surest first."""
+"""Names of arguments for labels, the least ambiguous first."""
 
 _OF_SENTENCES = ("next_sentence_label", "sentence_order_label")
 _OF_SPANS = ("start_positions", "end_positions")
 _FLAG = "return_loss"
-"""transformers' contrastive models: their labels are the pairs of the batch."""
+"""The argument of transformers' contrastive models, whose labels are the pairs of the batch."""
 
 _MOST_DECODER_TOKENS = 512
 
@@ -38,11 +38,11 @@ class Label:
     """One argument with synthetic labels.
 
     Attributes:
-        name: of the argument.
-        shape: for each sample; None: the whole shape of the token ids.
-        rows: labels for each sample where there are more rows than samples.
-        high: integers are drawn from 0 ≤ x < high; None: floating labels.
-        is_flag: the argument is `True`, and no tensor.
+        name: name of the argument.
+        shape: shape for each sample; None: the labels have the shape of the token ids.
+        rows: number of rows for each sample.
+        high: integers are drawn from 0 ≤ x < high; None: the labels are floating.
+        is_flag: the argument is `True` instead of a tensor.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Label:
 
 
 def missing_labels(model: nn.Module, positional: int, keywords: Collection[str]) -> list[str]:
-    """Return the arguments of `forward` that are called like labels and that are not given.
+    """Return the arguments of `forward` that have a name for labels and are not given.
 
     Args:
         model: the model.
@@ -79,9 +79,9 @@ def missing_labels(model: nn.Module, positional: int, keywords: Collection[str])
 
 
 def _arguments(module: nn.Module) -> list[str]:
-    """Return the names of the arguments of `forward`, with those that it passes on as `**kwargs`.
+    """Return the names of the arguments of `forward`, with its children's if it has `**kwargs`.
 
-    So do DataParallel, torch.compile, peft and wrappers of the user's.
+    DataParallel, torch.compile, peft and the user's wrappers pass these on.
     """
     try:
         parameters = inspect.signature(module.forward).parameters.values()
@@ -96,13 +96,13 @@ def _arguments(module: nn.Module) -> list[str]:
 def candidates(
     model: nn.Module, missing: Sequence[str], batch: Batch, output: Any | None
 ) -> Iterator[tuple[Label, ...]]:
-    """Yield labels that the model may take, the likeliest first.
+    """Yield labels that the model may take, the most likely first.
 
     Args:
         model: the model.
-        missing: what `missing_labels` returned.
-        batch: of a forward pass without labels.
-        output: what it returned; None: the model does not run without labels.
+        missing: the arguments that `missing_labels` returned.
+        batch: the batch of a forward pass without labels.
+        output: the output of that pass; None: the model does not run without labels.
     """
     scores = None if output is None else _scores(output)
     if all(name in missing for name in _OF_SPANS):
@@ -124,7 +124,7 @@ def candidates(
 def _shapes(
     name: str, model: nn.Module, batch: Batch, scores: torch.Tensor | None, high: int
 ) -> Iterator[Label]:
-    """Yield the label of each possible shape; `high` is valid as a number of classes."""
+    """Yield the label of each possible shape, with integers below `high`."""
     ids = _token_ids(batch)
     config = getattr(model, "config", None)
     if scores is None:
@@ -152,7 +152,7 @@ def _shapes(
         if ids is not None:
             yield Label(name=name, shape=None, high=high)
         if type(model).__name__.endswith("ForCTC"):
-            # As many characters as an alignment can have room for between blanks.
+            # Blanks may stand between characters: an alignment has room for half as many.
             yield Label(name=name, shape=(max(1, scores.shape[1] // 2),), high=high)
         yield Label(name=name, shape=(scores.shape[1],), rows=rows, high=high)
         yield Label(name=name, shape=(scores.shape[2],), rows=rows, high=high)
@@ -178,10 +178,7 @@ def _scores(output: Any) -> torch.Tensor | None:
 
 
 def _token_ids(batch: Batch) -> torch.Tensor | None:
-    """Return the input that labels for each token have the shape of.
-
-    A decoder's ids go before the encoder's.
-    """
+    """Return the token ids, whose shape labels for each token have: the decoder's, or the encoder's."""
     named_ones = [batch.kwargs.get(name) for name in ("decoder_input_ids", "input_ids")]
     found = [x for x in named_ones if isinstance(x, torch.Tensor)]
     found += [x for x in batch.tensors() if not x.is_floating_point() and x.dtype != torch.bool]
@@ -189,7 +186,7 @@ def _token_ids(batch: Batch) -> torch.Tensor | None:
 
 
 def _decoder_tokens(config: Any) -> int | None:
-    """Return how many tokens a decoder of transformers takes at most; None if it is no such model."""
+    """Return how many tokens a decoder of transformers takes; None if the model is not of transformers."""
     for name in ("max_target_positions", "max_position_embeddings"):
         decoder = getattr(config, "decoder", config)
         most = getattr(decoder, name, None)
@@ -199,10 +196,10 @@ def _decoder_tokens(config: Any) -> int | None:
 
 
 def _valid_classes(output: Any, model: nn.Module) -> int:
-    """Return a number of classes that no loss of an output calls too large.
+    """Return a number of classes that is in range for every possible loss of an output.
 
-    A label out of range ends a CUDA context. The classes may be in any dimension of the scores, and any
-    output may be the scores.
+    A label out of range makes the CUDA context unusable. The classes may be in any dimension of the
+    scores, and any tensor may be the scores.
     """
     vocabularies = Widths.of(model).vocabularies
     most = []
@@ -215,9 +212,9 @@ def _valid_classes(output: Any, model: nn.Module) -> int:
 
 
 def _vocabulary(model: nn.Module) -> int:
-    """Return the same for a model that returns nothing without labels.
+    """Return the same for a model that does not run without labels.
 
-    The smallest table of embeddings is no larger than that of the tokens.
+    The smallest embedding table is at most as large as that of the tokens.
     """
     size = getattr(getattr(model, "config", None), "vocab_size", None)
     if isinstance(size, int):

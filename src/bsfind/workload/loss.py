@@ -1,7 +1,8 @@
-"""The loss: from the model's output to the scalar that is differentiated (see DESIGN §5)."""
+"""The loss of a step: computes the scalar that is differentiated from the model's output."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,31 +13,31 @@ from torch import nn
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
 from bsfind.workload.blame import stands_for_torch
-from bsfind.workload.criteria import Criterion, Targets, Term, class_dimension
+from bsfind.workload.criteria import Criterion, Kind, Targets, Term, class_dimension
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import Path, float_leaves, named, tensor_at
 
 TermsOf = Callable[[Any, Batch], Sequence[Term]]
-"""Says which terms the loss of an output has."""
+"""Returns the terms of the loss of an output."""
 
 
 class Loss:
-    """Turns outputs into a scalar loss, in the steps of one trial.
+    """Computes a scalar loss from outputs, in the steps of one trial.
 
-    Losses with targets need the output's shape to make them: in the first step of a trial they are
-    made after the forward pass, in later ones with the inputs, as a data loader would. The first step
-    has neither gradients nor optimizer state of an earlier one, so its order does not make the peak.
+    Targets have a shape that follows from the output's: so in the first step of a trial they are made
+    after the forward pass, in later steps with the inputs, as a data loader would. The first step has
+    neither gradients nor optimizer state of an earlier one, so its order does not change the peak.
     """
 
     def make_targets(self) -> None:
-        """Allocate the targets of the next step, if the loss has targets and knows their shape."""
+        """Allocate the targets of the next step, if the loss has targets whose shape is known."""
 
     def release_targets(self) -> None:
-        """Let go of the targets of the last step."""
+        """Release the targets of the last step."""
 
     @property
     def targets(self) -> Sequence[torch.Tensor]:
-        """The targets of this step, as far as they are made."""
+        """The targets of this step that are allocated."""
         return ()
 
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
@@ -52,15 +53,15 @@ class FunctionLoss(Loss):
 
     @stands_for_torch
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
-        """Return what the function returns."""
+        """Return the function's value for the output."""
         return self._function(output)
 
 
 class LossOfTerms(Loss):
-    """The sum of terms, each between a tensor of the output and synthetic targets of its shape.
+    """The sum of terms, each of a tensor of the output and its synthetic targets.
 
     Args:
-        terms_of: asked at the first output of the trial.
+        terms_of: called with the first output of the trial.
     """
 
     def __init__(self, terms_of: TermsOf) -> None:
@@ -70,17 +71,17 @@ class LossOfTerms(Loss):
         self._targets: dict[Targets, torch.Tensor] = {}
 
     def make_targets(self) -> None:
-        """Make targets of the shapes that the first step's had; terms that need the same share them."""
+        """Allocate targets like those of the first step; terms with equal targets share them."""
         needed = dict.fromkeys(targets for targets in self._needed if targets is not None)
         self._targets = {targets: targets.make() for targets in needed}
 
     def release_targets(self) -> None:
-        """Let go of the targets of the last step."""
+        """Release the targets of the last step."""
         self._targets = {}
 
     @property
     def targets(self) -> Sequence[torch.Tensor]:
-        """The targets of this step, as far as they are made."""
+        """The targets of this step that are allocated."""
         return list(self._targets.values())
 
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
@@ -106,11 +107,11 @@ class LossOfTerms(Loss):
 def lightning_loss(model: Any, batch: Batch) -> torch.Tensor:
     """Return the loss of `training_step(batch, 0)`.
 
-    The batch is what a data loader would give: one positional input alone, several as a tuple,
-    keyword inputs as a dict; positional before keyword ones, in a tuple, if there are both.
+    The batch is passed as a data loader would: one positional input alone, several as a tuple, keyword
+    inputs as a dict; both as a tuple, positional ones first.
 
     Raises:
-        TargetError: manual optimization, or a step that returns no loss.
+        TargetError: the module optimizes manually, or its step returns no loss.
     """
     if not getattr(model, "automatic_optimization", True):
         raise TargetError(
@@ -140,8 +141,8 @@ def make_loss(name: str) -> Loss:
         ValueError: neither `cross-entropy`, `mse` or `mean`, nor an import path.
     """
     known: dict[str, TermsOf] = {
-        "cross-entropy": _cross_entropy,
-        "mse": _mse,
+        "cross-entropy": functools.partial(_of_main_tensor, "cross-entropy"),
+        "mse": functools.partial(_of_main_tensor, "mse"),
         "mean": lambda output, _: mean_of(output),
     }
     if name in known:
@@ -161,7 +162,7 @@ def _check_arguments(name: str, function: Callable[..., Any]) -> None:
     called = function.forward if isinstance(function, nn.Module) else function
     try:
         signature = inspect.signature(called)
-    except (TypeError, ValueError):  # of a function that is written in C
+    except (TypeError, ValueError):  # a function that is written in C
         return
     try:
         signature.bind(None)
@@ -173,28 +174,26 @@ def _check_arguments(name: str, function: Callable[..., Any]) -> None:
         ) from None
 
 
-def _cross_entropy(output: Any, batch: Batch) -> Sequence[Term]:
+def _of_main_tensor(kind: Kind, output: Any, batch: Batch) -> Sequence[Term]:
+    """Return the term of one criterion between the output's main tensor and targets."""
     path, scores = _main_tensor(output)
-    if scores.dim() < 2:
-        raise TargetError(
-            f"cross-entropy needs class scores, the output has shape {list(scores.shape)}",
-            hint="pass `--loss auto`, or a loss of your own: `--loss pkg.mod:fn`",
-        )
-    class_dim, _ = class_dimension(scores, batch.tensors())
-    criterion = Criterion(kind="cross-entropy", class_dim=class_dim)
+    class_dim = 1
+    if kind == "cross-entropy":
+        if scores.dim() < 2:
+            raise TargetError(
+                f"cross-entropy needs class scores, the output has shape {list(scores.shape)}",
+                hint="pass `--loss auto`, or a loss of your own: `--loss pkg.mod:fn`",
+            )
+        class_dim, _ = class_dimension(scores, batch.tensors())
+    criterion = Criterion(kind=kind, class_dim=class_dim)
     return [Term(path=path, criterion=criterion, shape=tuple(scores.shape))]
 
 
-def _mse(output: Any, batch: Batch) -> Sequence[Term]:
-    path, values = _main_tensor(output)
-    return [Term(path=path, criterion=Criterion(kind="mse"), shape=tuple(values.shape))]
-
-
 def mean_of(output: Any) -> list[Term]:
-    """Return the terms of the sum of the means of an output's floating tensors.
+    """Return a term for the mean of each of an output's floating tensors.
 
     Raises:
-        TargetError: it has none.
+        TargetError: the output has no floating tensor.
     """
     found = float_leaves(output)
     if not found:
@@ -209,7 +208,7 @@ def mean_of(output: Any) -> list[Term]:
 
 
 def _main_tensor(output: Any) -> tuple[Path, torch.Tensor]:
-    """Return the output's scores: its `logits`, or its first floating tensor."""
+    """Return the output's `logits`, or its first floating tensor, with the path."""
     logits = named(output, "logits")
     if logits is not None:
         return ("logits",), logits

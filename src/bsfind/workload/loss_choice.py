@@ -1,8 +1,8 @@
-"""`--loss auto`: which loss a model is most likely trained with, found out once for a workload.
+"""`--loss auto`: the loss that a model is most likely trained with, chosen once for a workload.
 
-In this order: the model's own loss; the model's own loss from synthetic labels, where its `forward` has
-an argument for some; a loss of scores, by their shape; the mean of the output, which stands in for a
-loss that is not known.
+In this order: the model's own loss; the model's own loss from synthetic labels, if its `forward` has an
+argument for labels; a loss of scores, by their shape; the mean of the output, which replaces a loss that
+is not known.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ _OWN = Criterion(kind="own")
 
 @dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """What is trained.
+    """The loss that was chosen.
 
     Attributes:
-        terms: whose sum it is.
-        name: for people.
-        why: it was chosen, no full stop.
-        is_stand_in: whether no loss is known.
+        terms: the loss is their sum.
+        name: what the report calls it.
+        why: the reason, without a full stop.
+        is_stand_in: whether it replaces a loss that is not known.
     """
 
     terms: Sequence[Term]
@@ -51,12 +51,12 @@ class _Chosen:
 
 
 class LossChoice:
-    """The loss of a workload, chosen at its first forward pass and kept for all batch sizes.
+    """The loss of a workload, chosen at the first forward pass and kept for all batch sizes.
 
-    It keeps no tensor, and holds for the same model when that is built again.
+    It holds no tensor, and stays valid when the same model is built again.
 
     Args:
-        device: where labels are made.
+        device: the device of labels.
         float_dtype: dtype of floating labels; None: torch's default.
     """
 
@@ -71,7 +71,7 @@ class LossChoice:
     # ------------------------------------------------------------------------------- labels
 
     def needs_a_try(self, model: nn.Module, positional: int, keywords: Collection[str]) -> bool:
-        """Whether forward passes must tell if the model takes labels (see `try_labels`).
+        """Tell whether forward passes have to show if the model takes labels (see `try_labels`).
 
         Args:
             model: the model.
@@ -87,11 +87,11 @@ class LossChoice:
 
         Args:
             model: the model.
-            forward: the forward pass, as in a step.
-            batch: without labels.
+            forward: runs the forward pass as in a step.
+            batch: a batch without labels.
 
         Raises:
-            Exception: what the model raises without labels, where it does not run with them either.
+            Exception: what the model raises without labels, if it does not run with labels either.
         """
         if not missing_labels(model, len(batch.args), batch.kwargs):
             self._has_tried_labels = True
@@ -118,7 +118,7 @@ class LossChoice:
         batch: Batch,
         output: Any | None,
     ) -> tuple[Label, ...]:
-        """Return the first labels from which the model computes a loss; none if there are none."""
+        """Return the first candidates from which the model computes a loss; `()` if there are none."""
         missing = missing_labels(model, len(batch.args), batch.kwargs)
         for labels in candidates(model, missing, batch, output):
             try:
@@ -133,7 +133,7 @@ class LossChoice:
         return ()
 
     def with_labels(self, batch: Batch) -> Batch:
-        """Return a batch with labels, if the model takes any."""
+        """Return the batch, with labels if the model takes labels."""
         return self._with(self._labels, batch) if self._labels else batch
 
     def _with(self, labels: Sequence[Label], batch: Batch) -> Batch:
@@ -143,7 +143,7 @@ class LossChoice:
     # ------------------------------------------------------------------------------- the loss
 
     def terms_of(self, model: nn.Module, output: Any, batch: Batch) -> Sequence[Term]:
-        """Return the terms of the loss; what the first output says holds for the later ones."""
+        """Return the terms of the loss, which the first output decides."""
         if self._chosen is None:
             own = _own(output)
             if own is None:
@@ -168,26 +168,26 @@ class LossChoice:
         }
 
     def forget_loss(self) -> None:
-        """Choose anew at the next output: the first one was not that of the largest step."""
+        """Choose again at the next output: the first was not that of the largest step."""
         self._chosen = None
 
-    # ------------------------------------------------------------------------------- for people
+    # ----------------------------------------------------------------------------- for the report
 
     @property
     def assumption(self) -> Assumption | None:
-        """What was chosen; None as long as nothing is."""
+        """The loss that was chosen; None before."""
         if self._chosen is None:
             return None
         return Assumption(what="loss", value=self._chosen.name, why=self._chosen.why)
 
     @property
     def is_stand_in(self) -> bool:
-        """Whether a mean stands in for a loss that is not known."""
+        """Whether a mean replaces a loss that is not known."""
         return self._chosen is not None and self._chosen.is_stand_in
 
 
 def _in_evaluation(model: nn.Module, forward: Callable[[Batch], Any], batch: Batch) -> Any | None:
-    """Return the output of a model in evaluation: many ask for labels in training only."""
+    """Return the output in evaluation mode, if there is one: many models need labels in training only."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -201,42 +201,38 @@ def _in_evaluation(model: nn.Module, forward: Callable[[Batch], Any], batch: Bat
 
 
 def _raise_unless_of_the_model(error: Exception) -> None:
-    """Raise again what says nothing about labels: memory, a device that failed."""
+    """Raise an error again that is not about labels: out of memory, or a device that failed."""
     if classify(error) is FailureKind.OUT_OF_MEMORY:
         raise error
 
 
 def _own(output: Any) -> _Chosen | None:
-    """Return the loss that an output has itself; None if it has none, or not all of it."""
+    """Return the loss that is in the output; None if there is none, or only a term of it."""
     loss = named(output, "loss")
     if loss is not None and loss.requires_grad:
-        return _own_loss([("loss",)], [loss], "the output has a `loss`")
+        return _own_loss([(("loss",), loss)], "the output has a `loss`")
     found = float_leaves(output)
     scalars = [(path, t) for path, t in found if t.dim() == 0 and t.requires_grad]
     if not scalars:
         return None
     others = [t for _, t in found if t.dim() > 0 and t.requires_grad]
     if not trained_by(others) <= trained_by(t for _, t in scalars):
-        return None  # a term of the loss (commitment, load balancing) and not all of it
-    paths = [path for path, _ in scalars]
+        return None  # a term of the loss (commitment, load balancing)
     why = (
-        f"{name_of(paths[0])} is one number that depends on all that is trained"
-        if len(paths) == 1
-        else f"the output has {len(paths)} numbers that depend on all that is trained: their sum"
+        f"{name_of(scalars[0][0])} is one number that depends on all that is trained"
+        if len(scalars) == 1
+        else f"the output has {len(scalars)} numbers that depend on all that is trained: their sum"
     )
-    return _own_loss(paths, [t for _, t in scalars], why)
+    return _own_loss(scalars, why)
 
 
-def _own_loss(paths: Sequence[Any], losses: Sequence[torch.Tensor], why: str) -> _Chosen:
-    terms = [
-        Term(path=path, criterion=_OWN, shape=tuple(loss.shape))
-        for path, loss in zip(paths, losses, strict=True)
-    ]
+def _own_loss(losses: Sequence[tuple[Path, torch.Tensor]], why: str) -> _Chosen:
+    terms = [Term(path=path, criterion=_OWN, shape=tuple(loss.shape)) for path, loss in losses]
     return _Chosen(terms=terms, name="the model's own loss", why=why)
 
 
 def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Chosen:
-    """Return what an output is trained with by the shapes of its tensors."""
+    """Return the loss of an output by the shapes of its tensors."""
     inputs, widths = batch.tensors(), Widths.of(model)
     scalars = [path for path, t in float_leaves(output) if t.dim() == 0 and t.requires_grad]
     tensors = [(path, t) for path, t in _candidates(output) if t.dim() > 0 and t.requires_grad]
@@ -271,9 +267,9 @@ def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Ch
 def _results(tensors: Sequence[tuple[Path, torch.Tensor]]) -> list[tuple[Path, torch.Tensor]]:
     """Return the tensors of an output that have a loss of their own.
 
-    Of two that are made from each other it is the later one where parameters are between them: the
-    earlier one is its features. Without any, the later one is the same in another form, as
-    probabilities are.
+    If one is computed from another with parameters between them, the earlier one is features: the later
+    one has a loss. Without parameters, the later one is the earlier in another form, as probabilities
+    are: the earlier one has a loss.
     """
     left_out: set[Path] = set()
     for path, tensor in tensors:
@@ -287,7 +283,7 @@ def _results(tensors: Sequence[tuple[Path, torch.Tensor]]) -> list[tuple[Path, t
 def _is_by_product(
     term: Term, terms: Sequence[Term], ends: Mapping[Path, frozenset[Any]], widths: Widths
 ) -> bool:
-    """Tell whether a result trains less than another one, and is no result at another depth of it."""
+    """Tell whether a result trains fewer parameters than another, and is not the same at another depth."""
     larger = [other for other in terms if ends[term.path] < ends[other.path]]
     is_vocabulary = (
         term.criterion.kind == "cross-entropy"
@@ -321,7 +317,7 @@ def _alike(term: Term, other: Term) -> bool:
 
 
 def _described(terms: Sequence[Term]) -> list[str]:
-    """Return the terms as text, several that are alike as one."""
+    """Return the terms as text; several that are alike become one text."""
     if len(terms) > 2 and all(_alike(term, terms[0]) for term in terms):
         return [f"{terms[0].criterion.kind} on {len(terms)} outputs {shape_of(terms[0].shape)} …"]
     return [term.describe() for term in terms]

@@ -1,4 +1,4 @@
-"""What a model returned: its tensors, where they are in it, and which parameters they train."""
+"""The tensors of a model's output: their paths in it, and the parameters that they train."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import nn
 from bsfind.errors import TargetError
 
 Path = tuple[Any, ...]
-"""Where a tensor is in an output: keys of mappings, indices of sequences, names of attributes."""
+"""Path of a tensor in an output: keys of mappings, indices of sequences, names of attributes."""
 
 
 def leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
-    """Yield the tensors of an output, in tuples, lists, mappings and plain objects too."""
+    """Yield the tensors of an output with their paths, in tuples, lists, mappings and objects too."""
     if isinstance(output, torch.Tensor):
         yield path, output
     elif isinstance(output, Mapping):
@@ -35,12 +35,12 @@ def leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
 
 
 def float_leaves(output: Any) -> list[tuple[Path, torch.Tensor]]:
-    """Return the floating tensors of an output."""
+    """Return the floating tensors of an output, with their paths."""
     return [(path, tensor) for path, tensor in leaves(output) if tensor.is_floating_point()]
 
 
 def nbytes_of(output: Any) -> int:
-    """Return the bytes of the tensors of an output, of each storage once; scalars do not count."""
+    """Return the bytes of an output's tensors; each storage counts once, scalars do not count."""
     storages = {}
     for _, tensor in leaves(output):
         if tensor.dim() and tensor.layout == torch.strided:
@@ -50,7 +50,7 @@ def nbytes_of(output: Any) -> int:
 
 
 def named(output: Any, name: str) -> torch.Tensor | None:
-    """Return the tensor that an output has as an item or attribute of this name, if it has one."""
+    """Return the tensor that is an item or attribute of the output by this name, if there is one."""
     if isinstance(output, torch.Tensor):
         return None
     value = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
@@ -58,7 +58,7 @@ def named(output: Any, name: str) -> torch.Tensor | None:
 
 
 def tensor_at(output: Any, path: Path) -> torch.Tensor:
-    """Return the tensor that `leaves` found at a path, in the output of another step.
+    """Return the tensor at a path that `leaves` found, in the output of another step.
 
     Raises:
         TargetError: there is none.
@@ -79,7 +79,7 @@ def tensor_at(output: Any, path: Path) -> torch.Tensor:
 
 
 def name_of(path: Path) -> str:
-    """Return what a tensor of the output is called: `the output`, `output[1]`, `output["aux"]`."""
+    """Return a name for a tensor of the output: `the output`, `output[1]`, `output["aux"]`."""
     if not path:
         return "the output"
     return "output" + "".join(
@@ -90,25 +90,25 @@ def name_of(path: Path) -> str:
 def trained_by(
     tensors: Iterable[torch.Tensor], *, beyond: torch.Tensor | None = None
 ) -> frozenset[Any]:
-    """Return the ends of the autograd graph of these tensors: one for each parameter they train.
+    """Return the leaf nodes of the autograd graph of tensors: one for each parameter that they train.
 
     Args:
-        tensors: of an output.
-        beyond: another tensor of it, whose own graph is left out; None: nothing is.
+        tensors: tensors of an output.
+        beyond: another tensor of the output; nodes behind it are left out.
     """
     end = beyond.grad_fn if beyond is not None else None
     return frozenset(node for node in _graph(tensors, end) if not node.next_functions)
 
 
 def is_made_from(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """Tell whether a tensor of an output is computed from another one of it."""
+    """Tell whether a tensor of an output is computed from another tensor of it."""
     if tensor.grad_fn is other.grad_fn:
         return False  # the same tensor, or two results of one operator
     return other.grad_fn in _graph([tensor], other.grad_fn)
 
 
 def _graph(tensors: Iterable[torch.Tensor], end: Any) -> set[Any]:
-    """Return the autograd nodes of tensors, those behind the node `end` left out."""
+    """Return the autograd nodes of tensors without those behind the node `end`."""
     seen: set[Any] = set()
     waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
     while waiting:

@@ -1,4 +1,4 @@
-"""The precisions: how each one runs a step in PyTorch's own terms."""
+"""The precisions: dtypes, autocast and GradScaler of each."""
 
 from __future__ import annotations
 

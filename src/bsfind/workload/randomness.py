@@ -1,9 +1,9 @@
-"""Random numbers: the same in every trial, and at their extremes where they decide what a step runs.
+"""Random numbers: the same in every trial, and at their extremes where a step branches on them.
 
-Some models draw numbers on the host and branch on them: LayerDrop leaves out layers, others train at a
-random resolution. A dozen steps hardly ever contain the step that needs the most memory, which a long
-run meets sooner or later. So these draws are watched (`workload.draws`), and `LargestStep` looks for the
-values with which a step is largest.
+Some models draw numbers on the host and branch on them: LayerDrop skips layers, others train at a random
+resolution. The step that needs the most memory is hardly ever among the few of a trial, but a long run
+meets it. So these draws are watched (`workload.draws`), and `LargestStep` finds the values with which a
+step is largest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from bsfind.failures.oom import FailureKind, classify
 from bsfind.workload.draws import SEED, Site, draws, numpy_if_installed
 
 _MOST_SITES = 12
-"""Places in the code whose draws are tried; models have one or two."""
+"""Most places in the code whose draws are tried; models have one or two."""
 
 StepSize = tuple[int, int]
-"""How large a step is: by how many bytes it went beyond what was held before it, and how many bytes it
-allocated in all, which decides between equals."""
+"""Bytes by which a step exceeds what was allocated before it; and bytes that it allocates in all, which
+decides between steps that are equal in the first."""
 
 
 def seed_generators() -> None:
@@ -37,10 +37,10 @@ def seed_generators() -> None:
 
 @contextlib.contextmanager
 def reproducible_building() -> Iterator[None]:
-    """Let a model that draws its own sizes have the same ones in every process.
+    """Seed the generators, so that a model that draws its own sizes has the same ones in every process.
 
-    Small draws of torch on the host come from a generator of their own: the one of torch is used for
-    initial weights too, which a prediction does not draw.
+    Small draws of torch on the host use a generator of their own, since torch's also draws the initial
+    weights, which a prediction does not draw.
     """
     seed_generators()
     draws.of_building = torch.Generator()
@@ -56,20 +56,20 @@ class LargestStep:
     """Finds the values of the host's draws with which a step needs the most memory.
 
     Args:
-        is_watching: False: draws are seeded only (compiled code must find torch's own functions).
+        is_watching: False: draws are only seeded (compiled code needs torch's own functions).
     """
 
     def __init__(self, *, is_watching: bool = True) -> None:
         self._is_watching = is_watching
-        # A batch of one may take another way through the model than all others.
+        # A batch of one may take another path through the model than all others.
         self._decided: dict[bool, dict[Site, float | None]] = {True: {}, False: {}}
 
     @contextlib.contextmanager
     def searched(self, batch_size: int) -> Iterator[None]:
-        """Seed the generators, and let the steps inside be the largest, as far as that is known.
+        """Seed the generators, and let the steps inside be the largest that are known.
 
         Args:
-            batch_size: of the steps.
+            batch_size: batch size of the steps.
         """
         seed_generators()
         if not self._is_watching:
@@ -88,18 +88,18 @@ class LargestStep:
 
     @property
     def is_undecided(self) -> bool:
-        """Whether the steps drew numbers whose influence is not known yet; asked inside `searched`."""
+        """Whether the steps drew numbers that `decide` has not tried; to be asked inside `searched`."""
         return any(site not in draws.forced for site in draws.seen)
 
     def decide(self, run_step: Callable[[], StepSize]) -> None:
-        """Run steps with other draws, and keep those of the largest step; called inside `searched`.
+        """Run steps with other draws, and keep those of the largest step; to be called inside `searched`.
 
-        Afterwards the trial has to start anew. Each place in the code that draws is tried by itself,
+        Afterwards the trial has to start anew. The places in the code that draw are tried one by one,
         while those that come later in the step draw their largest values.
 
         Args:
-            run_step: runs one step and returns its size. Where it raises for another reason than
-                memory, the user's code does not work with these draws, which are not used.
+            run_step: runs one step and returns its size. If it raises for another reason than memory,
+                the user's code does not work with these draws, and they are not used.
         """
         decided = self._decided[draws.batch_size == 1]
         draws.is_forcing_new = True
@@ -120,7 +120,7 @@ class LargestStep:
         span = draws.seen[site]
         for fraction in span.fractions:
             if span.count is None and len(sizes) == 2 and len(set(sizes.values())) == 1:
-                break  # the least and the most are alike: so is what is in between
+                break  # the extremes are alike, and so are the values between them
             draws.forced = {**decided, site: fraction}
             seed_generators()
             sizes[fraction] = _size_of(run_step)
@@ -131,7 +131,7 @@ class LargestStep:
 
     @property
     def places(self) -> tuple[str, ...]:
-        """Where in the code numbers are drawn that decide how large a step is: `model.py:12`."""
+        """The places in the code whose draws decide how large a step is: `model.py:12`."""
         lines = {
             (file, line)
             for decided in self._decided.values()

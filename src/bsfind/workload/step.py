@@ -6,7 +6,7 @@
     scaler.scale(loss).backward();  scaler.step(optimizer);  scaler.update()
     loss, outputs, inputs released
 
-Lifetimes matter here: a reference kept one line too long is memory that no training would use.
+Lifetimes matter here: a reference that is kept too long is memory that training does not use.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
 
 _SMALL_BATCH = 2
-"""Samples of a forward pass that only says what the model takes and returns; batch norm wants two."""
+"""Samples of the forward pass that tries labels; batch normalisation needs two."""
 
 _MAX_FURTHER_STEPS = 24
-"""GradScaler starts at 2**16 and halves at every skipped step: by then the scale is below one."""
+"""GradScaler starts at 2**16 and halves at every skipped step: after these the scale is below one."""
 
 
 _CONVOLUTIONS = (
@@ -58,20 +58,20 @@ _CONVOLUTIONS = (
 
 
 class LoadedWorkload:
-    """The user's model on a device, with what its steps need besides an optimizer.
+    """The user's model on a device, with all that its steps need but an optimizer.
 
     Args:
         workload: what to train.
         plan: the precision.
-        device: where.
-        model: the model, built; None: it is built from the workload's target.
+        device: the device of the model and the batches.
+        model: the model; None: it is built from the workload's target.
         choice: the loss that was chosen for the same model before; None: it is not chosen yet.
 
     Attributes:
         model: the module on the device (before torch.compile).
-        choice: of the loss, with `--loss auto`.
-        last_batch: the last batch that was made, as text; for error messages.
-        notes: what the reader of the result must know, by code.
+        choice: the choice of the loss, with `--loss auto`.
+        last_batch: the last batch as text, for error messages.
+        notes: messages for the reader of the report, by code.
         weights_dtype: see `records.PrecisionResult`.
 
     Raises:
@@ -95,7 +95,7 @@ class LoadedWorkload:
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
-        # A function of the user's may ask for `model.module`.
+        # A step function of the user may use `model.module`.
         model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
         if was_wrapped:
             self.notes["data_parallel"] = DATA_PARALLEL_NOTE
@@ -178,11 +178,11 @@ class LoadedWorkload:
     def try_labels(self, batch_size: int) -> bool:
         """Find out, once, whether the model computes its loss from labels that were not given.
 
-        Forward passes of small batches tell, of which nothing is kept. A model that does not run at
-        these is tried at the batch size that is asked about.
+        Runs forward passes of small batches, of which nothing is kept. A model that does not run at
+        these is tried at the given batch size.
 
         Returns:
-            Whether any ran.
+            Whether forward passes ran.
 
         Raises:
             Exception: what the model raises without labels.
@@ -211,7 +211,7 @@ class LoadedWorkload:
 
     @property
     def assumptions(self) -> list[Assumption]:
-        """What was chosen for the steps, as far as it is known."""
+        """What was chosen for the steps so far."""
         if self.trains_itself:
             why = "a LightningModule brings its own"
             return [
@@ -222,7 +222,7 @@ class LoadedWorkload:
         return [chosen] if chosen is not None else []
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh optimizer: no state of an earlier trial in it."""
+        """Return a fresh optimizer, without state of an earlier trial."""
         if self.trains_itself:
             return configured_optimizer(self.model)
         return make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)
@@ -250,14 +250,14 @@ class LoadedWorkload:
         return _checked_loss(value)
 
     def _noted(self, output: Any, batch: Batch) -> Any:
-        """Return the output; note what it takes."""
+        """Return the output; note its memory."""
         samples = next((x.shape[0] for x in batch.tensors() if x.dim()), 1)
         self._output_bytes = max(self._output_bytes, nbytes_of(output) // max(1, samples))
         return output
 
     @property
     def output(self) -> OutputMemory | None:
-        """What the model returned to the loss; None if nothing that a loss was made of here."""
+        """The memory of the output; None where bsfind does not make the loss."""
         if not self._output_bytes:
             return None
         return OutputMemory(
@@ -271,14 +271,14 @@ class LoadedWorkload:
             return self._callable(*batch.args, **batch.kwargs)
 
     def watching_batch_dimension(self, batch_size: int) -> AbstractContextManager[None]:
-        """Return a context in which layers that take the batch for the sequence are noted."""
+        """Return a context that notes layers which take the batch dimension for the sequence."""
         if self.workload.compile:
             return contextlib.nullcontext()
         note = functools.partial(self.notes.setdefault, "batch_dimension")
         return watching_batch_dimension(self.model, batch_size, note)
 
     def clear_gradients(self) -> None:
-        """Let go of the gradients of the last step."""
+        """Release the gradients of the last step."""
         for parameter in self.model.parameters():
             parameter.grad = None
 
@@ -297,21 +297,21 @@ def _checked_loss(value: Any) -> torch.Tensor:
 
 
 class TrainingSteps:
-    """Runs steps of one trial: a fresh optimizer and scaler over the loaded model.
+    """Runs the steps of one trial, with a fresh optimizer and scaler.
 
     Args:
         loaded: the model and what belongs to it.
-        on_forward_done: called at the end of each forward pass, when the memory that it left for
+        on_forward_done: called at the end of each forward pass, while the memory that it leaves for
             the backward pass is allocated.
-        making_inputs: entered around the making of each batch and its targets.
+        making_inputs: a context that is entered to make each batch and its targets.
 
     Attributes:
-        completed: optimizer steps that really ran. A GradScaler skips those whose gradients
-            overflowed, and with them the optimizer's state: such steps do not count.
-        attempts: the same with those that were skipped.
-        is_warm_up: whether the last step was unlike those to come: it was the first, it was skipped,
-            or some parameter had its first gradient in it (and its first state of the optimizer).
-        gradient_bytes: of the gradients that parameters have after the last step.
+        completed: optimizer steps that ran. A GradScaler skips those whose gradients overflow, and
+            these do not create the optimizer's state: they do not count.
+        attempts: optimizer steps that ran or were skipped.
+        is_warm_up: whether the last step was unlike the next: it was the first, it was skipped, or
+            some parameter had its first gradient in it (and its first state of the optimizer).
+        gradient_bytes: bytes of the gradients after the last step.
     """
 
     def __init__(
@@ -339,11 +339,11 @@ class TrainingSteps:
 
     @property
     def targets(self) -> Sequence[torch.Tensor]:
-        """The targets of the current batch, as far as the loss has made any."""
+        """The targets of the current batch that the loss has allocated."""
         return self._loss.targets if self._training else ()
 
     def _note_step(self, *_: object) -> None:
-        # A class whose `step` calls its parent's may get here twice in a step.
+        # A class whose `step` calls its parent's runs this hook twice in a step.
         self._has_stepped = True
 
     def run(self, batch_size: int) -> None:
@@ -367,10 +367,10 @@ class TrainingSteps:
             self._last_warm_up = self.attempts
 
     def wants_more(self, steps: int) -> bool:
-        """Tell whether a trial of so many optimizer steps goes on.
+        """Tell whether a trial of `steps` optimizer steps goes on.
 
-        It does for two steps more than were asked for where a parameter had its first gradient late:
-        the step after that is the first with all of the optimizer's state.
+        It runs two more steps if a parameter had its first gradient late: the step after that is the
+        first with all of the optimizer's state.
         """
         if self.attempts >= steps + _MAX_FURTHER_STEPS:
             return False
@@ -378,7 +378,7 @@ class TrainingSteps:
         return self.completed < steps or settled < min(2, steps - 1)
 
     def _look_at_gradients(self) -> bool:
-        """Count the gradients; tell whether a parameter has its first one."""
+        """Count the bytes of the gradients; tell whether a parameter has its first gradient."""
         known = len(self._updated)
         self._updated.update(id(parameter) for parameter in self._optimizer.state)
         storages: dict[int, int] = {}

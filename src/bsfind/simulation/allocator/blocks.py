@@ -14,18 +14,18 @@ UNMAPPED = 2
 
 
 class Block:
-    """A range of memory of one segment, in the hands of the program or free.
+    """A range of memory of one segment.
 
     Attributes:
-        address: where it starts.
-        size: bytes; what `memory_allocated` counts while it is in use.
+        address: first address.
+        size: bytes; what `memory_allocated` counts while the block is allocated.
         state: `FREE`, `ALLOCATED` or `UNMAPPED`.
-        order: which of two free blocks of one size serves first: the one of lower order, then of
-            lower address (see `TieBreaker`).
-        segment: what it is a part of.
+        order: of two free blocks of one size, the one of lower order, then of lower address, serves
+            a request (see `TieBreaker`).
+        segment: the segment that it is a part of.
         prev: the block before it in its segment.
         next: the block after it in its segment.
-        freed_at: how many searches its pool had seen when it became free (garbage collection).
+        freed_at: number of searches in its pool before it became free (garbage collection).
     """
 
     __slots__ = ("address", "freed_at", "next", "order", "prev", "segment", "size", "state")
@@ -70,7 +70,7 @@ class Block:
         return rest
 
     def absorb_next(self) -> None:
-        """Take over the range of the block after it, which is no more."""
+        """Merge the block after this one into it."""
         absorbed = self.next
         assert absorbed is not None
         self.size += absorbed.size
@@ -80,11 +80,11 @@ class Block:
 
 
 class TieBreaker:
-    """Numbers blocks, so that of two free ones of one size the right one serves.
+    """Numbers blocks, which decides which of two free blocks of one size serves a request.
 
     Args:
-        rule: `address`: all numbers are the same; `segment`: a number per segment; `block`: a
-            number per block that ever came to be.
+        rule: `address`: all numbers are equal; `segment`: one number per segment; `block`: one
+            number per block that was ever created.
     """
 
     __slots__ = ("last", "rule")
@@ -115,10 +115,9 @@ class BlockPool:
 
     Attributes:
         is_small: whether it serves requests up to 1 MiB.
-        stream: whose work uses these blocks.
+        stream: the stream whose work uses these blocks.
         ties: numbers the blocks.
-        free: `(size, order, address, block)`, sorted: the first that is large enough is
-            the one that PyTorch takes.
+        free: `(size, order, address, block)`, sorted; PyTorch takes the first that is large enough.
         unmapped: `(address, block)`, sorted: address space of expandable segments.
     """
 
@@ -153,7 +152,7 @@ class Segment:
     """Memory of one cudaMalloc, tiled by its blocks.
 
     Attributes:
-        pool: where its free blocks go.
+        pool: the pool of its free blocks.
         head: its first block; the same object as long as the segment exists.
         is_expandable: whether it is an expandable segment.
     """
@@ -173,14 +172,14 @@ class Segment:
             block = block.next
 
     def copy_to(self, pool: BlockPool) -> Segment:
-        """Return a copy, whose free blocks are appended to those of `pool`, not sorted in."""
-        twin = self._bare_copy(pool)
+        """Return a copy; appends its free blocks to those of `pool` without sorting."""
+        copied = self._bare_copy(pool)
         last: Block | None = None
         for block in self.blocks():
-            new = Block(block.address, block.size, twin, block.state, block.order, last)
+            new = Block(block.address, block.size, copied, block.state, block.order, last)
             new.freed_at = block.freed_at
             if last is None:
-                twin.head = new
+                copied.head = new
             else:
                 last.next = new
             last = new
@@ -188,7 +187,7 @@ class Segment:
                 pool.free.append((new.size, new.order, new.address, new))
             elif new.state == UNMAPPED:
                 pool.unmapped.append((new.address, new))
-        return twin
+        return copied
 
     def _bare_copy(self, pool: BlockPool) -> Segment:
         return Segment(pool, self.head.address, self.head.size)

@@ -1,8 +1,8 @@
 """PyTorch's CUDA caching allocator, without CUDA.
 
-Models `DeviceCachingAllocator` of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to 2.13: address for
-address what PyTorch answers, given what cudaMalloc answers. Not modelled: `record_stream`, and the
-pools of CUDA graphs and other private pools.
+Models `DeviceCachingAllocator` of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to 2.13: it returns
+the addresses that PyTorch returns if cudaMalloc returns the same ones. Not modelled: `record_stream`,
+and the pools of CUDA graphs and other private pools.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class SimulatedOutOfMemoryError(Exception):
     """The simulated device has no room for a request: `torch.cuda.OutOfMemoryError`.
 
     Attributes:
-        requested_bytes: what the program asked for.
-        allocated_bytes: what it had at that moment.
-        reserved_bytes: what the allocator held, after it gave back all that it could.
+        requested_bytes: size of the request.
+        allocated_bytes: bytes allocated at that moment.
+        reserved_bytes: bytes reserved, after the allocator freed its cache.
     """
 
     def __init__(self, requested_bytes: int, allocated_bytes: int, reserved_bytes: int) -> None:
@@ -52,7 +52,7 @@ class SimulatedOutOfMemoryError(Exception):
 
 
 class CachingAllocator:
-    """Hands out blocks of device memory and keeps what is freed for later.
+    """Allocates blocks of device memory, and caches blocks that are freed.
 
     Args:
         device_memory: cudaMalloc and cudaFree.
@@ -60,14 +60,14 @@ class CachingAllocator:
         limit_bytes: what it may reserve: the fraction of
             `torch.cuda.set_per_process_memory_fraction`, times the memory of the device. None: what
             the device has.
-        total_bytes: memory of the whole device: an expandable segment has 9/8 of it in addresses.
+        total_bytes: memory of the whole device; an expandable segment has 9/8 of it in addresses.
             None: addresses do not run out.
 
     Attributes:
-        settings: as given.
-        allocated_bytes: the sizes of the blocks in use (`memory_allocated`).
+        settings: the options of the allocator.
+        allocated_bytes: total size of the allocated blocks (`memory_allocated`).
         peak_allocated_bytes: the largest `allocated_bytes` since `reset_peaks`.
-        num_alloc_retries: how often it gave back its cache to serve a request.
+        num_alloc_retries: how often it freed its cache to serve a request.
         num_ooms: how often that was not enough.
     """
 
@@ -87,7 +87,7 @@ class CachingAllocator:
         self._use(SegmentStore(device_memory, self.settings, limit_bytes, total_bytes))
 
     def _use(self, store: SegmentStore) -> None:
-        """Work on this store, and keep at hand what the hot path asks."""
+        """Use a store; caches in attributes what `malloc` and `free` read."""
         settings = self.settings
         self._store = store
         self._index: dict[int, Block] = {}  # of `block_at`
@@ -119,9 +119,9 @@ class CachingAllocator:
     ) -> CachingAllocator:
         """Return an allocator in the state of a snapshot; its peaks start from there.
 
-        A snapshot does not tell which segment is older: they count as made in the order of their
-        addresses, which is true as long as nothing was given back. Blocks that wait for another
-        stream count as free.
+        A snapshot does not say which segment is older: they count as created in the order of their
+        addresses, which is true as long as none was freed. Blocks that wait for another stream count
+        as free.
 
         Args:
             device_memory: where the segments are claimed; must have room for them.
@@ -142,7 +142,7 @@ class CachingAllocator:
         return allocator
 
     def copy(self, device_memory: DeviceMemoryLike | None = None) -> CachingAllocator:
-        """Return an allocator in the same state, which changes on its own.
+        """Return an independent copy.
 
         Args:
             device_memory: a copy of this allocator's device memory; None: `DeviceMemory` is copied.
@@ -154,27 +154,27 @@ class CachingAllocator:
             if not isinstance(self.device_memory, DeviceMemory):
                 raise TypeError("`device_memory` is needed: only `DeviceMemory` copies itself")
             device_memory = self.device_memory.copy()
-        twin = CachingAllocator(device_memory, self.settings)
-        twin.allocated_bytes = self.allocated_bytes
-        twin.peak_allocated_bytes = self.peak_allocated_bytes
-        twin.num_alloc_retries = self.num_alloc_retries
-        twin.num_ooms = self.num_ooms
-        twin._use(self._store.copy(device_memory))
-        return twin
+        copied = CachingAllocator(device_memory, self.settings)
+        copied.allocated_bytes = self.allocated_bytes
+        copied.peak_allocated_bytes = self.peak_allocated_bytes
+        copied.num_alloc_retries = self.num_alloc_retries
+        copied.num_ooms = self.num_ooms
+        copied._use(self._store.copy(device_memory))
+        return copied
 
     @property
     def device_memory(self) -> DeviceMemoryLike:
-        """Where its memory comes from."""
+        """The device memory that segments are allocated in."""
         return self._store.device_memory
 
     @property
     def limit_bytes(self) -> int | None:
-        """What it may reserve; None: what the device has."""
+        """Bytes that it may reserve; None: what the device has."""
         return self._store.limit_bytes
 
     @property
     def reserved_bytes(self) -> int:
-        """What it holds of the device (`memory_reserved`)."""
+        """Bytes reserved (`memory_reserved`)."""
         return self._store.reserved_bytes
 
     @property
@@ -189,8 +189,7 @@ class CachingAllocator:
         for no bytes is answered with address 0.
 
         Raises:
-            SimulatedOutOfMemoryError: the device is full, also after all cached memory that can be
-                given back was.
+            SimulatedOutOfMemoryError: the device is full even after the cache was freed.
             ValueError: a negative number of bytes.
         """
         # Models `malloc`, `should_split` and `alloc_found_block` of
@@ -241,7 +240,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Take a block back, and keep it for later requests.
+        """Free a block; its memory stays in the cache.
 
         Raises:
             ValueError: the block is not in use.
@@ -277,11 +276,11 @@ class CachingAllocator:
             block.freed_at = self._store.num_large_searches
 
     def empty_cache(self) -> None:
-        """Give back all cached memory that is not part of a segment in use."""
+        """Free all cached segments without an allocated block."""
         self._store.release_cached()
 
     def reset_peaks(self) -> None:
-        """Let the peaks start again from what is allocated and reserved now."""
+        """Set the peaks to what is allocated and reserved now."""
         self.peak_allocated_bytes = self.allocated_bytes
         self._store.peak_reserved_bytes = self._store.reserved_bytes
 
@@ -299,8 +298,8 @@ class CachingAllocator:
         Raises:
             KeyError: there is none.
         """
-        # Blocks keep their address and are not used again once merged, so what the index has and is
-        # in use is right; it is made anew for what it lacks.
+        # Blocks keep their address and are not used again after a merge, so an entry of the index
+        # that is allocated is right; the index is rebuilt for what it lacks.
         block = self._index.get(address)
         if block is None or block.state != ALLOCATED:
             self._index = {block.address: block for block in self.allocated_blocks()}
@@ -310,7 +309,7 @@ class CachingAllocator:
         return block
 
     def _search(self, pool: BlockPool, size: int) -> Block | None:
-        """Take the best block out of the pool, where the settings have rules of their own.
+        """Take the best block out of the pool, under the rules of the settings.
 
         Models `get_free_block` of c10/cuda/CUDACachingAllocator.cpp, torch 2.13.
         """
@@ -343,7 +342,7 @@ class CachingAllocator:
         return block
 
     def _new_block(self, pool: BlockPool, size: int, nbytes: int) -> Block:
-        """Take more of the device, if need be after giving back what is cached."""
+        """Allocate on the device, if necessary after freeing the cache."""
         store = self._store
         if self._collects:
             store.collect_garbage()
@@ -365,7 +364,7 @@ class CachingAllocator:
 
 
 def _room(block: Block) -> int:
-    """Size of a block, with the address space after it that it can grow into."""
+    """Return the size of a block with the address space after it that it can grow into."""
     following = block.next
     if following is not None and following.state == UNMAPPED:
         return block.size + following.size

@@ -1,4 +1,4 @@
-"""What the caching allocator takes memory from: cudaMalloc and cudaFree, without CUDA."""
+"""Device memory, from which the caching allocator takes its segments: cudaMalloc and cudaFree."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ _FIRST_ADDRESS = 0x7F00_0000_0000
 
 
 class DeviceMemoryLike(Protocol):
-    """What a caching allocator needs of a device."""
+    """The device memory that a caching allocator needs."""
 
     def malloc(self, nbytes: int) -> int | None:
-        """Return the address of `nbytes` of new memory; None where the device is full."""
+        """Return the address of `nbytes` of new memory, or None if the device is full."""
         ...
 
     def free(self, address: int) -> None:
-        """Give back what `malloc` answered with `address`."""
+        """Free the memory that `malloc` returned `address` for."""
         ...
 
 
 class ClaimableMemory(DeviceMemoryLike, Protocol):
-    """Device memory in which an allocator can start with memory that it holds already."""
+    """Device memory for an allocator that starts with segments of a snapshot."""
 
     def claim(self, address: int, nbytes: int) -> None:
         """Take exactly the range `address` … `address + nbytes`.
 
         Raises:
-            ValueError: the range is taken, or larger than what is free.
+            ValueError: the range is in use, or larger than what is free.
         """
         ...
 
@@ -37,12 +37,11 @@ class ClaimableMemory(DeviceMemoryLike, Protocol):
 class DeviceMemory:
     """Memory of one GPU: first fit by address, in pages of 2 MiB.
 
-    Virtual addresses do not run out on a GPU, so memory is full when its bytes are used up, never
-    because of gaps.
+    A GPU has more virtual addresses than memory, so gaps between ranges do not make it full.
 
     Args:
-        capacity_bytes: what one process can take: of the whole card, what the CUDA context and
-            other processes leave.
+        capacity_bytes: what the process can allocate: the memory of the card without the CUDA
+            context and other processes.
     """
 
     __slots__ = ("_base", "_ends", "_sizes", "_starts", "capacity_bytes", "used_bytes")
@@ -51,18 +50,18 @@ class DeviceMemory:
         self.capacity_bytes = capacity_bytes
         self.used_bytes = 0
         self._base = _FIRST_ADDRESS
-        # The ranges in use, in the order of their addresses, neighbours not joined.
+        # The ranges in use, in the order of their addresses, adjacent ranges not joined.
         self._starts: list[int] = []
         self._ends: list[int] = []
         self._sizes: dict[int, int] = {}
 
     @property
     def free_bytes(self) -> int:
-        """What `malloc` can still give, bytes."""
+        """Bytes that `malloc` can still return."""
         return self.capacity_bytes - self.used_bytes
 
     def malloc(self, nbytes: int) -> int | None:
-        """Return the lowest address with room for `nbytes`; None where the device is full."""
+        """Return the lowest address with room for `nbytes`, or None if the device is full."""
         size = -(-nbytes // _PAGE) * _PAGE
         if size > self.free_bytes:
             return None
@@ -76,10 +75,10 @@ class DeviceMemory:
         return address
 
     def free(self, address: int) -> None:
-        """Give back what `malloc` or `claim` placed at `address`.
+        """Free what `malloc` or `claim` placed at `address`.
 
         Raises:
-            ValueError: nothing starts there.
+            ValueError: no allocation starts there.
         """
         size = self._sizes.pop(address, None)
         if size is None:
@@ -94,7 +93,7 @@ class DeviceMemory:
         Memory from `malloc` then lies above the lowest address that was claimed.
 
         Raises:
-            ValueError: the range is taken, or larger than what is free.
+            ValueError: the range is in use, or larger than what is free.
         """
         size = -(-nbytes // _PAGE) * _PAGE
         index = bisect_left(self._starts, address)
@@ -108,14 +107,14 @@ class DeviceMemory:
         self._insert(index, address, size)
 
     def copy(self) -> DeviceMemory:
-        """Return device memory in the same state, which changes on its own."""
-        twin = DeviceMemory(self.capacity_bytes)
-        twin.used_bytes = self.used_bytes
-        twin._base = self._base
-        twin._starts = self._starts.copy()
-        twin._ends = self._ends.copy()
-        twin._sizes = self._sizes.copy()
-        return twin
+        """Return an independent copy."""
+        copy = DeviceMemory(self.capacity_bytes)
+        copy.used_bytes = self.used_bytes
+        copy._base = self._base
+        copy._starts = self._starts.copy()
+        copy._ends = self._ends.copy()
+        copy._sizes = self._sizes.copy()
+        return copy
 
     def _insert(self, index: int, address: int, size: int) -> None:
         self._starts.insert(index, address)

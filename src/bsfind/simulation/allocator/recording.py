@@ -1,37 +1,36 @@
-"""What one trial asked of the allocator: every allocation and release, in order. Pure data."""
+"""The allocations and releases of a trial, in order, and their replay through an allocator.
+
+Events are numbers: `n >= 0` allocates n bytes (as requested, not rounded), `n < 0` frees block
+`-n - 1`. Blocks are numbered in the order of their allocation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-def resident_blocks(segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the blocks of a snapshot that are allocated, in the order in which they are numbered."""
-    return [
-        block
-        for segment in segments
-        for block in segment["blocks"]
-        if block["state"] == "active_allocated"
-    ]
+from bsfind.simulation.allocator.blocks import Block
+from bsfind.simulation.allocator.caching_allocator import (
+    CachingAllocator,
+    SimulatedOutOfMemoryError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """The allocations of a trial that ran.
+    """The allocations of a measured trial.
 
-    Blocks are numbered: first those that were allocated when the trial began, in the order of
-    `resident_blocks`, then each allocation in the order of the events.
+    The blocks that were allocated when the trial began come first, in the order of
+    `resident_blocks`; those of the events follow.
 
     Attributes:
-        batch_size: of the trial.
-        available_bytes: what the allocator could have reserved in all, at the end of the trial.
-        has_convolutions: cuDNN may have chosen workspaces that it can do without.
+        batch_size: batch size of the trial.
+        available_bytes: what the allocator could have reserved in all at the end of the trial.
+        has_convolutions: whether cuDNN may have chosen workspaces that it does not need.
         segments: the allocator's segments when the trial began, as `torch.cuda.memory_snapshot()`
             lists them.
-        events: `n >= 0` allocates n bytes (as requested, not rounded); `n < 0` releases block
-            `-n - 1`.
+        events: the allocations and releases of the trial.
     """
 
     batch_size: int
@@ -60,3 +59,57 @@ class Recording:
             segments=tuple(data["segments"]),
             events=tuple(data["events"]),
         )
+
+
+def resident_blocks(segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the allocated blocks of a snapshot, in the order in which they are numbered."""
+    return [
+        block
+        for segment in segments
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
+    ]
+
+
+def replay(
+    allocator: CachingAllocator,
+    blocks: list[Block | None],
+    events: Sequence[int],
+    optional: Mapping[int, Sequence[int]],
+    position: int = 0,
+) -> None:
+    """Run events; appends the blocks that they allocate to `blocks`.
+
+    Args:
+        allocator: the allocator that holds `blocks`.
+        blocks: the blocks allocated so far; None for optional memory that did not fit.
+        events: the events to run.
+        optional: positions of memory that a kernel does not need, with the smaller sizes that it
+            tries if it does not fit.
+        position: position of the first event.
+
+    Raises:
+        SimulatedOutOfMemoryError: the events do not fit.
+    """
+    malloc, free = allocator.malloc, allocator.free
+    for index, event in enumerate(events, position):
+        if event < 0:
+            block = blocks[-event - 1]
+            if block is not None:
+                free(block)
+            continue
+        try:
+            blocks.append(malloc(event))
+        except SimulatedOutOfMemoryError:
+            if index not in optional:
+                raise
+            blocks.append(_smaller(malloc, optional[index]))
+
+
+def _smaller(malloc: Callable[[int], Block], sizes: Sequence[int]) -> Block | None:
+    for nbytes in sizes:
+        try:
+            return malloc(nbytes)
+        except SimulatedOutOfMemoryError:
+            continue
+    return None

@@ -1,4 +1,4 @@
-"""Where the caching allocator's memory comes from and goes back to: its segments on the device."""
+"""The segments of the caching allocator: how they are allocated, freed and collected."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class SegmentStore:
             None: addresses do not run out.
 
     Attributes:
-        reserved_bytes: what is held of the device.
+        reserved_bytes: total size of the segments.
         peak_reserved_bytes: the largest `reserved_bytes` so far.
         small_pools: stream → free blocks of up to 1 MiB, and what was split from the same segment.
         large_pools: stream → the other free blocks.
         segments: start address → segment.
         ties: numbers the blocks.
-        num_large_searches: how often a large block was searched, the clock of garbage collection.
+        num_large_searches: number of searches for a large block, the clock of garbage collection.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class SegmentStore:
         self.num_large_searches = 0
 
     def pool(self, is_small: bool, stream: int) -> BlockPool:
-        """Return the pool of a stream, a new one the first time."""
+        """Return the pool of a stream; creates it the first time."""
         pools = self.small_pools if is_small else self.large_pools
         if stream not in pools:
             pools[stream] = BlockPool(is_small, stream, self.ties)
@@ -84,7 +84,7 @@ class SegmentStore:
                     yield block
 
     def allocate(self, pool: BlockPool, size: int) -> Block | None:
-        """Return a new block of at least `size` bytes, in no pool; None where there is no room.
+        """Return a new block of at least `size` bytes, in no pool, or None if there is no room.
 
         Models `get_allocation_size` and `alloc_block` of c10/cuda/CUDACachingAllocator.cpp,
         torch 2.13.
@@ -111,13 +111,13 @@ class SegmentStore:
         return segment.head
 
     def release_cached(self) -> None:
-        """Give back all that is free, as far as segments and pages are free as a whole.
+        """Free the segments and pages that are free as a whole.
 
         Models `release_cached_blocks` of c10/cuda/CUDACachingAllocator.cpp, torch 2.13.
         """
         for pools in (self.large_pools, self.small_pools):
             for stream in sorted(pools):
-                # Unmapping leaves new free blocks behind, which are not looked at again.
+                # Unmapping creates new free blocks, which are not visited.
                 for *_, block in pools[stream].free.copy():
                     if block.segment.is_expandable:
                         self._unmap(block)
@@ -125,7 +125,7 @@ class SegmentStore:
                         self._release(block)
 
     def release_oversize(self, pool: BlockPool, size: int) -> bool:
-        """Give back blocks too large to be split until there may be room for `size` bytes.
+        """Free blocks that are too large to be split until there may be room for `size` bytes.
 
         Models `release_available_cached_blocks` of c10/cuda/CUDACachingAllocator.cpp, torch 2.13.
 
@@ -149,7 +149,7 @@ class SegmentStore:
         return released >= needed
 
     def collect_garbage(self) -> None:
-        """Give back large segments that have been free for long, if much of the limit is used.
+        """Free large segments that have been free for long, if much of the limit is used.
 
         Models `garbage_collect_cached_blocks` of c10/cuda/CUDACachingAllocator.cpp, torch 2.13.
         """
@@ -182,7 +182,7 @@ class SegmentStore:
             device_memory: this store's device memory.
 
         Returns:
-            How many bytes of it are allocated.
+            The number of allocated bytes in it.
 
         Raises:
             ValueError: the device has no room for it.
@@ -192,7 +192,9 @@ class SegmentStore:
         if tuple(info.get("segment_pool_id", (0, 0))) == (0, 0):
             pool = self.pool(is_small, stream)
         else:
-            pool = BlockPool(is_small, stream, self.ties)  # a CUDA graph's: it serves nobody else
+            pool = BlockPool(
+                is_small, stream, self.ties
+            )  # of a CUDA graph: it serves no other request
         if info.get("is_expandable", False):
             tail = pool.unmapped[-1][1] if pool.unmapped else None
             if tail is None or tail.address + tail.size < address + size:
@@ -205,7 +207,7 @@ class SegmentStore:
             block = segment.head
         self._reserve(size)
 
-        # Pieces that lie side by side and are free, by now, are one block.
+        # Adjacent free pieces are one block.
         pieces: list[tuple[int, bool]] = []
         for piece in info["blocks"]:
             piece_size, in_use = int(piece["size"]), piece["state"] == "active_allocated"
@@ -226,34 +228,34 @@ class SegmentStore:
         return allocated_bytes
 
     def copy(self, device_memory: DeviceMemoryLike) -> SegmentStore:
-        """Return a store in the same state, on a copy of the device memory."""
-        twin = SegmentStore(device_memory, self.settings, self.limit_bytes, self.total_bytes)
-        twin.reserved_bytes = self.reserved_bytes
-        twin.peak_reserved_bytes = self.peak_reserved_bytes
-        twin.num_large_searches = self.num_large_searches
+        """Return an independent copy, on a copy of the device memory."""
+        copied = SegmentStore(device_memory, self.settings, self.limit_bytes, self.total_bytes)
+        copied.reserved_bytes = self.reserved_bytes
+        copied.peak_reserved_bytes = self.peak_reserved_bytes
+        copied.num_large_searches = self.num_large_searches
         pools: dict[BlockPool, BlockPool] = {}
         for pool in (*self.small_pools.values(), *self.large_pools.values()):
-            pools[pool] = twin.pool(pool.is_small, pool.stream)
+            pools[pool] = copied.pool(pool.is_small, pool.stream)
         for address, segment in self.segments.items():
             pool = segment.pool
             if pool not in pools:
-                pools[pool] = BlockPool(pool.is_small, pool.stream, twin.ties)
-            twin.segments[address] = segment.copy_to(pools[pool])
+                pools[pool] = BlockPool(pool.is_small, pool.stream, copied.ties)
+            copied.segments[address] = segment.copy_to(pools[pool])
         for pool in pools.values():
             pool.free.sort()
             pool.unmapped.sort()
-        twin.ties.last = self.ties.last
-        return twin
+        copied.ties.last = self.ties.last
+        return copied
 
     def _release(self, block: Block) -> None:
-        """Give back a segment that is one free block."""
+        """Free a segment that is one free block."""
         block.segment.pool.remove(block)
         del self.segments[block.address]
         self.device_memory.free(block.address)
         self.reserved_bytes -= block.size
 
     def _unmap(self, block: Block) -> None:
-        """Give back the pages of a free block of an expandable segment."""
+        """Unmap the pages of a free block of an expandable segment."""
         segment = block.segment
         self.reserved_bytes -= expandable_segments.unmap(block, self.device_memory)
         head = segment.head

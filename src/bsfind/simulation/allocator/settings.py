@@ -18,7 +18,7 @@ MIN_BLOCK = 512
 _NUM_DIVISION_INTERVALS = 16
 _DEFAULT_LARGE_SEGMENT_MB = 20
 
-# Options that change where time goes, or host memory, but never what is taken on the device.
+# Options that change the speed or host memory, but not the memory of the device.
 _WITHOUT_EFFECT = frozenset(
     {
         "graph_capture_record_stream_reuse",  # the simulated allocator captures no graphs
@@ -30,24 +30,23 @@ _WITHOUT_EFFECT = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class AllocatorSettings:
-    """How a caching allocator is configured; the defaults are PyTorch's.
+    """The configuration of a caching allocator; the defaults are PyTorch's.
 
     Models c10/core/AllocatorConfig.{h,cpp} and c10/cuda/CUDAAllocatorConfig.{h,cpp} of torch 2.13.
 
     Attributes:
-        torch_version: the release whose allocator is meant, like `2.13` or `2.11.0+cu130`.
+        torch_version: the release whose allocator is modelled, such as `2.13` or `2.11.0+cu130`.
         expandable_segments: grow one segment per stream instead of a new one per allocation.
         large_segment_size_mb: size of the segments that serve requests over 1 and below 10 MiB.
-        max_split_size_mb: larger blocks are not split; None: all may be.
+        max_split_size_mb: larger blocks are not split; None: no limit.
         max_non_split_rounding_mb: how much larger than the request an unsplit block may be; None:
             the size of a large segment.
         roundup_power2_divisions: into how many steps each power of two is divided when sizes are
             rounded up, for sizes below 2 MiB, below 4 MiB, …, of 32 GiB and above; 0: multiples of
             512 bytes.
-        garbage_collection_threshold: part of the memory limit over which old cached segments are
-            freed; 0: never. Without effect where there is no limit, as in PyTorch.
-        unsupported: options that were set and that the simulated allocator does not follow: what it
-            says may be wrong.
+        garbage_collection_threshold: fraction of the memory limit above which old cached segments
+            are freed; 0: never. It has no effect without a limit, as in PyTorch.
+        unsupported: options that are set and not modelled, so that results may be wrong.
     """
 
     torch_version: str = "2.13"
@@ -80,11 +79,11 @@ class AllocatorSettings:
     ) -> AllocatorSettings:
         """Read the settings that PyTorch would read from its environment variables.
 
-        `PYTORCH_CUDA_ALLOC_CONF` hides `PYTORCH_ALLOC_CONF` (from torch 2.9 on) wherever it is
-        set, even to nothing: observed with torch 2.12 and 2.13.
+        `PYTORCH_CUDA_ALLOC_CONF` hides `PYTORCH_ALLOC_CONF` (from torch 2.9 on) if it is set, even to
+        an empty text: observed with torch 2.12 and 2.13.
 
         Args:
-            environment: `os.environ`, or the part of it that matters.
+            environment: environment variables, such as `os.environ`.
             torch_version: `torch.__version__` of the PyTorch that reads them.
 
         Raises:
@@ -119,12 +118,12 @@ class AllocatorSettings:
 
     @property
     def tie_rule(self) -> TieRule:
-        """Which of several free blocks of the same size serves a request.
+        """Which of several free blocks of one size serves a request.
 
-        torch ≤ 2.11 takes the one of the lowest address (`BlockComparatorSize` in
-        c10/cuda/CUDACachingAllocator.cpp); 2.12 the one that came to be first as a block
-        (`BlockComparatorRegistrationCounter`: splitting makes a new block of the front); 2.13 the
-        one whose segment was made first, then the lowest address
+        torch ≤ 2.11 takes the one with the lowest address (`BlockComparatorSize` in
+        c10/cuda/CUDACachingAllocator.cpp); 2.12 the one that was created first
+        (`BlockComparatorRegistrationCounter`; a split creates a new block for the front); 2.13 the
+        one whose segment was created first, then the lowest address
         (`BlockComparatorSizeCounterAddress`).
         """
         release = self._release()
@@ -171,7 +170,7 @@ class AllocatorSettings:
 
 
 def _options(text: str) -> Iterator[tuple[str, str]]:
-    """Split `key:value,key:[a:1,b:2]`; white space means nothing."""
+    """Split `key:value,key:[a:1,b:2]`, ignoring white space."""
     for match in re.finditer(r"([^:,\[\]]+)(?::(\[[^\]]*\]?|[^,]*))?", re.sub(r"\s", "", text)):
         yield match[1], match[2] or ""
 

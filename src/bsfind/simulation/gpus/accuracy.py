@@ -1,6 +1,6 @@
-"""How exact predictions are, as measured: read from `accuracy.json` beside this file.
+"""The measured error of predictions, from `accuracy.json` in this folder.
 
-The file is written by the benchmark that compares predictions with real runs, never by hand:
+The benchmark that compares predictions with real runs writes the file:
 
     {
       "torch": "2.13",
@@ -15,8 +15,8 @@ The file is written by the benchmark that compares predictions with real runs, n
       }
     }
 
-Errors are absolute and a part of the real peak (0.012 is 1.2 %). They hold for that version of torch
-and for models whose step consists of such operators; nothing else has been measured.
+Errors are absolute values, as fractions of the real peak (0.012 is 1.2 %). They hold for that version
+of torch and for models whose step consists of such operators; nothing else has been measured.
 """
 
 from __future__ import annotations
@@ -33,25 +33,22 @@ _FILE = resources.files("bsfind.simulation.gpus") / "accuracy.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the benchmark found.
+    """The results of the benchmark.
 
     Attributes:
         torch: version of torch that predictions were compared with, such as `2.13`.
-        kinds: how exact they were, by kind of model.
+        kinds: the errors, by kind of model.
     """
 
     torch: str
     kinds: dict[ModelKind, Accuracy]
 
     def accuracy(self, kind: ModelKind, torch_version: str) -> Accuracy | None:
-        """Return how exact predictions were found to be.
+        """Return the measured error of predictions, or None if it was not measured (see `why_not`).
 
         Args:
-            kind: of model.
-            torch_version: that the prediction is for, such as `2.13.0+cpu`.
-
-        Returns:
-            None where it was not measured; `why_not` tells why.
+            kind: kind of the model.
+            torch_version: version of torch of the prediction, such as `2.13.0+cpu`.
         """
         return self.kinds.get(kind) if self.is_for(torch_version) else None
 
@@ -71,7 +68,7 @@ class Measured:
         return f"not measured for {kind} models"
 
     def is_for(self, torch_version: str) -> bool:
-        """Tell whether it was measured with this version of torch; patch releases count as one."""
+        """Return whether it was measured with this version of torch, ignoring the patch release."""
         return _release(torch_version) == self.torch
 
 
@@ -81,7 +78,7 @@ def _release(torch_version: str) -> str:
 
 @functools.cache
 def measured() -> Measured:
-    """Return what the file says that comes with bsfind."""
+    """Return the results that are shipped with bsfind."""
     document = json.loads(_FILE.read_text(encoding="utf-8"))
     kinds = {
         kind: Accuracy.from_json({**figures, "against": document["against"]})

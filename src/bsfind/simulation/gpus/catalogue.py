@@ -1,8 +1,6 @@
-"""The GPUs that bsfind knows without having one.
+"""The catalogue of known GPUs, and how a name or a size finds one of them.
 
-Their figures are in `gpus.csv` beside this file, whose head says where they come from.
-
-A GPU is found by a forgiving name or by a size; see `find_gpu`.
+The data are in `gpus.csv` in this folder, whose head names the sources.
 """
 
 from __future__ import annotations
@@ -19,12 +17,9 @@ from bsfind.errors import UsageError
 from bsfind.units import MIB, format_bytes, parse_size
 
 DEFAULT_GPU = "rtx-4090"
-"""The card that is simulated where none is named."""
+"""The GPU that is simulated if none is named; a GPU given by its size has its architecture."""
 
-GENERIC_LIKE = "rtx-4090"
-"""The card whose architecture a GPU given by its size alone is assumed to have: Ada, 8.9."""
-
-# Further apart than this in memory, two cards of one name are asked back about.
+# Cards of one name whose memory differs by more than this fraction are ambiguous.
 _SAME_MEMORY = 0.01
 _LARGEST = 1 << 50
 
@@ -37,17 +32,17 @@ _SIZE = re.compile(r"\s*[0-9.]+\s*(?:[kmgt](?:i?b)?|b)?\s*", re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class CatalogueGpu:
-    """A GPU that need not be there.
+    """A GPU of the catalogue, or a generic one of a given size.
 
     Attributes:
-        key: its short name, unique in the catalogue: `rtx-3080-10gb`.
-        name: as torch reports it; two cards may share it.
-        total_bytes: what torch calls `total_memory`, on Linux; None where nobody has reported it.
-        compute_capability: `8.9`; AMD's gfx name for its GPUs.
-        sm_count: its multiprocessors.
-        max_threads_per_sm: the threads that one of them holds.
-        estimated: the fields that no reading confirms, inferred from a card of the same class.
-        generic: not a product: a size that was asked for, on the architecture of `GENERIC_LIKE`.
+        key: short name, unique in the catalogue: `rtx-3080-10gb`.
+        name: name that torch reports; two cards may share it.
+        total_bytes: `total_memory` that torch reports on Linux; None: not known.
+        compute_capability: `8.9`; for an AMD GPU its gfx name.
+        sm_count: number of multiprocessors.
+        max_threads_per_sm: largest number of resident threads of a multiprocessor.
+        estimated: the fields that are inferred from a card of the same class, not reported.
+        generic: whether it is a size with the architecture of `DEFAULT_GPU` instead of a product.
     """
 
     key: str
@@ -61,7 +56,7 @@ class CatalogueGpu:
 
     @property
     def capability(self) -> tuple[int, int] | None:
-        """The compute capability as a pair of numbers, which compare; None for an AMD GPU."""
+        """The compute capability as a pair of numbers; None for an AMD GPU."""
         major, dot, minor = self.compute_capability.partition(".")
         return (int(major), int(minor)) if dot else None
 
@@ -74,33 +69,34 @@ def known_gpus() -> tuple[CatalogueGpu, ...]:
 def find_gpu(text: str) -> CatalogueGpu:
     """Find a GPU by its name or its size.
 
-    Names are forgiving: case, spaces, dashes, the maker, `GeForce`, `RTX` and the like do not
-    matter, nor do the memory and the form factor where they decide nothing (`4090`, `rtx-4090`,
-    `NVIDIA GeForce RTX 4090`, `a100-80g`). Among cards alike in compute capability, number of
-    multiprocessors and memory (within 1 %), the one with the least memory is taken.
+    Case, spaces, dashes, the maker, `GeForce`, `RTX` and similar words are ignored; memory and form
+    factor may be left out if they do not distinguish cards (`4090`, `rtx-4090`,
+    `NVIDIA GeForce RTX 4090`, `a100-80g`). Of cards with the same compute capability, number of
+    multiprocessors and memory (within 1 %), the one with the least memory is returned.
 
-    A size (`24GiB`) is that much memory, as torch would see it, on a generic card with the
-    architecture of an RTX 4090 (`GENERIC_LIKE`: compute capability 8.9, 128 multiprocessors).
+    A size (`24GiB`) is the memory that torch reports, on a generic card with the architecture of
+    `DEFAULT_GPU` (compute capability 8.9, 128 multiprocessors).
 
     Raises:
-        UsageError: no such GPU (the nearest names are in the hint), several, or a wrong size.
+        UsageError: the GPU is not known (the hint has the nearest names), is ambiguous, or its size
+            is not valid.
     """
     catalogue = _catalogue()
     wanted = _squeezed(text)
     for spellings in catalogue.by_spelling:
         if found := spellings.get(wanted):
             return _one_of(text, found)
-    # A number without a unit is a size in bytes if it is long enough, else the name of no card.
+    # A number without a unit is a size in bytes if it is long enough, otherwise an unknown name.
     if _SIZE.fullmatch(text) and not (text.strip().isdigit() and len(text.strip()) < 7):
         return _generic(text)
     raise UsageError(f"`{text}` is not a GPU that bsfind knows", hint=_hint(wanted))
 
 
-# ----------------------------------------------------------------------------------- the answers
+# --------------------------------------------------------------------------------- finding a GPU
 
 
 def _one_of(text: str, found: tuple[CatalogueGpu, ...]) -> CatalogueGpu:
-    # A figure that was read is worth more than one that was inferred.
+    # Prefer memory that was reported to memory that was inferred.
     first, *others = sorted(found, key=lambda gpu: ("total_bytes" in gpu.estimated, _memory(gpu)))
     if all(_alike(first, other) for other in others):
         return first
@@ -137,7 +133,7 @@ def _generic(text: str) -> CatalogueGpu:
         raise UsageError(
             f"`{text.strip()}` is not the memory of a GPU", hint="write a size like `24GiB`"
         )
-    like = find_gpu(GENERIC_LIKE)
+    like = find_gpu(DEFAULT_GPU)
     return CatalogueGpu(
         key=str(size),
         name=f"generic {format_bytes(size)} GPU",
@@ -154,8 +150,8 @@ def _hint(wanted: str) -> str:
     for spellings in _catalogue().by_spelling:
         for spelling, gpus in spellings.items():
             known.setdefault(spelling, gpus[0].key)
-    # What continues it (`6000`: `6000ada`) or is continued by it (`4090ti`: `4090`) comes before
-    # what difflib, which compares letters, finds nearer (`8000`, `4070ti`).
+    # Longer (`6000`: `6000ada`) and shorter names (`4090ti`: `4090`) come before the names that
+    # difflib finds, which compares letters (`8000`, `4070ti`).
     longer = sorted(spelling for spelling in known if wanted and spelling.startswith(wanted))
     shorter = sorted((s for s in known if wanted.startswith(s)), key=len, reverse=True)[:1]
     near = longer + shorter + difflib.get_close_matches(wanted, known, n=12, cutoff=0.6)
@@ -169,7 +165,7 @@ def _hint(wanted: str) -> str:
 
 @dataclass(frozen=True)
 class _Catalogue:
-    """The catalogue, and who answers to what: the surer spellings first."""
+    """The catalogue, and the GPUs by spelling, from the most to the least specific spellings."""
 
     gpus: tuple[CatalogueGpu, ...]
     by_spelling: tuple[dict[str, tuple[CatalogueGpu, ...]], ...]
@@ -259,6 +255,6 @@ def _words(text: str) -> list[str]:
 
 
 def _squeezed(text: str) -> str:
-    """Return what is left of a name without case, separators and words that tell no cards apart."""
+    """Return a name without case, separators and words that do not distinguish cards."""
     letters = _NOISE.sub("", "".join(_words(text)))
     return re.sub(r"^(rtx|gtx)(?=.)", "", letters)

@@ -1,4 +1,4 @@
-"""What attention allocates: aten/src/ATen/native/transformers/cuda/attention{,_backward}.cu.
+"""Attention: aten/src/ATen/native/transformers/cuda/attention{,_backward}.cu.
 
 Flash attention follows flash_attn/flash_api.cpp, memory-efficient attention
 mem_eff_attention/kernel_{forward,backward}.h, cuDNN's aten/src/ATen/native/cudnn/MHA.cpp. Checked
@@ -25,19 +25,10 @@ def _round_up(n: int, multiple: int) -> int:
     return _ceil_div(n, multiple) * multiple
 
 
-def _swapped(tensor: TensorSpec) -> TensorSpec:
-    """Return (batch, heads, length, features) as the kernels take it: `transpose(1, 2)`."""
-    order = (0, 2, 1, 3)
-    return TensorSpec(
-        tuple(tensor.shape[axis] for axis in order),
-        tuple(tensor.stride[axis] for axis in order),
-        tensor.dtype,
-    )
-
-
 def _contiguous(tensor: TensorSpec, trace: KernelTrace) -> int | None:
-    """Allocate what `contiguous` does to a tensor of (batch, length, heads, features)."""
-    return None if _swapped(tensor).is_contiguous() else trace.scratch(tensor.nbytes)
+    """Copy (batch, heads, length, features) unless `transpose(1, 2)` of it is contiguous."""
+    is_contiguous = tensor.permuted((0, 2, 1, 3)).is_contiguous()
+    return None if is_contiguous else trace.scratch(tensor.nbytes)
 
 
 # ------------------------------------------------------------------------------ flash attention
@@ -47,16 +38,16 @@ def _key_splits(rows: int, multiprocessors: int, blocks: int) -> int:
     """`num_splits_heuristic` of flash_api.cpp.
 
     Args:
-        rows: blocks of work without splitting: batch x heads x blocks of queries.
-        multiprocessors: what can work at once.
-        blocks: blocks of keys, at most as many splits.
+        rows: thread blocks without splits: batch x heads x blocks of queries.
+        multiprocessors: number of thread blocks that run at once.
+        blocks: blocks of keys, the largest number of splits.
     """
     if rows >= 0.8 * multiprocessors:
         return 1
     most = min(128, multiprocessors, blocks)
     efficiencies = {}
     for splits in range(1, most + 1):
-        # Others give the same number of blocks to each as one split less does.
+        # The others have as many blocks in a split as one split fewer has.
         if splits == 1 or _ceil_div(blocks, splits) != _ceil_div(blocks, splits - 1):
             waves = rows * splits / multiprocessors
             efficiencies[splits] = waves / math.ceil(waves)
@@ -66,7 +57,7 @@ def _key_splits(rows: int, multiprocessors: int, blocks: int) -> int:
 
 @allocates("aten::_scaled_dot_product_flash_attention")
 def flash_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`mha_fwd`: with few queries the keys are split, and the parts summed in float."""
+    """`mha_fwd`: of few queries the keys are split, and the parts are summed in float."""
     query, key = call.tensor("query"), call.tensor("key")
     batch, heads, length, features = query.shape
     trace.output(0)
@@ -88,8 +79,8 @@ def flash_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
             rounded = _round_up(features, 32 if features <= 128 else 64)
             count = splits * batch * heads * length
             parts = [trace.scratch(count * _FLOAT), trace.scratch(count * rounded * _FLOAT)]
-    # Flattened, without the two numbers: the generator's state is 4, an unused tensor 5. With
-    # dropout the state is made anew.
+    # In the flattened outputs without the two numbers, the generator's state is 4 and an unused
+    # tensor 5. With dropout the state is a new tensor.
     state = trace.scratch(2 * 8) if call["dropout_p"] > 0 else None
     for index in (4, 5) if state is None else (5, 4):
         trace.output(index)
@@ -98,7 +89,7 @@ def flash_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::_scaled_dot_product_flash_attention_backward")
 def flash_attention_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`mha_bwd`: the query's gradient is summed in float, and with grouped queries the others'."""
+    """`mha_bwd`: sums the query's gradient in float, and those of grouped keys and values."""
     query, key = call.tensor("query"), call.tensor("key")
     value = call.tensor("value")
     batch, heads, length, features = query.shape
@@ -128,7 +119,7 @@ def _is_small_ampere(gpu: GpuSpec) -> bool:
 def efficient_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_efficient_attention_forward`: wide heads are summed in global memory, in float.
 
-    The seed and the offset of dropout are on the host outside of CUDA graphs.
+    Outside of CUDA graphs the seed and the offset of dropout are on the host.
     """
     query, value = call.tensor("query"), call.tensor("value")
     trace.output(0)
@@ -144,17 +135,17 @@ def efficient_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def _backward_blocks(
     dtype: torch.dtype, features: int, has_dropout: bool, gpu: GpuSpec
 ) -> tuple[int, int, bool]:
-    """Return what the first kernel that fits the shared memory has (kernels/cutlassB.h).
+    """Describe the first kernel that fits into shared memory (kernels/cutlassB.h).
 
     Args:
-        dtype: of the query.
-        features: of the widest head.
-        has_dropout: kernels without dropout are tried first if there is none.
-        gpu: its shared memory decides.
+        dtype: type of the query.
+        features: width of the widest head.
+        has_dropout: whether kernels without dropout cannot be used.
+        gpu: the GPU, whose shared memory decides.
 
     Returns:
-        Queries and keys of a block, and whether the gradients of key and value do not fit into
-        registers and are summed in global memory.
+        Queries and keys of a block, and whether the gradients of key and value are summed in global
+        memory because they do not fit into registers.
     """
     if features <= 64:
         return 64, 64, False
@@ -225,9 +216,9 @@ def efficient_attention_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -
 # ----------------------------------------------------------------------------- cuDNN attention
 
 
-def _plan_bytes(nbytes: int) -> int:
-    """Return what cuDNN's plan asks for itself, beside what its frontend needs around it."""
-    return nbytes
+_PLAN_BYTES = 256
+"""Workspace of cuDNN's plan itself, without the tensors that its frontend puts in the workspace."""
+_PLAN_BYTES_BEFORE_HOPPER = 128
 
 
 @allocates("aten::_scaled_dot_product_cudnn_attention")
@@ -237,38 +228,39 @@ def cudnn_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     for index in (4, 5, 0, 1):
         trace.output(index)
     has_workspace = gpu.capability >= (9, 0) and call.tensor("query").shape[2] > 1
-    trace.free(trace.scratch(_plan_bytes(256 if has_workspace else 0)))
+    trace.free(trace.scratch(_PLAN_BYTES if has_workspace else 0))
 
 
 @allocates("aten::_scaled_dot_product_cudnn_attention_backward")
 def cudnn_attention_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`run_cudnn_SDP_bprop`; the workspace is cuDNN 9's.
+    """`run_cudnn_SDP_bprop`, with the workspace of cuDNN 9.
 
-    It holds the query's gradient in float, one float for each of its rows, and with grouped queries
-    the gradients of key and value for each of the query's heads. Before Hopper, where cuDNN is used
-    only if told so, a second gradient of the query. Blackwell is taken to be as Hopper.
+    The workspace holds the query's gradient in float, one float for each of its rows, and with
+    grouped queries the gradients of key and value for each of the query's heads. Before Hopper,
+    where PyTorch does not choose cuDNN by itself, it holds a second gradient of the query. Blackwell
+    is assumed to be like Hopper.
     """
     query, key = call.tensor("query"), call.tensor("key")
     value = call.tensor("value")
     batch, heads, length, features = query.shape
     trace.outputs()
     workspace = batch * heads * length * (features + 1) * _FLOAT
-    alignment = 256
+    plan = _PLAN_BYTES
     if gpu.capability < (9, 0):
         workspace += batch * heads * _round_up(length, 8) * features * _FLOAT
-        alignment = 128
+        plan = _PLAN_BYTES_BEFORE_HOPPER
     for tensor in (key, value):
         if tensor.shape[1] < heads:
             workspace += tensor.nbytes // tensor.shape[1] * heads
-    trace.free(trace.scratch(workspace + _plan_bytes(alignment)))
+    trace.free(trace.scratch(workspace + plan))
 
 
-# -------------------------------------------------------------------------- the formula itself
+# ------------------------------------------------------------------------- softmax(QK^T)V (math)
 
 
 @allocates("aten::_safe_softmax")
 def safe_softmax(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`_safe_softmax` of attention.cpp: rows that are masked altogether become zeros."""
+    """`_safe_softmax` of attention.cpp: fully masked rows become zeros."""
     scores = call.tensor("self")
     dtype = call["dtype"] or scores.dtype
     rows = scores.numel // max(scores.shape[call["dim"]], 1)

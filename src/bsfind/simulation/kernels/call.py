@@ -1,20 +1,22 @@
-"""One call of an ATen operator, and what its CUDA kernel allocates: the language of this package.
+"""The call of an ATen operator, and the rules that say what its CUDA kernel allocates.
 
-A rule is a function that is registered for operators and told of a call by shapes alone:
+A rule is a function that is registered for operators. It gets a call that is described by shapes:
 
     @allocates("aten::_softmax_backward_data")
     def softmax_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         trace.outputs()
         trace.scratch(call.tensor("output").nbytes)
 
-It says in which order the kernel allocates its outputs and its scratch memory. Rules know nothing
-of values, of other calls, or of the batch size, so that they can be asked again for other shapes.
+It says in which order the kernel allocates its outputs and its scratch memory. Rules do not depend
+on values, on other calls or on the batch size, so they can be applied again to other shapes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,14 +24,14 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class GpuSpec:
-    """The GPU, and the software on it, that a rule answers for.
+    """The GPU, and the settings of PyTorch on it, that rules are applied for.
 
     Attributes:
         capability: compute capability, such as (9, 0).
-        sm_count: multiprocessors.
-        max_threads_per_sm: resident threads of a multiprocessor.
+        sm_count: number of multiprocessors.
+        max_threads_per_sm: largest number of resident threads of a multiprocessor.
         torch_version: (major, minor) of the torch whose kernels are modelled.
-        tf32_convolutions: whether convolutions of float32 may run in TF32.
+        tf32_convolutions: whether float32 convolutions may run in TF32.
         tf32_matmul: `torch.backends.cuda.matmul.allow_tf32`.
         deterministic: `torch.are_deterministic_algorithms_enabled()`.
     """
@@ -50,8 +52,8 @@ class TensorSpec:
     Attributes:
         shape: sizes.
         stride: strides in elements.
-        dtype: of its elements.
-        on_gpu: False: it is in the host's memory.
+        dtype: type of the elements.
+        on_gpu: False if the tensor is in host memory.
     """
 
     shape: tuple[int, ...]
@@ -67,10 +69,7 @@ class TensorSpec:
     @property
     def numel(self) -> int:
         """Number of elements."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def element_size(self) -> int:
@@ -79,11 +78,20 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its elements, as a contiguous tensor has them."""
+        """Bytes of all elements."""
         return self.numel * self.dtype.itemsize
 
+    def permuted(self, order: Iterable[int]) -> TensorSpec:
+        """Return the tensor with its dimensions in another order, as `Tensor.permute` does."""
+        order = tuple(order)
+        return TensorSpec(
+            tuple(self.shape[dim] for dim in order),
+            tuple(self.stride[dim] for dim in order),
+            self.dtype,
+        )
+
     def is_contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> bool:
-        """Tell what `Tensor.is_contiguous` does (c10/core/Contiguity.h, torch 2.13)."""
+        """Return what `Tensor.is_contiguous` does (c10/core/Contiguity.h, torch 2.13)."""
         if memory_format == torch.channels_last:
             return self.dim == 4 and self._is_dense_in((1, 3, 2, 0))
         if memory_format == torch.channels_last_3d:
@@ -102,15 +110,15 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of an operator, its tensors replaced by `TensorSpec`.
+    """A call of an operator, with a `TensorSpec` in place of each tensor.
 
     Attributes:
-        operator: the schema's name without the overload: `aten::sum`.
-        overload: `dim_IntList`; `default` where the schema has none.
-        arguments: by name as in the schema, defaults filled in; tensors are `TensorSpec`, lists of
-            tensors are tuples.
-        outputs: the flattened tensors of the result (None where it is undefined), as the CUDA
-            kernel returns them.
+        operator: name of the schema without the overload: `aten::sum`.
+        overload: overload of the schema: `dim_IntList`; `default` if it has none.
+        arguments: the arguments by the schema's names, with the defaults filled in; lists of tensors
+            are tuples.
+        outputs: the flattened tensors of the result, as the CUDA kernel returns them; None for an
+            undefined one.
     """
 
     operator: str
@@ -121,28 +129,40 @@ class Call:
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
 
+    def tensors(self) -> Iterator[tuple[str, TensorSpec]]:
+        """Yield the tensors among the arguments, those of lists too, with the arguments' names."""
+        for name, value in self.arguments.items():
+            if isinstance(value, TensorSpec):
+                yield name, value
+            elif isinstance(value, tuple):
+                yield from ((name, item) for item in value if isinstance(item, TensorSpec))
+
     def tensor(self, name: str) -> TensorSpec:
         """Return a tensor argument.
 
         Raises:
-            TypeError: the argument is no tensor.
+            TypeError: the argument is not a tensor.
         """
         value = self.arguments[name]
         if not isinstance(value, TensorSpec):
-            raise TypeError(f"{self.operator}: `{name}` is {value!r}, no tensor")
+            raise TypeError(f"{self.operator}: `{name}` is {value!r}, not a tensor")
         return value
 
     def maybe_tensor(self, name: str) -> TensorSpec | None:
-        """Return a tensor argument, None where it is absent or undefined."""
+        """Return a tensor argument, or None if it is absent or undefined."""
         value = self.arguments.get(name)
         return value if isinstance(value, TensorSpec) else None
 
 
 class KernelTrace:
-    """What a kernel allocates and frees, in order; filled by a rule.
+    """What a kernel allocates and frees, in order; a rule fills it.
 
-    Outputs that a rule does not place are allocated at the end, in their order; scratch memory that
-    it does not free is freed after that, the last first, as C++ destroys locals.
+    Outputs that the rule does not allocate are allocated at the end, in their order. Scratch memory
+    that it does not free is freed after that, the last first, as C++ destroys local variables.
+
+    Attributes:
+        events: (kind, key, bytes) of each event; the kinds are `output` and `skip` (key: index of
+            the output), `scratch`, `optional` and `free` (key: handle), and `workspace` (key: name).
     """
 
     def __init__(self, call: Call) -> None:
@@ -152,24 +172,24 @@ class KernelTrace:
         self.events: list[tuple[str, Any, int]] = []
 
     def output(self, index: int) -> None:
-        """Allocate an output here (nothing happens if it is a view, or placed already)."""
+        """Allocate an output now, unless it is undefined or allocated already."""
         if index in self._waiting:
             self._waiting.remove(index)
             self.events.append(("output", index, 0))
 
     def outputs(self) -> None:
-        """Allocate all outputs that have no place yet, in their order."""
+        """Allocate all outputs that are not allocated yet, in their order."""
         for index in list(self._waiting):
             self.output(index)
 
     def skip_output(self, index: int) -> None:
-        """Declare that an output takes no GPU memory (it is on the host, or undefined, on CUDA)."""
+        """Declare that on CUDA an output takes no GPU memory: it is on the host, or undefined."""
         if index in self._waiting:
             self._waiting.remove(index)
             self.events.append(("skip", index, 0))
 
     def scratch(self, nbytes: int) -> int | None:
-        """Allocate scratch memory; returns its handle for `free`, None for no bytes."""
+        """Allocate scratch memory; returns its handle for `free`, or None for 0 bytes."""
         if nbytes <= 0:
             return None
         handle = self._count
@@ -179,9 +199,9 @@ class KernelTrace:
         return handle
 
     def optional_scratch(self, nbytes: int) -> int | None:
-        """Allocate scratch memory that the kernel can do without if there is no room for it.
+        """Allocate scratch memory that the kernel does without if it does not fit.
 
-        cuDNN's convolutions: PyTorch tries engines with less workspace (`try_plans` of
+        For cuDNN's convolutions PyTorch then tries engines with less workspace (`try_plans` of
         aten/src/ATen/native/cudnn/Conv_v8.cpp, torch 2.6-2.13).
         """
         handle = self.scratch(nbytes)
@@ -190,18 +210,18 @@ class KernelTrace:
         return handle
 
     def workspace(self, key: str, nbytes: int) -> None:
-        """Allocate memory that the calling thread keeps for good, if it does not have it yet."""
+        """Allocate memory that the calling thread keeps, unless it has allocated it before."""
         self.events.append(("workspace", key, int(nbytes)))
 
     def free(self, *handles: int | None) -> None:
-        """Free scratch memory, in the order given."""
+        """Free scratch memory, in the order of the handles."""
         for handle in handles:
             if handle is not None:
                 self._scratch.remove(handle)
                 self.events.append(("free", handle, 0))
 
     def finish(self) -> list[tuple[str, Any, int]]:
-        """Return the events, complete."""
+        """Allocate and free what is left; returns all events."""
         self.outputs()
         self.free(*reversed(self._scratch))
         return self.events
@@ -226,10 +246,18 @@ def allocates(*operators: str) -> Callable[[Rule], Rule]:
 
 
 def rule_for(operator: str, overload: str) -> Rule | None:
-    """Return the rule of an operator, None if it allocates nothing but its outputs, in order."""
+    """Return the rule of an operator, or None if it allocates its outputs in order and nothing else."""
     return _RULES.get(f"{operator}.{overload}") or _RULES.get(operator)
 
 
-def rules() -> Iterator[tuple[str, Rule]]:
-    """Yield all rules that have been registered."""
-    yield from _RULES.items()
+_MODULES = (
+    *("attention", "convolution", "elementwise", "embedding", "indexing", "losses", "matmul"),
+    *("normalization", "pooling", "recurrent", "reductions", "sorting"),
+    *("checks.arithmetic", "checks.indexing", "checks.layers", "checks.losses"),
+)
+
+
+def load_rules() -> None:
+    """Import every module that registers rules or checks."""
+    for module in _MODULES:
+        import_module(f"bsfind.simulation.kernels.{module}")

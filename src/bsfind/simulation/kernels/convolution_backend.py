@@ -1,4 +1,4 @@
-"""Which implementation PyTorch takes for a convolution on CUDA (`_select_conv_backend`).
+"""Which implementation PyTorch chooses for a convolution on CUDA (`_select_conv_backend`).
 
 Models aten/src/ATen/native/Convolution.cpp and ConvUtils.h of torch 2.13 with cuDNN 9.20.
 """
@@ -33,10 +33,10 @@ class Backend(enum.Enum):
 
 
 def output_memory_format(input: TensorSpec, weight: TensorSpec) -> torch.memory_format:
-    """Return the memory format of what cuDNN makes (`cudnn_conv_suggest_memory_format`).
+    """Return the memory format of cuDNN's output (`cudnn_conv_suggest_memory_format`).
 
-    For the gradient of the input it is asked with the gradient of the output in place of the input,
-    for the gradient of the weight with the input and the gradient of the output.
+    For the gradient of the input, PyTorch passes the gradient of the output in place of the input;
+    for the gradient of the weight, the input and the gradient of the output.
     """
     if torch.float64 in (input.dtype, weight.dtype) or weight.dim not in (4, 5):
         return torch.contiguous_format
@@ -58,15 +58,15 @@ def view_as_2d(spec: TensorSpec) -> TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Convolution:
-    """The numbers of a convolution, of two or three dimensions in space.
+    """The numbers of a convolution with two or three dimensions of space.
 
     Attributes:
         stride: one number per dimension of space, like the next three.
-        padding: on each side.
-        dilation: of the kernel.
-        output_padding: added to one side of the output, if it is transposed.
-        transposed: whether it is the gradient of a convolution.
-        groups: of channels.
+        padding: padding of each side of the input.
+        dilation: distance between the elements of the kernel.
+        output_padding: what is added to one side of the output of a transposed convolution.
+        transposed: whether it is a transposed convolution.
+        groups: number of groups of channels.
     """
 
     stride: tuple[int, ...]
@@ -78,7 +78,7 @@ class Convolution:
 
     @classmethod
     def of(cls, call: Call, dimensions: int) -> Convolution:
-        """Read the arguments of `convolution` or `convolution_backward`; 1-D becomes 2-D."""
+        """Read the arguments of `convolution` or `convolution_backward`; one dimension becomes two."""
 
         def numbers(name: str, before: int) -> tuple[int, ...]:
             values = call[name]
@@ -103,7 +103,7 @@ class Convolution:
 
     @property
     def is_output_padding_big(self) -> bool:
-        """Whether the padding of the output reaches a stride, which cuDNN cannot do."""
+        """Whether the output padding reaches a stride, which cuDNN does not support."""
         return any(
             padding >= stride
             for padding, stride in zip(self.output_padding, self.stride, strict=True)
@@ -113,13 +113,13 @@ class Convolution:
 def select_backend(
     input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: GpuSpec, cudnn: bool
 ) -> Backend:
-    """Return the implementation that PyTorch takes.
+    """Return the implementation that PyTorch chooses.
 
     Args:
-        input: (N, C, *space), two or three dimensions in space.
+        input: (N, C, *space) with two or three dimensions of space.
         weight: (K, C / groups, *kernel).
-        convolution: its numbers.
-        gpu: where.
+        convolution: stride, padding and so on.
+        gpu: the GPU that runs the kernel.
         cudnn: `torch.backends.cudnn.enabled`.
     """
     if 0 in input.shape[:2]:
@@ -149,10 +149,10 @@ def _is_depthwise(input: TensorSpec, weight: TensorSpec, convolution: Convolutio
 def _uses_cudnn(
     input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: GpuSpec
 ) -> bool:
-    """Tell what `ConvParams::use_cudnn` does.
+    """Return what `ConvParams::use_cudnn` does.
 
-    cuDNN 9.8 to 9.14, with which some wheels before torch 2.13 come, are not used for contiguous
-    half precision in three dimensions: not modelled.
+    Not modelled: PyTorch does not use cuDNN 9.8 to 9.14, which some wheels before torch 2.13 have,
+    for contiguous 16-bit tensors with three dimensions of space.
     """
     bfloat16 = torch.bfloat16 in (input.dtype, weight.dtype)
     if bfloat16 and gpu.capability < (8, 0):  # `supportsBFloat16ConvolutionWithCuDNNv8`
@@ -163,7 +163,7 @@ def _uses_cudnn(
 def _uses_cudnn_depthwise(
     input: TensorSpec, weight: TensorSpec, convolution: Convolution, gpu: GpuSpec
 ) -> bool:
-    """Tell what `ConvParams::use_cudnn_depthwise` does."""
+    """Return what `ConvParams::use_cudnn_depthwise` does."""
     channels_last = output_memory_format(input, weight) != torch.contiguous_format
     if not (_fits_32_bit(input) and _fits_32_bit(weight)):
         return not channels_last  # cuDNN since 9.11 has a bug there
@@ -181,7 +181,7 @@ def _uses_cudnn_depthwise(
 
 
 def _is_fast_in_cudnn(shape: Sequence[int], weight: Sequence[int], stride: int) -> bool:
-    """Tell what `check_cudnn_depthwise_workload_with_filter` does."""
+    """Return what `check_cudnn_depthwise_workload_with_filter` does."""
     batch, channels, height, width = shape
     if height == 1 and stride == 1:
         return True
@@ -198,6 +198,6 @@ def _is_fast_in_cudnn(shape: Sequence[int], weight: Sequence[int], stride: int) 
 
 
 def _fits_32_bit(spec: TensorSpec) -> bool:
-    """Tell what `canUse32BitIndexMath` does."""
+    """Return what `canUse32BitIndexMath` does."""
     last = sum((size - 1) * stride for size, stride in zip(spec.shape, spec.stride, strict=True))
     return math.prod(spec.shape) < _INT_MAX and last + 1 <= _INT_MAX

@@ -2,8 +2,8 @@
 
 Models CCCL as torch 2.13 (CUDA 13.0) is built with it: `DispatchRadixSort`, `DispatchScan`,
 `DispatchReduce`, `DispatchSelectIf` and `DispatchUniqueByKey`. Their tile sizes depend on the
-compute capability, in groups: 9.0, 8.0, and others, which have the generic tuning. Newer ones than
-9.0 are taken to be like it.
+compute capability, in groups: 9.0, 8.0, and others, which have the generic tuning. Newer GPUs
+than 9.0 are assumed to be like it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ def radix_sort(count: int, key: int, value: int, bits: int, gpu: GpuSpec) -> int
     """Return bytes to sort pairs by `bits` of the key, out of place ("onesweep").
 
     Args:
-        count: pairs.
+        count: number of pairs.
         key: bytes of a key.
         value: bytes of a value.
-        bits: of the key that are compared.
-        gpu: where.
+        bits: number of bits of the key that are compared.
+        gpu: the GPU that runs the kernel.
     """
     if count <= _single_tile(max(key, value)):
         return 1
@@ -86,7 +86,7 @@ def unique_by_key(count: int, size: int, gpu: GpuSpec) -> int:
 
 
 def select_flagged(count: int, gpu: GpuSpec) -> int:
-    """Return bytes to keep the places of flags that are set."""
+    """Return bytes to select the indices of flags that are set."""
     if gpu.capability >= (9, 0):
         tile = 384 * 11
     elif gpu.capability == (8, 0):

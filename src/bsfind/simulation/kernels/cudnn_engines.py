@@ -1,9 +1,9 @@
 """Which kind of engine cuDNN's heuristic puts first for a convolution: decision trees.
 
-The trees were fitted to the choices of cuDNN 9.20 for some hundred thousand calls per GPU, layers
-of real networks for the most part (benchmarks/fit_convolution_workspaces.py). Each of a few trees per
-GPU, pass, type and memory format was free to look at other features; they vote by the workspace that
-follows. They ask for bins of the features, of which there are at most 256, so that a node is two bytes.
+The trees were fitted to the choices of cuDNN for some hundred thousand calls per GPU, most of them
+layers of real networks; the member `manifest.json` of the data file tells how (benchmarks/cudnn_trees.py).
+There are some trees for each GPU, pass, type and memory format, which vote by the workspace that follows.
+They ask for bins of the features, of which there are at most 256, so that a node is two bytes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,22 @@ import zipfile
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 
+# The version of cuDNN that the trees stand for, as cudnnGetVersion() writes it.
+CUDNN_VERSION = 92000
+
+# The fitted trees, in members GPU/grid and GPU/KEY; `MANIFEST` tells how they were made.
 DATA_FILE = "cudnn_engines.zip"
+MANIFEST = "manifest.json"
 
 # In place of the feature that a node asks for.
 LEAF = 255
@@ -35,16 +40,15 @@ LEAF = 255
 MULTIPROCESSORS = {"h100": 132, "a100": 108, "rtx3090": 82, "rtx4090": 128, "t4": 40}
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(NamedTuple):
     """An engine, as far as its workspace is concerned.
 
     Attributes:
-        family: what it keeps: a key of `cudnn_workspace.FAMILIES`; or one of its `SPLIT_BASES`
+        family: what it keeps: a key of `cudnn_workspace.FAMILIES`; or one of `SPLIT_BASES`
             (copies, and `value` partial results), `needed and more` (copies, and `value` bytes),
-            `share of x+w+y`, `bytes` (`value` of them).
-        small: what it keeps beside, a key of `cudnn_workspace._SMALL`.
-        value: see there.
+            `share of x+w+y` (`value` of them), `bytes` (`value`).
+        small: what it keeps beside that, a key of `cudnn_workspace._SMALL`.
+        value: a number that some families need.
     """
 
     family: str
@@ -74,29 +78,12 @@ def tree_key(problem: ConvolutionProblem) -> str:
     """Return the name of a GPU's trees for a convolution."""
     width = "float32" if problem.dtype == torch.float32 else "half"
     layout = "channels_last" if problem.channels_last else "contiguous"
-    depthwise = " depthwise" if problem.groups > 1 == problem.group_channels else ""
+    depthwise = " depthwise" if problem.is_depthwise else ""
     return f"{problem.kind} {width} {layout}{depthwise}"
 
 
-FEATURES = (
-    "batch", "group_channels", "group_out_channels", "groups", "pixels", "out_pixels", "taps",
-    "largest_kernel", "smallest_kernel", "last_kernel", "first_kernel", "largest_stride",
-    "last_stride", "largest_dilation", "dimensions", "last_padding", "largest_padding",
-    "last_size", "first_size", "last_out_size", "channels_mod_8", "out_channels_mod_8",
-    "channels_mod_64", "out_channels_mod_64", "pixels_mod_8", "out_pixels_mod_8",
-    "last_size_mod_8", "last_out_size_mod_8", "batch_mod_8", "batch_pixels", "batch_out_pixels",
-    "patch", "out_patch", "weights", "operations", "x_elements", "y_elements", "channel_ratio",
-    "sum_ratio", "is_bfloat16", "is_patch", "overlap", "is_pointwise", "rows", "columns", "depth",
-    "tiles_128", "last_wave_128", "tiles_256", "tiles_64", "tiles_128_by_64", "waves_128",
-    "depth_per_tile_128", "depth_per_tile_64", "channel_padding", "out_channel_padding",
-    "elements", "intensity", "activations_per_weight", "fewer_channels", "more_channels",
-    "x_per_y", "keeps_size", "largest_bytes", "batch_groups", "sum_mod_128", "sum_mod_64",
-    "batch_rows", "rows_per_column",
-)  # fmt: skip
-
-
 def features(p: ConvolutionProblem, multiprocessors: int) -> list[float]:
-    """Return what the trees look at, in the order of `FEATURES`.
+    """Return what the trees look at.
 
     Args:
         p: the call.
@@ -140,8 +127,7 @@ def features(p: ConvolutionProblem, multiprocessors: int) -> list[float]:
     ]  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class _Grid:
+class _Grid(NamedTuple):
     """What the trees of a GPU have in common.
 
     Attributes:
@@ -149,23 +135,18 @@ class _Grid:
         labels: (family, small) of each label.
     """
 
-    borders: tuple[array[float], ...]
-    labels: tuple[tuple[str, str], ...]
-
-    def bins(self, row: Sequence[float]) -> bytes:
-        """Return the bin of each feature."""
-        return bytes(map(bisect_left, self.borders, row))
+    borders: list[array[float]]
+    labels: list[tuple[str, str]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Tree:
+class _Tree(NamedTuple):
     """A decision tree, its nodes breadth first.
 
     Attributes:
         feature: what each node asks for, `LEAF` for a leaf.
         limit: the last bin that goes to the left, of each node but the leaves.
         answer: the low bytes of the answers of the leaves, then the high bytes.
-        inner: how many nodes before each node are no leaves: node n has the limit inner[n], and
+        inner: how many nodes before each node are not leaves: node n has the limit inner[n], and
             the children 2 inner[n] + 1 and 2 inner[n] + 2; or it is the leaf n - inner[n].
     """
 
@@ -184,32 +165,31 @@ class _Tree:
         return self.answer[leaf] + 256 * self.answer[leaf + len(self.answer) // 2]
 
 
-@dataclass(frozen=True, slots=True)
-class _Forest:
-    trees: tuple[_Tree, ...]
-    answers: tuple[tuple[int, float], ...]  # the index of a label, and a value
+class _Forest(NamedTuple):
+    trees: list[_Tree]
+    answers: list[tuple[int, float]]  # the index of a label, and a value
 
-    @classmethod
-    def read(cls, packed: bytes) -> _Forest:
-        """Read a member of the data file.
 
-        It starts with the numbers of answers, of trees, and of the leaves of each tree; then come
-        labels and values of the answers, then features, limits and answers of each tree.
-        """
-        answers, count = struct.unpack_from("<II", packed)
-        leaves = struct.unpack_from(f"<{count}I", packed, 8)
-        at = 8 + 4 * count
-        labels = struct.unpack_from(f"<{answers}B", packed, at)
-        values = struct.unpack_from(f"<{answers}f", packed, at + answers)
-        at += 5 * answers
-        trees = []
-        for n in leaves:
-            feature = packed[at : (at := at + 2 * n - 1)]
-            limit = packed[at : (at := at + n - 1)]
-            answer = packed[at : (at := at + 2 * n)]
-            inner = array("I", accumulate(feature.translate(_IS_INNER), initial=0))
-            trees.append(_Tree(feature, limit, answer, inner))
-        return cls(tuple(trees), tuple(zip(labels, values, strict=True)))
+def _unpacked(packed: bytes) -> _Forest:
+    """Read a member of the data file.
+
+    It starts with the numbers of answers, of trees, and of the leaves of each tree; then come
+    labels and values of the answers, then features, limits and answers of each tree.
+    """
+    answers, count = struct.unpack_from("<II", packed)
+    leaves = struct.unpack_from(f"<{count}I", packed, 8)
+    at = 8 + 4 * count
+    labels = struct.unpack_from(f"<{answers}B", packed, at)
+    values = struct.unpack_from(f"<{answers}f", packed, at + answers)
+    at += 5 * answers
+    trees = []
+    for n in leaves:
+        feature = packed[at : (at := at + 2 * n - 1)]
+        limit = packed[at : (at := at + n - 1)]
+        answer = packed[at : (at := at + 2 * n)]
+        inner = array("I", accumulate(feature.translate(_IS_INNER), initial=0))
+        trees.append(_Tree(feature, limit, answer, inner))
+    return _Forest(trees, list(zip(labels, values, strict=True)))
 
 
 _IS_INNER = bytes(node != LEAF for node in range(256))
@@ -217,36 +197,31 @@ _IS_INNER = bytes(node != LEAF for node in range(256))
 
 @lru_cache(maxsize=1)
 def _archive() -> zipfile.ZipFile:
-    """Return the fitted trees: members GPU/grid, and GPU/key for each key."""
-    return zipfile.ZipFile(
-        io.BytesIO(resources.files(__package__).joinpath(DATA_FILE).read_bytes())
-    )
+    data = resources.files(__package__).joinpath(DATA_FILE).read_bytes()
+    return zipfile.ZipFile(io.BytesIO(data))
 
 
 @lru_cache(maxsize=8)
 def _grid(gpu: str) -> _Grid:
     loaded = json.loads(_archive().read(f"{gpu}/grid"))
-    borders = tuple(array("f", feature) for feature in loaded["borders"])
-    return _Grid(borders, tuple((family, small) for family, small in loaded["labels"]))
+    borders = [array("f", feature) for feature in loaded["borders"]]
+    return _Grid(borders, [(family, small) for family, small in loaded["labels"]])
 
 
 @lru_cache(maxsize=64)
 def _forest(gpu: str, key: str) -> _Forest:
     try:
-        return _Forest.read(_archive().read(f"{gpu}/{key}"))
+        return _unpacked(_archive().read(f"{gpu}/{key}"))
     except KeyError:  # of rare kinds of depthwise convolutions there may be no samples
-        return _Forest.read(_archive().read(f"{gpu}/{key.removesuffix(' depthwise')}"))
+        return _unpacked(_archive().read(f"{gpu}/{key.removesuffix(' depthwise')}"))
 
 
 def choices(problem: ConvolutionProblem, gpu: GpuSpec) -> list[Choice]:
     """Return the choice of each tree for a convolution."""
     name = sampled_gpu(gpu)
-    if problem.dtype == torch.float32 and not gpu.tf32_convolutions and name != "t4":
+    if problem.dtype == torch.float32 and not gpu.tf32_convolutions:
         name = "t4"  # no engine with tensor cores may be used: as if there were none for float32
     grid, forest = _grid(name), _forest(name, tree_key(problem))
-    bins = grid.bins(features(problem, MULTIPROCESSORS[name]))
-    answers = []
-    for tree in forest.trees:
-        label, value = forest.answers[tree.answer_for(bins)]
-        answers.append(Choice(*grid.labels[label], value))
-    return answers
+    bins = bytes(map(bisect_left, grid.borders, features(problem, MULTIPROCESSORS[name])))
+    found = [forest.answers[tree.answer_for(bins)] for tree in forest.trees]
+    return [Choice(*grid.labels[label], value) for label, value in found]

@@ -1,15 +1,24 @@
-"""A convolution as cuDNN sees it: one of three passes over x, w and y, by shapes alone."""
+"""A convolution as cuDNN sees it: one of three passes over x, w and y, by shapes alone.
+
+Also the sizes of the copies of these tensors that cuDNN's kernels work on.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
 ConvolutionPass = Literal["forward", "input_gradient", "weight_gradient"]
+
+# Elements that a tensor of one kernel may have.
+_INDEX_LIMIT = 2**31
+
+# Groups that a kernel without padding takes at a time.
+_SLICE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,3 +96,72 @@ class ConvolutionProblem:
     def group_out_channels(self) -> int:
         """Channels of y in a group."""
         return self.out_channels // self.groups
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether each channel of x has filters of its own."""
+        return self.groups > 1 == self.group_channels
+
+    @property
+    def vector(self) -> int:
+        """Channels that kernels for tensor cores read at a time: 16 bytes."""
+        return 16 // self.element_size
+
+
+class Tensors(NamedTuple):
+    """Bytes of x, w and y."""
+
+    x: int
+    w: int
+    y: int
+
+
+class Copies(NamedTuple):
+    """The copies that an engine may keep.
+
+    Attributes:
+        padded: with padded channels, for the batch or the part of it that one kernel can address.
+        plain: the same without padding.
+        slices: of 8 groups.
+        pads_x, pads_y: whether padding changes the number of channels.
+    """
+
+    padded: Tensors
+    plain: Tensors
+    slices: Tensors
+    pads_x: bool
+    pads_y: bool
+
+
+def copies(p: ConvolutionProblem) -> Copies:
+    """Return the sizes of the copies of a convolution's tensors."""
+    inner, outer = p.group_channels, p.group_out_channels
+    round_inner, round_outer = _round_up(inner, p.vector), _round_up(outer, p.vector)
+    padded_inner, padded_outer = round_inner, round_outer
+    if p.groups > 1:
+        padded_inner = padded_outer = max(4, 1 << (max(inner, outer) - 1).bit_length())
+    return Copies(
+        padded=_tensors(
+            p, _part(p, padded_inner, padded_outer), padded_inner, padded_outer, p.groups
+        ),
+        plain=_tensors(p, _part(p, inner, outer), inner, outer, p.groups),
+        slices=_tensors(p, p.batch, round_inner, round_outer, min(p.groups, _SLICE)),
+        pads_x=padded_inner != inner,
+        pads_y=padded_outer != outer,
+    )
+
+
+def _tensors(p: ConvolutionProblem, batch: int, inner: int, outer: int, groups: int) -> Tensors:
+    x, y = batch * p.pixels * inner, batch * p.out_pixels * outer
+    of_group = Tensors(x, outer * inner * p.taps, y)
+    return Tensors(*(elements * groups * p.element_size for elements in of_group))
+
+
+def _part(p: ConvolutionProblem, inner: int, outer: int) -> int:
+    """Return how many samples one kernel can address, with so many channels in a group."""
+    largest = max(inner * p.pixels, outer * p.out_pixels) * p.groups
+    return p.batch if p.batch * largest <= _INDEX_LIMIT else max(1, _INDEX_LIMIT // largest)
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,7 +1,7 @@
 """Embeddings: their gradients are summed after the indices have been sorted.
 
-aten/src/ATen/native/cuda/Embedding.cu, EmbeddingBag.cu and EmbeddingBackwardKernel.cu, torch 2.11-2.13,
-with whose allocations it was compared; older versions are taken to be like 2.11 but for the atomics.
+aten/src/ATen/native/cuda/Embedding.cu, EmbeddingBag.cu and EmbeddingBackwardKernel.cu. Compared with
+the allocations of torch 2.11-2.13; older versions are assumed to be like 2.11 without the atomics.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def embedding_dense_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> No
 
 @allocates("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
 def embedding_bag(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Sizes of the bags, the bag of each index, the output, the places of maxima (EmbeddingBag.cu)."""
+    """Sizes of the bags, the bag of each index, the output, indices of the maxima (EmbeddingBag.cu)."""
     for index in (2, 1, 0, 3):
         trace.output(index)
 
 
 @allocates("aten::_embedding_bag_backward", "aten::_embedding_bag_dense_backward")
 def embedding_bag_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Sums and means are sorted like embeddings; maxima are added where they came from."""
+    """Sums and means sort the indices, as embeddings do; maxima are scattered."""
     gradient, indices = call.tensor("grad"), call.tensor("indices")
     if call.arguments.get("sparse"):
         _sparse_bags_backward(call, trace)
@@ -65,7 +65,7 @@ def embedding_bag_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None
 
 
 def _sparse_bags_backward(call: Call, trace: KernelTrace) -> None:
-    """A row of the gradient for each index; means divide it (`_embedding_bag_sparse_backward`)."""
+    """A row of the gradient for each index, divided for means (`_embedding_bag_sparse_backward`)."""
     gradient = call.tensor("grad")
     trace.outputs()
     if call["mode"] == 1:
@@ -76,7 +76,7 @@ def _sparse_bags_backward(call: Call, trace: KernelTrace) -> None:
 
 @allocates("aten::embedding_renorm_")
 def embedding_renorm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The rows in use: sorted indices, then those that differ (`embedding_renorm_cuda_`)."""
+    """Indices are sorted and made unique (`embedding_renorm_cuda_`)."""
     indices = call.tensor("indices")
     count, size = indices.numel, indices.element_size
     for _ in range(2):
@@ -103,14 +103,14 @@ def _sorted_backward(
     count, size = indices.numel, indices.element_size
     if count == 0:
         return
-    held = [trace.scratch(count * size) for _ in range(2)]  # sorted indices, where they were
+    held = [trace.scratch(count * size) for _ in range(2)]  # sorted indices and their positions
     places = trace.scratch(count * size)
     bits = max(int(words).bit_length(), 1) if gpu.torch_version >= (2, 13) else 8 * size
     temporary = trace.scratch(cub.radix_sort(count, size, size, bits, gpu))
     trace.free(temporary, places)
     if by_frequency:
         held.append(trace.scratch(count * size))
-        for _ in range(2):  # two scans by key; the size is read off torch 2.13
+        for _ in range(2):  # two scans by key; the size is that of torch 2.13
             trace.free(trace.scratch(max(1279, 511 + count * 10 // 1023 + 512)))
     trace.outputs()
     segments = min(count, words)
@@ -133,9 +133,10 @@ def _sorted_backward(
 
 
 def _are_few_words(count: int, words: int, width: int, gpu: GpuSpec) -> bool:
-    """Tell whether blocks add to the result by atomics, in float32 (`use_fused_kernel`).
+    """Return whether blocks add to the result by atomics, in float32 (`use_fused_kernel`).
 
-    Since torch 2.11, where few words are repeated often and nothing must be deterministic. Not for bags.
+    That is so since torch 2.11 if a few words are repeated often and nothing must be deterministic,
+    but not for bags.
     """
     if gpu.torch_version < (2, 11) or gpu.deterministic:
         return False

@@ -1,10 +1,12 @@
 """Indexing by tensors, masks, and scattering (aten/src/ATen/native/cuda/Indexing.cu and others, torch 2.13).
 
-How many elements a mask selects is known from the shape of an output or of values alone: where one
-value is broadcast, none are assumed.
+The number of elements that a mask selects is read from the shape of the output or of the values; if
+one value is broadcast, 0 is assumed.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -36,7 +38,7 @@ def index(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 def index_put(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Sums (and all, where that must be deterministic) sort the indices first."""
+    """Accumulation, and any call if it must be deterministic, sorts the indices first."""
     trace.outputs()
     spec = call.tensor("self")
     values = call.tensor("values")
@@ -80,28 +82,19 @@ def index_put(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
             trace.free(product)
     trace.free(*handles)
     count = broadcast.numel
-    before = 1
-    for dim in range(defined[0][0]):
-        before *= spec.shape[dim]
-    after = 1
-    for dim in range(defined[-1][0] + 1, spec.dim):
-        after *= spec.shape[dim]
+    before = math.prod(spec.shape[: defined[0][0]])
+    after = math.prod(spec.shape[defined[-1][0] + 1 :])
     expanded = None
     whole = count * before * after
     if values.numel < whole or not values.is_contiguous():
         expanded = trace.scratch(whole * values.element_size)
     if count and after:
-        # Indexed dimensions that are no neighbours are moved to the front, in a copy.
+        # Indexed dimensions that are not adjacent are moved to the front, in a copy.
         dims = [dim for dim, _ in defined]
         order = dims + [dim for dim in range(spec.dim) if dim not in dims]
-        moved = TensorSpec(
-            tuple(spec.shape[dim] for dim in order),
-            tuple(spec.stride[dim] for dim in order),
-            spec.dtype,
-        )
         permuted = None
         if dims[-1] - dims[0] + 1 != len(dims):
-            permuted = contiguous(trace, moved)[1]
+            permuted = contiguous(trace, spec.permuted(order))[1]
         held = [trace.scratch(count * 8) for _ in range(3)]
         bits = max(1, (spec.numel // max(after, 1)).bit_length())
         held.append(trace.scratch(cub.radix_sort(count, 8, 8, bits, gpu)))
@@ -142,15 +135,13 @@ def _rest(spec: TensorSpec, indices: tuple[TensorSpec | None, ...]) -> int:
             dim += 1
         else:
             dim += item.dim if item.dtype in _MASKS else 1
-    for size in spec.shape[dim:]:
-        count *= size
-    return count
+    return count * math.prod(spec.shape[dim:])
 
 
 def _prepared(
     call: Call, trace: KernelTrace, gpu: GpuSpec, selected: int, *, same_strides: bool = True
 ) -> tuple[list[TensorSpec | None], list[int | None]]:
-    """Return int64 indices of one shape, and handles of their memory in the order they are freed."""
+    """Return int64 indices of one shape, and the handles of their memory in the order of freeing."""
     indices: list[TensorSpec | None] = []
     handles: list[int | None] = []
     for item in call["indices"]:
@@ -206,7 +197,7 @@ def _nonzero(trace: KernelTrace, mask: TensorSpec, gpu: GpuSpec, selected: int) 
 
 @allocates("aten::nonzero")
 def nonzero(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The number of results, the results, their places (Nonzero.cu)."""
+    """The number of results, the results, and `DeviceSelect` (Nonzero.cu)."""
     mask, copy = contiguous(trace, call.tensor("self"))
     number = trace.scratch(4)
     trace.free(trace.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
@@ -229,7 +220,7 @@ def masked_select(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::masked_scatter", "aten::masked_scatter_")
 def masked_scatter(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Places in the source are a prefix sum of the mask (`launch_masked_scatter_kernel`)."""
+    """A prefix sum of the mask gives indices into the source (`launch_masked_scatter_kernel`)."""
     trace.outputs()
     spec, mask = call.tensor("self"), call.tensor("mask")
     count = elementwise(spec, mask).numel

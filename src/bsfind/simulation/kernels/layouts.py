@@ -1,4 +1,4 @@
-"""Strides of new tensors, and the copies that kernels make when they need another layout or type."""
+"""Strides of new tensors, and the copies that kernels make of tensors in another layout or type."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import torch
 
-from bsfind.simulation.kernels.call import KernelTrace, TensorSpec
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, Rule, TensorSpec
 
 
 def cast(trace: KernelTrace, spec: TensorSpec, dtype: torch.dtype) -> tuple[TensorSpec, int | None]:
-    """Copy a tensor to another type, unless it has it; returns the tensor to read and its handle."""
+    """Copy a tensor of another type; returns the tensor to read and the handle of the copy."""
     if spec.dtype == dtype:
         return spec, None
     copied = dense(spec, dtype)
@@ -19,14 +19,33 @@ def cast(trace: KernelTrace, spec: TensorSpec, dtype: torch.dtype) -> tuple[Tens
 
 
 def contiguous(trace: KernelTrace, spec: TensorSpec) -> tuple[TensorSpec, int | None]:
-    """Copy a tensor unless it is contiguous; returns the tensor to read and its handle."""
+    """Copy a tensor that is not contiguous; returns the tensor to read and the handle of the copy."""
     return contiguous_in(trace, spec, torch.contiguous_format)
+
+
+def reads_contiguous(*operands: str, copies_first: bool = False) -> Rule:
+    """Return the rule of a kernel that reads contiguous tensors and copies those that are not.
+
+    Args:
+        operands: names of the arguments that it reads, in order; an absent one is skipped.
+        copies_first: whether it makes the copies before its outputs.
+    """
+
+    def rule(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+        if not copies_first:
+            trace.outputs()
+        for name in operands:
+            operand = call.maybe_tensor(name)
+            if operand is not None:
+                contiguous(trace, operand)
+
+    return rule
 
 
 def contiguous_in(
     trace: KernelTrace, spec: TensorSpec, memory_format: torch.memory_format
 ) -> tuple[TensorSpec, int | None]:
-    """Copy a tensor unless it is contiguous in a memory format."""
+    """Copy a tensor that is not contiguous in a memory format."""
     if spec.is_contiguous(memory_format):
         return spec, None
     stride = row_major(spec.shape)
@@ -55,11 +74,11 @@ def dense_strides(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def elementwise(*specs: TensorSpec, dtype: torch.dtype | None = None) -> TensorSpec:
-    """Return the new output of an elementwise operator (`TensorIterator`), of the first's dtype.
+    """Return the new output of an elementwise operator (`TensorIterator`).
 
     Args:
-        specs: inputs, which are broadcast against each other.
-        dtype: of the output, if it is another.
+        specs: the inputs, which are broadcast against each other.
+        dtype: type of the output; None: that of the first input.
     """
     dtype = dtype or specs[0].dtype
     dim = max(spec.dim for spec in specs)
@@ -112,7 +131,7 @@ def elementwise(*specs: TensorSpec, dtype: torch.dtype | None = None) -> TensorS
 def output_of_bytes(trace: KernelTrace, index: int, nbytes: int) -> None:
     """Allocate an output whose storage is larger than its elements need.
 
-    That happens to results which were made in full size and shrunk by `resize_` later.
+    Such outputs are allocated in full size and shrunk by `resize_`.
     """
     before = len(trace.events)
     trace.output(index)
@@ -131,7 +150,7 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def is_line(spec: TensorSpec) -> bool:
-    """Tell whether a tensor can be viewed as one dimension (`computeStride` of TensorUtils.cpp)."""
+    """Return whether a tensor can be viewed as one dimension (`computeStride` of TensorUtils.cpp)."""
     sizes = [(n, s) for n, s in zip(spec.shape, spec.stride, strict=True) if n != 1]
     return spec.numel == 0 or all(
         outer[1] == inner[0] * inner[1] for outer, inner in pairwise(sizes)
@@ -139,7 +158,7 @@ def is_line(spec: TensorSpec) -> bool:
 
 
 def is_non_overlapping_and_dense(spec: TensorSpec) -> bool:
-    """Tell whether some order of dimensions makes a tensor contiguous."""
+    """Return whether some order of dimensions makes a tensor contiguous."""
     expected = 1
     for size, stride in sorted(zip(spec.shape, spec.stride, strict=True), key=lambda d: d[1]):
         if size != 1:
@@ -150,7 +169,7 @@ def is_non_overlapping_and_dense(spec: TensorSpec) -> bool:
 
 
 def suggested_format(spec: TensorSpec) -> torch.memory_format:
-    """Tell what `Tensor.suggest_memory_format` does (c10/core/MemoryFormat.h, torch 2.13)."""
+    """Return what `Tensor.suggest_memory_format` does (c10/core/MemoryFormat.h, torch 2.13)."""
     if spec.dim == 4 and _looks_channels_last(spec, (1, 3, 2, 0)):
         return torch.channels_last
     if spec.dim == 5 and _looks_channels_last(spec, (1, 4, 3, 2, 0)):
@@ -159,7 +178,7 @@ def suggested_format(spec: TensorSpec) -> torch.memory_format:
 
 
 def sorted_dimensions(count: int, comes_after: Callable[[int, int], int]) -> list[int]:
-    """Order dimensions, the fastest first, by a comparison that may be undecided (0).
+    """Order dimensions, the fastest first, by a comparison that can be undecided (0).
 
     The insertion sort of `TensorIteratorBase::reorder_dimensions`: with undecided comparisons the
     result depends on the algorithm.

@@ -1,13 +1,58 @@
-"""Losses: their values for each element, before these are averaged.
+"""Losses and softmax (torch 2.13).
 
-Reductions are 0 (none), 1 (mean) and 2 (sum). torch 2.13.
+A loss computes a value for each element, which it then averages or sums. The argument `reduction`
+is 0 (none), 1 (mean) or 2 (sum).
 """
 
 from __future__ import annotations
 
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
-from bsfind.simulation.kernels.layouts import contiguous, elementwise, output_of_bytes
+from bsfind.simulation.kernels.layouts import (
+    contiguous,
+    elementwise,
+    output_of_bytes,
+    reads_contiguous,
+)
 from bsfind.simulation.kernels.reductions import axes, trace_sum
+
+# native/cuda/SoftMax.cu: `host_softmax` and `host_softmax_backward`
+allocates("aten::_softmax", "aten::_log_softmax")(reads_contiguous("self"))
+allocates("aten::_log_softmax_backward_data")(reads_contiguous("grad_output", "output"))
+# native/cuda/Loss.cu, MultiMarginLoss.cu, MultiLabelMarginCriterion.cu
+allocates("aten::nll_loss_forward")(reads_contiguous("self", "target"))
+allocates("aten::nll_loss_backward")(reads_contiguous("target", "self"))
+allocates("aten::multi_margin_loss_backward", "aten::multilabel_margin_loss_backward")(
+    reads_contiguous("self", "target", "is_target")
+)
+
+
+@allocates("aten::_softmax_backward_data")
+def softmax_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`host_softmax_backward` of the product of gradient and output (native/cuda/SoftMax.cu)."""
+    trace.outputs()
+    output = call.tensor("output")
+    product = elementwise(call.tensor("grad_output"), output)
+    trace.scratch(product.nbytes)
+    contiguous(trace, product)
+    contiguous(trace, output)
+
+
+@allocates("aten::nll_loss2d_forward")
+def nll_loss2d_forward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """The total weight comes first (cuda/NLLLoss2d.cu); reducing kernels read contiguous tensors."""
+    trace.output(1)
+    trace.output(0)
+    if call["reduction"] != 0:
+        contiguous(trace, call.tensor("self"))
+        contiguous(trace, call.tensor("target"))
+
+
+@allocates("aten::nll_loss2d_backward")
+def nll_loss2d_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Reducing kernels read contiguous tensors (cuda/NLLLoss2d.cu)."""
+    trace.outputs()
+    if call["reduction"] != 0:
+        contiguous(trace, call.tensor("target"))
 
 
 def _average(trace: KernelTrace, spec: TensorSpec, gpu: GpuSpec) -> None:
@@ -16,7 +61,7 @@ def _average(trace: KernelTrace, spec: TensorSpec, gpu: GpuSpec) -> None:
 
 @allocates("aten::mse_loss", "aten::smooth_l1_loss")
 def structured_loss(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The meta function makes the output in full size, and shrinks it (native/Loss.cpp)."""
+    """The output is allocated in full size and shrunk (native/Loss.cpp)."""
     losses = elementwise(call.tensor("self"), call.tensor("target"))
     if call["reduction"] == 0:
         return
@@ -38,7 +83,7 @@ def huber_loss(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::binary_cross_entropy", "aten::soft_margin_loss")
 def shrunk_loss(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The output holds all losses, is averaged, and shrunk (cuda/Loss.cu, native/Loss.cpp)."""
+    """The output holds all losses and is averaged and shrunk (cuda/Loss.cu, native/Loss.cpp)."""
     if call["reduction"] == 0:
         return
     losses = elementwise(call.tensor("self"))
@@ -59,7 +104,7 @@ def soft_margin_loss_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> N
 
 @allocates("aten::binary_cross_entropy_with_logits")
 def binary_cross_entropy_with_logits(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Composed of others (`binary_cross_entropy_with_logits` of native/Loss.cpp)."""
+    """A composite of other operators (native/Loss.cpp)."""
     logits, target = call.tensor("self"), call.tensor("target")
     log_sigmoid = trace.scratch(elementwise(logits).nbytes)
     weight = call.maybe_tensor("pos_weight")
@@ -79,58 +124,9 @@ def binary_cross_entropy_with_logits(call: Call, gpu: GpuSpec, trace: KernelTrac
     trace.free(log_sigmoid)
 
 
-@allocates("aten::nll_loss_forward")
-def nll_loss_forward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Reads contiguous tensors (cuda/Loss.cu)."""
-    trace.outputs()
-    contiguous(trace, call.tensor("self"))
-    contiguous(trace, call.tensor("target"))
-
-
-@allocates("aten::nll_loss_backward")
-def nll_loss_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Reads contiguous tensors (cuda/Loss.cu)."""
-    trace.outputs()
-    contiguous(trace, call.tensor("target"))
-    contiguous(trace, call.tensor("self"))
-
-
-@allocates("aten::multi_margin_loss_backward", "aten::multilabel_margin_loss_backward")
-def margin_loss_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Reads contiguous tensors (cuda/MultiMarginLoss.cu, cuda/MultiLabelMarginCriterion.cu)."""
-    trace.outputs()
-    contiguous(trace, call.tensor("self"))
-    contiguous(trace, call.tensor("target"))
-    belongs = call.maybe_tensor("is_target")
-    if belongs is not None:
-        contiguous(trace, belongs)
-
-
-@allocates("aten::nll_loss2d_forward")
-def nll_loss2d_forward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The total weight comes first (cuda/NLLLoss2d.cu); reducing kernels read contiguous tensors."""
-    trace.output(1)
-    trace.output(0)
-    _contiguous_inputs(call, trace)
-
-
-@allocates("aten::nll_loss2d_backward")
-def nll_loss2d_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Reducing kernels read contiguous tensors (cuda/NLLLoss2d.cu)."""
-    trace.outputs()
-    if call["reduction"] != 0:
-        contiguous(trace, call.tensor("target"))
-
-
-def _contiguous_inputs(call: Call, trace: KernelTrace) -> None:
-    if call["reduction"] != 0:
-        contiguous(trace, call.tensor("self"))
-        contiguous(trace, call.tensor("target"))
-
-
 @allocates("aten::multi_margin_loss")
 def multi_margin_loss(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Losses of the rows before they are averaged (cuda/MultiMarginLoss.cu)."""
+    """The losses of the rows are averaged (cuda/MultiMarginLoss.cu)."""
     trace.outputs()
     contiguous(trace, call.tensor("self"))
     contiguous(trace, call.tensor("target"))

@@ -1,7 +1,9 @@
-"""Matrix products: cuBLAS's workspace, and operands that cuBLAS cannot read as they are.
+"""Matrix products and decompositions: workspaces, and copies of operands that cuBLAS cannot read.
 
-aten/src/ATen/native/cuda/Blas.cpp and aten/src/ATen/cuda/CUDABlas.cpp, torch 2.6-2.13. A conjugated
-tensor is copied too; `TensorSpec` does not tell of it.
+aten/src/ATen/native/cuda/Blas.cpp and aten/src/ATen/cuda/CUDABlas.cpp, torch 2.6-2.13, and
+aten/src/ATen/native/cuda/linalg/BatchLinearAlgebra.cpp, torch 2.13. Not modelled: the copy of a
+conjugated tensor (`TensorSpec` does not know the conjugate bit), what cuSOLVER and MAGMA ask for, and
+the copies that decompositions make of matrices in another layout.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ _DEFAULT = 8_519_680  # ":4096:2:16:8"
 
 
 def cublas_workspace(gpu: GpuSpec, trace: KernelTrace, *, lt: bool = False) -> None:
-    """Allocate the workspace of the calling thread, where it does not exist yet.
+    """Allocate the workspace of the calling thread, if it does not exist yet.
 
     Args:
-        gpu: where.
-        trace: of the kernel.
+        gpu: the GPU that runs the kernel.
+        trace: allocations of the kernel.
         lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.12.
     """
     if lt and gpu.torch_version < (2, 12):
@@ -47,7 +49,7 @@ def cublas_workspace_bytes(gpu: GpuSpec) -> int:
 
 
 def _readable(spec: TensorSpec) -> bool:
-    """Tell whether cuBLAS can read a matrix (`prepare_matrix_for_cublas`)."""
+    """Return whether cuBLAS can read a matrix (`prepare_matrix_for_cublas`)."""
     if is_non_overlapping_and_dense(spec):
         return True
     (rows, columns), (row, column) = spec.shape, spec.stride
@@ -55,7 +57,7 @@ def _readable(spec: TensorSpec) -> bool:
 
 
 def _readable_batch(spec: TensorSpec) -> bool:
-    """Tell whether cuBLAS can read a batch of matrices (`prepare_batch_matrix_for_cublas`)."""
+    """Return whether cuBLAS can read a batch of matrices (`prepare_batch_matrix_for_cublas`)."""
     _, rows, columns = spec.shape
     _, row, column = spec.stride
     if (row == 1 and column >= max(1, rows)) or (column == 1 and row >= max(1, columns)):
@@ -72,7 +74,7 @@ def _product(
     *,
     lt: bool = False,
 ) -> None:
-    """Copy what cuBLAS cannot use; of a row-major result it computes the transpose."""
+    """Copy what cuBLAS cannot read or write; it computes the transpose of a row-major result."""
     batched = result.dim == 3
     readable = _readable_batch if batched else _readable
     if 0 in (result.numel, left.numel):
@@ -137,7 +139,7 @@ def baddbmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::addbmm", "aten::addbmm_")
 def addbmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Products one after another into the result (`addbmm_impl` of LinearAlgebra.cpp)."""
+    """One product after another is added to the result (`addbmm_impl` of LinearAlgebra.cpp)."""
     trace.outputs()
     left, right = call.tensor("batch1"), call.tensor("batch2")
     for _ in range(left.shape[0]):
@@ -158,9 +160,9 @@ def _matrix(batch: TensorSpec) -> TensorSpec:
 def grouped_mm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Matrix products of groups (`_grouped_mm_cuda` of cuda/GroupedBlas.cpp, torch 2.10-2.13).
 
-    CUTLASS has a kernel for bfloat16 on Hopper and data centre Blackwell, which takes a list of
+    On Hopper and data-centre Blackwell, bfloat16 has a CUTLASS kernel, which takes a list of
     pointers, strides and sizes for each group, and 512 bytes for each multiprocessor
-    (cuda/GroupMM.cu). Others are one product of cuBLAS after another (`_grouped_mm_fallback`).
+    (cuda/GroupMM.cu). Otherwise cuBLAS computes one product after another (`_grouped_mm_fallback`).
     """
     trace.outputs()
     left, right = call.tensor("self"), call.tensor("mat2")
@@ -223,3 +225,50 @@ def trilinear(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         total_of_slice = trace.scratch(outer * size)
         cublas_workspace(gpu, trace)
         trace.free(product, total_of_slice)
+
+
+_POINTER = 8
+
+
+@allocates("aten::linalg_cholesky_ex")
+def cholesky(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Several matrices are passed as a list of pointers (`cholesky_helper_cusolver`)."""
+    trace.outputs()
+    count = _matrices(call.tensor("self"))
+    if count > 1:
+        trace.free(trace.scratch(count * _POINTER))
+
+
+@allocates("aten::linalg_solve_triangular")
+def solve_triangular(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """A few large matrices are solved one by one (`triangular_solve_kernel`)."""
+    trace.outputs()
+    _solve_triangular(call.tensor("self"), gpu, trace)
+
+
+@allocates("aten::cholesky_solve")
+def cholesky_solve(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """CuSOLVER solves one matrix; several are two triangular systems (`_cholesky_solve_helper_cuda`)."""
+    trace.outputs()
+    matrix = call.tensor("input2")
+    if _matrices(matrix) == 1:
+        info = trace.scratch(4)
+        trace.free(trace.scratch(matrix.nbytes), info)
+    else:
+        for _ in range(2):
+            _solve_triangular(matrix, gpu, trace)
+
+
+def _solve_triangular(matrix: TensorSpec, gpu: GpuSpec, trace: KernelTrace) -> None:
+    count = _matrices(matrix)
+    if count == 0:
+        return
+    pointers = []
+    if count > 8 or matrix.shape[-1] < 64:
+        pointers = [trace.scratch(count * _POINTER) for _ in range(2)]
+    cublas_workspace(gpu, trace)
+    trace.free(*reversed(pointers))
+
+
+def _matrices(spec: TensorSpec) -> int:
+    return spec.numel // max(spec.shape[-1] * spec.shape[-2], 1)

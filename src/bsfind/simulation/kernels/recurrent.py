@@ -1,14 +1,13 @@
-"""What recurrent layers allocate: aten/src/ATen/native/cudnn/RNN.cpp and cuda/RNN.cu, torch 2.6-2.13.
+"""Recurrent layers: aten/src/ATen/native/cudnn/RNN.cpp and cuda/RNN.cu, torch 2.6-2.13.
 
-The order of allocations is PyTorch's. The sizes of cuDNN's reserve and workspace are not documented;
-`cudnn_temporary_bytes` estimates them from what a training pass has to keep (the gates and two
-states of each step) and has not been compared with cuDNN on a GPU. A test can put another formula in
-its place with `set_temporary_bytes`.
+The order of allocations is PyTorch's. The sizes of cuDNN's reserve and workspace are not documented:
+`temporary_bytes` estimates them from what a training pass has to keep (the gates and two states of
+each step). The estimate has not been compared with cuDNN on a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
@@ -19,17 +18,17 @@ MODES = ("rnn_relu", "rnn_tanh", "lstm", "gru")
 
 @dataclass(frozen=True, kw_only=True)
 class RecurrentShape:
-    """A recurrent network as cuDNN's descriptors have it.
+    """A recurrent layer, as cuDNN's descriptors describe it.
 
     Attributes:
         mode: one of `MODES`.
         input_size: features of the input.
         hidden_size: features of a state.
         proj_size: features of a projected state of an LSTM; 0 without projection.
-        layers: how many.
+        layers: number of layers.
         directions: 1 or 2.
-        length: longest sequence, steps.
-        batch: sequences.
+        length: steps of the longest sequence.
+        batch: number of sequences.
         element_size: bytes of a number.
         is_training: whether a backward pass follows.
     """
@@ -47,7 +46,7 @@ class RecurrentShape:
 
     @property
     def gates(self) -> int:
-        """Matrices that a step multiplies its input with."""
+        """Number of matrices that a step multiplies its input with."""
         return {"lstm": 4, "gru": 3}.get(self.mode, 1)
 
     @property
@@ -68,7 +67,7 @@ class RecurrentShape:
 
     @property
     def weight_elements(self) -> int:
-        """Elements of the flat buffer; it has both biases even where the module has none."""
+        """Elements of the flat buffer, which has both biases even if the module has none."""
         weights = sum(sum(self.layer_weights(layer)) for layer in range(self.layers))
         return self.directions * (weights + 2 * self.layers * self.layer_bias)
 
@@ -96,10 +95,7 @@ class RecurrentShape:
         return result
 
 
-TemporaryBytes = Callable[[RecurrentShape], tuple[int, int]]
-
-
-def cudnn_temporary_bytes(shape: RecurrentShape) -> tuple[int, int]:
+def temporary_bytes(shape: RecurrentShape) -> tuple[int, int]:
     """Estimate `cudnnGetRNNTempSpaceSizes`.
 
     Returns:
@@ -109,20 +105,6 @@ def cudnn_temporary_bytes(shape: RecurrentShape) -> tuple[int, int]:
     workspace = states * shape.gates + (4 << 20)
     reserve = states * (shape.gates + 2) * shape.layers if shape.is_training else 0
     return workspace, reserve
-
-
-_FORMULA: list[TemporaryBytes] = [cudnn_temporary_bytes]
-
-
-def set_temporary_bytes(formula: TemporaryBytes) -> TemporaryBytes:
-    """Let another formula tell workspace and reserve; returns the former one."""
-    former, _FORMULA[0] = _FORMULA[0], formula
-    return former
-
-
-def temporary_bytes(shape: RecurrentShape) -> tuple[int, int]:
-    """Return bytes of the workspace and of the reserve, by the formula in use."""
-    return _FORMULA[0](shape)
 
 
 def cudnn_dropout_state_bytes(gpu: GpuSpec) -> int:
@@ -159,16 +141,11 @@ def _steps_first(tensor: TensorSpec, call: Call) -> TensorSpec:
     """Return a sequence as cuDNN takes it: (steps, batch, features)."""
     if not call["batch_first"] or call["batch_sizes"]:
         return tensor
-    order = (1, 0, *range(2, tensor.dim))
-    return TensorSpec(
-        tuple(tensor.shape[axis] for axis in order),
-        tuple(tensor.stride[axis] for axis in order),
-        tensor.dtype,
-    )
+    return tensor.permuted((1, 0, *range(2, tensor.dim)))
 
 
 def _contiguous(tensor: TensorSpec | None, trace: KernelTrace) -> int | None:
-    """Allocate what `Tensor.contiguous` does."""
+    """Copy a tensor that is not contiguous."""
     if tensor is None or tensor.is_contiguous():
         return None
     return trace.scratch(tensor.nbytes)

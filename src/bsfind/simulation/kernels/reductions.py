@@ -1,20 +1,29 @@
-"""Reductions: when a sum is spread over thread blocks, they exchange partial results in global memory.
+"""Reductions: thread blocks that share a sum exchange partial results in global memory.
 
 Models `gpu_reduce_kernel` and `setReduceConfig` of aten/src/ATen/native/cuda/Reduce.cuh, with the
-dimensions as `TensorIterator` orders and merges them (aten/src/ATen/TensorIterator.cpp), torch 2.13.
-A tensor's address is taken to be aligned as the allocator aligns it: views that begin in the middle
-of a vector may be read in narrower vectors than is assumed here.
+dimensions as `TensorIterator` orders and merges them (aten/src/ATen/TensorIterator.cpp), and the
+operators of aten/src/ATen/native/ReduceOps.cpp and cuda/Reduce*Kernel.cu: the types that they read
+and keep partial results in; torch 2.13. Tensors are assumed to be aligned as the allocator aligns
+them: views that begin in the middle of a vector may be read in narrower vectors.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from bsfind.simulation.kernels.call import GpuSpec, KernelTrace, TensorSpec
-from bsfind.simulation.kernels.layouts import sorted_dimensions
+from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
+from bsfind.simulation.kernels.layouts import (
+    cast,
+    contiguous,
+    dense_strides,
+    is_line,
+    sorted_dimensions,
+)
 
 _MAX_THREADS = 512
 _WARP = 32
@@ -37,24 +46,17 @@ class _Iteration:
 
     @property
     def numel(self) -> int:
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return math.prod(self.shape)
 
     @property
     def reduced(self) -> int:
-        """Number of reduced dimensions: they come first."""
+        """Number of reduced dimensions, which come first."""
         return self.out.count(0)
 
     @property
     def outputs(self) -> int:
         """Number of results."""
-        count = 1
-        for size, stride in zip(self.shape, self.out, strict=True):
-            if stride:
-                count *= size
-        return count
+        return math.prod(n for n, stride in zip(self.shape, self.out, strict=True) if stride)
 
     def fits_32_bit(self) -> bool:
         return self.numel <= _INT32_MAX and all(
@@ -78,33 +80,12 @@ class _Iteration:
 
 
 def axes(spec: TensorSpec, dims: int | Sequence[int] | None) -> set[int]:
-    """Return the dimensions that an argument `dim` names; None and [] are all of them."""
+    """Return the dimensions that an argument `dim` names; None and [] name all of them."""
     if isinstance(dims, int):
         dims = [dims]
     if not dims:
         return set(range(spec.dim))
     return {dim % spec.dim for dim in dims} if spec.dim else set()
-
-
-def reduction_scratch(
-    spec: TensorSpec, dims: set[int], gpu: GpuSpec, accumulate_bytes: int
-) -> tuple[int, int]:
-    """Return the scratch memory of a reduction.
-
-    Args:
-        spec: what is reduced, in the type that the kernel reads.
-        dims: dimensions that are reduced (see `axes`).
-        gpu: where.
-        accumulate_bytes: size of a partial result, usually 4 for types up to float32.
-
-    Returns:
-        Bytes of partial results and of semaphores, both 0 if no memory is needed. Of a tensor that
-        32-bit offsets cannot address they are the largest that one of its parts needs.
-    """
-    if spec.numel == 0:
-        return 0, 0
-    iteration = _iteration(spec, dims)
-    return max(_scratches(iteration, spec.element_size, gpu, accumulate_bytes, 4, 4))
 
 
 def trace_reduction(
@@ -121,16 +102,16 @@ def trace_reduction(
     """Allocate and free the scratch memory of a reduction.
 
     Args:
-        trace: of the kernel; its output has to be there already.
-        spec: what is reduced, in the type that the kernel reads.
+        trace: allocations of the kernel, whose output is allocated already.
+        spec: the tensor that is reduced, in the type that the kernel reads.
         dims: dimensions that are reduced.
-        gpu: where.
+        gpu: the GPU that runs the kernel.
         accumulate_bytes: size of a partial result.
         unroll: `vt0` of the kernel.
         vector: `input_vec_size` of the kernel.
-        out_bytes: size of a result if it is not that of an element. If it is not that of a partial
-            result, these are kept outside the output between the parts of a tensor that 32-bit
-            offsets cannot address.
+        out_bytes: size of a result; None: that of an element. If partial results have another size,
+            they are kept outside the output between the parts of a tensor that 32-bit offsets
+            cannot address.
     """
     if spec.numel == 0:
         return
@@ -139,18 +120,13 @@ def trace_reduction(
     in_output = accumulate_bytes == (spec.element_size if out_bytes is None else out_bytes)
     if not in_output and not iteration.fits_32_bit():  # `AccumulationBuffer`
         accumulated = trace.scratch(iteration.outputs * accumulate_bytes)
-    scratches = _scratches(iteration, spec.element_size, gpu, accumulate_bytes, unroll, vector)
-    for partial, semaphores in scratches:
+    for part in iteration.in_32_bit():
+        partial, semaphores = _scratch(
+            part, spec.element_size, gpu, accumulate_bytes, unroll, vector
+        )
         handles = trace.scratch(partial), trace.scratch(semaphores)
         trace.free(*reversed(handles))
     trace.free(accumulated)
-
-
-def _scratches(
-    iteration: _Iteration, size: int, gpu: GpuSpec, accumulate: int, unroll: int, vector: int
-) -> Iterator[tuple[int, int]]:
-    for part in iteration.in_32_bit():
-        yield _scratch(part, size, gpu, accumulate, unroll, vector)
 
 
 def _iteration(spec: TensorSpec, dims: set[int]) -> _Iteration:
@@ -200,6 +176,7 @@ def _comes_after(
 def _scratch(
     part: _Iteration, size: int, gpu: GpuSpec, accumulate: int, unroll: int, vector: int
 ) -> tuple[int, int]:
+    """Return bytes of partial results and of semaphores, both 0 if blocks share no output."""
     outputs = part.outputs
     inputs = part.numel // outputs
     dims, reduced = len(part.shape), part.reduced
@@ -216,8 +193,8 @@ def _scratch(
             width //= out_vector
 
     most = _MAX_THREADS // out_vector
-    wide = min(_power_of_2(width), most)
-    high = min(_power_of_2(height), most)
+    wide = min(last_power_of_2(width), most)
+    high = min(last_power_of_2(height), most)
     block_width = min(wide, _WARP)
     block_height = min(high, most // block_width)
     block_width = min(wide, most // block_height)
@@ -251,12 +228,13 @@ def _output_vector(part: _Iteration, size: int) -> int:
     return vector
 
 
-def _power_of_2(number: int) -> int:
+def last_power_of_2(number: int) -> int:
+    """Return the largest power of 2 that is not larger, at least 1 (`last_pow2`)."""
     return 1 << max(number.bit_length() - 1, 0)
 
 
 def accumulate_bytes(dtype: torch.dtype) -> int:
-    """Return the size of the type in which sums of a type are kept (`acc_type` on CUDA)."""
+    """Return the size of the type that sums are accumulated in (`acc_type` on CUDA)."""
     if dtype.is_complex:
         return max(dtype.itemsize, 8)
     return max(dtype.itemsize, 4) if dtype.is_floating_point else 8
@@ -284,3 +262,143 @@ def trace_sum(
         out_bytes=out_bytes,
         **_unrolling(spec.dtype),
     )
+
+
+def _dims_of(call: Call) -> Any:
+    return call.arguments.get("dim")
+
+
+@allocates("aten::sum", "aten::nansum", "aten::mean", "aten::prod")
+def sums(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Sum in float32 or wider; integers are copied to int64 first (ReduceOps.cpp)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    output = call.outputs[0]
+    if output is None or not spec.on_gpu:
+        return
+    dtype = output.dtype
+    if spec.dtype in (torch.half, torch.bfloat16) and dtype == torch.float32:
+        dtype = spec.dtype  # read as it is, `gpu_lowp_to_f32`
+    spec, copy = cast(trace, spec, dtype)
+    trace_sum(trace, spec, axes(spec, _dims_of(call)), gpu, out_bytes=output.element_size)
+    trace.free(copy)
+
+
+@allocates("aten::linalg_vector_norm", "aten::norm")
+def vector_norm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Norms (LinearAlgebra.cpp `linalg_vector_norm_out`, ReduceNormKernel.cu)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    output = call.outputs[0]
+    if output is None or not spec.on_gpu:
+        return
+    dtype = output.dtype
+    if spec.dtype.is_complex or (
+        spec.dtype in (torch.half, torch.bfloat16) and dtype == torch.float32
+    ):
+        dtype = spec.dtype
+    spec, copy = cast(trace, spec, dtype)
+    size = output.element_size
+    trace_reduction(trace, spec, axes(spec, _dims_of(call)), gpu, max(4, size), out_bytes=size)
+    trace.free(copy)
+
+
+@allocates("aten::std", "aten::var", "aten::std_mean", "aten::var_mean")
+def moments(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Welford's algorithm keeps mean, M2 and two counts (ReduceMomentKernel.cu, SharedReduceOps.h)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    size = 32 if spec.dtype == torch.float64 else 16
+    trace_reduction(trace, spec, axes(spec, _dims_of(call)), gpu, size, unroll=2, vector=2)
+
+
+@allocates("aten::amax", "aten::amin")
+def extremes(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Partial results have the type of the input (ReduceMaxValuesKernel.cu)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    trace_reduction(trace, spec, axes(spec, _dims_of(call)), gpu, spec.element_size)
+
+
+@allocates("aten::any", "aten::all")
+def logical(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Partial results are booleans of one byte (ReduceLogicKernel.cu)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    if spec.numel == 1:
+        if spec.dtype != torch.bool:
+            trace.scratch(1)
+        return
+    trace_reduction(trace, spec, axes(spec, _dims_of(call)), gpu, 1, out_bytes=1)
+
+
+@allocates("aten::max.default", "aten::min.default")
+def whole_extreme(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`max_all` reads a contiguous tensor (ReduceAllOps.cpp)."""
+    trace.outputs()
+    spec, copy = contiguous(trace, call.tensor("self"))
+    trace_reduction(trace, spec, axes(spec, None), gpu, spec.element_size)
+    trace.free(copy)
+
+
+@allocates("aten::max.dim", "aten::min.dim", "aten::argmax", "aten::argmin")
+def indexed_extreme(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Pairs of a value and its int64 index (ReduceArgMaxKernel.cu)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    dim = _dims_of(call)
+    copy = None
+    if dim is None and not is_line(spec):
+        spec, copy = contiguous(trace, spec)
+    elif dim is not None and spec.dim and spec.shape[dim] == 1:
+        return
+    trace_reduction(trace, spec, axes(spec, dim), gpu, 16)
+    trace.free(copy)
+
+
+@allocates("aten::aminmax")
+def both_extremes(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Pairs of values (ReduceMinValuesKernel.cu `aminmax_allreduce_launch_kernel`)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    dim = _dims_of(call)
+    copy = None
+    if dim is None:
+        spec, copy = contiguous(trace, spec)
+    trace_reduction(trace, spec, axes(spec, dim), gpu, 2 * spec.element_size)
+    trace.free(copy)
+
+
+@allocates("aten::count_nonzero")
+def count_nonzero(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`(self != 0).sum(dims)` (TensorAdvancedIndexing.cpp `count_nonzero_cuda`)."""
+    spec = call.tensor("self")
+    compared = None
+    if spec.dtype != torch.bool:
+        spec = TensorSpec(spec.shape, dense_strides(spec), torch.bool)
+        compared = trace.scratch(spec.nbytes)
+    trace.outputs()
+    spec, copy = cast(trace, spec, torch.int64)
+    trace_reduction(trace, spec, axes(spec, _dims_of(call)), gpu, 8)
+    trace.free(copy, compared)
+
+
+@allocates("aten::logsumexp")
+def logsumexp(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`logsumexp_out_impl` of ReduceOps.cpp: amax, then the sum of shifted exponentials."""
+    spec = call.tensor("self")
+    output = call.outputs[0]
+    if output is None or spec.numel == 0:
+        return
+    spec, copy = cast(trace, spec, output.dtype)  # integers
+    dims = axes(spec, _dims_of(call))
+    largest = trace.scratch(output.nbytes)
+    trace_reduction(trace, spec, dims, gpu, spec.element_size)
+    absolute = trace.scratch(output.nbytes)
+    infinite = trace.scratch(output.numel)
+    trace.free(infinite, absolute)
+    shifted = TensorSpec(spec.shape, dense_strides(spec), spec.dtype)
+    exponentials = trace.scratch(shifted.nbytes)
+    trace.outputs()
+    trace_sum(trace, shifted, dims, gpu)
+    trace.free(exponentials, largest, copy)

@@ -1,6 +1,6 @@
-"""Sorting, searching and running sums (aten/src/ATen/native/cuda, torch 2.13).
+"""Sorting, searching and cumulative sums (aten/src/ATen/native/cuda, torch 2.13).
 
-Not modelled, and taken to allocate their outputs alone: `unique`, whose results depend on values,
+Not modelled, and assumed to allocate their outputs alone: `unique`, whose results depend on values,
 `multinomial`, `histc`, and `median` of a whole tensor.
 """
 
@@ -12,14 +12,24 @@ import torch
 
 from bsfind.simulation.kernels import cub
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
-from bsfind.simulation.kernels.layouts import cast, contiguous, is_non_overlapping_and_dense
+from bsfind.simulation.kernels.layouts import (
+    cast,
+    contiguous,
+    is_non_overlapping_and_dense,
+    reads_contiguous,
+)
 from bsfind.simulation.kernels.reductions import axes, trace_reduction
 
 _SHORT = 4096
 
 
+# ScanKernels.cpp, Sorting.cpp
+allocates("aten::cummax", "aten::cummin")(reads_contiguous("self"))
+allocates("aten::kthvalue")(reads_contiguous("self", copies_first=True))
+
+
 @allocates("aten::cumsum", "aten::cumprod", "aten::logcumsumexp")
-def running(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+def cumulative(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`scan_dim` of ScanUtils.cuh: CUB where the tensor is a single line."""
     trace.outputs()
     spec = call.tensor("self")
@@ -33,16 +43,9 @@ def running(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.free(line, copy)
 
 
-@allocates("aten::cummax", "aten::cummin")
-def running_extreme(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The input contiguous (ScanKernels.cpp)."""
-    trace.outputs()
-    contiguous(trace, call.tensor("self"))
-
-
 @allocates("aten::sort")
 def sort(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Short rows are sorted in place, beside their numbers; long ones by segments (Sort.cpp)."""
+    """Short rows are sorted in place with their indices, long ones by segments (Sort.cpp)."""
     trace.outputs()
     spec = call.tensor("self")
     if spec.dim == 0 or spec.numel == 0:
@@ -59,19 +62,19 @@ def sort(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def _long_sort(
     trace: KernelTrace, spec: TensorSpec, output: TensorSpec, dim: int, length: int, gpu: GpuSpec
 ) -> None:
-    """Radix sorts of values and int64 places (Sort.cu, `launch_stable_sort_kernel`)."""
+    """Radix sorts of values and int64 indices (Sort.cu, `launch_stable_sort_kernel`)."""
     rows = spec.numel // length
     count, size = spec.numel, spec.element_size
     if spec.stride[dim] != 1 or not is_non_overlapping_and_dense(spec):
         trace.scratch(count * size)
-    if output.stride[dim] != 1:  # sorted values and places, before they are moved
+    if output.stride[dim] != 1:  # sorted values and indices, before they are moved
         trace.scratch(count * size)
         trace.scratch(count * 8)
     if rows == 1:
         trace.scratch(count * 8)
         trace.scratch(cub.radix_sort(count, size, 8, 8 * size, gpu))
     elif rows < _MANY_ROWS:
-        # Pairs of row and place are sorted by value, then by row.
+        # Pairs of row and index are sorted by value, then by row.
         for _ in range(2):
             trace.scratch(count * 8)
         keys = trace.scratch(count * size)
@@ -87,7 +90,7 @@ _MANY_ROWS = 128
 
 @allocates("aten::topk")
 def topk(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The input contiguous (TensorTopK.cpp); long rows by several blocks (TensorTopK.cu `mbtopk`)."""
+    """Several blocks share a long row (TensorTopK.cpp, TensorTopK.cu `mbtopk`)."""
     trace.outputs()
     spec, _ = contiguous(trace, call.tensor("self"))
     if spec.dim == 0 or spec.numel == 0:
@@ -118,7 +121,8 @@ def topk(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.free(*reversed(handles))
 
 
-# Rows from, below, and the length from which several blocks work on a row (`should_use_mbtopk`).
+# From and below this number of rows, several blocks share a row from this length on
+# (`should_use_mbtopk`).
 _ROWS_OF_SEVERAL_BLOCKS = (
     (1, 21, 20000),
     (21, 41, 10000),
@@ -132,7 +136,7 @@ _ROWS_OF_SEVERAL_BLOCKS = (
 
 @allocates("aten::mode")
 def mode(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The dimension last, in a contiguous tensor (TensorModeKernel.cpp)."""
+    """The kernel reads a contiguous tensor with the dimension last (TensorModeKernel.cpp)."""
     trace.outputs()
     spec = call.tensor("self")
     if spec.dim == 0:
@@ -140,22 +144,12 @@ def mode(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     dim = call["dim"] % spec.dim
     order = list(range(spec.dim))
     order[dim], order[-1] = order[-1], order[dim]
-    moved = TensorSpec(
-        tuple(spec.shape[at] for at in order), tuple(spec.stride[at] for at in order), spec.dtype
-    )
-    contiguous(trace, moved)
-
-
-@allocates("aten::kthvalue")
-def kthvalue(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The copy of the input comes before the outputs (Sorting.cpp)."""
-    contiguous(trace, call.tensor("self"))
-    trace.outputs()
+    contiguous(trace, spec.permuted(order))
 
 
 @allocates("aten::searchsorted.Tensor", "aten::bucketize.Tensor")
 def searchsorted(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Both contiguous and of one type (BucketizationUtils.h)."""
+    """Both operands are contiguous and of one type (BucketizationUtils.h)."""
     trace.outputs()
     values = call.tensor("self")
     bounds = call.tensor("boundaries" if call.operator == "aten::bucketize" else "sorted_sequence")
@@ -172,7 +166,7 @@ def searchsorted(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::isin.Tensor_Tensor")
 def isin(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Few elements are compared with all, many are sorted (native/TensorCompare.cpp)."""
+    """A few elements are compared with all, many are sorted (native/TensorCompare.cpp)."""
     trace.outputs()
     elements, others = call.tensor("elements"), call.tensor("test_elements")
     if others.numel < 10 * elements.numel**0.145:
@@ -182,7 +176,7 @@ def isin(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::bincount")
 def bincount(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The smallest and largest number first, in one pass since torch 2.13 (SummaryOps.cu)."""
+    """Minimum and maximum come first, in one pass since torch 2.13 (SummaryOps.cu)."""
     spec = call.tensor("self")
     if gpu.torch_version < (2, 13):
         for _ in range(2):
@@ -198,7 +192,7 @@ def bincount(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::randperm")
 def randperm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Numbers are sorted by random keys of as many bits as make ties unlikely (Randperm.cu)."""
+    """Numbers are sorted by random keys with so many bits that ties are unlikely (Randperm.cu)."""
     trace.outputs()
     output = call.outputs[0]
     if output is None or not output.on_gpu or output.numel < 1:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from bsfind.errors import UntraceableError
-from bsfind.simulation.gpus.fixed_memory import FixedMemory
 from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.recorder import is_large
 from bsfind.simulation.trace.torch_private import TorchFunctionOff, parameters_of, without_fake
@@ -270,6 +270,38 @@ def _like(value: Any) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=_META)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedMemory:
+    """The memory of a step that does not depend on the batch size, in bytes as requested.
+
+    Attributes:
+        parameter_bytes: parameters and buffers.
+        gradient_bytes: gradients of all parameters; 0 in inference.
+        optimizer_bytes: state of the optimizer after its first step; None: unknown.
+        optimizer: class of the optimizer; None in inference.
+    """
+
+    parameter_bytes: int
+    gradient_bytes: int = 0
+    optimizer_bytes: int | None = None
+    optimizer: str | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of the known terms."""
+        return self.parameter_bytes + self.gradient_bytes + (self.optimizer_bytes or 0)
+
+    def against(self, capacity_bytes: int) -> str:
+        """Describe the sum, and the capacity of the allocator."""
+        terms = [f"parameters {format_bytes(self.parameter_bytes)}"]
+        if self.gradient_bytes:
+            terms.append(f"gradients {format_bytes(self.gradient_bytes)}")
+        if self.optimizer_bytes:
+            terms.append(f"optimizer state ({self.optimizer}) {format_bytes(self.optimizer_bytes)}")
+        total = f" = {format_bytes(self.total_bytes)}" if len(terms) > 1 else ""
+        return f"{' + '.join(terms)}{total}, and the card has {format_bytes(capacity_bytes)} for it"
 
 
 def fixed_memory_of(loaded: LoadedWorkload, optimizer: str | None) -> FixedMemory:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from bsfind.simulation.kernels.call import Rule, rule_for
-from bsfind.simulation.kernels.cuda_checks import Check, checks_for, refuse
+from bsfind.simulation.kernels.checks.check import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
 from bsfind.simulation.trace.calls import Args, KnownCall, Kwargs, call_of, flat_tensors, key_of

@@ -18,7 +18,7 @@ from bsfind.failures.leaks import StepMemory
 from bsfind.records import ModelKind
 from bsfind.simulation.allocator.blocks import Block
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
-from bsfind.simulation.allocator.replay import replay
+from bsfind.simulation.allocator.recording import replay
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, Rule
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
 

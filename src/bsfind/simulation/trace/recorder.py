@@ -91,7 +91,7 @@ class Recorder:
     lifetimes are those of the user's program and of autograd, not an estimate.
 
     Args:
-        observer: told what is recorded; None: nobody is.
+        observer: told what is recorded, if given.
 
     Attributes:
         entries: what happened, in order.

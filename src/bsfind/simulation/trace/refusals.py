@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
-from bsfind.simulation.kernels.cuda_checks.texts import in_words_of_cuda
+from bsfind.simulation.kernels.checks.check import in_words_of_cuda
 from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.torch_private import TorchFunctionOff, without_fake
 from bsfind.workload.blame import (

@@ -16,10 +16,8 @@ from bsfind.failures.leaks import draws_assumption
 from bsfind.import_path import parse_import_path, resolve
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
-from bsfind.simulation.gpus.fixed_memory import FixedMemory
-from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.registry import load_rules
-from bsfind.simulation.trace.building import Builder, fixed_memory_of
+from bsfind.simulation.kernels.call import GpuSpec, load_rules
+from bsfind.simulation.trace.building import Builder, FixedMemory, fixed_memory_of
 from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
@@ -60,7 +58,7 @@ class Tracer:
         precision: name of the precision (never `amp`).
         gpu: the GPU that is modelled.
         properties: its properties, for code that asks.
-        observer: told what the trace does, as it happens; None: nobody is.
+        observer: told what the trace does, if given.
 
     Attributes:
         optimizer: class of the optimizer; None in inference.

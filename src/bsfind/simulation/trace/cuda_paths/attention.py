@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.cuda_checks.attention import validate_attention
+from bsfind.simulation.kernels.checks.layers import validate_attention
 from bsfind.simulation.trace.torch_private import (
     is_cudnn_attention_enabled,
     is_efficient_attention_enabled,

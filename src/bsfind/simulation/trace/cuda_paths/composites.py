@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, allocates, rule_for
-from bsfind.simulation.kernels.cuda_checks.indexing import check_one_hot
+from bsfind.simulation.kernels.checks.indexing import check_one_hot
 from bsfind.simulation.trace.cuda_paths import (
     attention,
     backward,

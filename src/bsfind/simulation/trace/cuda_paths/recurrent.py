@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.cuda_checks.recurrent import check_devices_of_layer
+from bsfind.simulation.kernels.checks.layers import check_devices_of_layer
 from bsfind.simulation.kernels.recurrent import (
     MODES,
     RecurrentShape,

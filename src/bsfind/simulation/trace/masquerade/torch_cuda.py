@@ -23,6 +23,7 @@ import torch.utils.checkpoint
 
 from bsfind.errors import UntraceableError
 from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 from bsfind.simulation.trace.masquerade.device import TENSOR_TYPES
 from bsfind.simulation.trace.torch_private import native_module
 from bsfind.workload.blame import user_line
@@ -293,7 +294,7 @@ _PREFIXES = ("_cuda_", "_CUDA", "_Cuda", "_cudnn_", "_nccl_")
 def versions(gpu: GpuSpec) -> tuple[str, int]:
     """Return the versions of CUDA and cuDNN that the default wheels of a torch come with."""
     if gpu.torch_version >= (2, 11):
-        return "13.0", 92000
+        return "13.0", CUDNN_VERSION
     return ("12.8", 91002) if gpu.torch_version >= (2, 8) else ("12.6", 90501)
 
 

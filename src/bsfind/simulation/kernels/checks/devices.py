@@ -1,9 +1,10 @@
 """Refuses tensors that were left in the host's memory, as CUDA's operators do.
 
-Operators with kernels for CUDA compare the devices of all their tensors first
-(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, called by what torchgen
-generates), unless their schema says `device_check: NoCheck`; of these, element-by-element ones take
-single values from the host (`TensorIteratorBase::compute_types` of aten/src/ATen/TensorIterator.cpp).
+Operators with a CUDA kernel first compare the devices of all their tensors
+(`check_and_update_common_device` of ATen/core/op_registration/adaption.h, which code from torchgen
+calls), unless their schema says `device_check: NoCheck`. Those of them that work element by element
+take single values from the host (`TensorIteratorBase::compute_types` of
+aten/src/ATen/TensorIterator.cpp).
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bsfind.simulation.kernels.call import Call
-from bsfind.simulation.kernels.cuda_checks.check import specs_of
 
 # Composites of element-by-element operators, which compare the devices.
 _COMPARED_BY_KERNELS = frozenset(
@@ -25,7 +25,7 @@ _COMPARED_BY_KERNELS = frozenset(
     }
 )
 
-# Composites by the operator whose wrapper compares the devices, and the names of their arguments there.
+# Composites: the operator whose wrapper compares the devices, and the names of the arguments there.
 _COMPARED_BY_WRAPPERS: dict[str, tuple[str, dict[str, str]]] = {
     "embedding": ("index_select.default", {"indices": "index"}),
     "stack": ("cat.default", {}),
@@ -43,13 +43,13 @@ def check_devices(call: Call, is_pointwise: bool) -> None:
     """Refuse a call whose tensors are on two devices.
 
     Args:
-        call: `on_gpu` tells where its tensors are.
-        is_pointwise: the operator works element by element.
+        call: the call of the operator.
+        is_pointwise: whether the operator works element by element.
 
     Raises:
-        RuntimeError: it is refused, with PyTorch's text.
+        RuntimeError: the operator refuses it; the text is PyTorch's.
     """
-    tensors = list(specs_of(call))
+    tensors = list(call.tensors())
     if call.operator == "aten::mv":  # the result, with which the others are compared, is like `vec`
         tensors.reverse()
     first = tensors[0][1]
@@ -102,7 +102,7 @@ class _Function:
 def _wrappers() -> dict[str, str]:
     """Return the names of the wrappers that compare devices, by `name.overload` of the operator.
 
-    Read from torchgen's native_functions.yaml, which comes with torch; without it there are none.
+    They are read from torchgen's native_functions.yaml, a file of torch; without it there are none.
     """
     source = _native_functions()
     functions = {}
@@ -124,11 +124,11 @@ def _wrappers() -> dict[str, str]:
         kernel = functions.get(function.delegate or "", function)
         if not function.is_checked or not kernel.has_kernel:
             continue
-        parts = [function.name, function.overload]
-        if not function.is_structured:
-            parts.reverse()
-        name = "_".join(parts) if not function.is_structured else "_".join(filter(None, parts))
-        if function.overload == "out":  # named by its kernel
+        if function.is_structured:
+            name = "_".join(filter(None, (function.name, function.overload)))
+        else:
+            name = f"{function.overload}_{function.name}"
+        if function.overload == "out":  # named after its kernel
             name = f"out_{function.name}_out"
         wrappers[key] = f"wrapper_CUDA_{name}"
     return wrappers

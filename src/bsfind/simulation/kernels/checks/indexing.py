@@ -6,18 +6,74 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.kernels.cuda_checks.check import (
+from bsfind.simulation.kernels.checks.check import (
     checks,
     cpp_name,
     expects,
     implements,
+    requires,
+    same_dtype,
     scalar_name,
     tensor_name,
 )
 from bsfind.workload.blame import stands_for_torch
 
+_INT64 = (torch.int64,)
 _INDICES = (torch.int64, torch.int32)
 _MASKS = (torch.bool, torch.uint8)
+_TWO_DEVICES = (
+    "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+)
+
+checks("aten::take")(
+    requires("index", _INT64, "take(): Expected a long tensor for index, but got {}")
+)
+checks("aten::index_fill", "aten::index_fill_")(
+    requires("index", _INT64, "index_fill_(): Expected dtype int64 for index.", IndexError)
+)
+checks("aten::index_add", "aten::index_add_")(  # `index_func_meta_impl`
+    requires("index", _INDICES, "index_add_(): Expected dtype int32/int64 for index but got: {}"),
+    same_dtype(
+        "self",
+        "source",
+        "index_add_(): self ({}) and source ({}) must have the same scalar type",
+    ),
+)
+checks("aten::index_copy", "aten::index_copy_")(
+    requires("index", _INT64, "index_copy_(): Expected a long tensor for index, but got {}"),
+    same_dtype(
+        "self",
+        "source",
+        "index_copy_(): self and source expected to have the same dtype, "
+        "but got (self) {} and (source) {}",
+    ),
+)
+checks("aten::gather")(
+    requires("index", _INDICES, "gather(): Expected dtype int32/int64 for index")
+)
+checks("aten::masked_fill", "aten::masked_fill_")(
+    requires("mask", (torch.bool,), "masked_fill only supports boolean masks, but got dtype {}")
+)
+checks("aten::masked_scatter", "aten::masked_scatter_")(
+    same_dtype(
+        "self",
+        "source",
+        "masked_scatter_: expected self and source to have same dtypes but got {} and {}",
+    ),
+    requires(
+        "mask",
+        (torch.bool,),
+        "masked_scatter_ only supports boolean masks, but got mask with dtype {}",
+        name=cpp_name,
+    ),
+)
+checks("aten::where")(
+    requires(
+        "condition",
+        _MASKS,
+        "where expected condition to be a boolean tensor, but got a tensor with dtype {}",
+    )
+)
 
 
 @stands_for_torch
@@ -27,7 +83,7 @@ def check_one_hot(x: Tensor) -> None:
         raise RuntimeError("one_hot is only applicable to index tensor of type LongTensor.")
 
 
-def _is_index(indices: TensorSpec, where: str) -> None:
+def _check_index(indices: TensorSpec, where: str) -> None:
     """`checkScalarTypes` of aten/src/ATen/TensorUtils.cpp."""
     if indices.dtype not in _INDICES:
         raise RuntimeError(
@@ -38,7 +94,7 @@ def _is_index(indices: TensorSpec, where: str) -> None:
 
 @checks("aten::embedding")
 def _embedding(call: Call) -> None:
-    _is_index(call.tensor("indices"), "embedding")
+    _check_index(call.tensor("indices"), "embedding")
 
 
 @checks("aten::_embedding_bag", "aten::_embedding_bag_forward_only")
@@ -46,7 +102,7 @@ def _embedding_bag(call: Call) -> None:
     """`_embedding_bag_cuda`: indices and offsets are promoted to their common dtype."""
     indices, offsets = call.tensor("indices"), call.tensor("offsets")
     common = torch.promote_types(indices.dtype, offsets.dtype)
-    _is_index(TensorSpec(indices.shape, indices.stride, common), "embedding_bag_cuda")
+    _check_index(TensorSpec(indices.shape, indices.stride, common), "embedding_bag_cuda")
     weight = call.tensor("weight").dtype
     implements("embedding_bag_cuda", weight)
     expects(weight, call.maybe_tensor("per_sample_weights"))
@@ -77,8 +133,7 @@ def _index(call: Call) -> None:
         raise RuntimeError(
             "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
             if call.operator.endswith("index")
-            else "Expected all tensors to be on the same device, "
-            "but found at least two devices, cuda:0 and cpu!"
+            else _TWO_DEVICES
         )
     sizes = indexed.shape
     first = 0
@@ -101,8 +156,7 @@ def _index_put(call: Call) -> None:
         raise RuntimeError(
             "expected device cuda:0 but got device cpu for value tensor"
             if call["accumulate"]
-            else "Expected all tensors to be on the same device, "
-            "but found at least two devices, cuda:0 and cpu!"
+            else _TWO_DEVICES
         )
     if ours == theirs.dtype:
         return
@@ -114,58 +168,6 @@ def _index_put(call: Call) -> None:
     )
 
 
-@checks("aten::take")
-def _take(call: Call) -> None:
-    index = call.tensor("index").dtype
-    if index != torch.int64:
-        raise RuntimeError(
-            f"take(): Expected a long tensor for index, but got {scalar_name(index)}"
-        )
-
-
-@checks("aten::index_fill", "aten::index_fill_")
-def _index_fill(call: Call) -> None:
-    if call.tensor("index").dtype != torch.int64:
-        raise IndexError("index_fill_(): Expected dtype int64 for index.")
-
-
-@checks("aten::index_add", "aten::index_add_")
-def _index_add(call: Call) -> None:
-    """`index_func_meta_impl` of native/TensorAdvancedIndexing.cpp."""
-    index = call.tensor("index").dtype
-    if index not in _INDICES:
-        raise RuntimeError(
-            f"index_add_(): Expected dtype int32/int64 for index but got: {scalar_name(index)}"
-        )
-    ours, theirs = call.tensor("self").dtype, call.tensor("source").dtype
-    if ours != theirs:
-        raise RuntimeError(
-            f"index_add_(): self ({scalar_name(ours)}) and source ({scalar_name(theirs)}) "
-            "must have the same scalar type"
-        )
-
-
-@checks("aten::index_copy", "aten::index_copy_")
-def _index_copy(call: Call) -> None:
-    index = call.tensor("index").dtype
-    if index != torch.int64:
-        raise RuntimeError(
-            f"index_copy_(): Expected a long tensor for index, but got {scalar_name(index)}"
-        )
-    ours, theirs = call.tensor("self").dtype, call.tensor("source").dtype
-    if ours != theirs:
-        raise RuntimeError(
-            "index_copy_(): self and source expected to have the same dtype, "
-            f"but got (self) {scalar_name(ours)} and (source) {scalar_name(theirs)}"
-        )
-
-
-@checks("aten::gather")
-def _gather(call: Call) -> None:
-    if call.tensor("index").dtype not in _INDICES:
-        raise RuntimeError("gather(): Expected dtype int32/int64 for index")
-
-
 @checks("aten::scatter_reduce", "aten::scatter_reduce_")
 def _scatter_reduce(call: Call) -> None:
     dtype = call.tensor("self").dtype
@@ -173,36 +175,3 @@ def _scatter_reduce(call: Call) -> None:
         raise RuntimeError("scatter(): Expected self.dtype to be equal to src.dtype")
     if call["reduce"] != "sum" and (dtype == torch.bool or dtype.is_complex):
         implements("cuda_scatter_gather_base_kernel_func", dtype, ())
-
-
-@checks("aten::masked_fill", "aten::masked_fill_")
-def _masked_fill(call: Call) -> None:
-    mask = call.tensor("mask").dtype
-    if mask != torch.bool:
-        raise RuntimeError(
-            f"masked_fill only supports boolean masks, but got dtype {scalar_name(mask)}"
-        )
-
-
-@checks("aten::masked_scatter", "aten::masked_scatter_")
-def _masked_scatter(call: Call) -> None:
-    ours, theirs, mask = (call.tensor(name).dtype for name in ("self", "source", "mask"))
-    if ours != theirs:
-        raise RuntimeError(
-            "masked_scatter_: expected self and source to have same dtypes "
-            f"but got {scalar_name(ours)} and {scalar_name(theirs)}"
-        )
-    if mask != torch.bool:
-        raise RuntimeError(
-            f"masked_scatter_ only supports boolean masks, but got mask with dtype {cpp_name(mask)}"
-        )
-
-
-@checks("aten::where")
-def _where(call: Call) -> None:
-    condition = call.tensor("condition").dtype
-    if condition not in _MASKS:
-        raise RuntimeError(
-            "where expected condition to be a boolean tensor, "
-            f"but got a tensor with dtype {scalar_name(condition)}"
-        )

@@ -5,32 +5,57 @@ from __future__ import annotations
 import torch
 
 from bsfind.simulation.kernels.call import Call
-from bsfind.simulation.kernels.cuda_checks.arithmetic import can_be_stored
-from bsfind.simulation.kernels.cuda_checks.check import (
+from bsfind.simulation.kernels.checks.arithmetic import TWO_BOOLS, can_be_stored
+from bsfind.simulation.kernels.checks.check import (
+    FLOATING,
+    Check,
     checks,
+    dispatches,
     expects,
     implements,
+    same_dtype,
     scalar_name,
 )
 
+_UNPROMOTED = "Found dtype {1} but expected {0}"
+"""A TensorIterator without promotion refuses operands of another dtype than the first one's."""
 
-def _same_dtypes(call: Call, *names: str) -> None:
-    """Refuse operands of another dtype than the first (a TensorIterator without promotion)."""
-    first = call.tensor(names[0]).dtype
-    for name in names[1:]:
-        other = call.maybe_tensor(name)
-        if other is not None and other.dtype != first:
-            raise RuntimeError(
-                f"Found dtype {scalar_name(other.dtype)} but expected {scalar_name(first)}"
-            )
+
+def _target_is_int64(call: Call) -> None:
+    expects(torch.int64, call.tensor("target"))
+
+
+def _with_promotion(kernel: str) -> Check:
+    """Return the check of a kernel that computes in the common dtype of input and target."""
+
+    def check(call: Call) -> None:
+        x, target = call.tensor("self").dtype, call.tensor("target").dtype
+        implements(kernel, torch.promote_types(x, target))
+
+    return check
+
+
+checks("aten::nll_loss2d_forward")(
+    dispatches("nll_loss2d_forward_kernel", "self"),
+    _target_is_int64,
+    dispatches("nll_loss2d_forward_kernel", "self", FLOATING, "weight"),
+)
+checks("aten::multi_margin_loss")(dispatches("multi_margin_loss_cuda", "self"), _target_is_int64)
+checks("aten::multilabel_margin_loss_forward")(
+    dispatches("multilabel_margin_loss_forward_kernel", "self"), _target_is_int64
+)
+checks("aten::_ctc_loss")(dispatches("ctc_loss_cuda", "log_probs", (torch.float32, torch.float64)))
+checks("aten::mse_loss")(_with_promotion("mse_cuda"))
+checks("aten::smooth_l1_loss")(_with_promotion("smooth_l1_cuda"))
+checks("aten::huber_loss_backward")(same_dtype("self", "target", _UNPROMOTED))
+checks("aten::binary_cross_entropy")(same_dtype("self", "target", _UNPROMOTED))
 
 
 @checks("aten::binary_cross_entropy")
 def _binary_cross_entropy(call: Call) -> None:
     """`binary_cross_entropy_out_cuda` of native/cuda/Loss.cu; the weight is multiplied afterwards."""
-    _same_dtypes(call, "self", "target")
-    implements("binary_cross_entropy_out_cuda", call.tensor("self").dtype)
     weight, x = call.maybe_tensor("weight"), call.tensor("self").dtype
+    implements("binary_cross_entropy_out_cuda", x)
     if weight is not None:
         can_be_stored(torch.promote_types(weight.dtype, x), x)
 
@@ -41,10 +66,7 @@ def _binary_cross_entropy_with_logits(call: Call) -> None:
     x, target = call.tensor("self").dtype, call.tensor("target").dtype
     implements("log_sigmoid_forward_cuda", x)
     if target == torch.bool:
-        raise RuntimeError(
-            "Subtraction, the `-` operator, with two bool tensors is not supported. "
-            "Use the `^` or `logical_xor()` operator instead."
-        )
+        raise RuntimeError(TWO_BOOLS)
     can_be_stored(torch.promote_types(target, x), target)
 
 
@@ -69,58 +91,13 @@ def _huber_loss(call: Call) -> None:
     implements("huber_cuda", x)
 
 
-@checks("aten::huber_loss_backward")
-def _huber_loss_backward(call: Call) -> None:
-    _same_dtypes(call, "self", "target")
-
-
-@checks("aten::mse_loss")
-def _mse_loss(call: Call) -> None:
-    implements(
-        "mse_cuda", torch.promote_types(call.tensor("self").dtype, call.tensor("target").dtype)
-    )
-
-
-@checks("aten::smooth_l1_loss")
-def _smooth_l1_loss(call: Call) -> None:
-    common = torch.promote_types(call.tensor("self").dtype, call.tensor("target").dtype)
-    implements("smooth_l1_cuda", common)
-
-
-_TARGETS = (torch.int64, torch.uint8)
-
-
 @checks("aten::nll_loss_forward")
 def _nll_loss(call: Call) -> None:
     x, target = call.tensor("self"), call.tensor("target").dtype
-    if target not in _TARGETS:
+    if target not in (torch.int64, torch.uint8):
         raise RuntimeError(
             f"expected target dtype to be Long or Byte, but got {scalar_name(target)}"
         )
     expects(x.dtype, call.maybe_tensor("weight"))
     kind = "no_reduce" if x.dim == 2 and call["reduction"] == 0 else "reduce"
     implements(f"nll_loss_forward_{kind}_cuda_kernel_{min(x.dim, 2)}d", x.dtype)
-
-
-@checks("aten::nll_loss2d_forward")
-def _nll_loss2d(call: Call) -> None:
-    implements("nll_loss2d_forward_kernel", call.tensor("self").dtype)
-    expects(torch.int64, call.tensor("target"))
-    expects(call.tensor("self").dtype, call.maybe_tensor("weight"))
-
-
-@checks("aten::multi_margin_loss")
-def _multi_margin_loss(call: Call) -> None:
-    implements("multi_margin_loss_cuda", call.tensor("self").dtype)
-    expects(torch.int64, call.tensor("target"))
-
-
-@checks("aten::multilabel_margin_loss_forward")
-def _multilabel_margin_loss(call: Call) -> None:
-    implements("multilabel_margin_loss_forward_kernel", call.tensor("self").dtype)
-    expects(torch.int64, call.tensor("target"))
-
-
-@checks("aten::_ctc_loss")
-def _ctc_loss(call: Call) -> None:
-    implements("ctc_loss_cuda", call.tensor("log_probs").dtype, {torch.float32, torch.float64})

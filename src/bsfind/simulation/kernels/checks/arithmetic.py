@@ -1,26 +1,34 @@
-"""Arithmetic: native/BinaryOps.cpp, Lerp.cpp, ReduceOps.cpp, TensorFactories.cpp, BatchLinearAlgebra.cpp."""
+"""Arithmetic and linear algebra.
+
+aten/src/ATen/native/{BinaryOps,Lerp,ReduceOps,TensorFactories,LinearAlgebra,BatchLinearAlgebra}.cpp and
+native/cuda/Blas.cpp.
+"""
 
 from __future__ import annotations
 
 import torch
 
 from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.kernels.cuda_checks.check import (
+from bsfind.simulation.kernels.checks.check import (
+    FLOATING,
     Check,
     checks,
     cpp_name,
+    dispatches,
+    expects,
     implements,
+    same_dtype,
     scalar_name,
-    specs_of,
 )
 
 _REAL = (torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
+_BLAS = FLOATING | {*_COMPLEX}
 _A_BOOL = (
     "Subtraction, the `-` operator, with a bool tensor is not supported. If you are trying to "
     "invert a mask, use the `~` or `logical_not()` operator instead."
 )
-_TWO_BOOLS = (
+TWO_BOOLS = (
     "Subtraction, the `-` operator, with two bool tensors is not supported. "
     "Use the `^` or `logical_xor()` operator instead."
 )
@@ -40,7 +48,7 @@ def _sub(call: Call) -> None:
     """`sub_check`."""
     is_bool = [_is_bool(call["self"]), _is_bool(call["other"])]
     if any(is_bool):
-        raise RuntimeError(_TWO_BOOLS if all(is_bool) else _A_BOOL)
+        raise RuntimeError(TWO_BOOLS if all(is_bool) else _A_BOOL)
 
 
 def _is_bool(value: TensorSpec | float) -> bool:
@@ -51,7 +59,7 @@ def _refuses_bools(kernel: str) -> Check:
     """Return the check of a kernel that has no version for operands that are all bools."""
 
     def check(call: Call) -> None:
-        if all(spec.dtype == torch.bool for _, spec in specs_of(call)):
+        if all(spec.dtype == torch.bool for _, spec in call.tensors()):
             implements(kernel, torch.bool, ())
 
     return check
@@ -183,6 +191,16 @@ def _decomposition(name: str, argument: str, kernel: str | None) -> Check:
     return check
 
 
+checks("aten::_linalg_solve_ex")(
+    _decomposition("linalg.solve", "A", None),
+    same_dtype(
+        "A",
+        "B",
+        "linalg.solve: Expected A and B to have the same dtype, but found A of type {} and B of "
+        "type {} instead",
+    ),
+    dispatches("lu_factor_cusolver", "A", (*_REAL, *_COMPLEX)),
+)
 for _operator, _name, _argument, _needed in (
     ("linalg_vector_norm", "linalg.vector_norm", "self", None),
     ("linalg_cholesky_ex", "linalg.cholesky", "self", "cholesky_cusolver"),
@@ -194,18 +212,6 @@ for _operator, _name, _argument, _needed in (
     ("linalg_inv_ex", "linalg.inv", "A", None),
 ):
     checks(f"aten::{_operator}")(_decomposition(_name, _argument, _needed))
-
-
-@checks("aten::_linalg_solve_ex")
-def _solve(call: Call) -> None:
-    left, right = call.tensor("A").dtype, call.tensor("B").dtype
-    _decomposition("linalg.solve", "A", None)(call)
-    if left != right:
-        raise RuntimeError(
-            "linalg.solve: Expected A and B to have the same dtype, but found A of type "
-            f"{scalar_name(left)} and B of type {scalar_name(right)} instead"
-        )
-    implements("lu_factor_cusolver", left, (*_REAL, *_COMPLEX))
 
 
 @checks("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r")
@@ -224,3 +230,95 @@ def _fft(call: Call) -> None:
             "cuFFT only supports dimensions whose sizes are powers of two when computing in half "
             f"precision, but got a signal size of{sizes}"
         )
+
+
+# ------------------------------------------------------------------------- matrix products
+
+_SELF_IS_MAT2 = "self and mat2 must have the same dtype, but got {} and {}"
+_MAT1_IS_MAT2 = "mat1 and mat2 must have the same dtype, but got {} and {}"
+
+checks("aten::mm")(
+    same_dtype(
+        "self",
+        "mat2",
+        "expected mat1 and mat2 to have the same dtype, but got: {} != {}",
+        name=cpp_name,
+    ),
+    dispatches("addmm_cuda", "self", _BLAS),
+)
+checks("aten::addmm", "aten::addmm_", "aten::_addmm_activation")(
+    same_dtype("self", "mat2", _SELF_IS_MAT2),
+    same_dtype("mat1", "mat2", _MAT1_IS_MAT2),
+    dispatches("addmm_cuda", "self", _BLAS),
+)
+checks("aten::addbmm", "aten::addbmm_")(  # `addbmm_impl_` calls `addmm` for each matrix
+    same_dtype("self", "batch2", _SELF_IS_MAT2),
+    same_dtype("batch1", "batch2", _MAT1_IS_MAT2),
+    dispatches("addmm_cuda", "self", _BLAS),
+)
+checks("aten::bmm")(dispatches("baddbmm_cuda", "self", _BLAS, "mat2"))
+# `_trilinear` of aten/src/ATen/native/Linear.cpp multiplies slices with `bmm`.
+checks("aten::_trilinear")(dispatches("baddbmm_cuda", "i1", _BLAS))
+# native/ConvolutionTBC.cpp: `addmm_` onto the output, to which the bias is copied.
+checks("aten::conv_tbc")(
+    same_dtype("self", "weight", _SELF_IS_MAT2), dispatches("addmm_cuda", "self", _BLAS)
+)
+
+
+@checks("aten::baddbmm", "aten::baddbmm_")
+def _baddbmm(call: Call) -> None:
+    addend, left, right = (call.tensor(name).dtype for name in ("self", "batch1", "batch2"))
+    if addend != left:
+        raise RuntimeError(
+            f"Input dtypes must be the same, got: input {cpp_name(addend)}, "
+            f"batch1: {cpp_name(left)}, batch2: {cpp_name(right)}"
+        )
+    implements("baddbmm_cuda", addend, _BLAS)
+    expects(addend, call.tensor("batch2"))
+
+
+@checks("aten::mv", "aten::addmv", "aten::addmv_")
+def _addmv(call: Call) -> None:
+    """`mv` is an `addmv` onto a vector of the dtype of `vec`."""
+    is_mv = call.operator == "aten::mv"
+    matrix = call.tensor("self" if is_mv else "mat").dtype
+    vector = call.tensor("vec").dtype
+    addend = vector if is_mv else call.tensor("self").dtype
+    if not addend == matrix == vector:
+        raise RuntimeError(
+            "addmv input tensors must have the same dtype, but got "
+            f"{scalar_name(addend)}, {scalar_name(matrix)}, and {scalar_name(vector)}"
+        )
+    implements("addmv_impl_cuda", matrix, _BLAS)
+
+
+for _operator, _other in (("dot", "tensor"), ("vdot", "other")):
+    checks(f"aten::{_operator}")(
+        same_dtype(
+            "self",
+            _other,
+            "dot : expected both vectors to have same dtype, but found {} and {}",
+        ),
+        dispatches("dot", "self", _BLAS),
+    )
+
+
+@checks("aten::_cdist_forward")
+def _cdist(call: Call) -> None:
+    """`cdist_kernel_impl` of native/cuda/DistanceKernel.cu."""
+    for argument, name in (("x1", "X1"), ("x2", "X2")):
+        if not call.tensor(argument).dtype.is_floating_point:
+            raise RuntimeError(
+                "cdist only supports floating-point dtypes, "
+                f"{name} got: {scalar_name(call.tensor(argument).dtype)}"
+            )
+    dtype = call.tensor("x1").dtype
+    implements("cdist_cuda", dtype, {torch.float32, torch.float64})
+    expects(dtype, call.tensor("x2"))
+
+
+# native/cuda/CrossKernel.cu: a TensorIterator without promotion
+checks("aten::linalg_cross")(
+    same_dtype("self", "other", "Found dtype {1} but expected {0}"),
+    _refuses_bools("cross_cuda"),
+)

@@ -1,4 +1,4 @@
-"""The conductor of `bsfind inspect`: one batch size, precision after precision, on a simulated GPU."""
+"""Runs `bsfind inspect`: one batch size, precision after precision, on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from bsfind.worker.client import Worker
 
 
 class Inspector:
-    """Finds out what memory is made of at the batch size of the settings.
+    """Finds out the composition of memory at the batch size of the settings.
 
-    On a machine with a GPU its counterpart in the catalogue is simulated: a GPU says how much is
-    allocated, but not what allocated it.
+    On a machine with a GPU, the same GPU of the catalogue is simulated: a real GPU tells how much memory
+    is allocated, but not by what.
 
     Args:
-        settings: what to inspect; they name a batch size.
+        settings: what to inspect, with a batch size.
         command: the command line, for the report.
         events: told what goes on.
     """
@@ -85,7 +85,7 @@ class Inspector:
         )
 
     def _choice(self) -> tuple[DeviceChoice, DeviceInfo | None]:
-        """Return the GPU to simulate, and the one of this machine that it stands for."""
+        """Return the GPU to simulate, and the GPU of this machine that it replaces, if it does."""
         choice = self._settings.device
         if choice.is_simulated:
             return choice, None
