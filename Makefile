@@ -37,7 +37,7 @@ $(FAKE)/.ready: pyproject.toml $(wildcard tests/fakegpu/*.py tests/fakegpu/*.sh 
 	touch $@
 
 # For its tests on the CPU, torch comes without CUDA's libraries: see tests/without_cuda.py.
-.venv-oldest/.ready .venv-newest/.ready: .venv-%/.ready: pyproject.toml tests/without_cuda.py
+.venv-oldest/.ready .venv-newest/.ready: .venv-%/.ready: pyproject.toml tests/without_cuda.py tests/fakegpu/stubs.py
 	$(PYTHON) -m venv --clear .venv-$*
 	.venv-$*/bin/pip install --quiet --upgrade 'pip>=25.1'
 	.venv-$*/bin/pip install --quiet --no-deps '$(TORCH_$*)'

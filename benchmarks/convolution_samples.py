@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from benchmarks.convolution_layers import HELD_OUT, Case, Layer, drawn_cases, read_layers
 from tests import fakegpu
-from tests.simulation.operator_comparison import TARGETS
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 
@@ -222,7 +222,7 @@ def sample(gpu: str, chunks: range, draws: int) -> None:
 def main() -> None:
     """Start a process for each GPU and some of its chunks, in turns."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--gpus", nargs="*", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--gpus", nargs="*", default=list(GPU_SPECS), choices=GPU_SPECS)
     parser.add_argument("--chunks", type=int, default=50)
     parser.add_argument("--draws", type=int, default=2000, help="of a chunk")
     parser.add_argument("--from", type=int, default=None, dest="first", help=argparse.SUPPRESS)

@@ -24,7 +24,7 @@ from statistics import median_low
 from typing import Any
 
 from benchmarks.convolution_samples import ROOT, Sample, read_samples
-from tests.simulation.operator_comparison import TARGETS
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.simulation.kernels import cudnn_engines
 from bsfind.simulation.kernels.cudnn_workspace import workspaces_by_tree
@@ -77,7 +77,7 @@ def rows(archive: Path, held_out: Sequence[Sample]) -> Iterator[dict[str, Any]]:
     cudnn_engines._forest.cache_clear()
     manifest = json.loads(zipfile.ZipFile(archive).read(cudnn_engines.MANIFEST))
     fitted = [gpu["fitted_samples"] for gpu in manifest["gpus"].values()]
-    every = [workspaces_by_tree(each.problem, TARGETS[each.gpu]) for each in held_out]
+    every = [workspaces_by_tree(each.problem, GPU_SPECS[each.gpu]) for each in held_out]
     for count in (None, *(FEWER if archive == SHIPPED else ())):
         row: dict[str, Any] = {
             "archive": "shipped" if archive == SHIPPED else "fitted anew",
@@ -85,7 +85,7 @@ def rows(archive: Path, held_out: Sequence[Sample]) -> Iterator[dict[str, Any]]:
             "trees": count or max(map(len, every)),
             "bytes": size_with(archive, count),
         }
-        for of_models, gpu in product((False, True), ("all", *TARGETS)):
+        for of_models, gpu in product((False, True), ("all", *GPU_SPECS)):
             pairs = [
                 (median_low(guesses[:count]), each.workspace)
                 for each, guesses in zip(held_out, every, strict=True)
@@ -100,7 +100,7 @@ def write_table(target: Path, held_out: Sequence[Sample], count: int = 160) -> N
     """Write so many samples of each GPU, drawn and of models."""
     chance = random.Random(7)
     with gzip.GzipFile(target, "wb", mtime=0) as file:
-        for gpu, of_models in product(sorted(TARGETS), (True, False)):
+        for gpu, of_models in product(sorted(GPU_SPECS), (True, False)):
             some = [each for each in held_out if (each.gpu, bool(each.model)) == (gpu, of_models)]
             for each in chance.sample(some, min(count, len(some))):
                 row = [gpu, *each.row[:13]]
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("archives", nargs="*", type=Path, help="besides that of the package")
     parser.add_argument("--table", type=Path)
     arguments = parser.parse_args()
-    held_out = [each for gpu in TARGETS for each in read_samples(gpu) if each.is_held_out]
+    held_out = [each for gpu in GPU_SPECS for each in read_samples(gpu) if each.is_held_out]
     if arguments.table:
         write_table(arguments.table, held_out)
         return

@@ -26,7 +26,7 @@ from benchmarks import accuracy_summary, max_batch, wide_corpus
 from tests.simulation.corpus import cases as core_cases
 from tests.simulation.corpus.case import Case, Run
 from tests.simulation.forks import in_fork
-from tests.simulation.operator_comparison import TARGETS
+from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.oracle import Oracle
 from tests.simulation.simulated import simulate
 
@@ -166,7 +166,7 @@ def _classify(gpu: str) -> None:
 def _traced_kind(case: Case) -> dict[str, Any]:
     from bsfind.simulation.trace.tracer import Tracer
 
-    with Tracer(case.workload, case.precisions[0], TARGETS["h100"]) as tracer:
+    with Tracer(case.workload, case.precisions[0], GPU_SPECS["h100"]) as tracer:
         tracer.program(case.batch_sizes[0], steps=1)
         operators = tracer.operators
     assert operators is not None

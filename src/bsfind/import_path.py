@@ -13,6 +13,7 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -87,6 +88,22 @@ def resolve(path: ImportPath) -> Any:
             ) from None
         where += f"{name}."
     return found
+
+
+def resolve_function(text: str, wanted: str = "a function") -> Callable[..., Any]:
+    """Return what `package.module:attr` or `path/file.py:attr` names, which has to be callable.
+
+    Args:
+        text: the import path.
+        wanted: what it should name, for the error: `an optimizer`.
+
+    Raises:
+        TargetError: there is no such object, or it is not callable.
+    """
+    found = resolve(parse_import_path(text))
+    if not callable(found):
+        raise TargetError(f"`{text}` is of type `{type(found).__name__}`, not {wanted}")
+    return found  # type: ignore[no-any-return]
 
 
 def _import_module(path: ImportPath) -> ModuleType:

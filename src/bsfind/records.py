@@ -1,14 +1,18 @@
-"""What was found: trials, results per precision, and the report. Frozen, JSON ⇄ (see DESIGN §4).
+"""What was found: trials, results per precision, and the report; to JSON (`asdict`) and back (`record_of`).
 
 Sizes are bytes, times seconds; None (JSON null) is unknown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 SCHEMA_VERSION = "1.0"
+
+Record = TypeVar("Record")
 
 TrialStatus = Literal["ok", "oom", "error", "timeout"]
 ErrorKind = Literal["kernel_limit", "refused", "batch_norm", "leak"]
@@ -34,25 +38,18 @@ class DeviceInfo:
 
     Attributes:
         kind: `cuda`: measured; `simulated`: predicted.
-        name: as torch names it.
-        index: as torch counts it (after CUDA_VISIBLE_DEVICES).
-        compute_capability: such as `8.9`; None where there is no such thing (ROCm).
+        name, index: as torch has them (after CUDA_VISIBLE_DEVICES).
+        compute_capability: such as `8.9`; None on ROCm, which has none.
         total_bytes: `total_memory` of the device's properties.
-        free_bytes: what PyTorch could use when the worker started: other processes and the CUDA
-            context are taken off.
+        free_bytes: what PyTorch could use when the worker started, without what other processes and the
+            CUDA context held.
         capacity_bytes: what the search may use: `free_bytes`, or `--memory-limit`.
-        context_bytes: what the process holds of the device outside PyTorch's allocator: the CUDA
-            context and the kernels and libraries that are loaded; None if it is not known.
-        others_bytes: what other processes (and a display, the driver) held when it was opened; None
-            if it is not known.
-        context_source: where that figure comes from: `measured` when the device was opened,
+        context_bytes: context memory: what the process holds outside PyTorch's allocator, for the CUDA
+            context and loaded kernels and libraries; None: unknown.
+        context_source: where `context_bytes` comes from: `measured` when the device was opened,
             `modelled`, or `given` by `--context-memory`.
-        supports_bf16: bfloat16 in hardware.
-        supports_tf32: TF32 in hardware.
-        driver: version of the NVIDIA driver.
-        torch_version: of the worker.
-        cuda_version: that torch was built for.
-        other_processes: processes besides ours that hold memory on it.
+        others_bytes: what other processes, a display and the driver held when the device was opened;
+            None: unknown.
     """
 
     kind: DeviceKind = "cuda"
@@ -72,28 +69,19 @@ class DeviceInfo:
     cuda_version: str | None = None
     other_processes: tuple[GpuProcess, ...] = ()
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> DeviceInfo:
-        """Return the device that `dataclasses.asdict` wrote."""
-        others = tuple(GpuProcess(**process) for process in data["other_processes"])
-        return cls(**{**data, "other_processes": others})
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelInfo:
     """The model as it was loaded.
 
     Attributes:
-        class_name: class of the model; None in reports of older versions.
         parameters: number of parameters, shared ones once.
-        optimizer: the optimizer's class, or None in inference.
-        model_bytes: allocated on the device after loading.
-        kind: what most of the operators of its traced step are, of those that predictions differ by
-            in how exact they are; None: not traced.
-        weights_dtype: see `PrecisionResult`.
+        model_bytes: bytes that are allocated on the device after loading.
+        kind: which operators most of the traced step consists of; predictions for the kinds differ in how
+            exact they are; None: not traced.
     """
 
-    class_name: str | None = None
+    class_name: str | None = None  # in reports of older versions
     parameters: int
     optimizer: str | None
     model_bytes: int
@@ -106,7 +94,6 @@ class Leak:
     """Memory that grows from step to step: no batch size lasts.
 
     Attributes:
-        bytes_per_step: what each step leaves behind.
         lasts_steps: after how many steps the device is full, at the batch size of the trial.
     """
 
@@ -121,22 +108,19 @@ class Trial:
     Attributes:
         batch_size: samples in a (micro-)batch.
         status: `ok`, `oom` (out of memory), `error` (see `error_kind`), `timeout`.
-        peak_allocated_bytes: `torch.cuda.max_memory_allocated()` over the trial; None unless ok.
-        peak_reserved_bytes: `torch.cuda.max_memory_reserved()` over the trial; None unless ok.
+        peak_allocated_bytes, peak_reserved_bytes: `torch.cuda.max_memory_allocated()` and
+            `max_memory_reserved()` over the trial; None unless ok.
         resident_bytes: allocated between two steps: parameters, buffers, optimizer state.
         activation_bytes: what the forward pass leaves allocated for the backward pass.
-        num_alloc_retries: how often the allocator had to flush its cache to go on.
-        steady_alloc_retries: how often of these in the second half of the steps, when the allocator
-            had time to settle: so it would go on.
+        num_alloc_retries: how often the allocator freed its cache to satisfy a request.
+        steady_alloc_retries: how many of these came in the second half of the steps: a longer run would
+            go on like that.
         peaks_by_step: peak allocated of each step, in their order.
-        error_kind: what the status `error` means: `kernel_limit` (too large for a kernel, for another
-            reason than memory), `refused` (the model's code raised, which other sizes may not make it do),
-            `batch_norm` (it refuses a batch of one in training), `leak`; None with any other status.
-        leak: memory grew with every step.
+        error_kind: what the status `error` means: `kernel_limit` (a kernel cannot index so many elements),
+            `refused` (the model's code raised; other sizes may run), `batch_norm` (it refuses a batch of
+            one in training), `leak`; None with any other status.
         steps: optimizer steps that ran.
-        step_time_s: mean time of a step after the first (warm-up), synchronised.
-        samples_per_s: samples per second of these steps.
-        message: why it is not ok.
+        step_time_s: mean time of the steps after the first (warm-up), synchronised.
     """
 
     batch_size: int
@@ -160,34 +144,16 @@ class Trial:
         """Whether the model does not accept this size, whatever the memory."""
         return self.error_kind in ("refused", "batch_norm")
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {**asdict(self), "peaks_by_step": list(self.peaks_by_step)}
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Trial:
-        """Return the trial that `to_json` wrote."""
-        leak = data["leak"]
-        return cls(
-            **{
-                **data,
-                "peaks_by_step": tuple(data["peaks_by_step"]),
-                "leak": Leak(**leak) if leak else None,
-            }
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class RefusedSizes:
     """Batch sizes at which the model's own code raised, though others run.
 
     Attributes:
-        batch_sizes: that were tried and refused, in ascending order.
-        error: what the code said at the first of them.
-        multiple_of: what every size that was tried afterwards is a multiple of; None if no such number
-            was found.
-        accepted: which sizes run, as far as was found out: `multiples of 4`, `powers of two`; None if no
-            form was found.
+        batch_sizes: sizes that were tried and refused, in ascending order.
+        error: message of the error at the first of them.
+        multiple_of: number that every size tried afterwards is a multiple of; None if none was found.
+        accepted: form of the sizes that run: `multiples of 4`, `powers of two`; None if none was found.
     """
 
     batch_sizes: tuple[int, ...]
@@ -195,20 +161,10 @@ class RefusedSizes:
     multiple_of: int | None
     accepted: str | None
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> RefusedSizes:
-        """Return the sizes that `dataclasses.asdict` wrote."""
-        return cls(**{**data, "batch_sizes": tuple(data["batch_sizes"])})
-
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorBound:
-    """How far predicted peaks were from real ones, as a part of the real one (0.01 is 1 %).
-
-    Attributes:
-        median: of the absolute errors.
-        p95: their 95th percentile.
-    """
+    """Absolute errors of predicted peaks, as parts of the real ones (0.01 is 1 %)."""
 
     median: float
     p95: float
@@ -216,25 +172,18 @@ class ErrorBound:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What a comparison of predictions with real runs came to, for one kind of model.
+    """Result of a comparison of predictions with real runs, for one kind of model.
 
     Attributes:
-        runs: how many were compared.
+        runs: number of runs that were compared.
         against: what ran: torch's version, the GPU, and what was not real about it.
-        allocated: errors of the peak allocated.
-        reserved: errors of the peak reserved.
+        allocated, reserved: errors of the peak allocated and reserved.
     """
 
     runs: int
     against: str
     allocated: ErrorBound
     reserved: ErrorBound
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Accuracy:
-        """Return the accuracy that `dataclasses.asdict` wrote."""
-        bounds = {name: ErrorBound(**data[name]) for name in ("allocated", "reserved")}
-        return cls(**{**data, **bounds})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,12 +193,10 @@ class Prediction:
     Attributes:
         torch_version: the torch whose allocator and kernels are modelled.
         allocator: options of the caching allocator that differ from PyTorch's defaults, by name.
-        model_kind: which models `accuracy` is about, by the operators of the step; None before a step
-            was traced.
-        accuracy: how exact predictions for such models were found to be with this version of torch;
-            None: not measured.
-        no_accuracy_because: why there is none, after the words "Error bound:"; None if there is one, or
-            no step was traced.
+        model_kind: the kind of model that `accuracy` is about; None before a step was traced.
+        accuracy: how exact predictions for such models are with this version of torch; None: not measured.
+        no_accuracy_because: why `accuracy` is None, to follow the words "Error bound:"; None if it is not,
+            or no step was traced.
     """
 
     torch_version: str
@@ -258,16 +205,10 @@ class Prediction:
     accuracy: Accuracy | None
     no_accuracy_because: str | None = None
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Prediction:
-        """Return the prediction that `dataclasses.asdict` wrote."""
-        accuracy = data["accuracy"]
-        return cls(**{**data, "accuracy": Accuracy.from_json(accuracy) if accuracy else None})
-
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedPeaks:
-    """What was predicted before the search on a real GPU; the peaks are at its recommended size."""
+    """What was predicted before the search on a real GPU; the peaks are at the recommended size."""
 
     max_batch_size: int
     recommended_batch_size: int | None
@@ -277,12 +218,9 @@ class PredictedPeaks:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpandableSegments:
-    """What `PYTORCH_ALLOC_CONF=expandable_segments:True` buys against fragmentation.
+    """What `PYTORCH_ALLOC_CONF=expandable_segments:True` gains against fragmentation.
 
-    Attributes:
-        batch_size: the largest that ran with it within the budget, in a fresh process.
-        peak_allocated_bytes: at that batch size.
-        peak_reserved_bytes: at that batch size.
+    The peaks are at `batch_size`: the largest that ran with it within the budget, in a fresh process.
     """
 
     batch_size: int
@@ -296,10 +234,7 @@ class GlobalBatch:
 
     Attributes:
         asked: samples for each optimizer step that were asked for.
-        reached: samples that the three factors make; the nearest where `asked` cannot be met.
-        micro_batch_size: samples in a forward pass on one GPU.
-        accumulation_steps: micro-batches for each optimizer step.
-        world_size: GPUs.
+        reached: product of the three factors; the nearest where `asked` cannot be met.
     """
 
     asked: int
@@ -316,30 +251,27 @@ class PrecisionResult:
     `peak_*` and the times are those of the trial at `recommended_batch_size`.
 
     Attributes:
-        precision: as run (never `amp`).
+        precision: the precision that ran (never `amp`).
         remedy: what `--compare` changed for this row; None in a row of `--precision`.
         status: `ok`; `nothing_fits`; `error` (the user's code failed); `unsupported` by the
             device; `unfinished` (stopped before there was an answer).
-        max_batch_size: the largest that ran, headroom not counted.
+        max_batch_size: the largest that ran within the capacity.
         recommended_batch_size: the largest that leaves the headroom free.
-        is_maximum_proven: the next size within the tolerance did not run, or was not allowed.
-        fragmentation_bytes: peak reserved less peak allocated: what the allocator holds and cannot use.
+        is_maximum_proven: whether the next size within the tolerance did not run, or was not allowed.
+        fragmentation_bytes: peak reserved minus peak allocated.
         peak_fraction: peak reserved as a part of the device's total memory.
-        verified: the recommended size ran in a process of its own; never where nothing runs.
+        verified: whether the recommended size ran in a process of its own; False if it is predicted.
         smallest_failed_batch_size: the smallest above the maximum that did not run.
-        confirmation: the trial of the recommended size in a fresh process.
-        saturation_batch_size: the smallest of the sizes that were timed whose samples/s is within 2 %
-            of the best; None if nothing was timed.
-        expandable_segments: what that setting of the allocator buys; None if it was not tried.
-        global_batch: how `--global-batch` is reached with the recommended size.
-        leak: why there is no recommended size: memory grows with every step.
-        refused_sizes: batch sizes at which the model's own code raised; None if there were none.
-        trials: of the search, in the order in which they ran, and the confirmed one.
+        confirmation: trial of the recommended size in a fresh process.
+        saturation_batch_size: the smallest of the timed sizes whose samples/s is within 2 % of the best;
+            None if nothing was timed.
+        expandable_segments: what that setting of the allocator gains; None if it was not tried.
+        trials: trials of the search, in their order, and that of the recommended size.
         timings: trials of smaller sizes that ran for their speed alone.
-        predicted: what was expected before anything ran; None if nothing was, or nothing runs.
-        message: why it is not ok.
-        weights_dtype: of the floating parameters, where they are not all float32 and the precision does
-            not convert them: `bfloat16`, `mixed bfloat16/float32`.
+        predicted: what was predicted before anything ran; None without a prediction.
+        message: why the status is not `ok`, or nothing is recommended.
+        weights_dtype: dtype of the floating-point parameters, where they are not all float32 and the
+            precision does not convert them: `bfloat16`, `mixed bfloat16/float32`.
     """
 
     precision: str
@@ -368,43 +300,13 @@ class PrecisionResult:
     message: str | None = None
     weights_dtype: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> PrecisionResult:
-        """Return the result that `to_json` wrote."""
-        confirmation, refused = data["confirmation"], data.get("refused_sizes")
-        parts: dict[str, type] = {
-            "predicted": PredictedPeaks,
-            "expandable_segments": ExpandableSegments,
-            "global_batch": GlobalBatch,
-            "leak": Leak,
-        }
-        return cls(
-            **{
-                **data,
-                **{name: part(**data[name]) for name, part in parts.items() if data[name]},
-                "confirmation": Trial.from_json(confirmation) if confirmation else None,
-                "refused_sizes": RefusedSizes.from_json(refused) if refused else None,
-                "trials": tuple(Trial.from_json(trial) for trial in data["trials"]),
-                "timings": tuple(Trial.from_json(trial) for trial in data["timings"]),
-            }
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The answer: this batch size, in this precision, because.
-
-    With `--global-batch` the batch size is that of a micro-batch.
+    """The batch size and the precision to train with.
 
     Attributes:
-        batch_size: samples in a (micro-)batch.
-        precision: to train in.
-        reason: why this one.
-        global_batch: how `--global-batch` is reached with it.
+        batch_size: samples in a batch; in a micro-batch with `--global-batch`.
         check: the command that tries it again.
     """
 
@@ -420,9 +322,8 @@ class ReportWarning:
     """Something that the reader of the answer must know.
 
     Attributes:
-        code: stable, for scripts.
-        message: one sentence, no full stop.
-        hint: what to do about it.
+        code: stable name, for scripts.
+        message: one sentence without a full stop.
     """
 
     code: str
@@ -432,12 +333,7 @@ class ReportWarning:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputMemory:
-    """What the model returns in a training step of bsfind's.
-
-    Attributes:
-        bytes_per_sample: of its tensors, divided by the batch size.
-        is_stand_in: whether its mean stands in for a loss that is not known.
-    """
+    """What the model returns in a training step; `is_stand_in`: its mean is trained, no loss being known."""
 
     bytes_per_sample: int
     is_stand_in: bool
@@ -445,13 +341,7 @@ class OutputMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Assumption:
-    """Something about the step that the user did not say, and that bears on the answer.
-
-    Attributes:
-        what: it is about: `loss`, `optimizer`, an input, the GPU.
-        value: that bsfind chose.
-        why: it chose that, or which option says otherwise; no full stop.
-    """
+    """Something about the step that the user did not say: bsfind chose `value`; `why` names an option."""
 
     what: str
     value: str
@@ -460,7 +350,7 @@ class Assumption:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that one `run` or `check` found out. `to_json` is the public document."""
+    """Everything that one `run` or `check` found out. `to_json` returns the public document."""
 
     bsfind_version: str
     status: ReportStatus
@@ -490,6 +380,10 @@ class Report:
         device = None
         if self.device is not None:
             device = {**asdict(self.device), "budget_bytes": self.budget_bytes}
+        model = None
+        if self.model is not None:
+            model = asdict(self.model)
+            del model["weights_dtype"]  # each result has that of its precision
         return {
             "schema_version": SCHEMA_VERSION,
             "bsfind_version": self.bsfind_version,
@@ -499,13 +393,13 @@ class Report:
             "command": list(self.command),
             "reproduce": self.reproduce,
             "device": device,
-            "model": _model_json(self.model) if self.model else None,
+            "model": model,
             "workload": {
                 **self.workload,
                 "assumptions": [asdict(assumption) for assumption in self.assumptions],
             },
             "search": self.search,
-            "results": [result.to_json() for result in self.results],
+            "results": [asdict(result) for result in self.results],
             "recommendation": asdict(self.recommendation) if self.recommendation else None,
             "warnings": [asdict(warning) for warning in self.warnings],
             "message": self.message,
@@ -522,36 +416,35 @@ class Report:
         """
         if data.get("schema_version") != SCHEMA_VERSION:
             raise ValueError(f"schema version {data.get('schema_version')}, not {SCHEMA_VERSION}")
-        values = {f.name: data[f.name] for f in fields(cls) if f.name in data}
         device = dict(data["device"]) if data["device"] else None
         budget = device.pop("budget_bytes") if device else None
-        recommendation, prediction = data["recommendation"], data.get("prediction")
         workload = dict(data["workload"])
         assumptions = workload.pop("assumptions", [])  # reports of older versions have none
-        return cls(
-            **{
-                **values,
-                "command": tuple(data["command"]),
-                "device": DeviceInfo.from_json(device) if device else None,
-                "budget_bytes": budget,
-                "workload": workload,
-                "assumptions": tuple(Assumption(**assumption) for assumption in assumptions),
-                "model": ModelInfo(**data["model"]) if data["model"] else None,
-                "prediction": Prediction.from_json(prediction) if prediction else None,
-                "results": tuple(PrecisionResult.from_json(r) for r in data["results"]),
-                "recommendation": _recommendation(recommendation) if recommendation else None,
-                "warnings": tuple(ReportWarning(**w) for w in data["warnings"]),
-            }
-        )
+        own = {"device": device, "workload": workload, "assumptions": assumptions}
+        known = {f.name for f in fields(cls)}
+        values = {name: value for name, value in data.items() if name in known}
+        return record_of(cls, {**values, **own, "budget_bytes": budget})
 
 
-def _model_json(model: ModelInfo) -> dict[str, Any]:
-    """Return the model without the dtype of its weights, which each result has for its precision."""
-    data = asdict(model)
-    del data["weights_dtype"]
-    return data
+def record_of(kind: type[Record], data: Mapping[str, Any]) -> Record:
+    """Return the record that `dataclasses.asdict` wrote as JSON.
+
+    Raises:
+        TypeError: a field that the record does not have, or a missing one that has no default.
+    """
+    hints = get_type_hints(kind)
+    return kind(**{name: _value(hints.get(name), value) for name, value in data.items()})
 
 
-def _recommendation(data: dict[str, Any]) -> Recommendation:
-    split = data["global_batch"]
-    return Recommendation(**{**data, "global_batch": GlobalBatch(**split) if split else None})
+def _value(hint: Any, value: Any) -> Any:
+    """Return the value of a field, given its type."""
+    if value is None:
+        return None
+    choices = [choice for choice in get_args(hint) if choice is not type(None)]
+    if isinstance(hint, UnionType) and len(choices) == 1:
+        return _value(choices[0], value)
+    if get_origin(hint) is tuple and hasattr(choices[0], "__dataclass_fields__"):
+        return tuple(record_of(choices[0], part) for part in value)
+    if hasattr(hint, "__dataclass_fields__"):
+        return record_of(hint, value)
+    return tuple(value) if get_origin(hint) is tuple else value

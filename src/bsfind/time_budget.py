@@ -1,4 +1,4 @@
-"""How much time is left: for one answer of a worker, and for the whole search."""
+"""How much time is left for an answer of a worker, and for the whole search."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from bsfind.errors import TimeLimitError
 from bsfind.units import format_duration
 
 _START_S = 300.0
-"""A large model on a cold file system: what a short `--trial-timeout` is not meant for."""
+"""Time to load a large model from a cold file system, whatever `--trial-timeout` is."""
 
 
 class TimeBudget:
-    """A clock that runs from its making.
+    """A clock that starts when it is made.
 
     Args:
         trial_timeout_s: longest time for one trial, seconds.
@@ -38,7 +38,7 @@ class TimeBudget:
         """Return how many seconds the next trial may take.
 
         Args:
-            times: how many times as long as a trial of the search it is.
+            times: its length, as a multiple of a trial of the search.
 
         Raises:
             TimeLimitError: the time for everything is over.

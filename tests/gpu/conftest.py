@@ -42,7 +42,7 @@ def gpu(is_fake: bool, tmp_path: Path) -> Gpu:
 
 @pytest.fixture
 def fake_gpu(gpu: Gpu) -> Gpu:
-    """A GPU whose faults and neighbours can be chosen."""
+    """A GPU whose faults and other processes can be chosen."""
     if not gpu.is_fake:
         pytest.skip("a real GPU does not fail on request")
     return gpu

@@ -64,7 +64,7 @@ def test_what_a_trial_records(gpu: Gpu) -> None:
         gpu,
         """
         a = w.run_trial(32, 4, 120)
-        answer = [a.trial.to_json(), a.recording.to_json()["events"], model.parameters]
+        answer = [vars(a.trial), a.recording.events, model.parameters]
         """,
     )
     assert isinstance(answer, list)

@@ -9,15 +9,6 @@ from tests.simulation.operator_probe import call_from
 
 from bsfind.simulation.kernels.call import GpuSpec, KernelTrace, TensorSpec, rule_for
 
-TARGETS = {
-    "h100": GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "a100": GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "rtx3090": GpuSpec(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "rtx4090": GpuSpec(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "t4": GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
-}  # fmt: skip
-"""The profiles of the fake GPU."""
-
 
 def rounded(nbytes: int) -> int:
     """Return the block that the caching allocator gives for so many bytes."""
@@ -36,7 +27,7 @@ class Expectation:
     """What the rules say, for calls in the order in which they were made.
 
     Args:
-        gpu: that made them.
+        gpu: the GPU that made them.
     """
 
     def __init__(self, gpu: GpuSpec) -> None:

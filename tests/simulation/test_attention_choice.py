@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.layer_cases import on_fake_gpu, on_meta
-from tests.simulation.operator_comparison import TARGETS, differences
+from tests.simulation.operator_comparison import differences
 from tests.simulation.oracle import why_there_is_none
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -55,40 +56,40 @@ def test_dtype_width_and_gpu_choose(
     gpu: str, dtype: torch.dtype, features: int, chosen: AttentionBackend
 ) -> None:
     asked = question(2, 4, 32, features, dtype=dtype)
-    assert choose_attention(asked, TARGETS[gpu]) == chosen
+    assert choose_attention(asked, GPU_SPECS[gpu]) == chosen
 
 
 def test_a_mask_rules_out_flash_attention() -> None:
     mask = torch.empty(32, 32, dtype=torch.bool, device="meta")
-    assert choose_attention(question(2, 4, 32, 64, mask=mask), TARGETS["a100"]) == EFFICIENT
-    assert choose_attention(question(2, 4, 32, 64, mask=mask), TARGETS["h100"]) == CUDNN
+    assert choose_attention(question(2, 4, 32, 64, mask=mask), GPU_SPECS["a100"]) == EFFICIENT
+    assert choose_attention(question(2, 4, 32, 64, mask=mask), GPU_SPECS["h100"]) == CUDNN
 
 
 def test_dropout_must_suit_cudnn() -> None:
-    assert choose_attention(question(2, 4, 32, 64, dropout=0.1), TARGETS["h100"]) == FLASH
-    assert choose_attention(question(2, 4, 32, 64, dropout=0.125), TARGETS["h100"]) == CUDNN
+    assert choose_attention(question(2, 4, 32, 64, dropout=0.1), GPU_SPECS["h100"]) == FLASH
+    assert choose_attention(question(2, 4, 32, 64, dropout=0.125), GPU_SPECS["h100"]) == CUDNN
 
 
 def test_three_dimensions_are_the_formula_s() -> None:
-    assert choose_attention(question(8, 32, 64), TARGETS["a100"]) == MATH
+    assert choose_attention(question(8, 32, 64), GPU_SPECS["a100"]) == MATH
 
 
 def test_the_user_chooses() -> None:
     with sdpa_kernel(SDPBackend.MATH):
-        assert choose_attention(question(2, 4, 32, 64), TARGETS["a100"]) == MATH
+        assert choose_attention(question(2, 4, 32, 64), GPU_SPECS["a100"]) == MATH
     with sdpa_kernel(
         [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True
     ):
-        assert choose_attention(question(2, 4, 32, 64), TARGETS["h100"]) == EFFICIENT
+        assert choose_attention(question(2, 4, 32, 64), GPU_SPECS["h100"]) == EFFICIENT
     with (
         sdpa_kernel(SDPBackend.FLASH_ATTENTION),
         pytest.raises(RuntimeError, match="No available kernel"),
     ):
-        choose_attention(question(2, 4, 32, 64), TARGETS["t4"])
+        choose_attention(question(2, 4, 32, 64), GPU_SPECS["t4"])
 
 
 def test_older_torch_does_not_prefer_cudnn() -> None:
-    older = dataclasses.replace(TARGETS["h100"], torch_version=(2, 9))
+    older = dataclasses.replace(GPU_SPECS["h100"], torch_version=(2, 9))
     assert choose_attention(question(2, 4, 32, 64), older) == FLASH
 
 
@@ -99,7 +100,7 @@ def test_as_cuda_does(gpu: str) -> None:
     """The operators, and what attention's own allocate; cuDNN's plans are left out: they are slow."""
     load_rules()
     on_cuda = on_fake_gpu("attention", gpu)
-    on_host = on_meta("attention", TARGETS[gpu])
+    on_host = on_meta("attention", GPU_SPECS[gpu])
     assert {name: case["operators"] for name, case in on_cuda.items()} == on_host
     records = [
         record
@@ -109,7 +110,7 @@ def test_as_cuda_does(gpu: str) -> None:
         if "cudnn" not in record["operator"]
     ]
     assert len(records) > 50
-    assert differences(records, TARGETS[gpu]) == []
+    assert differences(records, GPU_SPECS[gpu]) == []
 
 
 @pytest.mark.gpu
@@ -117,5 +118,5 @@ def test_as_cuda_does(gpu: str) -> None:
 def test_composites_as_cuda_does() -> None:
     on_cuda = on_fake_gpu("composites", "a100")
     assert {name: case["operators"] for name, case in on_cuda.items()} == on_meta(
-        "composites", TARGETS["a100"]
+        "composites", GPU_SPECS["a100"]
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from tests.simulation.corpus import by_name
+from tests.simulation.gpu_specs import GPU_SPECS
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,12 +19,11 @@ from bsfind.inspect.records import Composition
 from bsfind.settings import Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.program import Program, Source
 from bsfind.simulation.trace.tracer import Tracer
 from bsfind.units import GIB, MIB
 
-A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GPU_SPECS["a100"]
 HERE = "tests.simulation.test_attribution"
 
 
@@ -270,7 +270,7 @@ def test_what_is_recomputed_belongs_to_the_module_that_made_it_first(how: str) -
         trial.allocations, categories_of(trial), trial.lifetimes(), strict=True
     ):
         if allocation.origin == "recompute" and allocation.is_tensor and birth < end_of_first:
-            nbytes = (*trial.load_events, *trial.trial_events)[birth]
+            nbytes = trial.events[birth]
             sums = recomputed.setdefault(allocation.module, {})
             sums[category] = sums.get(category, 0) + nbytes
     for index in range(4):
@@ -285,7 +285,7 @@ def made_by(trial: AttributedTrial, operator: str) -> list[tuple[str, str | None
     return [
         (allocation.origin, allocation.module)
         for allocation, (birth, _) in zip(trial.allocations, trial.lifetimes(), strict=True)
-        if operator in trial.operators[birth]
+        if operator in trial.program.operators[birth]
     ]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.layer_cases import on_fake_gpu, on_meta
-from tests.simulation.operator_comparison import TARGETS, differences
+from tests.simulation.operator_comparison import differences
 from tests.simulation.oracle import why_there_is_none
 
 from bsfind.simulation.kernels.call import load_rules
@@ -49,7 +50,7 @@ def test_cudnn_can_be_turned_off() -> None:
 def test_as_cuda_does() -> None:
     load_rules()
     on_cuda = on_fake_gpu("batch_norm", "a100")
-    on_host = on_meta("batch_norm", TARGETS["a100"])
+    on_host = on_meta("batch_norm", GPU_SPECS["a100"])
     assert {name: case["operators"] for name, case in on_cuda.items()} == on_host
     records = [
         record
@@ -58,4 +59,4 @@ def test_as_cuda_does() -> None:
         if "batch_norm" in record["operator"]
     ]
     assert len(records) > 50
-    assert differences(records, TARGETS["a100"]) == []
+    assert differences(records, GPU_SPECS["a100"]) == []

@@ -11,16 +11,16 @@ from unittest import mock
 import pytest
 import torch
 from tests.models import built
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.errors import UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace import building
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "built.py"
-A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GPU_SPECS["a100"]
 FLOATS = InputSpec(shape=(8,), dtype="float32")
 IMAGES = InputSpec(shape=(3, 8, 8), dtype="float32")
 TOKENS = InputSpec(name="x", shape=(5,), dtype="int64", low=0, high=1000)

@@ -10,6 +10,7 @@ from bsfind.inspect.compose import Allocation, AttributedTrial, Origin, categori
 from bsfind.inspect.records import CATEGORIES, Composition
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.trace.program import Program
 from bsfind.units import MIB
 
 
@@ -40,11 +41,7 @@ class Writer:
 
     def attributed(self, *, trains: bool = True) -> AttributedTrial:
         return AttributedTrial(
-            load_events=self.load,
-            trial_events=self.trial,
-            operators=self.operators,
-            marks=self.marks,
-            optional=self.optional,
+            program=Program(self.load, self.trial, self.operators, self.marks, self.optional),
             allocations=self.allocations,
             classes={"layer": "Linear"},
             trains=trains,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.simulation.kernels import convolution as rules
 from bsfind.simulation.kernels import cudnn_engines
@@ -25,13 +26,6 @@ from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, SPLIT_BASES, wor
 
 DATA = Path(__file__).parent / "data"
 ARCHIVE = zipfile.ZipFile(Path(rules.__file__).with_name(cudnn_engines.DATA_FILE))
-GPUS = {
-    "h100": GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "a100": GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13)),
-    "rtx3090": GpuSpec(capability=(8, 6), sm_count=82, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "rtx4090": GpuSpec(capability=(8, 9), sm_count=128, max_threads_per_sm=1536, torch_version=(2, 13)),
-    "t4": GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13)),
-}  # fmt: skip
 # What cuDNN asked for in every call when the events were recorded (FAKE_CUDNN_WORKSPACE).
 WORKSPACE = 123456
 CASES = [json.loads(line) for line in (DATA / "convolution_events.jsonl").read_text().splitlines()]
@@ -86,7 +80,7 @@ def test_backend_is_the_one_that_torch_selects(case):
     if w.dim == 3:
         contiguous = TensorSpec(x.shape, (x.shape[1] * x.shape[2], x.shape[2], 1), x.dtype)
         x, w = view_as_2d(contiguous), view_as_2d(w)
-    chosen = select_backend(x, w, numbers, GPUS["h100"], case["cudnn"])
+    chosen = select_backend(x, w, numbers, GPU_SPECS["h100"], case["cudnn"])
     assert chosen.value == BACKENDS[case["backend"]]
 
 
@@ -95,8 +89,8 @@ def test_bfloat16_before_ampere_goes_without_cudnn():
     w = TensorSpec((64, 32, 3, 3), (288, 9, 3, 1), torch.bfloat16)
     case = CASES[0]
     numbers = Convolution.of(call_of(case, backward=False), 2)
-    assert select_backend(x, w, numbers, GPUS["a100"], True).value == "cudnn"
-    assert select_backend(x, w, numbers, GPUS["t4"], True).value == "slow_2d"
+    assert select_backend(x, w, numbers, GPU_SPECS["a100"], True).value == "cudnn"
+    assert select_backend(x, w, numbers, GPU_SPECS["t4"], True).value == "slow_2d"
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
@@ -105,7 +99,7 @@ def test_events_are_those_of_the_allocator(case, backward, monkeypatch):
     monkeypatch.setattr(rules, "workspace_bytes", lambda problem, gpu: WORKSPACE)
     rule = rules.convolution_backward if backward else rules.convolution
     truth = [size for size in case["backward" if backward else "forward"] if size]
-    got = events(rule, call_of(case, backward), GPUS["h100"])
+    got = events(rule, call_of(case, backward), GPU_SPECS["h100"])
     if case["backend"].startswith("Slow"):
         # Small transients differ in order; what counts is how much there is at once.
         assert highest(got) == pytest.approx(highest(truth), rel=0.01)
@@ -170,13 +164,13 @@ def read_workspaces():
             yield gpu, problem, truth
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("gpu", GPU_SPECS)
 def test_workspaces_of_layers_that_no_tree_was_fitted_to(gpu):
     exact = count = over = truths = under = 0
     for name, problem, truth in read_workspaces():
         if name != gpu:
             continue
-        predicted = workspace_bytes(problem, GPUS[gpu])
+        predicted = workspace_bytes(problem, GPU_SPECS[gpu])
         count += 1
         exact += abs(predicted - truth) <= max(truth // 100, 1 << 20)
         over += max(0, predicted - truth)
@@ -198,10 +192,10 @@ def problem(**changes):
 
 
 def test_contiguous_tensors_are_copied_and_channels_last_ones_are_not():
-    plain = workspace_bytes(problem(), GPUS["h100"])
+    plain = workspace_bytes(problem(), GPU_SPECS["h100"])
     x = 32 * 64 * 56 * 56 * 2
     assert plain == pytest.approx(2 * x + 64 * 64 * 9 * 2, abs=512)
-    assert workspace_bytes(problem(channels_last=True), GPUS["h100"]) < 1 << 20
+    assert workspace_bytes(problem(channels_last=True), GPU_SPECS["h100"]) < 1 << 20
 
 
 WHOLE = {"dtype": torch.float32, "padding": (0, 0)}
@@ -233,15 +227,15 @@ def test_kernels_as_large_as_the_image_need_no_partial_results():
         kind="weight_gradient", dtype=torch.float32, batch=16, channels=512, size=(7, 7),
         out_channels=4096, kernel=(7, 7), padding=(0, 0),
     )  # fmt: skip
-    assert workspace_bytes(classifier, GPUS["h100"]) < 1 << 24
+    assert workspace_bytes(classifier, GPU_SPECS["h100"]) < 1 << 24
 
 
 def test_the_trees_are_those_of_the_version_of_cudnn_that_is_modelled():
     manifest = json.loads(ARCHIVE.read(MANIFEST))
     assert manifest["cudnn"] == CUDNN_VERSION
     assert manifest["torch"].startswith("2.13.0")
-    assert set(manifest["gpus"]) == set(MULTIPROCESSORS) == set(GPUS)
-    assert {name: gpu.sm_count for name, gpu in GPUS.items()} == MULTIPROCESSORS
+    assert set(manifest["gpus"]) == set(MULTIPROCESSORS) == set(GPU_SPECS)
+    assert {name: gpu.sm_count for name, gpu in GPU_SPECS.items()} == MULTIPROCESSORS
     install = (Path(__file__).parents[1] / "fakegpu" / "install.sh").read_text()
     (pinned,) = (line for line in install.splitlines() if line.startswith("cudnn="))
     major, minor, patch = (int(part) for part in pinned.removeprefix("cudnn=").split(".")[:3])
@@ -253,13 +247,13 @@ def test_the_archive_has_the_trees_that_are_asked_for():
     keys = [
         " ".join(p) for p in product(passes, ("float32", "half"), ("contiguous", "channels_last"))
     ]
-    needed = {f"{gpu}/{key}" for gpu in GPUS for key in ("grid", *keys)} | {MANIFEST}
+    needed = {f"{gpu}/{key}" for gpu in GPU_SPECS for key in ("grid", *keys)} | {MANIFEST}
     names = set(ARCHIVE.namelist())
     assert needed <= names
     assert {name.removesuffix(" depthwise") for name in names} == needed
 
 
-@pytest.mark.parametrize("gpu", GPUS)
+@pytest.mark.parametrize("gpu", GPU_SPECS)
 def test_members_of_the_archive_are_read_to_the_end(gpu):
     grid = json.loads(ARCHIVE.read(f"{gpu}/grid"))
     assert len(grid["borders"]) == len(cudnn_engines.features(problem(), MULTIPROCESSORS[gpu]))
@@ -274,8 +268,8 @@ def test_members_of_the_archive_are_read_to_the_end(gpu):
 
 
 def test_double_and_empty_take_nothing():
-    assert workspace_bytes(problem(dtype=torch.float64), GPUS["h100"]) == 0
-    assert workspace_bytes(problem(batch=0), GPUS["h100"]) == 0
+    assert workspace_bytes(problem(dtype=torch.float64), GPU_SPECS["h100"]) == 0
+    assert workspace_bytes(problem(batch=0), GPU_SPECS["h100"]) == 0
 
 
 @pytest.mark.parametrize("capability", [(5, 2), (7, 0), (8, 7), (10, 0), (12, 0)])

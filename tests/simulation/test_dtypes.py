@@ -11,10 +11,10 @@ import pytest
 from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
 from tests.simulation.dtype_cases import Question, answer, questions
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.checks.check import in_words_of_cuda
 from bsfind.simulation.trace.tracer import Tracer
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 MODEL = Path(__file__).parents[1] / "models" / "traced.py"
-H100 = GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13))
+H100 = GPU_SPECS["h100"]
 
 _BY_ENTRY: dict[str, list[Question]] = {}
 for _question in questions():

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.simulation.gpu_specs import GPU_SPECS
 from tests.workload.test_blame import function
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace import torch_private
 from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps
 from bsfind.simulation.trace.dispatch import Dispatcher
@@ -25,7 +25,7 @@ from bsfind.simulation.trace.tracer import Tracer
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "tests" / "models" / "faults.py"
-A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GPU_SPECS["a100"]
 
 
 def tracer(attribute: str, *shape: int, precision: str = "fp32", **settings: Any) -> Tracer:

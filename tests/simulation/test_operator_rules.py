@@ -12,7 +12,8 @@ import pytest
 import torch
 from tests import fakegpu
 from tests.gpu.gpu import FAKE_VENV, ROOT
-from tests.simulation.operator_comparison import TARGETS, differences
+from tests.simulation.gpu_specs import GPU_SPECS
+from tests.simulation.operator_comparison import differences
 
 from bsfind.simulation.kernels.call import Call, KernelTrace, TensorSpec, load_rules, rule_for
 
@@ -56,7 +57,7 @@ def check(records: list[dict[str, Any]], gpu: str) -> None:
     load_rules()
     found = [
         (record, seen, expected)
-        for record, seen, expected in differences(records, TARGETS[gpu])
+        for record, seen, expected in differences(records, GPU_SPECS[gpu])
         if record["operator"] not in NOT_MODELLED
     ]
     counts = Counter(record["operator"] for record, _, _ in found)
@@ -87,8 +88,8 @@ def test_rules_know_older_versions_of_torch(version: tuple[int, int]) -> None:
     records = [record for record in map(json.loads, lines) if record["torch"] == name]
     load_rules()
     assert len(records) > 10
-    assert len(differences(records, TARGETS["h100"])) == len(records)
-    target = dataclasses.replace(TARGETS["h100"], torch_version=version)
+    assert len(differences(records, GPU_SPECS["h100"])) == len(records)
+    target = dataclasses.replace(GPU_SPECS["h100"], torch_version=version)
     assert differences(records, target) == []
 
 
@@ -112,7 +113,7 @@ def test_embeddings_of_few_words_are_added_by_atomics_where_that_is_so() -> None
         trace = KernelTrace(call)
         rule = rule_for(call.operator, call.overload)
         assert rule is not None
-        rule(call, dataclasses.replace(TARGETS["h100"], **changes), trace)
+        rule(call, dataclasses.replace(GPU_SPECS["h100"], **changes), trace)
         return [nbytes for _, _, nbytes in trace.finish()]
 
     assert partial_sums not in sizes(torch_version=(2, 13))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.failures.leaks import StepMemory
 from bsfind.simulation.allocator.caching_allocator import (
@@ -16,7 +17,7 @@ from bsfind.simulation.trace.program import Program, program_of
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE
 
 MIB = 1 << 20
-GPU = GpuSpec(capability=(9, 0), sm_count=132, max_threads_per_sm=2048, torch_version=(2, 13))
+GPU = GPU_SPECS["h100"]
 SPEC = TensorSpec((4,), (1,), torch.float32)
 CALL_OF_TWO = Call("aten::two", "default", {"x": SPEC}, (SPEC, SPEC))
 

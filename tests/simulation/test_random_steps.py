@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from tests.models.random_steps import DEPTH, KEEPS
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import InputSpec
 from bsfind.records import Trial
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.tracer import Tracer
 from bsfind.units import MIB
 from bsfind.workload.precision import precision_plan
@@ -24,7 +24,7 @@ from bsfind.workload.step import LoadedWorkload, TrainingSteps
 
 MODELS = Path(__file__).parents[1] / "models"
 BATCH = 32
-A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GPU_SPECS["a100"]
 
 
 def workload(model: str, *, loss: str = "mean", **model_args: str) -> Workload:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.layer_cases import on_fake_gpu, on_meta
-from tests.simulation.operator_comparison import TARGETS, differences
+from tests.simulation.operator_comparison import differences
 from tests.simulation.oracle import why_there_is_none
 from tests.simulation.recurrent_sizes import with_given_sizes
 from torch import nn
@@ -98,7 +99,7 @@ def test_as_cuda_does() -> None:
     """
     load_rules()
     on_cuda = on_fake_gpu("recurrent_layers", "h100")
-    on_host = on_meta("recurrent_layers", TARGETS["h100"])
+    on_host = on_meta("recurrent_layers", GPU_SPECS["h100"])
     assert {name: case["operators"] for name, case in on_cuda.items()} == on_host
     records = [
         record
@@ -108,7 +109,7 @@ def test_as_cuda_does() -> None:
     ]
     assert len(records) > 50
     with with_given_sizes():
-        found = differences(records, TARGETS["h100"])
+        found = differences(records, GPU_SPECS["h100"])
     # The gradients of the weights are parts of one buffer, whose size a part does not tell.
     assert [d for d in found if _without_flat_gradient(d[1]) != _without_flat_gradient(d[2])] == []
 

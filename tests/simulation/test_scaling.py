@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
 from bsfind.simulation.trace.scaling import fit
 
-GPU = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+GPU = GPU_SPECS["a100"]
 
 
 def scratch_by_steps(call: Call, _: GpuSpec, trace: KernelTrace) -> None:

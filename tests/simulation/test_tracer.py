@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 import torch
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.errors import UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.self_check import problems
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models" / "traced.py"
 TOKENS = InputSpec(name="x", shape=(5,), dtype="int64", low=0, high=1000)
-A100 = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
+A100 = GPU_SPECS["a100"]
 
 
 def workload(attribute: str, *shape: int, **settings: Any) -> Workload:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.tracer import Tracer
 
-T4 = GpuSpec(capability=(7, 5), sm_count=40, max_threads_per_sm=1024, torch_version=(2, 13))
+T4 = GPU_SPECS["t4"]
 
 MODEL = """
 import sys

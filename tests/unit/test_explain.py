@@ -91,7 +91,8 @@ def test_every_kind_has_texts() -> None:
     ],
 )
 def test_sizes(text: str, size: int | None) -> None:
-    assert read_size(text) == size
+    read = read_size(text)
+    assert (read and read[0]) == size
 
 
 def test_two_messages_in_a_line_are_not_mixed() -> None:

@@ -186,5 +186,19 @@ def test_lines_are_read_as_they_may_have_been_wrapped() -> None:
     assert join(["a", "b"]) == "a b"
 
 
+def test_a_wrapped_message_that_lost_its_beginning() -> None:
+    text = (
+        "GPU 1 has a total capacity of 31.73 GiB of which 514.19 MiB is free. Including non-PyTorch memory, "
+        "this process has 31.22 GiB memory in use. Of the allocated memory 29.40 GiB is allocated by "
+        "PyTorch, and 1.39 GiB is reserved by PyTorch but unallocated."
+    )
+    plain = summary(text)
+    assert plain[0] is Kind.CUDA_OOM
+    for variation in (wrapped(80), both(wrapped(80), RANK), boxed):
+        kind, figures = summary(variation(text))
+        assert kind is Kind.CUDA_OOM
+        assert figures[1:3] == plain[1][1:3]
+
+
 def test_two_numbers_in_one_are_no_size() -> None:
     assert read_size("0,23.431824GB") is None

@@ -14,7 +14,7 @@ import pytest
 
 from bsfind.errors import TimeLimitError
 from bsfind.failures import gpu_lock
-from bsfind.failures.gpu_lock import GpuLock, lock_folder, neighbour_warning, wait_for
+from bsfind.failures.gpu_lock import GpuLock, lock_folder, wait_for, warning_without
 from bsfind.time_budget import TimeBudget
 
 pytest.importorskip("fcntl")
@@ -145,10 +145,10 @@ def test_waiting_ends_with_the_time_budget(tmp_path: Path) -> None:
 
 
 def test_who_goes_ahead_is_told_who_else_is_there(tmp_path: Path) -> None:
-    assert "nothing keeps another bsfind off" in neighbour_warning(GpuLock(UUID, tmp_path)).message
+    assert "nothing keeps another bsfind off" in warning_without(GpuLock(UUID, tmp_path)).message
     with GpuLock(UUID, tmp_path) as other:
         assert other.take()  # the warning has kept nothing
-        warning = neighbour_warning(GpuLock(UUID, tmp_path))
+        warning = warning_without(GpuLock(UUID, tmp_path))
     assert f"another bsfind (PID {os.getpid()}) is measuring" in warning.message
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 from bsfind.failures.memory_watch import MemoryLeft, MemoryWatch
-from bsfind.records import DeviceInfo, GpuProcess
+from bsfind.records import DeviceInfo, GpuProcess, record_of
 from bsfind.units import GIB, MIB
 
 DEVICE = DeviceInfo(
@@ -75,11 +76,11 @@ def test_what_is_taken_beyond_the_limit_is_not_missed() -> None:
     assert message(limited, MemoryLeft(available_bytes=7 * GIB)) is not None
 
 
-def test_a_simulated_gpu_has_no_neighbours() -> None:
+def test_a_simulated_gpu_is_not_watched() -> None:
     simulated = dataclasses.replace(DEVICE, kind="simulated")
     assert message(simulated, MemoryLeft(available_bytes=0)) is None
 
 
 def test_json() -> None:
     left = MemoryLeft(available_bytes=1, others=(JUPYTER,))
-    assert MemoryLeft.from_json(left.to_json()) == left
+    assert record_of(MemoryLeft, json.loads(json.dumps(dataclasses.asdict(left)))) == left

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from bsfind.explain.breakdown import Breakdown, Figures
@@ -61,6 +62,16 @@ _SHAPES = Advice(
     "print the shapes before the line that failed: one has a dimension that is negative, not initialised "
     "or too large for 64 bits"
 )
+_PARTS = Advice("read the data in parts instead of at once", "numpy.load(file, mmap_mode='r')")
+_SMALLER = Advice("a smaller batch, or shorter sequences")
+_CLOSE = Advice("close other programs: the GPU shares the host's memory")
+_WATERMARK = Advice(
+    "allow more than the limit (the system may become slow)",
+    "PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 python train.py",
+)
+_FRACTION = Advice(
+    "raise the limit of the process", "torch.cuda.set_per_process_memory_fraction(1.0)"
+)
 _HALF = Advice("load the model in half precision", "model = model.to(torch.bfloat16)")
 
 
@@ -73,7 +84,7 @@ def advise(
         kind: what ran out.
         cause: why.
         figures: the sizes in the text.
-        breakdown: what they add up to.
+        breakdown: who held the memory, as far as the sizes say.
         text: the message, which shows the version that wrote it.
     """
     find = _find(kind, figures)
@@ -84,40 +95,20 @@ def advise(
         killer = _RAY if "Ray's" in cause.reason else _KILLER
         return (killer, _LOADER, Advice("ask for more memory for the job or the container"))
     if kind is Kind.CPU_OOM:
-        return (
-            Advice("read the data in parts instead of at once", "numpy.load(file, mmap_mode='r')"),
-            _LOADER,
-            Advice("see how much memory is left", "free -h"),
-        )
+        return (_PARTS, _LOADER, Advice("see how much memory is left", "free -h"))
     if kind is Kind.OTHER_FRAMEWORK_OOM:
         return (_WHO, Advice("a smaller batch, context or model; see the framework's own settings"))
     if kind is Kind.MPS_OOM:
-        smaller = Advice("a smaller batch, or shorter sequences")
-        if figures.allowed_bytes is None:
-            return (smaller,)
-        return (
-            smaller,
-            Advice("close other programs: the GPU shares the host's memory"),
-            Advice(
-                "allow more than the limit (the system may become slow)",
-                "PYTORCH_MPS_HIGH_WATERMARK_RATIO=0.0 python train.py",
-            ),
-        )
+        return (_SMALLER,) if figures.allowed_bytes is None else (_SMALLER, _CLOSE, _WATERMARK)
     remedies = {
-        CauseKind.BATCH_TOO_LARGE: (find, _AMP, _CHECKPOINTING, _ACCUMULATION, *segments),
+        CauseKind.BATCH_TOO_LARGE: (find, _AMP, _CHECKPOINTING, _ACCUMULATION, segments),
         CauseKind.MODEL_TOO_LARGE: (_OPTIMIZER, _HALF, _SHARDING, find),
-        CauseKind.FRAGMENTATION: (*segments, find, _AMP),
+        CauseKind.FRAGMENTATION: (segments, find, _AMP),
         CauseKind.OTHER_PROCESS: (*_end(breakdown), _WHO, find),
-        CauseKind.LEAK: (_DETACH, *segments, _WATCH, find),
+        CauseKind.LEAK: (_DETACH, segments, _WATCH, find),
         CauseKind.EVAL_WITHOUT_NO_GRAD: (_NO_GRAD, find),
-        CauseKind.MEMORY_LIMIT: (
-            Advice(
-                "raise the limit of the process", "torch.cuda.set_per_process_memory_fraction(1.0)"
-            ),
-            find,
-            _AMP,
-        ),
-        CauseKind.UNKNOWN: (_WHO, find, *segments, _AMP),
+        CauseKind.MEMORY_LIMIT: (_FRACTION, find, _AMP),
+        CauseKind.UNKNOWN: (_WHO, find, segments, _AMP),
     }
     return remedies.get(cause.kind, (_WHO, find))
 
@@ -133,30 +124,21 @@ def _find(kind: Kind, figures: Figures) -> Advice:
     )
 
 
-def _expandable_segments(kind: Kind, text: str) -> tuple[Advice, ...]:
+def _expandable_segments(kind: Kind, text: str) -> Advice:
     if kind is Kind.XPU_OOM:
-        return (Advice("give unused cached memory back", "torch.xpu.empty_cache()"),)
-    if "expandable_segments:True" in text and "PYTORCH_ALLOC_CONF" in text:
-        variable = "PYTORCH_ALLOC_CONF"
-    elif "PYTORCH_HIP_ALLOC_CONF" in text or kind is Kind.HIP_OOM:
-        variable = "PYTORCH_HIP_ALLOC_CONF"
-    elif "PYTORCH_CUDA_ALLOC_CONF" in text:
-        variable = "PYTORCH_CUDA_ALLOC_CONF"
-    else:
-        variable = "PYTORCH_ALLOC_CONF"
+        return Advice("give unused cached memory back", "torch.xpu.empty_cache()")
+    named = re.search(r"PYTORCH_(CUDA_|HIP_)?ALLOC_CONF", text)
+    default = "PYTORCH_HIP_ALLOC_CONF" if kind is Kind.HIP_OOM else "PYTORCH_ALLOC_CONF"
+    variable = named[0] if named else default
     if "total capacity;" in text or "iB cached)" in text:  # torch 2.0 and before
-        return (
-            Advice(
-                "let the allocator split less (expandable segments came with torch 2.1)",
-                f"{variable.replace('PYTORCH_ALLOC', 'PYTORCH_CUDA_ALLOC')}=max_split_size_mb:128 "
-                "python train.py",
-            ),
+        old = variable.replace("PYTORCH_ALLOC", "PYTORCH_CUDA_ALLOC")
+        return Advice(
+            "let the allocator split less (expandable segments came with torch 2.1)",
+            f"{old}=max_split_size_mb:128 python train.py",
         )
-    return (
-        Advice(
-            "let segments grow, against fragmentation",
-            f"{variable}=expandable_segments:True python train.py",
-        ),
+    return Advice(
+        "let segments grow, against fragmentation",
+        f"{variable}=expandable_segments:True python train.py",
     )
 
 

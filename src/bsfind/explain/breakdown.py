@@ -95,7 +95,7 @@ _ITEM_SIZES = {"float": 4, "half": 2, "bfloat16": 2, "double": 8, "int32": 4, "i
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """A process that the text names as a user of the card."""
+    """A process that holds memory of the GPU, as the text names it."""
 
     pid: int
     used_bytes: int
@@ -106,18 +106,18 @@ class Figures:
     """The sizes of one text; None for what it does not say.
 
     Attributes:
-        gpu_index: the GPU, as the process counts them.
+        gpu_index: index of the GPU in the process.
         tried_bytes: the allocation that failed: of the caching allocator, a segment.
-        total_bytes: the card's memory.
-        free_bytes: free on the card at that moment.
-        allocated_bytes: in tensors.
-        reserved_bytes: taken by the caching allocator, tensors included.
+        total_bytes: the GPU's memory.
+        free_bytes: memory free on the GPU at that moment.
+        allocated_bytes: memory in tensors.
+        reserved_bytes: memory that the caching allocator reserved, tensors included.
         reserved_unallocated_bytes: `reserved_bytes` less `allocated_bytes`.
         private_pools_bytes: part of `allocated_bytes` that belongs to CUDA graphs.
         allowed_bytes: the limit that was set for the process, or MPS's own.
         other_allocations_bytes: MPS: memory of the device outside PyTorch's allocator.
-        this_process_bytes: everything the process holds on the card, the context included.
-        processes: the others that were named; in a container, the process itself may be among them.
+        this_process_bytes: all memory that the process holds on the GPU, the context included.
+        processes: other processes that were named; in a container, this one may be among them.
         precision: half a unit of the last digit that was printed, of each size.
     """
 
@@ -145,38 +145,35 @@ class Figures:
         return sum(getattr(self, name) is not None for name in _FIELDS)
 
 
-def read_size(text: str) -> int | None:
-    """Return a size as these texts write it in bytes; None if it is not one, or beyond belief."""
-    return _read(text)[0]
+def read_size(text: str) -> tuple[int, int] | None:
+    """Return a size as these texts write it, in bytes, and half a unit of its last printed digit.
 
-
-def _read(text: str) -> tuple[int | None, int]:
-    """Return a size in bytes, and half a unit of its last printed digit: 5 MiB and a bit for `1.05 GiB`."""
+    None if it is not a size, or beyond belief. Half a unit of `1.05 GiB` is 5 MiB and a bit.
+    """
     match = _READ.match(text.strip())
     if match is None:
-        return None, 0
-    unit = (match[2] or "b").lower()
-    factor: int = 1024 ** (0 if unit.startswith("b") else _FACTORS.index(unit[0]))
+        return None
+    factor: int = 1024 ** _FACTORS.index((match[2] or "b")[0].lower())
     number = match[1].rstrip(",")
     digits: int = 10 ** min(30, len(number.partition(".")[2]))
     if not re.search(r",\d{3}(,|\.|$)", number):
         number = number.replace(",", ".", 1)  # a decimal comma
     number = number.replace(",", "")[:40]
     if number.count(".") > 1:
-        return None, 0  # two numbers that a line break stood between
+        return None  # two numbers that a line break stood between
     size = float(number) * factor
-    return int(size) if size <= _UNBELIEVABLE else None, -(
-        -factor // (2 * digits)
-    ) if factor > 1 else 0
+    if size > _UNBELIEVABLE:
+        return None
+    return int(size), -(-factor // (2 * digits)) if factor > 1 else 0
 
 
 def _first(patterns: tuple[re.Pattern[str], ...], text: str) -> tuple[int, int] | None:
     """Return the first size that one of the patterns finds, and its precision."""
     for match in filter(None, (pattern.search(text) for pattern in patterns)):
         groups = match.groupdict()
-        size, precision = _read(groups.get("exact") or match["size"] + groups.get("unit", ""))
+        size = read_size(groups.get("exact") or match["size"] + groups.get("unit", ""))
         if size is not None:
-            return size, precision
+            return size
     return None
 
 
@@ -193,17 +190,17 @@ def _tensor_bytes(text: str) -> int | None:
 def read_figures(text: str) -> Figures:
     """Read the sizes of one message, whose lines have been joined."""
     read = {name: _first(patterns, text) for name, patterns in _FIELDS.items()}
-    found = {name: size[0] if size is not None else None for name, size in read.items()}
-    precision = {name: size[1] for name, size in read.items() if size is not None}
+    found = {name: size[0] if size else None for name, size in read.items()}
+    precision = {name: size[1] for name, size in read.items() if size}
     if found["tried_bytes"] is None:
         found["tried_bytes"] = _tensor_bytes(text)
     _relate(found, sum(precision.values()))
     processes = []
     for match in _PROCESS.finditer(text):
-        size, half = _read(match["size"])
+        size = read_size(match["size"])
         if size is not None:
-            processes.append(Process(pid=int(match[1][:18]), used_bytes=size))
-            precision[f"process {match[1]}"] = half
+            processes.append(Process(pid=int(match[1][:18]), used_bytes=size[0]))
+            precision[f"process {match[1]}"] = size[1]
     gpu = _GPU.search(text) or _DEVICE.search(text)
     return Figures(
         gpu_index=int(gpu[1]) if gpu else None,
@@ -234,31 +231,29 @@ def _relate(found: dict[str, int | None], rounding: int) -> None:
 
 # ------------------------------------------------------------------------------- breakdown
 
-PARTS = (
+_PARTS = (
     *("allocated_bytes", "cached_bytes", "outside_bytes", "others_bytes", "unattributed_bytes"),
     "free_bytes",
 )
-"""Names of the parts of an breakdown."""
-
 _CONTEXT_BYTES = GIB
 """What a process holds outside the caching allocator at most, usually: context, kernels, NCCL."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Breakdown:
-    """The parts of the card's memory, which add up to its total as far as the text says.
+    """The parts of the GPU's memory, which add up to its total as far as the text says.
 
     Attributes:
-        total_bytes: the card; for MPS, what the process may use.
-        allocated_bytes: in tensors.
-        cached_bytes: reserved by PyTorch's allocator, in no tensor.
-        outside_bytes: this process, outside the allocator: context, kernels, libraries, Metal.
-        others_bytes: other processes (and what the driver keeps).
-        unattributed_bytes: used, and the text does not say by whom.
-        free_bytes: free on the card.
+        total_bytes: the GPU's memory; for MPS, the limit of the process.
+        allocated_bytes: memory in tensors.
+        cached_bytes: memory that PyTorch's allocator reserves and that is in no tensor.
+        outside_bytes: memory of this process outside the allocator: context, kernels, libraries, Metal.
+        others_bytes: memory of other processes, and what the driver keeps.
+        unattributed_bytes: memory in use of which the text does not say who holds it.
+        free_bytes: memory free on the GPU.
         tried_bytes: the allocation that failed.
-        overflow_bytes: what the text's figures add up to beyond the card: then the parts are None.
-        other_processes: those among the named processes that are not this one.
+        overflow_bytes: by how much the figures exceed the total: then the parts are None.
+        other_processes: the named processes other than this one.
     """
 
     total_bytes: int | None = None
@@ -280,15 +275,15 @@ class Breakdown:
     @property
     def parts(self) -> dict[str, int]:
         """The parts that are known, by name."""
-        known = {name: getattr(self, name) for name in PARTS}
+        known = {name: getattr(self, name) for name in _PARTS}
         return {name: size for name, size in known.items() if size is not None}
 
 
 def make_breakdown(figures: Figures) -> Breakdown:
-    """Make the breakdown of the figures of one text.
+    """Return the breakdown that the figures of one text give.
 
-    Parts that are more than the card are not told: memory that overflowed into the host's (Windows,
-    ROCm and integrated GPUs), or figures of different moments.
+    Parts that add up to more than the GPU has are left out: memory that overflowed into the host's
+    (Windows, ROCm and integrated GPUs), or figures of different moments.
     """
     breakdown = _mps(figures) if figures.other_allocations_bytes is not None else _card(figures)
     total, parts = breakdown.total_bytes, breakdown.parts
@@ -296,18 +291,13 @@ def make_breakdown(figures: Figures) -> Breakdown:
         return breakdown
     excess = sum(parts.values()) - total
     if excess > figures.rounding():
-        return _with(breakdown, dict.fromkeys(PARTS), overflow_bytes=excess)
+        unknown: dict[str, Any] = dict.fromkeys(_PARTS)
+        return replace(breakdown, overflow_bytes=excess, **unknown)
     if excess > 0:  # of rounding
         largest = max(parts, key=parts.__getitem__)
-        return _with(breakdown, {largest: parts[largest] - excess})
+        smaller: dict[str, Any] = {largest: parts[largest] - excess}
+        return replace(breakdown, **smaller)
     return breakdown
-
-
-def _with(
-    breakdown: Breakdown, parts: Mapping[str, int | None], overflow_bytes: int = 0
-) -> Breakdown:
-    changed: dict[str, Any] = dict(parts)
-    return replace(breakdown, overflow_bytes=overflow_bytes, **changed)
 
 
 def _card(figures: Figures) -> Breakdown:
@@ -339,7 +329,7 @@ def _card(figures: Figures) -> Breakdown:
 
 
 def _mps(figures: Figures) -> Breakdown:
-    """Make the breakdown of MPS: the limit, and what this process holds in and outside PyTorch's allocator.
+    """Return the breakdown of MPS's limit: this process, in and outside PyTorch's allocator.
 
     aten/src/ATen/mps/MPSAllocator.mm (torch 1.13-2.13): other allocations are `currentAllocatedSize` of
     the Metal device, which counts this process, less PyTorch's own.
@@ -371,14 +361,12 @@ def _split_processes(figures: Figures) -> tuple[int | None, tuple[Process, ...]]
     if not able:
         return None, figures.processes
     own = min(able, key=lambda process: process.used_bytes)
-    used = (
-        figures.total_bytes - figures.free_bytes
-        if figures.total_bytes is not None and figures.free_bytes is not None
-        else None
-    )
-    named = sum(process.used_bytes for process in figures.processes)
-    if own.used_bytes - reserved <= 4 * _CONTEXT_BYTES or (
-        used is not None and named + reserved > used + rounding
-    ):
-        return own.used_bytes, tuple(p for p in figures.processes if p is not own)
-    return None, figures.processes
+    is_context = own.used_bytes - reserved <= 4 * _CONTEXT_BYTES
+    if not is_context:
+        if figures.total_bytes is None or figures.free_bytes is None:
+            return None, figures.processes
+        used = figures.total_bytes - figures.free_bytes
+        named = sum(process.used_bytes for process in figures.processes)
+        if named + reserved <= used + rounding:
+            return None, figures.processes
+    return own.used_bytes, tuple(p for p in figures.processes if p is not own)

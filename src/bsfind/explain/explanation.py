@@ -14,7 +14,6 @@ from bsfind.explain.log import (
     LogPosition,
     Piece,
     Source,
-    join,
     pieces,
     readings,
     without_prefix,
@@ -45,12 +44,6 @@ _BEFORE = 2
 """Lines before the first that matters, in which a wrapped message may begin."""
 _LIKELY = 2
 """Readings of which one is right, unless lines were lost or mixed."""
-_TELLING = re.compile(
-    r"out_?of_?[mrd]|oom|kill|(fail\w*|unable|cannot|can't|notenough|tried|trying)(to)?(alloc|mem|find)"
-    r"|alloc\w*failed|_status_|assert|illegal|exhausted|memoryerror|bad_alloc|memorynot|availablememory|notpossible",
-    re.IGNORECASE,
-)
-"""What a message of interest holds, however it was cut, all spaces taken out."""
 _TROUBLE = re.compile(
     r"fail|error|exception|warn|abort|crash|terminat|insuff|enough|exceed|requir|limit|avail|greater|reject"
     r"|lowon|lowmem|pressure|short|invalid|out.?of|tried|trying|bad_|already|capac|reservedby|allocatedby"
@@ -195,7 +188,7 @@ def explain(stream: BinaryIO) -> Explanation:
             continue
         if _is_report(piece):
             continue
-        likely = _readings(piece)[:_LIKELY]
+        likely = readings(piece.lines, piece.context[-_BEFORE:])[:_LIKELY]
         has_fault = has_fault or any(map(is_fault, likely))
         lookalike = next(filter(None, map(find_lookalike, likely)), None)
         if lookalike is not None:
@@ -229,23 +222,13 @@ def _is_report(piece: Piece) -> bool:
     return _TROUBLE.search("".join(text.split())) is None
 
 
-def _readings(piece: Piece) -> list[str]:
-    """Return the ways to read a piece; one is enough where no message that matters was wrapped."""
-    before = piece.context[-_BEFORE:]
-    bare = without_prefix(piece.lines, before)
-    squeezed = "".join("".join((*before, *piece.lines, *bare)).split())
-    if _TELLING.search(squeezed) is None:
-        return [join(piece.lines)]
-    return readings(piece.lines, before)
-
-
 def _read(piece: Piece) -> _Found | None:
     """Return the error in a piece of the log; None if there is none.
 
     Of the ways to read its lines, the first that is an error says which, and the one that yields most
     figures, of which most words are whole, says how much.
     """
-    texts = _readings(piece)
+    texts = readings(piece.lines, piece.context[-_BEFORE:])
     lines = "\n".join(without_prefix(piece.lines, piece.context[-_BEFORE:]))
     matches = ((number, match_text(text, lines)) for number, text in enumerate(texts))
     # A hint needs the text as it most likely was; a proof is one in any reading.
@@ -300,8 +283,8 @@ def _error(one: _Found) -> Error:
         figures,
         breakdown,
         message=one.message,
-        proven=proven,
-        context=context[start:] if start >= 0 else "",
+        is_proven=proven,
+        traceback=context[start:] if start >= 0 else "",
         step=one.piece.step,
     )
     return Error(

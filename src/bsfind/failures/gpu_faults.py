@@ -1,7 +1,7 @@
-"""A GPU that fails, a kernel that fails, an assertion in a kernel: whose fault is it?
+"""Tells failures of the GPU, of a kernel and assertions in a kernel apart.
 
-CUDA reports all of them alike, as an error of whichever call comes next. Its texts (cudaGetErrorString,
-CUDA 11-13) tell them apart; reading them needs no torch.
+CUDA reports all of them as an error of the next call; the texts differ (cudaGetErrorString, CUDA 11-13).
+Reading them needs no torch.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ _LATE = "CUDA tells it late: with `CUDA_LAUNCH_BLOCKING=1` the traceback shows t
 
 
 def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindError | None:
-    """Return what a fault of the GPU or of a kernel means for the user; None if it is no such fault.
+    """Return the error to report for a fault of the GPU or of a kernel; None for another error.
 
     Args:
-        error: what was raised; what it was raised from or during counts too.
-        doing: what was going on: `batch size 4 in fp32`.
-        traceback: of the error, where it may help.
+        error: the exception; what it was raised from or during counts too.
+        doing: what was running: `batch size 4 in fp32`.
+        traceback: the traceback, for errors of the user's code.
     """
-    for text in _texts(error):
+    # torch.AcceleratorError is a RuntimeError.
+    for text in (str(link) for link in causes(error) if isinstance(link, RuntimeError)):
         if said := _first(f"{HARDWARE}|{_UNUSABLE}", text):
             return GpuFaultError(
                 f"the GPU failed: {said}, {doing}",
@@ -72,8 +73,18 @@ def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindE
     return None
 
 
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from or during, innermost last."""
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__
+
+
 def gone(error: BsfindError) -> BsfindError:
-    """Return what an error means where the device had been opened before."""
+    """Return the error to report where the device had been opened before."""
     if not isinstance(error, NoGpuError):
         return error
     return GpuFaultError(
@@ -86,14 +97,3 @@ def gone(error: BsfindError) -> BsfindError:
 def _first(pattern: str, text: str) -> str | None:
     match = re.search(pattern, text, re.IGNORECASE)
     return match[0] if match else None
-
-
-def _texts(error: BaseException) -> Iterator[str]:
-    """Yield the messages of the runtime errors in a chain."""
-    seen: set[int] = set()
-    link: BaseException | None = error
-    while link is not None and id(link) not in seen:
-        seen.add(id(link))
-        if isinstance(link, RuntimeError):  # torch.AcceleratorError is one
-            yield str(link)
-        link = link.__cause__ or link.__context__

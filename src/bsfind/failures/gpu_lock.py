@@ -1,8 +1,8 @@
 """One bsfind at a time measures on a GPU: a second one would find less memory, and slower steps.
 
 The lock is a `flock` on a small file for each GPU, in a folder that all users of the machine share. The
-system gives it up with the process that holds it, however that ends: there are no stale locks. The
-files stay, since one that is removed while somebody waits for it would be two locks.
+system releases it when the process that holds it ends: there are no stale locks. The files stay, since
+removing one that somebody waits for would make two locks.
 
 BSFIND_LOCK_DIR names another folder: for containers that share a GPU but not `/tmp`.
 """
@@ -32,10 +32,7 @@ _FOR_EVERYONE = 0o666
 
 
 def lock_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return where the locks of this machine are.
-
-    Not `tempfile.gettempdir()` alone: TMPDIR often differs from user to user, and from job to job.
-    """
+    """Return where the locks of this machine are: not in TMPDIR, which differs between users and jobs."""
     if chosen := environment.get("BSFIND_LOCK_DIR"):
         return Path(chosen)
     shared = Path("/tmp")
@@ -43,20 +40,16 @@ def lock_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 class GpuLock:
-    """The lock of one GPU; use as a context manager, at whose end it is given up.
+    """The lock of one GPU; a context manager that releases it.
 
     Args:
-        uuid: of the GPU, or of the MIG slice.
+        uuid: UUID of the GPU, or of the MIG slice.
         folder: where the locks are; made if it does not exist.
     """
 
     def __init__(self, uuid: str, folder: Path) -> None:
-        # A name that is too odd for a file is told apart by its digest.
-        name = (
-            uuid
-            if re.fullmatch(r"[\w-]{1,80}", uuid)
-            else hashlib.sha256(uuid.encode()).hexdigest()
-        )
+        is_name = re.fullmatch(r"[\w-]{1,80}", uuid)
+        name = uuid if is_name else hashlib.sha256(uuid.encode()).hexdigest()
         self._path = folder / f"bsfind-{name}.lock"
         self._descriptor: int | None = None
 
@@ -120,7 +113,7 @@ class GpuLock:
 
     @property
     def holder(self) -> int | None:
-        """The PID of the process that has the lock, as far as it can be told."""
+        """The PID of the process that has the lock; None: unknown."""
         try:
             pid = int(self._path.read_text())
             os.kill(pid, 0)
@@ -131,7 +124,7 @@ class GpuLock:
         return pid
 
     def release(self) -> None:
-        """Give the lock up; safe to call twice."""
+        """Release the lock; safe to call twice."""
         if self._descriptor is not None:
             self._write("")
             os.close(self._descriptor)
@@ -141,19 +134,19 @@ class GpuLock:
 def hold(
     lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None], *, alone: bool
 ) -> ReportWarning | None:
-    """Keep other searches off a GPU; return what the report has to say where that is not so.
+    """Take the lock of a GPU; return what the report has to say if that is not possible.
 
     Args:
-        lock: of the GPU.
+        lock: the lock of the GPU.
         clock: the waiting counts against the time for the whole search.
-        on_wait: told once, if there is something to wait for.
+        on_wait: called once, if there is something to wait for.
         alone: False: go ahead without the lock (`--no-lock`).
 
     Raises:
         TimeLimitError: the time for everything is over.
     """
     if not alone:
-        return neighbour_warning(lock)
+        return warning_without(lock)
     try:
         wait_for(lock, clock, on_wait)
     except OSError as error:
@@ -166,12 +159,7 @@ def hold(
 
 
 def wait_for(lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None]) -> None:
-    """Take a lock as soon as it is free.
-
-    Args:
-        lock: to take.
-        clock: the waiting counts against the time for the whole search.
-        on_wait: told once, if there is something to wait for.
+    """Take a lock as soon as it is free (see `hold`).
 
     Raises:
         OSError: there can be no lock.
@@ -181,19 +169,19 @@ def wait_for(lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None]) -
     while not lock.take():
         if not has_told:
             has_told = True
-            on_wait(f"{_someone(lock)} is measuring on this GPU; waiting")
+            on_wait(f"{_holder_of(lock)} is measuring on this GPU; waiting")
         clock.check()
         time.sleep(_POLL_S)
 
 
-def neighbour_warning(lock: GpuLock) -> ReportWarning:
+def warning_without(lock: GpuLock) -> ReportWarning:
     """Return what a search without the lock has to say (`--no-lock`)."""
     with contextlib.suppress(OSError), lock:
         if not lock.take():
             return ReportWarning(
                 code="no_lock",
-                message=f"{_someone(lock)} is measuring on this GPU too: memory and times are not "
-                "those of a GPU of one's own",
+                message=f"{_holder_of(lock)} is measuring on this GPU too: memory and timings may be "
+                "wrong",
                 hint="without `--no-lock` bsfind waits until it is done",
             )
     return ReportWarning(
@@ -202,6 +190,6 @@ def neighbour_warning(lock: GpuLock) -> ReportWarning:
     )
 
 
-def _someone(lock: GpuLock) -> str:
+def _holder_of(lock: GpuLock) -> str:
     holder = lock.holder
     return "another bsfind" + (f" (PID {holder})" if holder is not None else "")

@@ -1,7 +1,4 @@
-"""Does a step repeat the one before it? Memory that grows from step to step is a leak.
-
-Pure: figures of the steps go in, a verdict comes out, whichever device the steps ran on.
-"""
+"""Finds leaks: memory that grows from step to step. Pure; for the steps of any device."""
 
 from __future__ import annotations
 
@@ -21,10 +18,10 @@ _HORIZON_STEPS = 100_000
 """Growth that would take longer than this to fill the rest of the device is not called a leak."""
 
 _VERDICTS = 3
-"""How often further steps are run where even these have parameters with a first gradient."""
+"""How often more steps are run if parameters still get their first gradient in them."""
 
 _DIFFERENT = 0.01
-"""Peaks that differ by less than this part are those of one step: workspaces come and go."""
+"""Peaks that differ by a smaller share are equal: the workspaces of libraries vary."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +29,9 @@ class StepMemory:
     """Memory of one step.
 
     Attributes:
-        held_bytes: what tensors hold after it, without gradients of parameters: those that a step does
-            not use have none after it.
-        peak_bytes: the most that tensors held during it, as requested of the allocator.
+        held_bytes: what tensors hold after it, without gradients: parameters that a step does not use have
+            none.
+        peak_bytes: the most that tensors held during it, as requested from the allocator.
         is_warm_up: whether it is unlike those to come, as the first one is. So is one in which some
             parameter has its first gradient, and the optimizer makes its state.
         has_retries: whether the allocator flushed its cache in it. Near the limit convolutions then get
@@ -65,8 +62,8 @@ def leak_of(
     """Return the leak that the steps of a trial show, after more of them where they are not alike.
 
     Args:
-        steps: that ran.
-        run_more: runs so many further steps and returns their memory.
+        steps: the steps that ran.
+        run_more: runs a number of further steps and returns their memory.
         left_bytes: what the device has left.
     """
     for _ in range(_VERDICTS):
@@ -143,7 +140,7 @@ def draws_warning(places: Sequence[str]) -> ReportWarning:
 
 
 def draws_assumption(places: Sequence[str]) -> Assumption:
-    """Return the same as something that bsfind chose."""
+    """Return the same as an assumption."""
     return Assumption(
         what="random numbers",
         value="those of the largest step",
@@ -161,15 +158,15 @@ def leak_message(leak: Leak) -> str:
 
 
 def steps_of_a_verdict(steps: int) -> int:
-    """Return how many more steps tell a leak from a cache, after so many that grew."""
+    """Return how many more steps distinguish a leak from a cache, after a number that grew."""
     return max(_FEWEST_STEPS_OF_A_VERDICT, steps - 1)
 
 
 def steady_retries(retries: Sequence[int]) -> int:
-    """Return how many retries came once the allocator had time to settle: in the second half.
+    """Return how many retries came in the second half of the steps, in a steady state.
 
-    With most models the first steps flush the cache a few times near the limit, until its blocks suit
-    the step, and no later one does.
+    Near the limit, the first steps of most models flush the cache a few times, until its blocks fit the step;
+    later steps do not.
 
     Args:
         retries: how often the allocator had flushed its cache, after each step.

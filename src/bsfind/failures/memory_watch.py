@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from bsfind.records import DeviceInfo, GpuProcess, ReportWarning
 from bsfind.units import MIB, format_bytes
 
 _SLACK_BYTES = 256 * MIB
 _SLACK_FRACTION = 0.01
-"""Desktops and drivers come and go with so much of a card; of both, the larger."""
+"""Variation of what desktops and drivers hold; the larger of the two counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,26 +18,16 @@ class MemoryLeft:
     """What a worker finds after a trial.
 
     Attributes:
-        available_bytes: what PyTorch could use by now: free, and its own pool's.
-        others: the other processes that hold memory, as far as the driver tells.
+        available_bytes: what PyTorch could use now: free memory, and that of its own pool.
+        others: other processes that hold memory, if the driver tells.
     """
 
     available_bytes: int
     others: tuple[GpuProcess, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> MemoryLeft:
-        """Return what `to_json` wrote."""
-        others = tuple(GpuProcess(**process) for process in data["others"])
-        return cls(available_bytes=data["available_bytes"], others=others)
-
 
 class MemoryWatch:
-    """Notices that another process takes memory of the GPU in the middle of a search."""
+    """Notices if another process takes memory of the GPU during a search."""
 
     def __init__(self) -> None:
         self._first: DeviceInfo | None = None

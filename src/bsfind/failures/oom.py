@@ -7,11 +7,10 @@ Reading an exception needs no torch: types are recognised by name, so that the p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from bsfind.failures.gpu_faults import ASSERTION, CRASH, ILLEGAL_ACCESS
+from bsfind.failures.gpu_faults import ASSERTION, CRASH, ILLEGAL_ACCESS, causes
 
 
 class FailureKind(Enum):
@@ -126,16 +125,6 @@ BATCH_NORM_REFUSAL = "batch norm refuses a batch of one in training"
 _BATCH_NORM = re.compile(r"Expected more than 1 (value per channel|spatial element) when training")
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what it was raised from or during, innermost last."""
-    seen: set[int] = set()
-    current: BaseException | None = error
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
-
-
 def _is_oom_type(error: BaseException) -> bool:
     # torch.OutOfMemoryError is torch.cuda.OutOfMemoryError; RuntimeError before torch 1.13.
     return isinstance(error, MemoryError) or any(
@@ -155,7 +144,7 @@ def classify(error: BaseException, *, memory_exhausted: bool = False) -> Failure
         memory_exhausted: the device had next to no memory left when it was raised; makes the
             inconclusive texts of the table count.
     """
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for link in chain:
         message = str(link)
         if _is_oom_type(link):
@@ -193,5 +182,5 @@ def is_batch_norm_refusal(error: BaseException) -> bool:
     torch/nn/functional.py: `_verify_batch_size`, `_verify_spatial_size`.
     """
     return any(
-        isinstance(link, ValueError) and _BATCH_NORM.search(str(link)) for link in _chain(error)
+        isinstance(link, ValueError) and _BATCH_NORM.search(str(link)) for link in causes(error)
     )

@@ -74,11 +74,7 @@ class Attribution(Observer):
             trains: whether the trace has backward passes.
         """
         return AttributedTrial(
-            load_events=program.load_events,
-            trial_events=program.trial_events,
-            operators=program.operators,
-            marks=program.marks,
-            optional=program.optional,
+            program=program,
             allocations=[self._allocation(source) for source in sources],
             classes=self._modules.classes,
             trains=trains,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bsfind.inspect.records import (
     CATEGORIES,
@@ -26,6 +26,9 @@ from bsfind.simulation.allocator.caching_allocator import (
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.recording import replay
+
+if TYPE_CHECKING:
+    from bsfind.simulation.trace.program import Program
 
 Origin = Literal["load", "setup", "inputs", "forward", "recompute", "backward", "optimizer"]
 """Part of the trial in which memory is allocated; `recompute`: activations, in a backward pass."""
@@ -53,34 +56,30 @@ class Allocation:
 
 @dataclass(frozen=True, kw_only=True)
 class AttributedTrial:
-    """The events of a trial, as in `simulation.trace.program.Program`, with their allocations.
+    """A traced trial with what is known of its allocations.
 
     Attributes:
-        load_events: events until the model is on the GPU.
-        trial_events: events of the trial.
-        operators: the operator of each event, in the order of both lists.
-        marks: (number of trial events before it, name): `forward_begin`, `forward_end`,
-            `recompute_end`, `step_end`.
-        optional: see `Program.optional`.
+        program: the events of the trial.
         allocations: one for each block, in the order of their numbers.
         classes: the class of each module, by path.
         trains: whether there are backward passes.
     """
 
-    load_events: Sequence[int]
-    trial_events: Sequence[int]
-    operators: Sequence[str]
-    marks: Sequence[tuple[int, str]]
-    optional: Mapping[int, Sequence[int]]
+    program: Program
     allocations: Sequence[Allocation]
     classes: Mapping[str, str]
     trains: bool = True
 
+    @property
+    def events(self) -> list[int]:
+        """The events of the load and of the trial."""
+        return [*self.program.load_events, *self.program.trial_events]
+
     def lifetimes(self) -> list[tuple[int, int]]:
-        """Return for each block the positions, in both lists, of the events that allocate and free it."""
+        """Return for each block the positions in `events` that allocate and free it."""
         allocated: list[int] = []
         freed: dict[int, int] = {}
-        for position, event in enumerate((*self.load_events, *self.trial_events)):
+        for position, event in enumerate(self.events):
             if event >= 0:
                 allocated.append(position)
             else:
@@ -88,9 +87,12 @@ class AttributedTrial:
         return [(start, freed.get(number, _NEVER)) for number, start in enumerate(allocated)]
 
     def places(self, name: str) -> list[int]:
-        """Return the number of events, in both lists, before each mark of a name."""
-        loaded = len(self.load_events)
-        return [loaded + place for place, mark in self.marks if mark == name]
+        """Return the positions in `events` of the first event after each mark of a name.
+
+        Marks are `forward_begin`, `forward_end`, `recompute_end` and `step_end`.
+        """
+        loaded = len(self.program.load_events)
+        return [loaded + place for place, mark in self.program.marks if mark == name]
 
 
 def categories_of(trial: AttributedTrial) -> list[Category]:
@@ -113,7 +115,7 @@ def categories_of(trial: AttributedTrial) -> list[Category]:
         if origin == "inputs":
             return "inputs"
         if origin == "load":
-            return "kept" if lifetime[1] >= len(trial.load_events) else "temporaries"
+            return "kept" if lifetime[1] >= len(trial.program.load_events) else "temporaries"
         if outlives(lifetime, step_ends):
             return "optimizer_state" if origin == "optimizer" else "kept"
         if origin == "forward" and outlives(lifetime, forward_ends):
@@ -159,19 +161,19 @@ class _Composer:
     def _replay(self, allocator: CachingAllocator) -> None:
         trial = self._trial
         blocks: list[Block | None] = []
-        loaded = len(trial.load_events)
+        loaded = len(trial.program.load_events)
         first = min(trial.places("forward_begin"), default=loaded)
         last = max(trial.places("step_end"), default=_NEVER)
         position = -1
         try:
-            for position, event in enumerate((*trial.load_events, *trial.trial_events)):
+            for position, event in enumerate(trial.events):
                 if position == loaded:
                     allocator.empty_cache()
                     allocator.reset_peaks()
                 if position == first:
                     allocator.reset_peaks()
                     self._note(allocator, position - 1)
-                optional = trial.optional if position >= loaded else {}
+                optional = trial.program.optional if position >= loaded else {}
                 replay(allocator, blocks, (event,), optional, position - loaded)
                 if event >= 0:
                     block = blocks[-1]
@@ -218,12 +220,12 @@ class _Composer:
         trial, error = self._trial, self._error
         at = self._position + (error is not None)
         number = bisect_right(self._lifetimes, (at, _NEVER)) - 1
-        in_trial = at >= len(trial.load_events)
+        in_trial = at >= len(trial.program.load_events)
         fields: dict[str, Any] = {
             "step": 1 + bisect_right(trial.places("step_end"), at) if in_trial else 0,
             "phase": trial.allocations[number].origin,
             "module": self._module_of(number),
-            "operator": trial.operators[self._lifetimes[number][0]],
+            "operator": trial.program.operators[self._lifetimes[number][0]],
         }
         if error is not None:
             fields["failed"] = FailedRequest(

@@ -1,9 +1,9 @@
 """Which batch sizes a model accepts: learned from the sizes that its code refuses.
 
-Some models raise at sizes that do not suit them: statistics over groups of four samples, clips folded
-by eight, a queue whose length the batch has to divide, a state that was made for one batch size. A
-size that is refused is neither too large nor too small; others of the right form run. `AcceptedSizes`
-holds what is known of that form, and asks for the trials that tell more.
+Some models raise at certain sizes: statistics over groups of four samples, clips folded by eight, a queue
+whose length the batch has to divide, a state that was made for one batch size. A size that is refused is
+neither too large nor too small; others of the right form run. `AcceptedSizes` holds what is known of that
+form, and asks for trials to find out more.
 
 Pure: no torch, no clock, no I/O.
 """
@@ -20,9 +20,9 @@ from typing import Protocol
 from bsfind.records import RefusedSizes, Trial
 
 _SMALL_UNITS = (8, 4, 2, 1, 64, 48, 240, 256, 100, 420)
-"""Sizes that are tried while none has run. Eight is a multiple of 2, 4 and 8 and divides most queues; one
-and two are what models for single samples and for pairs accept; the others are multiples of what
-remains of the usual groups (3, 5, 6, 7, 10, 12, 15, 16, 32 ...)."""
+"""Sizes that are tried while none has run. Eight is a multiple of 2, 4 and 8 and divides most queues; models
+for single samples and for pairs accept one and two; the others are multiples of other usual groups (3, 5, 6,
+7, 10, 12, 15, 16, 32 …)."""
 
 _LARGE_UNITS = (48, 240)
 """Multiples of these are tried near a size that was refused while smaller ones ran: most groups divide
@@ -30,18 +30,18 @@ them."""
 
 _LARGEST_NUMBER = 512
 _NUMBERS = 3
-"""How many numbers of an error message are tried, up to which size: `shape '[6, -1]' is invalid`, `expected
-20, got 5` name the size that the model wants."""
+"""How many numbers of an error message are tried, up to `_LARGEST_NUMBER`: `shape '[6, -1]' is invalid`,
+`expected 20, got 5` name the size that the model accepts."""
 
 _INQUIRIES = 3
-"""How often the form is looked for: sizes that are refused after that are taken for too large."""
+"""How often the form is looked for: sizes that are refused after that count as too large."""
 
 _LONGEST = 1 << 24
-"""Queues have fewer entries."""
+"""More entries than any queue has."""
 
 MayAsk = Callable[[int], bool]
 Inquiry = Generator[int, Trial, None]
-"""Yields batch sizes to try, is sent their trials."""
+"""Yields batch sizes to try, receives their trials."""
 
 
 class Form(Protocol):
@@ -151,16 +151,16 @@ class Divisors:
 
 
 class AcceptedSizes:
-    """What is known of the batch sizes that a model accepts, and how more is found out.
+    """What is known of the batch sizes that a model accepts.
 
-    Until the model refuses a size, every multiple of `multiple_of` is taken to be accepted.
+    Until the model refuses a size, every multiple of `multiple_of` counts as accepted.
 
     Args:
-        multiple_of: what every size that is tried has to be a multiple of (`--multiple-of`).
+        multiple_of: every size that is tried is a multiple of it (`--multiple-of`).
 
     Attributes:
-        form: of the sizes that may be tried.
-        refused: sizes that the model refused, with what its code said.
+        form: the form of sizes that may be tried.
+        refused: the sizes that the model refused, with the messages of its errors.
     """
 
     def __init__(self, multiple_of: int = 1) -> None:
@@ -172,7 +172,7 @@ class AcceptedSizes:
         self._inquiries = 0
 
     def assume(self, found: RefusedSizes | None) -> None:
-        """Begin with what a prediction found out; trials may say otherwise."""
+        """Begin with what a prediction found; trials may correct it."""
         if found is not None and found.multiple_of is not None:
             self.form = Multiples(math.lcm(self._multiple_of, found.multiple_of))
 
@@ -199,11 +199,11 @@ class AcceptedSizes:
 
     @property
     def unit(self) -> int:
-        """What all sizes that may be tried are multiples of."""
+        """The number that all sizes that may be tried are multiples of."""
         return self.form.of if isinstance(self.form, Multiples) else self._multiple_of
 
     def record(self, trial: Trial) -> None:
-        """Take in what a trial says about its size."""
+        """Learn from a trial whether its size is accepted."""
         if trial.is_refused:
             self.refused[trial.batch_size] = trial.message or ""
         elif trial.status == "ok":
@@ -213,9 +213,9 @@ class AcceptedSizes:
         """Return the questions that a refusal raises; None if nothing more is to be asked.
 
         Args:
-            refused: the trial of a size that had the right form, as far as was known.
-            smallest: size that the search may ask for.
-            may_ask: whether a size is within the limits of the search, and not known.
+            refused: the trial of a size of the form that was known.
+            smallest: the smallest size that the search may ask for.
+            may_ask: tells whether a size is within the limits of the search and not known.
         """
         if self._inquiries == _INQUIRIES:
             return None
@@ -223,10 +223,10 @@ class AcceptedSizes:
         return self._inquire(refused, smallest, may_ask)
 
     def _inquire(self, refused: Trial, smallest: int, may_ask: MayAsk) -> Inquiry:
-        """Ask for sizes that most models accept until one runs; then find out how few conditions hold.
+        """Ask for sizes that most models accept until one runs; then relax the conditions.
 
-        Where none runs, the form stays: what was refused above the largest size that ran is too
-        large for the model, whatever the reason.
+        If none runs, the form stays: what was refused above the largest size that ran is too large for the
+        model, whatever the reason.
         """
         before = self._ran_before = max(self._ran, default=0)
         common = Multiples(math.gcd(*(size for size in self._ran if size >= self.unit)))
@@ -262,10 +262,10 @@ class AcceptedSizes:
         return largest > 0
 
     def _divided(self, refused: Trial) -> int:
-        """Return a number that all sizes divide that ran, and none that was refused; 0: none is likely.
+        """Return a number that every size that ran divides, and no refused one; 0: none is likely.
 
-        An error message that speaks of division names it, or it is what these sizes have, times a power
-        of two: that is tried when all else was.
+        An error message about division names it. If all else failed, the least common multiple of these
+        sizes times a power of two is tried.
         """
         common = math.lcm(*self._ran)
         speaks = "divi" in (refused.message or "").lower()
@@ -293,7 +293,7 @@ class AcceptedSizes:
             above = size
 
     def _small(self, refused: Trial) -> Iterator[Form]:
-        """Yield forms to try while no size has run: a multiple that was refused speaks against them."""
+        """Yield forms to try while no size has run, without those that have a refused multiple."""
         for unit in (*_numbers(refused), *_SMALL_UNITS):
             of = math.lcm(unit, self._multiple_of)
             if unit == 1 or not any(size % of == 0 for size in self.refused):
@@ -307,7 +307,7 @@ class AcceptedSizes:
         yield Series(self._multiple_of, 10)
 
     def _narrow(self, ran: int, form: Form, may_ask: MayAsk) -> Inquiry:
-        """Find the smallest number whose multiples run, given a size of a form that ran."""
+        """Find the smallest number whose multiples run, given a size of the form that ran."""
         unit = self.unit
         may_be_right = self._ran_before and not self._speaks_against(unit, ran)
         if may_be_right and may_ask(ran - unit) and (yield ran - unit).status == "ok":
@@ -329,9 +329,9 @@ class AcceptedSizes:
         self.form = Multiples(of) if of < ran or isinstance(form, Multiples) else form
 
     def _speaks_against(self, part: int, ran: int) -> bool:
-        """Tell whether multiples of a number cannot be the form: one of them was refused.
+        """Tell whether multiples of a number cannot be the form, since one of them was refused.
 
-        One above a size that ran may have been too large for the model.
+        A refused size above one that ran may have been too large for the model.
         """
         if part % self._multiple_of:
             return True
@@ -343,9 +343,9 @@ class AcceptedSizes:
     def _test(
         self, ran: int, part: int, whole: int, may_ask: MayAsk
     ) -> Generator[int, Trial, bool | None]:
-        """Return whether a multiple of a part runs that is no multiple of the whole; None: no room for it.
+        """Return whether a multiple of a part runs that is not one of the whole; None: none can be tried.
 
-        Not below the whole: groups take what there is where there are fewer samples than that.
+        Sizes below the whole are not tried: a model may accept any number of samples below one group.
         """
         for size in (ran + part, ran - part):
             if size >= whole and may_ask(size):
@@ -370,7 +370,7 @@ class AcceptedSizes:
 
 
 def _numbers(refused: Trial) -> Sequence[int]:
-    """Return sizes that an error message may speak of, small ones first."""
+    """Return sizes that an error message may name, small ones first."""
     found = _numbers_in(refused)
     wanted = [n for n in found if 1 < n <= _LARGEST_NUMBER and n != refused.batch_size]
     return wanted[:_NUMBERS]

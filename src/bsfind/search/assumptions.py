@@ -10,7 +10,7 @@ from bsfind.settings import Settings
 from bsfind.units import format_bytes
 
 _LARGE_OUTPUT = 0.02
-"""Share of the peak from which on it matters how long a loop keeps the output."""
+"""Share of the peak from which on it matters how long a training loop keeps the output."""
 
 
 def assumptions_of(
@@ -19,11 +19,11 @@ def assumptions_of(
     optimizer: str | None,
     of_the_steps: Sequence[Assumption],
 ) -> tuple[Assumption, ...]:
-    """Return what the user did not say and bsfind chose, as far as it bears on the answer.
+    """Return what the user did not say and bsfind chose, if it bears on the answer.
 
     Args:
         settings: what was asked for.
-        device: that answered; None before one was opened.
+        device: the device that was opened; None before that.
         optimizer: class of the optimizer; None in inference, or before the model was loaded.
         of_the_steps: what the worker has chosen for the steps.
     """
@@ -54,12 +54,12 @@ def assumptions_of(
 def stand_in_warning(
     output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
 ) -> ReportWarning | None:
-    """Return the warning that a mean stands in for a loss that is not known; None if none does.
+    """Return the warning that a mean is trained because no loss is known; None if a loss is known.
 
     Args:
-        output: what the model returned to the loss; None: it is not known.
-        batch_size: at which the peak is known; None: nowhere.
-        peak_bytes: allocated there.
+        output: what the model returned to the loss; None: unknown.
+        batch_size: batch size of a trial; None: no trial ran.
+        peak_bytes: peak allocated of that trial.
     """
     if output is None or not output.is_stand_in:
         return None
@@ -83,12 +83,9 @@ def stand_in_warning(
 def assumption_of_output(
     output: OutputMemory | None, batch_size: int | None, peak_bytes: int | None
 ) -> Assumption | None:
-    """Return what is assumed of the model's output after the loss; None where that matters little.
+    """Return what is assumed of the model's output after the loss; None if the output is small.
 
-    Args:
-        output: what the model returned to the loss; None: it is not known.
-        batch_size: at which the peak is known; None: nowhere.
-        peak_bytes: allocated there.
+    The arguments are those of `stand_in_warning`.
     """
     if output is None or batch_size is None or not peak_bytes:
         return None

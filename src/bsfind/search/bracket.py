@@ -53,7 +53,7 @@ class Bracket:
         estimate: where to look, once a trial has run.
         first: the first batch size to ask for (moved into the limits).
         expected: the answer that a prediction expects: the search begins there.
-        sizes: which batch sizes the model accepts, as far as is known; learns from every trial.
+        sizes: what is known of the sizes that the model accepts; learns from every trial.
 
     Whatever the trials say, it never asks twice, never asks outside its limits or for a size that
     `sizes` rules out, ends after O(log largest) trials, and its result is a batch size whose trial was
@@ -293,8 +293,8 @@ class Bracket:
 def _prime_near(number: int, *, above: int) -> int:
     """Return the largest prime that is not above `number`, or `number` if `above` is in the way.
 
-    A prime divides few sizes in memory but those that are proportional to the batch, so what grows
-    with the batch can be told from what is fixed.
+    A prime divides few sizes in memory except those that are proportional to the batch, so they can be
+    distinguished from fixed ones.
     """
     candidates = range(number, above, -1)
     return next((n for n in candidates if _is_prime(n)), max(number, above + 1))

@@ -33,7 +33,7 @@ class Confirmation:
     """Finds the largest size that holds for many steps.
 
     A size that does not run gives way to a smaller one. One at which the allocator keeps flushing its cache,
-    which costs time, gives way to a slightly smaller one at which it reaches a steady state, if there is one.
+    which costs time, gives way to a slightly smaller one at which it reaches a steady state, if one is found.
 
     Args:
         precision: named in the warnings.
@@ -93,7 +93,9 @@ class Confirmation:
                 self._reduce_until_steady(trial)
                 break
             if trial.is_refused:
-                largest = trial.batch_size - 1  # not for want of memory: the next size may do
+                largest = (
+                    trial.batch_size - 1
+                )  # for another reason than memory: the next size may run
                 continue
             failed.append(trial)
             largest = step_down(

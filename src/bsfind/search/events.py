@@ -1,4 +1,4 @@
-"""What a search tells while it runs, and the one question that it asks."""
+"""What a search reports while it runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Progress:
 
 
 class Events:
-    """Receives what a search tells. This one ignores everything; subclasses override what they need."""
+    """Receives what happens in a search. This class ignores it; subclasses override what they need."""
 
     def progress(self, progress: Progress) -> None:
         """Called before each step."""

@@ -44,7 +44,7 @@ class _Opened:
     Attributes:
         settings: what was asked for, with the device that was opened.
         device: the device as the first worker found it.
-        policy: what its kind makes of trials.
+        policy: how trials on it are used.
     """
 
     settings: Settings
@@ -58,7 +58,7 @@ class Finder:
     Args:
         settings: what to run.
         command: the command line, for the report.
-        events: told what goes on; `report` is up to date after each trial.
+        events: receives what happens; `report` is up to date after each trial.
         use_lock: wait for the GPU until no other bsfind measures on it.
         make_pool: makes the pools of the workers, with the arguments of `WorkerPool`.
 
@@ -97,8 +97,8 @@ class Finder:
     def run(self) -> Report:
         """Search to the end.
 
-        Whatever ends it early (Ctrl-C included), `report` tells what is known and no process is
-        left behind. Errors are in `errors`.
+        Whatever ends it early (Ctrl-C included), `report` has what is known and no process is left behind.
+        Errors are in `errors`.
         """
         expected = 1
         if not self._settings.device.is_simulated:
@@ -125,7 +125,7 @@ class Finder:
         return self.report
 
     def _why_out_of_time(self, error: TimeLimitError) -> TimeLimitError:
-        """Return the error of the limit that was reached: of the whole search, or of what was waited for."""
+        """Return the error of the limit that was reached: that of the whole search, or that of a trial."""
         try:
             self._clock.check()
         except TimeLimitError as spent:

@@ -7,7 +7,7 @@ import os
 from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
 from bsfind.records import ExpandableSegments, Trial
 from bsfind.search.accepted_sizes import AcceptedSizes
-from bsfind.search.forecast import largest_that_fits
+from bsfind.search.estimate import largest_that_fits
 from bsfind.search.recommend import step_down
 from bsfind.search.trials import TrialRunner
 from bsfind.search.variants import with_expandable_segments

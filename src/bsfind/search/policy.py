@@ -1,8 +1,8 @@
 """What a search does differently on a GPU and on a simulated one.
 
-Trials that run cost seconds each: what lies between two trials is left to the tolerance and to estimates, and
-the recommended size is confirmed by a fresh process. A replay costs milliseconds: both sizes are found
-exactly, and there is nothing to time.
+A measured trial costs seconds: the search stops within the tolerance, estimates save trials, and a fresh
+process confirms the recommended size. A replay costs milliseconds: both sizes are found exactly, and there is
+nothing to time.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Simulated:
             if is_exact:
                 bracket.be_exact()
             while (batch_size := bracket.next()) is not None:
-                search.tell("trying", batch_size)
+                search.report_progress("trying", batch_size)
                 trial = search.confirmation.run(batch_size, steps, accumulates=accumulates)
                 bracket.record(trial)
         return smallest if bracket.best is None else bracket.best.batch_size

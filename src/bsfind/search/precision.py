@@ -48,7 +48,7 @@ class PrecisionSearch:
         device: the device as the first worker found it.
         runner: runs the trials.
         policy: what differs between a GPU and a simulated one.
-        events: told before each step and after each trial; `result` is up to date then.
+        events: receives progress and trials; `result` is up to date after each trial.
 
     Attributes:
         precision: the precision that is searched.
@@ -58,8 +58,8 @@ class PrecisionSearch:
         budget: bytes that the recommended size may use.
         runner: runs the trials.
         sizes: the sizes that the model accepts.
-        bracket: what the search knows of the maximum.
-        estimate: tells the bracket where to probe.
+        bracket: what is known of the maximum.
+        estimate: where the bracket probes.
         confirmation: what is known of the recommended size.
         timing: trials that run for their speed alone.
         warnings: what the search warns of; `all_warnings` has those of the confirmation too.
@@ -100,7 +100,7 @@ class PrecisionSearch:
             self.sizes,
             self.budget,
             runner,
-            lambda batch_size: self.tell("confirming", batch_size),
+            lambda batch_size: self.report_progress("confirming", batch_size),
             is_everything=self.budget == self._capacity,
             reductions=policy.reductions,
         )
@@ -161,7 +161,7 @@ class PrecisionSearch:
         self._status, self._message, self.error = "error", error.message, error
 
     def _search(self, predict: Predict | None) -> None:
-        self.tell("loading")
+        self.report_progress("loading")
         self.runner.load()
         self._begin(predict(self.precision) if predict is not None else None)
         self._policy.find_maximum(self)
@@ -174,7 +174,7 @@ class PrecisionSearch:
     def try_all(self, bracket: Bracket) -> None:
         """Try what the bracket asks for, until it has its answer or memory leaks."""
         while (batch_size := bracket.next()) is not None:
-            self.tell("trying", batch_size)
+            self.report_progress("trying", batch_size)
             trial = self.try_size(batch_size)
             bracket.record(trial)
             self._events.trial(self.precision, trial)
@@ -211,7 +211,7 @@ class PrecisionSearch:
             self._events.trial(self.precision, confirmed)
 
     def _time(self, batch_size: int, steps: int) -> Trial:
-        self.tell("timing", batch_size)
+        self.report_progress("timing", batch_size)
         trial = self.try_size(batch_size, steps)
         self._events.trial(self.precision, trial)
         return trial
@@ -229,7 +229,7 @@ class PrecisionSearch:
             return  # memory does not decide
         if not is_fragmented(confirmed.peak_allocated_bytes, confirmed.peak_reserved_bytes):
             return
-        self.tell("defragmenting", confirmed.batch_size)
+        self.report_progress("defragmenting", confirmed.batch_size)
         self._expandable_segments = try_expandable_segments(
             self.runner,
             confirmed,
@@ -306,8 +306,8 @@ class PrecisionSearch:
         text = f"batch size {smallest.batch_size} does not run: {smallest.message}"
         return text if refusal is None else f"{text}; {refusal.message}"
 
-    def tell(self, doing: str, batch_size: int | None = None) -> None:
-        """Tell what is done next."""
+    def report_progress(self, doing: str, batch_size: int | None = None) -> None:
+        """Report what is done next."""
         trials, best = self.bracket.trials, self.bracket.best
         self._events.progress(
             Progress(

@@ -14,18 +14,17 @@ _STEP_DOWN = 0.005
 _LARGEST_STEP_DOWN = 0.32
 
 _FRAGMENTED = 0.08
-"""The part of the reserved memory that may lie idle before another setting is worth a try."""
+"""Share of reserved memory that may be unallocated before another setting is worth a try."""
 
 _WORTHY_SHARE = 0.5
-"""What of the largest micro-batch an exact split may be smaller by, rather than be off by a few
-samples: a prime number of samples is met exactly only one sample at a time."""
+"""Smallest micro-batch of an exact split, as a share of the largest. Below it, being off by a few samples is
+better: a prime number of samples is met exactly only with micro-batches of one sample."""
 
 
 def step_down(batch_size: int, attempt: int) -> int:
-    """Return what to try after a recommended size failed to run for the `attempt`-th time (1, 2, …).
+    """Return what to try after the `attempt`-th recommended size (1, 2, …) failed; 0: nothing is left.
 
-    The distance doubles with every attempt: half a percent, one, two … up to a third; 0 when nothing
-    is left.
+    The distance doubles with every attempt: half a percent, one, two … up to a third.
     """
     share = min(_LARGEST_STEP_DOWN, _STEP_DOWN * 2 ** (attempt - 1))
     return max(0, batch_size - max(1, int(batch_size * share)))
@@ -73,7 +72,7 @@ def speed_up(result: PrecisionResult, results: Sequence[PrecisionResult]) -> flo
 def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendation | None:
     """Return the batch size and the precision to train with; None if nothing fits.
 
-    Rows of `--compare` are no candidates: what they change is for the user to decide.
+    Rows of `--compare` are left out: what they change is for the user to decide.
 
     The precision with the most samples per second at its recommended batch size; without times,
     the one with the largest batch, and of equals one that is not plain fp32 or TF32.
@@ -131,8 +130,8 @@ def split_global_batch(
     Args:
         asked: samples for each optimizer step, over all GPUs.
         largest: the largest micro-batch that fits.
-        world_size: GPUs.
-        sizes: which a micro-batch may have.
+        world_size: number of GPUs.
+        sizes: the sizes that a micro-batch may have.
 
     Returns:
         None if no micro-batch of these is small enough.

@@ -107,7 +107,7 @@ class PrecisionState:
 
 
 def result_of(state: PrecisionState) -> PrecisionResult:
-    """Return the result in one precision, as far as it is known."""
+    """Return what is known so far in one precision."""
     trials = state.trials
     confirmed = state.confirmed
     if confirmed is not None and not any(
@@ -156,7 +156,7 @@ def result_of(state: PrecisionState) -> PrecisionResult:
 def _recommended_trial(state: PrecisionState) -> Trial | None:
     """Return the trial of the recommended size: confirmed, or the largest that ran within the budget.
 
-    A size from a search that an error broke off is no recommendation; one that ran before time was over is.
+    If an error broke the search off, nothing is recommended; if time was over, what ran is.
     """
     if state.status != "ok" and not state.is_out_of_time:
         return None

@@ -1,4 +1,4 @@
-"""From which batch size on is training no faster? Times smaller sizes than the largest that fits."""
+"""Times smaller batch sizes than the largest that fits: from which one on is training no faster?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bsfind.search.accepted_sizes import AcceptedSizes, Form
 from bsfind.settings import SearchLimits
 
 SATURATION = 0.98
-"""Throughput counts as saturated from this part of the best samples/s on."""
+"""Throughput is saturated from this share of the best samples/s on."""
 
 _STEPS = 6
 """Steps of a trial that is run for its speed: the first one warms up."""
@@ -19,12 +19,12 @@ class Timing:
     """Runs trials for their speed alone.
 
     Args:
-        limits: of the search.
-        sizes: which the model accepts.
-        run: runs a trial of so many samples for so many steps, and tells who wants to know.
+        limits: limits of the search.
+        sizes: the sizes that the model accepts.
+        run: runs a trial, given the batch size and the number of steps.
 
     Attributes:
-        trials: that were run, in their order.
+        trials: the trials that ran, in their order.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Timing:
         """Time smaller and smaller sizes, as long as they are as fast as the best.
 
         Args:
-            largest: from where.
+            largest: the size to begin below.
             known: trials of the search.
-            finely: find the smallest size that is as fast to an eighth, not to a factor of two.
+            finely: see `next_throughput_probe`.
         """
         while True:
             probe = next_throughput_probe(
@@ -89,15 +89,15 @@ def next_throughput_probe(
 ) -> int | None:
     """Return the next batch size to time; None when it is known where throughput saturates.
 
-    Halves the batch size while throughput stays within 2 % of the best. That tells saturation to a
-    factor of two; finely, what lies between the last two is bisected to an eighth.
+    Halves the batch size while throughput stays within 2 % of the best, which finds saturation to a factor
+    of two.
 
     Args:
-        trials: that ran, whatever for.
-        largest: from where to look downwards.
-        smallest: down to where.
-        sizes: which may be tried.
-        finely: whether to bisect in the end.
+        trials: all trials that ran.
+        largest: largest size to consider.
+        smallest: smallest size to consider.
+        sizes: the sizes that may be tried.
+        finely: whether to bisect between the last two sizes, which finds saturation to an eighth.
     """
     enough = saturation(trials)
     if enough is None:

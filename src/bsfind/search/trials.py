@@ -17,7 +17,7 @@ from bsfind.worker.pool import WorkerPool
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A worker that is ready for trials: what it has loaded, and the memory limit it was given."""
+    """A worker that is ready for trials: what it has loaded, and its memory limit."""
 
     worker: Worker
     workload: Workload
@@ -38,7 +38,7 @@ class TrialRunner:
         variables: environment variables of the workers that differ from this process's.
 
     Attributes:
-        model: the model as the latest worker loaded it, with the kind that its trials tell; None
+        model: the model as the latest worker loaded it, with the kind that its trials found; None
             before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
         output: what the model returned to a loss of bsfind's.
@@ -117,7 +117,7 @@ class TrialRunner:
 
         Args:
             batch_size: samples in a micro-batch.
-            steps: optimizer steps; None: as many as the settings say.
+            steps: optimizer steps; None: the number in the settings.
         """
         if self._loaded is None or self._loaded.limit_bytes is not None:
             self.load()
@@ -138,7 +138,7 @@ class TrialRunner:
             batch_size: samples in a micro-batch.
             limit_bytes: memory limit of the worker.
             steps: optimizer steps.
-            grad_accum: micro-batches for each of them; None: as many as the settings say.
+            grad_accum: micro-batches for each of them; None: the number in the settings.
             variables: environment variables of the worker that differ from this process's.
         """
         workload = self._workload

@@ -1,8 +1,4 @@
-"""What the guides to out-of-memory errors advise, each as a change of the settings (`--compare`).
-
-A smaller batch and mixed precision are what the search and `--precision` are about; these are the
-others.
-"""
+"""The variants of `--compare`: what guides to out-of-memory errors advise, as changes of the settings."""
 
 from __future__ import annotations
 
@@ -21,7 +17,7 @@ _CHANGES: dict[str, dict[str, object]] = {
     "sgd": {"optimizer": "sgd", "optimizer_args": ()},
 }
 REMEDIES = tuple(_CHANGES)
-"""Names, as `--compare` takes them."""
+"""The names that `--compare` takes."""
 
 _TRAINING_ONLY = ("checkpointing", "sgd")
 
@@ -31,7 +27,7 @@ second was known (c10/cuda/CUDAAllocatorConfig.cpp)."""
 
 
 def remedied(settings: Settings, remedy: str, precision: str) -> Settings:
-    """Return the settings of one more search: with the remedy, in one precision."""
+    """Return the settings of one more search, with a remedy, in one precision."""
     workload = dataclasses.replace(settings.workload, **_CHANGES[remedy])  # type: ignore[arg-type]
     return dataclasses.replace(
         settings, workload=workload, precisions=(precision,), compare=(), remedy=remedy
@@ -39,7 +35,7 @@ def remedied(settings: Settings, remedy: str, precision: str) -> Settings:
 
 
 def why_pointless(workload: Workload, remedy: str) -> str | None:
-    """Return why a remedy changes nothing of a workload; None if it may."""
+    """Return why a remedy does not change a workload; None if it may."""
     if workload.mode == "infer" and remedy in _TRAINING_ONLY:
         return f"`--compare {remedy}` has no meaning with `--mode infer`"
     changes = _CHANGES[remedy]
@@ -49,7 +45,7 @@ def why_pointless(workload: Workload, remedy: str) -> str | None:
 
 
 def why_unsupported(remedy: str, *, simulated: bool) -> str | None:
-    """Return why a device cannot show what a remedy buys; None if it can."""
+    """Return why a device cannot show what a remedy gains; None if it can."""
     if simulated and remedy == "compile":
         return "what torch.compile fuses cannot be predicted: it takes a GPU"
     return None
@@ -61,7 +57,7 @@ def variables_of(remedy: str | None, environ: Mapping[str, str]) -> dict[str, st
 
 
 def with_expandable_segments(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables that turn expandable segments on, and leave the rest alone.
+    """Return the environment variables that turn expandable segments on and keep other options.
 
     Both names are set: a torch that knows the newer one reads it first, others do not see it.
     """

@@ -26,6 +26,7 @@ from bsfind.records import (
     OutputMemory,
     ReportWarning,
     Trial,
+    record_of,
 )
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
@@ -58,11 +59,10 @@ class TrialAnswer:
     """What a worker says about a trial.
 
     Attributes:
-        trial: the trial.
-        is_clean: whether the process is fit for another one.
-        recording: what it asked of the allocator, if it ran and that could be recorded.
-        refusal: what the model's code raised, if it refused the size; as the error that reports it.
-        kind: what the operators of its step say of the model; None if they are not known.
+        is_clean: whether the process can run another trial.
+        recording: what the trial asked of the allocator, if it ran and that could be recorded.
+        refusal: the error to report if the model's code refused the size.
+        kind: the kind of model, from the operators of the step; None: unknown.
     """
 
     trial: Trial
@@ -85,7 +85,7 @@ class Worker:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
         output: what the model returned to a loss of bsfind's, so far.
 
-    Use as a context manager: at its end, the process is gone with all that it started.
+    A context manager: at its end, the process is gone with all that it started.
     """
 
     def __init__(
@@ -161,7 +161,8 @@ class Worker:
             TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "open", "device": choice.to_json()}
-        device = DeviceInfo.from_json(self._ask(request, timeout_s, "opening the device")["device"])
+        answer = self._ask(request, timeout_s, "opening the device")
+        device = record_of(DeviceInfo, answer["device"])
         self._watch.opened(device)
         return device
 
@@ -210,12 +211,12 @@ class Worker:
         request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
         if answer["memory"] is not None:
-            self._watch.left(MemoryLeft.from_json(answer["memory"]))
+            self._watch.left(record_of(MemoryLeft, answer["memory"]))
         recording, refusal = answer["recording"], answer["refusal"]
         return TrialAnswer(
-            trial=Trial.from_json(answer["trial"]),
+            trial=record_of(Trial, answer["trial"]),
             is_clean=answer["clean"],
-            recording=Recording.from_json(recording) if recording else None,
+            recording=record_of(Recording, recording) if recording else None,
             refusal=decode_error(refusal) if refusal else None,
             kind=answer["kind"],
         )

@@ -11,12 +11,12 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from bsfind.errors import BsfindError, InternalError
-from bsfind.records import DeviceInfo
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.worker.protocol import encode_error, read_message, write_message
 
@@ -80,68 +80,37 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
-def _open_device(choice: DeviceChoice) -> Device:
-    if choice.is_simulated:
-        from bsfind.devices.simulated import SimulatedDevice
-
-        return SimulatedDevice(choice)
-    from bsfind.devices.cuda import CudaDevice
-
-    return CudaDevice(choice)
-
-
 class _Server:
-    """Holds the device between requests."""
+    """Answers requests, one method for each; holds the device between them."""
 
     def __init__(self) -> None:
         self._device: Device | None = None
         self._inspected: InspectedModel | None = None
+        self._handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+            "identify": self._identify,
+            "open": self._open,
+            "load": self._load,
+            "limit_memory": self._limit_memory,
+            "trial": self._run_trial,
+            "load_to_inspect": self._load_to_inspect,
+            "inspect": self._inspect,
+            "self_check": self._self_check,
+        }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request["do"] == "self_check":
-            return self._self_check()
-        answer = self._answer(request)
+        answer = self._handlers[request["do"]](request)
         if self._device is not None:
-            answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
             output = self._device.output
+            answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
             answer["output"] = asdict(output) if output is not None else None
             answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        if request["do"] == "identify":
-            return self._identify(request)
-        if request["do"] == "open":
-            return self._open(request)
-        device = self._device
-        if device is None:
-            raise InternalError(f"`{request['do']}` before `open`")
-        if request["do"] == "load":
-            return self._load(device, request)
-        if request["do"] == "limit_memory":
-            device.limit_memory(request["bytes"])
-            return {"is": "limited"}
-        if request["do"] == "trial":
-            trial = device.run_trial(
-                request["batch_size"], request["steps"], record=request["record"]
-            )
-            recording = device.recording
-            memory = device.memory_left()
-            refusal = device.refusal
-            return {
-                "is": "trial",
-                "trial": trial.to_json(),
-                "clean": device.is_clean,
-                "kind": device.model_kind,
-                "memory": memory.to_json() if memory else None,
-                "recording": recording.to_json() if recording else None,
-                "refusal": encode_error(refusal) if refusal else None,
-            }
-        if request["do"] == "load_to_inspect":
-            return self._load_to_inspect(device, request)
-        if request["do"] == "inspect":
-            return self._inspect(request)
-        raise InternalError(f"unknown request `{request['do']}`")
+    @property
+    def _opened(self) -> Device:
+        if self._device is None:
+            raise InternalError("a request that needs a device came before `open`")
+        return self._device
 
     def _identify(self, request: dict[str, Any]) -> dict[str, Any]:
         from bsfind.devices.cuda_gpu import identify
@@ -150,14 +119,48 @@ class _Server:
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         choice = DeviceChoice.from_json(request["device"])
-        self._device = _open_device(choice)
-        info: DeviceInfo = self._device.describe()
-        return {"is": "opened", "device": asdict(info)}
+        if choice.is_simulated:
+            from bsfind.devices.simulated import SimulatedDevice
 
-    def _load_to_inspect(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
+            self._device = SimulatedDevice(choice)
+        else:
+            from bsfind.devices.cuda import CudaDevice
+
+            self._device = CudaDevice(choice)
+        return {"is": "opened", "device": asdict(self._device.describe())}
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        from bsfind.devices.base import DoesNotFit
+
+        try:
+            model = self._opened.load(_workload(request), request["precision"])
+        except DoesNotFit as answer:
+            return {"is": "does_not_fit", "message": str(answer)}
+        return {"is": "loaded", "model": asdict(model)}
+
+    def _limit_memory(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._opened.limit_memory(request["bytes"])
+        return {"is": "limited"}
+
+    def _run_trial(self, request: dict[str, Any]) -> dict[str, Any]:
+        device = self._opened
+        trial = device.run_trial(request["batch_size"], request["steps"], record=request["record"])
+        recording, memory, refusal = device.recording, device.memory_left(), device.refusal
+        return {
+            "is": "trial",
+            "trial": asdict(trial),
+            "clean": device.is_clean,
+            "kind": device.model_kind,
+            "memory": asdict(memory) if memory else None,
+            "recording": vars(recording) if recording else None,
+            "refusal": encode_error(refusal) if refusal else None,
+        }
+
+    def _load_to_inspect(self, request: dict[str, Any]) -> dict[str, Any]:
         from bsfind.devices.simulated import SimulatedDevice
         from bsfind.inspect.attribution import InspectedModel
 
+        device = self._opened
         if not isinstance(device, SimulatedDevice):
             raise InternalError("only a simulated device tells who allocates")
         self._inspected = InspectedModel(device, _workload(request), request["precision"])
@@ -169,19 +172,10 @@ class _Server:
         inspection = self._inspected.at(request["batch_size"], request["steps"])
         return {"is": "inspected", "inspection": inspection.to_json()}
 
-    def _self_check(self) -> dict[str, Any]:
+    def _self_check(self, _: dict[str, Any]) -> dict[str, Any]:
         from bsfind.simulation.trace.self_check import problems
 
         return {"is": "checked", "problems": problems()}
-
-    def _load(self, device: Device, request: dict[str, Any]) -> dict[str, Any]:
-        from bsfind.devices.base import DoesNotFit
-
-        try:
-            model = device.load(_workload(request), request["precision"])
-        except DoesNotFit as answer:
-            return {"is": "does_not_fit", "message": str(answer)}
-        return {"is": "loaded", "model": asdict(model)}
 
 
 def _workload(request: dict[str, Any]) -> Workload:

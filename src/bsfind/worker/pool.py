@@ -53,7 +53,7 @@ class WorkerPool:
         """Kill the worker in use and return a fresh one.
 
         Args:
-            variables: environment variables of it that differ; such a worker is not started early.
+            variables: environment variables of it that differ from this process's; it is not started early.
         """
         if self._in_use is not None:
             self._in_use.kill()

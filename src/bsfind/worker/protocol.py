@@ -17,8 +17,8 @@
     {"do": "self_check"}                         {"is": "checked", "problems": [text…]}
                                                  {"is": "failed", "error", message, detail, hint}
 
-An answer of the device carries `"warnings": [ReportWarning…]`, what the reader of the report must
-know and has not been told, `"assumptions": [Assumption…]`, what bsfind has chosen for the step, and
+After `open`, every answer carries `"warnings": [ReportWarning…]`, what the reader of the report must know
+and no earlier answer had, `"assumptions": [Assumption…]`, what bsfind has chosen for the step, and
 `"output": OutputMemory`, what the model returned to a loss of bsfind's (null: nothing to any).
 
 The worker's standard input and output carry the protocol; before any code of the user's runs they

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from bsfind.errors import TargetError
-from bsfind.import_path import parse_import_path, resolve
+from bsfind.import_path import resolve_function
 from bsfind.inputs import DTYPES, InputSpec
 from bsfind.workload.blame import stands_for_torch
 
@@ -139,9 +138,7 @@ def _from_specs(specs: tuple[InputSpec, ...], device: torch.device) -> BatchMake
 
 
 def _from_function(name: str, device: torch.device) -> BatchMaker:
-    function = resolve(parse_import_path(name))
-    if not callable(function):
-        raise TargetError(f"`{name}` is of type `{type(function).__name__}`, not a function")
+    function = resolve_function(name)
 
     @stands_for_torch
     def make(batch_size: int) -> Batch:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bsfind.errors import TargetError, UsageError
-from bsfind.import_path import is_import_path, parse_import_path, resolve
+from bsfind.import_path import is_import_path, resolve_function
 from bsfind.workload.blame import stands_for_torch
 
 
@@ -52,10 +52,7 @@ def _needs_lr(factory: Callable[..., Any]) -> bool:
 
 def _factory(name: str) -> Callable[..., Any]:
     if is_import_path(name):
-        found = resolve(parse_import_path(name))
-        if not callable(found):
-            raise TargetError(f"`{name}` is of type `{type(found).__name__}`, not an optimizer")
-        return found  # type: ignore[no-any-return]
+        return resolve_function(name, "an optimizer")
     by_lower_case = {
         attr.lower(): value
         for attr, value in vars(torch.optim).items()

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from bsfind.errors import TargetError
-from bsfind.import_path import parse_import_path, resolve
+from bsfind.import_path import resolve_function
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.workload.blame import stands_for_torch
@@ -99,7 +99,7 @@ class LoadedWorkload:
         model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
         if was_wrapped:
             self.notes["data_parallel"] = DATA_PARALLEL_NOTE
-        self._step_fn = self._resolve_step()
+        self._step_fn = resolve_function(workload.step) if workload.step is not None else None
         run = functools.partial(self._step_fn, model) if self._step_fn is not None else model
         initialize_lazy_layers(
             model,
@@ -131,16 +131,6 @@ class LoadedWorkload:
         )
         self.choice = choice or LossChoice(device, plan.model_dtype)
         self._output_bytes = 0
-
-    def _resolve_step(self) -> Callable[..., Any] | None:
-        if self.workload.step is None:
-            return None
-        step = resolve(parse_import_path(self.workload.step))
-        if not callable(step):
-            raise TargetError(
-                f"`{self.workload.step}` is of type `{type(step).__name__}`, no function"
-            )
-        return step  # type: ignore[no-any-return]
 
     @property
     def trains_itself(self) -> bool:

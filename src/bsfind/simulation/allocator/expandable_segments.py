@@ -1,4 +1,4 @@
-"""Expandable segments: address space whose pages get memory when it is needed.
+"""Expandable segments: address space whose pages are mapped to memory on demand.
 
 Models `ExpandableSegment` and the functions `find_expandable_block`, `map_block`,
 `try_allocate_expandable_block` and `unmap_block` of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to
@@ -10,15 +10,15 @@ from __future__ import annotations
 from bsfind.simulation.allocator.blocks import ALLOCATED, FREE, UNMAPPED, Block, BlockPool, Segment
 from bsfind.simulation.allocator.device_memory import ClaimableMemory, DeviceMemoryLike
 
-# Segments of several pools start so far apart, bytes: more than 9/8 of the memory of any GPU.
+# Distance of the segments of several pools, bytes: more than 9/8 of the memory of any GPU.
 MAX_ADDRESS_SPACE = 1 << 40
 
 
 class ExpandableSegment(Segment):
-    """Address space in pages, some of them with memory.
+    """Address space in pages, some of which are mapped.
 
     Attributes:
-        start: its first address, which pages are counted from.
+        start: first address, from which pages are counted.
         page_bytes: size of a page: 2 MiB in the small pool, a large segment in the large one.
         pages: page number → address of the device memory behind it.
     """
@@ -34,12 +34,12 @@ class ExpandableSegment(Segment):
         self.pages: dict[int, int] = {}
 
     def _bare_copy(self, pool: BlockPool) -> ExpandableSegment:
-        twin = ExpandableSegment(pool, self.start, 0, self.page_bytes)
-        twin.pages = self.pages.copy()
-        return twin
+        copied = ExpandableSegment(pool, self.start, 0, self.page_bytes)
+        copied.pages = self.pages.copy()
+        return copied
 
     def map_pages(self, first: int, end: int, device_memory: DeviceMemoryLike) -> bool:
-        """Put memory behind the pages `first` … `end`: behind all of them, or none."""
+        """Map the pages `first` … `end`, or none of them if the device is full; returns whether it did."""
         for page in range(first, end):
             token = device_memory.malloc(self.page_bytes)
             if token is None:
@@ -49,13 +49,13 @@ class ExpandableSegment(Segment):
         return True
 
     def unmap_pages(self, first: int, end: int, device_memory: DeviceMemoryLike) -> None:
-        """Give back the memory of the pages `first` … `end`."""
+        """Unmap the pages `first` … `end`."""
         for page in range(first, end):
             device_memory.free(self.pages.pop(page))
 
 
 def find(pool: BlockPool, size: int) -> Block | None:
-    """Return the start of the lowest run of blocks not in use that can hold `size` bytes."""
+    """Return the start of the lowest run of unallocated blocks of at least `size` bytes."""
     for _, unmapped in pool.unmapped:
         start = unmapped
         if start.prev is not None and start.prev.state == FREE:
@@ -74,13 +74,13 @@ def allocate(start: Block, size: int, device_memory: DeviceMemoryLike) -> tuple[
     """Map memory from `start` on, until there is a free block of `size` bytes.
 
     Args:
-        start: the start of a run of blocks not in use, at least `size` bytes long (`find`).
+        start: start of a run of unallocated blocks of at least `size` bytes (see `find`).
         size: bytes needed.
-        device_memory: where pages come from.
+        device_memory: the device memory that pages are mapped to.
 
     Returns:
-        The block, taken out of its pool, or None where the device is full; and how many bytes were
-        mapped, which may be some even without a block.
+        The block, removed from its pool, or None if the device is full; and the number of bytes that
+        were mapped, which can be more than 0 even without a block.
     """
     block = start
     mapped_bytes = 0
@@ -102,7 +102,7 @@ def allocate(start: Block, size: int, device_memory: DeviceMemoryLike) -> tuple[
 
 
 def unmap(block: Block, device_memory: DeviceMemoryLike) -> int:
-    """Give back the whole pages inside a free block; return how many bytes they were."""
+    """Unmap the whole pages inside a free block; returns their size in bytes."""
     segment = block.segment
     assert isinstance(segment, ExpandableSegment)
     pool, page = segment.pool, segment.page_bytes
@@ -114,7 +114,7 @@ def unmap(block: Block, device_memory: DeviceMemoryLike) -> int:
     pool.remove(block)
     size = (end - first) * page
     before = first * page - offset
-    # Where a block is cut, the middle keeps its place in the order of blocks.
+    # If the block is cut, the middle keeps its place in the order of blocks.
     unmapped = block
     if before:
         unmapped = block.split(before, UNMAPPED, block.order)
@@ -137,7 +137,7 @@ def unmap(block: Block, device_memory: DeviceMemoryLike) -> int:
 
 
 def adopt(tail: Block, address: int, size: int, device_memory: ClaimableMemory) -> Block:
-    """Take a range of pages that has memory already into the unmapped end of a segment.
+    """Add a range of pages that are mapped already to the unmapped end of a segment.
 
     Returns:
         The range as one free block, in no pool.
@@ -162,11 +162,10 @@ def adopt(tail: Block, address: int, size: int, device_memory: ClaimableMemory) 
 
 
 def _map(block: Block, size: int, device_memory: DeviceMemoryLike) -> tuple[Block, int] | None:
-    """Put memory behind the first `size` bytes of an unmapped block, in whole pages.
+    """Map the first `size` bytes of an unmapped block, in whole pages.
 
     Returns:
-        The free block that they are part of now, and the bytes mapped; None where the device is
-        full.
+        The free block that they are a part of now, and the bytes mapped; None if the device is full.
     """
     segment = block.segment
     assert isinstance(segment, ExpandableSegment)

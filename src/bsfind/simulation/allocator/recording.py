@@ -39,27 +39,6 @@ class Recording:
     segments: tuple[dict[str, Any], ...]
     events: tuple[int, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
-        return {
-            "batch_size": self.batch_size,
-            "available_bytes": self.available_bytes,
-            "has_convolutions": self.has_convolutions,
-            "segments": list(self.segments),
-            "events": list(self.events),
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Recording:
-        """Return the recording that `to_json` wrote."""
-        return cls(
-            batch_size=data["batch_size"],
-            available_bytes=data["available_bytes"],
-            has_convolutions=data["has_convolutions"],
-            segments=tuple(data["segments"]),
-            events=tuple(data["events"]),
-        )
-
 
 def resident_blocks(segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the allocated blocks of a snapshot, in the order in which they are numbered."""

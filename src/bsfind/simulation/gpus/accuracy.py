@@ -26,7 +26,7 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 
-from bsfind.records import Accuracy, ModelKind
+from bsfind.records import Accuracy, ModelKind, record_of
 
 _FILE = resources.files("bsfind.simulation.gpus") / "accuracy.json"
 
@@ -81,7 +81,7 @@ def measured() -> Measured:
     """Return the results that are shipped with bsfind."""
     document = json.loads(_FILE.read_text(encoding="utf-8"))
     kinds = {
-        kind: Accuracy.from_json({**figures, "against": document["against"]})
+        kind: record_of(Accuracy, {**figures, "against": document["against"]})
         for kind, figures in document["kinds"].items()
     }
     return Measured(torch=document["torch"], kinds=kinds)

@@ -34,6 +34,10 @@ TWO_BOOLS = (
 )
 
 
+def _is_integral(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
 def can_be_stored(common: torch.dtype, output: torch.dtype) -> None:
     """Refuse to write a result to a tensor that cannot hold it (`compute_types`, TensorIterator.cpp)."""
     if not torch.can_cast(common, output):
@@ -91,7 +95,7 @@ def _topk(call: Call) -> None:
 
 @checks("aten::relu", "aten::relu_", "aten::hardtanh", "aten::hardtanh_", "aten::_addmm_activation")
 def _relu(call: Call) -> None:
-    """All of them clamp (native/Activation.cpp, native/cuda/Blas.cpp)."""
+    """They call `clamp` (native/Activation.cpp, native/cuda/Blas.cpp)."""
     dtype = call.tensor("self").dtype
     if dtype.is_complex:
         raise NotImplementedError("clamp is not supported for complex types")
@@ -105,13 +109,13 @@ def _in_place(call: Call) -> None:
     if other is None:  # a number, which autograd passes for the tensor
         return
     common = torch.result_type(_like(target), _like(other))
-    if call.operator == "aten::div_" and not (common.is_floating_point or common.is_complex):
+    if call.operator == "aten::div_" and _is_integral(common):
         common = torch.get_default_dtype()
     can_be_stored(common, target.dtype)
 
 
 def _like(spec: TensorSpec) -> torch.Tensor:
-    """Return a tensor that is promoted as one of this shape: single values give way."""
+    """Return a tensor that is promoted like this one: tensors without dimensions have less weight."""
     return torch.empty((1,) * spec.dim, dtype=spec.dtype, device="cpu")
 
 
@@ -124,14 +128,14 @@ def _lerp(call: Call) -> None:
             raise RuntimeError(
                 f"expected dtype {cpp_name(dtype)} for `{name}` but got dtype {cpp_name(other.dtype)}"
             )
-    if not (dtype.is_floating_point or dtype.is_complex):
+    if _is_integral(dtype):
         implements("lerp_cuda", dtype, ())
 
 
 @checks("aten::std", "aten::var", "aten::std_mean", "aten::var_mean")
 def _std(call: Call) -> None:
     dtype = call.tensor("self").dtype
-    if not (dtype.is_floating_point or dtype.is_complex):
+    if _is_integral(dtype):
         name = call.operator.removeprefix("aten::")
         name = name if name.endswith("_mean") else "std and var"
         raise RuntimeError(f"{name} only support floating point and complex dtypes")
@@ -140,7 +144,7 @@ def _std(call: Call) -> None:
 @checks("aten::mean")
 def _mean(call: Call) -> None:
     dtype = call["dtype"] or call.tensor("self").dtype
-    if not (dtype.is_floating_point or dtype.is_complex):
+    if _is_integral(dtype):
         kind = "Optional dtype" if call["dtype"] else "Input dtype"
         raise RuntimeError(
             f"mean(): could not infer output dtype. {kind} must be either a floating point or "
@@ -171,7 +175,7 @@ def _bitwise(call: Call) -> None:
     if any(operand is None for operand in operands):
         return
     common = torch.promote_types(*(operand.dtype for operand in operands if operand is not None))
-    if common.is_floating_point or common.is_complex:
+    if not _is_integral(common):
         implements(f"{call.operator.removeprefix('aten::')}_cuda", common, ())
 
 
@@ -180,7 +184,7 @@ def _decomposition(name: str, argument: str, kernel: str | None) -> Check:
 
     def check(call: Call) -> None:
         dtype = call.tensor(argument).dtype
-        if name and not (dtype.is_floating_point or dtype.is_complex):
+        if name and _is_integral(dtype):
             raise RuntimeError(
                 f"{name}: Expected a floating point or complex tensor as input. "
                 f"Got {scalar_name(dtype)}"

@@ -1,4 +1,4 @@
-"""Memory that is not the search's own: another process takes it, the host lends it, a slice has less."""
+"""Memory that the search cannot use: of another process, beyond the GPU (host memory), or of a whole card."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GIB = 1 << 30
 IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32")
 
 
-class Neighbour:
+class OtherProcess:
     """A process that takes memory of the fake GPU when it is told to.
 
     It is a slot of tests/fakegpu/csrc/machine.c (int32 PID, int32 GPU, uint64 bytes), the last one.
@@ -43,26 +43,26 @@ class Neighbour:
 
 
 @pytest.fixture
-def neighbour(fake_gpu: Gpu) -> Iterator[Neighbour]:
-    made = Neighbour(fake_gpu.folder.with_name(f"{fake_gpu.folder.name}-state"))
+def other(fake_gpu: Gpu) -> Iterator[OtherProcess]:
+    made = OtherProcess(fake_gpu.folder.with_name(f"{fake_gpu.folder.name}-state"))
     yield made
     made.end()
 
 
 def disturbed(
     gpu: Gpu,
-    neighbour: Neighbour,
+    other: OtherProcess,
     moment: str,
     nbytes: int,
     arguments: Sequence[str] = (),
     **fake: Any,
 ) -> Result:
-    """Search on 4 GiB, of which a neighbour takes some at a moment of the search."""
+    """Search on 4 GiB, of which another process takes some at a moment of the search."""
     with StagedSearch(
-        gpu, moment, *arguments, limit=None, memory="4GiB", state_file=neighbour.state, **fake
+        gpu, moment, *arguments, limit=None, memory="4GiB", state_file=other.state, **fake
     ) as search:
         search.reach()
-        neighbour.take(nbytes)
+        other.take(nbytes)
         search.go_on()
         return search.end()
 
@@ -75,12 +75,12 @@ def the_warning(done: Result) -> str:
 
 
 def test_memory_that_is_taken_between_trials_is_noticed_and_named(
-    fake_gpu: Gpu, neighbour: Neighbour
+    fake_gpu: Gpu, other: OtherProcess
 ) -> None:
-    done = disturbed(fake_gpu, neighbour, "second trial", 2 * GIB)
+    done = disturbed(fake_gpu, other, "second trial", 2 * GIB)
     assert done.code in (0, 1), done.err
     said = the_warning(done)
-    assert f"sleep (PID {neighbour.pid}) took 2." in said  # and the 300 MiB of its context
+    assert f"sleep (PID {other.pid}) took 2." in said  # and the 300 MiB of its context
     left = 4 * GIB - 2 * GIB - 2 * (300 << 20)
     for trial in done.only["trials"]:
         if trial["status"] == "ok":
@@ -90,10 +90,10 @@ def test_memory_that_is_taken_between_trials_is_noticed_and_named(
 
 
 def test_a_size_that_no_longer_runs_when_it_is_confirmed_is_not_recommended(
-    fake_gpu: Gpu, neighbour: Neighbour
+    fake_gpu: Gpu, other: OtherProcess
 ) -> None:
     sizes = ("--min-batch-size", "1000000", "--max-batch-size", "1000500")
-    done = disturbed(fake_gpu, neighbour, "confirmation", int(3.3 * GIB), sizes)
+    done = disturbed(fake_gpu, other, "confirmation", int(3.3 * GIB), sizes)
     assert done.code == 1, done.err
     the_warning(done)
     assert done.only["max_batch_size"] == 1_000_500  # it ran, before
@@ -102,25 +102,23 @@ def test_a_size_that_no_longer_runs_when_it_is_confirmed_is_not_recommended(
 
 
 def test_memory_that_is_taken_is_noticed_without_the_driver_s_help(
-    fake_gpu: Gpu, neighbour: Neighbour
+    fake_gpu: Gpu, other: OtherProcess
 ) -> None:
-    done = disturbed(fake_gpu, neighbour, "second trial", 2 * GIB, nvml=False)
+    done = disturbed(fake_gpu, other, "second trial", 2 * GIB, nvml=False)
     assert the_warning(done).startswith("another process took 2.")
 
 
-def test_memory_beyond_the_limit_is_not_missed(fake_gpu: Gpu, neighbour: Neighbour) -> None:
-    with StagedSearch(
-        fake_gpu, "second trial", memory="4GiB", state_file=neighbour.state
-    ) as search:
+def test_memory_beyond_the_limit_is_not_missed(fake_gpu: Gpu, other: OtherProcess) -> None:
+    with StagedSearch(fake_gpu, "second trial", memory="4GiB", state_file=other.state) as search:
         search.reach()
-        neighbour.take(2 * GIB)
+        other.take(2 * GIB)
         search.go_on()
         done = search.end()
     assert done.code == 0, done.err
     assert "memory_taken" not in [warning["code"] for warning in done.report["warnings"]]
 
 
-def test_host_memory_on_loan_does_not_count_as_fitting(fake_gpu: Gpu) -> None:
+def test_host_memory_does_not_count_as_fitting(fake_gpu: Gpu) -> None:
     """Windows and WSL: allocations beyond the card succeed. The answer is that of the card."""
 
     def searched(**variables: str) -> tuple[int, int]:

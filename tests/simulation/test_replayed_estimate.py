@@ -1,4 +1,4 @@
-"""Forecasts from recordings: right for steps that are regular, harmless for those that are not."""
+"""Estimates from recordings: right for steps that are regular, harmless for those that are not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.search.forecast import largest_that_fits
+from bsfind.search.estimate import largest_that_fits
 from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
@@ -158,7 +158,7 @@ def test_convolutions_do_without_their_workspace() -> None:
     assert found == pytest.approx(expected, rel=0.05)
 
 
-def test_settings_beyond_the_model_give_no_forecast() -> None:
+def test_settings_beyond_the_model_give_no_estimate() -> None:
     beyond = AllocatorSettings.from_environment(
         {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}, torch_version="2.13"
     )
