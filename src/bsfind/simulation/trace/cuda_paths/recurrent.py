@@ -245,9 +245,9 @@ def autocast_kernel(*args: Any) -> Any:
                 )
             ]
             call = call._replace(weight=weight, buffer=buffer)
-        cx, hx, x = (None if t is None else _to_half(t) for t in (call.cx, call.hx, call.x))
-        assert hx is not None
-        assert x is not None
+        x, hx, cx = call.x, call.hx, call.cx  # Python frees them in this order
+        cx = None if cx is None else _to_half(cx)
+        hx, x = _to_half(hx), _to_half(x)
         return aten._cudnn_rnn.default(*call._replace(x=x, hx=hx, cx=cx))
 
 
