@@ -245,7 +245,7 @@ def autocast_kernel(*args: Any) -> Any:
                 )
             ]
             call = call._replace(weight=weight, buffer=buffer)
-        x, hx, cx = call.x, call.hx, call.cx  # Python frees them in this order
+        hx, cx, x = call.hx, call.cx, call.x  # Python frees them in this order
         cx = None if cx is None else _to_half(cx)
         hx, x = _to_half(hx), _to_half(x)
         return aten._cudnn_rnn.default(*call._replace(x=x, hx=hx, cx=cx))
