@@ -9,18 +9,13 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import typer
-from typer.models import OptionInfo, ParameterInfo
 
 from bsfind.cli.main import app
 from bsfind.errors import ExitCode
-
-__all__ = ["PAGE", "reference"]
 
 PAGE = Path(__file__).parent / "cli.md"
 
@@ -54,27 +49,22 @@ _EXIT_CODES = {
 
 def reference() -> str:
     """Return the page."""
-    parts = [_INTRODUCTION]
-    for command in app.registered_commands:
-        assert command.callback is not None
-        parts.append(_command(str(command.name), command.callback))
-    parts.append(_general())
-    return "\n".join(parts)
+    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    parts = [_INTRODUCTION, *(_command(name, command) for name, command in commands.items())]
+    return "\n".join([*parts, _general()])
 
 
-def _command(name: str, function: Callable[..., Any]) -> str:
-    infos = [info for _, info, _ in _parameters(function)]
-    arguments = [info for info in infos if not isinstance(info, OptionInfo)]
+def _command(name: str, command: Any) -> str:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option"]
     usage = " ".join(["bsfind", name, *map(_argument, arguments)])
-    if len(arguments) < len(infos):
+    if options:
         usage += " [OPTIONS]"
-    parts = [f"## `{usage}`\n", _description(inspect.getdoc(function) or "")]
-    parts += [f"`{info.metavar}`: {_cell(info.help)}\n" for info in arguments]
+    parts = [f"## `{usage}`\n", _description(inspect.getdoc(command.callback) or "")]
+    parts += [f"`{argument.metavar}`: {_cell(argument.help)}\n" for argument in arguments]
     panels: dict[str, list[str]] = {}
-    for kind, info, default in _parameters(function):
-        if isinstance(info, OptionInfo):
-            panel = info.rich_help_panel if isinstance(info.rich_help_panel, str) else ""
-            panels.setdefault(panel, []).append(_row(kind, info, default))
+    for option in options:
+        panels.setdefault(option.rich_help_panel or "", []).append(_row(option))
     for panel, rows in panels.items():
         parts.append(f"### {panel}\n" if panel else "")
         parts.append(
@@ -83,17 +73,8 @@ def _command(name: str, function: Callable[..., Any]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _parameters(function: Callable[..., Any]) -> Iterator[tuple[Any, ParameterInfo, Any]]:
-    """Yield type, declaration and default of each option and argument."""
-    hints = get_type_hints(function, include_extras=True)
-    for name, parameter in inspect.signature(function).parameters.items():
-        if hints[name] is not typer.Context:
-            kind, info = get_args(hints[name])
-            yield kind, info, parameter.default
-
-
-def _argument(info: ParameterInfo) -> str:
-    return f"[{info.metavar}]" if "-" in str(info.metavar) else str(info.metavar)
+def _argument(argument: Any) -> str:
+    return f"[{argument.metavar}]" if "-" in argument.metavar else str(argument.metavar)
 
 
 def _description(docstring: str) -> str:
@@ -105,29 +86,17 @@ def _description(docstring: str) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _row(kind: Any, info: OptionInfo, default: Any) -> str:
-    # Within `Annotated`, Typer keeps the first flag where a default would be.
-    flags = [str(info.default), *(info.param_decls or ())]
-    value = _metavar(kind, info)
-    option = ", ".join(f"`{flag} {value}`" if value else f"`{flag}`" for flag in flags)
-    variable = f"`{info.envvar}`" if info.envvar else ""
-    return f"| {_cell(option)} | {_default(default)} | {variable} | {_cell(info.help)} |"
+def _row(option: Any) -> str:
+    value = "" if option.is_flag else option.metavar
+    flags = ", ".join(f"`{flag} {value}`" if value else f"`{flag}`" for flag in option.opts)
+    variable = f"`{option.envvar}`" if option.envvar else ""
+    return f"| {_cell(flags)} | {_default(option)} | {variable} | {_cell(option.help)} |"
 
 
-def _metavar(kind: Any, info: OptionInfo) -> str:
-    if info.metavar:
-        return info.metavar
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return "|".join(member.value for member in kind)
-    return "" if kind is bool else "VALUE"
-
-
-def _default(value: Any) -> str:
-    if isinstance(value, Enum):
-        value = value.value
-    if value in (None, False, "") or value is inspect.Parameter.empty:
-        return "required" if value is inspect.Parameter.empty else ""
-    return f"`{value}`"
+def _default(option: Any) -> str:
+    if option.required:
+        return "required"
+    return "" if option.default in (None, False, "") else f"`{option.default}`"
 
 
 def _cell(text: str | None) -> str:

@@ -14,8 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bsfind.api.find import check, find
-    from bsfind.api.report import Report
+    from bsfind.api import Report, check, find
     from bsfind.errors import (
         BsfindError,
         NoDeviceError,
@@ -47,8 +46,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(("check", "find"), "bsfind.api.find"),
-    "Report": "bsfind.api.report",
+    **dict.fromkeys(("Report", "check", "find"), "bsfind.api"),
     **dict.fromkeys(
         (
             *("BsfindError", "NoDeviceError", "TargetError", "TimeLimitError"),

@@ -5,14 +5,14 @@ BsfindError
 ├── UsageError             2   command line, environment variables, configuration file
 ├── NoDeviceError          3   no usable GPU
 │   ├── NoGpuError         3   torch sees no GPU at all
-│   └── GpuFaultError      3   it failed or went away while it was in use
+│   └── GpuFaultError      3   it failed or went away during the search
 ├── TargetError            4   the user's code failed
-│   └── UntraceableError   4   it cannot be predicted: it needs values, or a kernel of its own
+│   └── UntraceableError   4   it cannot be traced: it needs values, or a kernel of its own
 ├── WorkerError            4   the process that ran the user's code died
 ├── TimeLimitError         5   the worker did not answer in time
 └── InternalError         70   a bug in bsfind
 
-Terminated (a BaseException, like KeyboardInterrupt) is how SIGTERM and SIGHUP travel.
+Terminated, a BaseException like KeyboardInterrupt, is raised for SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class NoGpuError(NoDeviceError):
 
 
 class GpuFaultError(NoDeviceError):
-    """The GPU failed or went away in the middle of the work; the user's code is not to blame."""
+    """The GPU failed or went away during the search; the user's code is not to blame."""
 
 
 class TargetError(BsfindError):
@@ -96,7 +96,7 @@ class TargetError(BsfindError):
 
 
 class UntraceableError(TargetError):
-    """The user's code works on a GPU, perhaps, but cannot be traced without one."""
+    """The user's code may run on a GPU, but cannot be traced without one."""
 
 
 class WorkerError(BsfindError):
@@ -114,8 +114,6 @@ class TimeLimitError(BsfindError):
 class InternalError(BsfindError):
     """A bug in bsfind."""
 
-    exit_code = ExitCode.INTERNAL
-
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP arrived: leave as for Ctrl-C, with status 143 or 129."""
+    """SIGTERM or SIGHUP arrived: end as for Ctrl-C, with status 143 or 129."""

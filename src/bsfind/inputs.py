@@ -1,4 +1,4 @@
-"""What goes into the model: shapes, dtypes and value ranges, read from the command line.
+"""What goes into the model: shapes, dtypes and value ranges, from texts or from Python.
 
 Grammar (no batch dimension anywhere; it is put in front):
 
@@ -11,10 +11,14 @@ Integers are drawn from LOW ≤ x < HIGH.
 
 from __future__ import annotations
 
+import dataclasses
 import keyword
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from bsfind.errors import UsageError
 
 DTYPES = {
     "float32": "float",
@@ -43,8 +47,9 @@ _ALIASES = {
     "i64": "int64",
     "i32": "int32",
 }
-# Token ids are the usual integers: 0 and 1 are valid for every vocabulary and every two-class label.
 _DEFAULT_RANGE = (0, 2)
+"""Token ids are the usual integers: 0 and 1 are valid in every vocabulary, and as two-class labels."""
+_EXAMPLE = "write it like `input_ids=128:int64:0..30522` or `labels=:int64:0..2`"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,9 +112,13 @@ def _parse_shape(text: str, *, scalar_allowed: bool) -> tuple[int, ...]:
                 f"{what} is not a size, write a shape like `3,224,224` (no batch dimension)"
             )
         sizes.append(int(part))
-    if 0 in sizes:
+    return _checked_shape(tuple(sizes), text)
+
+
+def _checked_shape(shape: tuple[int, ...], text: str) -> tuple[int, ...]:
+    if 0 in shape:
         raise ValueError(f"`{text}` has a dimension of size 0")
-    return tuple(sizes)
+    return shape
 
 
 def parse_input_shape(text: str) -> InputSpec:
@@ -127,14 +136,16 @@ def parse_input(text: str) -> InputSpec:
     Raises:
         ValueError: not of this form; the message says what to write.
     """
-    example = "write it like `input_ids=128:int64:0..30522` or `labels=:int64:0..2`"
     name, equals, rest = text.partition("=")
-    name = name.strip()
     if not equals:
-        raise ValueError(f"`{text}` has no name, {example}")
+        raise ValueError(f"`{text}` has no name, {_EXAMPLE}")
+    return _parse_tensor(_checked_name(name.strip(), text), rest, text, _EXAMPLE)
+
+
+def _checked_name(name: str, text: str) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"`{name}` in `{text}` is not a name of an argument, {example}")
-    return _parse_tensor(name, rest, text, example)
+        raise ValueError(f"`{name}` in `{text}` is not a name of an argument, {_EXAMPLE}")
+    return name
 
 
 def _parse_tensor(name: str | None, spec: str, text: str, example: str) -> InputSpec:
@@ -159,9 +170,15 @@ def _parse_tensor(name: str | None, spec: str, text: str, example: str) -> Input
     if match is None:
         raise ValueError(f"`{more[1]}` in `{text}` is not a range, {example}")
     low, high = int(match[1]), int(match[2])
-    if low >= high:
-        raise ValueError(f"`{more[1]}` in `{text}` is empty: values are drawn from LOW ≤ x < HIGH")
+    _check_range(low, high, text)
     return InputSpec(name=name, shape=shape, dtype=dtype, low=low, high=high)
+
+
+def _check_range(low: int, high: int, text: str) -> None:
+    if low >= high:
+        raise ValueError(
+            f"`{low}..{high}` in `{text}` is empty: values are drawn from LOW ≤ x < HIGH"
+        )
 
 
 def _parse_dtype(text: str) -> str:
@@ -170,3 +187,97 @@ def _parse_dtype(text: str) -> str:
     if name not in DTYPES:
         raise ValueError(f"`{text}` is not a dtype, choose one of {', '.join(DTYPES)}")
     return name
+
+
+# ---------------------------------------------------------------------------------- from Python
+
+
+def input_specs(inputs: Any) -> list[InputSpec]:
+    """Return the inputs of the model, none of them with a batch dimension.
+
+    Args:
+        inputs: None for none; a mapping of names for keyword inputs; a sequence of several for
+            positional ones; or one. Each is a shape such as (3, 224, 224), a text of the command
+            line (`128:int64:0..30522`), an `InputSpec`, or an example: the tensor of one sample.
+
+    Raises:
+        UsageError: something else, or a text that the command line does not take.
+    """
+    if inputs is None:
+        return []
+    try:
+        if isinstance(inputs, Mapping):
+            return [
+                _input(spec, _checked_name(str(name), str(name))) for name, spec in inputs.items()
+            ]
+        if isinstance(inputs, (list, tuple)) and not _is_shape(inputs):
+            return [_input(spec, None) for spec in inputs]
+        return [_input(inputs, None)]
+    except ValueError as error:
+        raise UsageError(f"`inputs`: {error}") from None
+
+
+def _is_shape(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(
+        isinstance(size, int) and not isinstance(size, bool) for size in value
+    )
+
+
+def _input(value: Any, name: str | None) -> InputSpec:
+    """Return one input; a name goes before that of an `InputSpec`."""
+    if isinstance(value, InputSpec):
+        return _checked(dataclasses.replace(value, name=name or value.name))
+    if isinstance(value, str):
+        if name is not None:
+            return _parse_tensor(name, value, f"{name}={value}", _EXAMPLE)
+        return parse_input(value) if "=" in value else parse_input_shape(value)
+    if _is_shape(value):
+        assumed = frozenset(("dtype",)) if value else frozenset[str]()
+        return _checked(InputSpec(name=name, shape=tuple(value), assumed=assumed))
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return _like(value, name)
+    raise UsageError(
+        f"an input of type `{type(value).__name__}` says nothing about its shape",
+        hint="pass a shape such as (3, 224, 224), a text such as '128:int64:0..30522', or the "
+        "tensor of one sample; all without the batch dimension",
+    )
+
+
+def _checked(spec: InputSpec) -> InputSpec:
+    """Return an input that Python made, its integers with a range.
+
+    Raises:
+        ValueError: a field that the command line would not take either.
+    """
+    text = ",".join(map(str, spec.shape))
+    if any(size < 0 for size in spec.shape):
+        raise ValueError(f"`{text}` is not a shape")
+    shape = _checked_shape(tuple(spec.shape), text)
+    if spec.name is not None:
+        _checked_name(spec.name, str(spec))
+    dtype, low, high = _parse_dtype(spec.dtype), spec.low, spec.high
+    if DTYPES[dtype] == "int":
+        low, high = _DEFAULT_RANGE if low is None or high is None else (low, high)
+        _check_range(low, high, str(spec))
+    elif low is not None or high is not None:
+        raise ValueError(f"`{spec}` gives a range, which only integer inputs have")
+    return dataclasses.replace(spec, shape=shape, dtype=dtype, low=low, high=high)
+
+
+def _like(example: Any, name: str | None) -> InputSpec:
+    """Return the input of which one sample looks like the example, a tensor or an array."""
+    dtype = str(example.dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UsageError(
+            f"an example of dtype `{dtype}` cannot be made at random",
+            hint="make the batches yourself: `--batch-fn pkg.mod:fn`, or `batch_fn=` in Python",
+        )
+    shape = tuple(int(size) for size in example.shape)
+    spec = InputSpec(name=name, shape=shape, dtype=dtype)
+    if DTYPES[dtype] == "int":
+        if 0 in shape:
+            text = ",".join(map(str, shape))
+            raise UsageError(f"an example of shape ({text}) has no values to take the range from")
+        low, high = int(example.min()), int(example.max()) + 1
+        spec = dataclasses.replace(spec, low=low, high=high)
+    return _checked(spec)

@@ -12,14 +12,61 @@ Nothing here knows torch: the parent process handles settings without importing 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
 
+from bsfind import option_types as types
 from bsfind.inputs import InputSpec
-from bsfind.units import Headroom, exact_size, plain_number
+from bsfind.option_types import OptionType
+from bsfind.units import Headroom
 
 LARGEST_BATCH_SIZE = 2**31 - 1
 """Where the search ends if memory does not end it: CUDA kernels index samples with int32."""
+
+PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
+"""The precisions that a step can run in."""
+
+REQUESTABLE_PRECISIONS = (*PRECISIONS, "amp")
+"""What may be asked for: `amp` becomes amp-bf16 or amp-fp16 once the GPU is known."""
+
+LOSSES = ("auto", "cross-entropy", "mse", "mean")
+"""The losses that have a name."""
+
+REMEDIES: Mapping[str, Mapping[str, Any]] = {
+    "checkpointing": {"grad_checkpoint": True},
+    "channels-last": {"channels_last": True},
+    "compile": {"compile": True},
+    "expandable-segments": {},
+    "sgd": {"optimizer": "sgd", "optimizer_args": ()},
+}
+"""What `--compare` can try, by name: the fields of the workload that each changes."""
+
+Mode = Literal["train", "infer"]
+Objective = Literal["largest", "fastest"]
+
+_MODE = types.choice(*get_args(Mode))
+_PRECISIONS = types.names(
+    REQUESTABLE_PRECISIONS, "`{}` is not a precision", none="no precision is named"
+)
+_COMPARE = types.names(tuple(REMEDIES), "unknown comparison `{}`")
+_OBJECTIVE = types.choice(*get_args(Objective))
+
+_LAST = (
+    *("compare", "time_budget", "steps", "trial_timeout"),
+    *("device", "gpu", "context_memory", "memory_limit"),
+)
+"""The options that a reproducing command line names behind the others, in this order."""
+
+
+def _option(kind: OptionType, name: str = "") -> dict[str, Any]:
+    """Return the metadata of a field that an option sets.
+
+    Args:
+        kind: how its values are read and written.
+        name: of the option, as a Python identifier; "": that of the field.
+    """
+    return {"kind": kind, "option": name}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,37 +91,31 @@ class Workload:
     """
 
     target: str
-    model_args: tuple[tuple[str, str], ...] = ()
-    app_dir: str = "."
-    inputs: tuple[InputSpec, ...] = ()
-    batch_fn: str | None = None
-    mode: Literal["train", "infer"] = "train"
-    loss: str = "auto"
-    optimizer: str = "adamw"
-    optimizer_args: tuple[tuple[str, str], ...] = ()
-    step: str | None = None
-    grad_checkpoint: bool = False
-    channels_last: bool = False
-    compile: bool = False
-    grad_accum: int = 1
+    model_args: tuple[tuple[str, str], ...] = field(
+        default=(), metadata=_option(types.KEY_VALUE, "model_arg")
+    )
+    app_dir: str = field(default=".", metadata=_option(types.TEXT))
+    inputs: tuple[InputSpec, ...] = field(default=(), metadata=_option(types.INPUT, "input"))
+    batch_fn: str | None = field(default=None, metadata=_option(types.IMPORT_PATH))
+    mode: Mode = field(default="train", metadata=_option(_MODE))
+    loss: str = field(default="auto", metadata=_option(types.function_or(LOSSES)))
+    optimizer: str = field(default="adamw", metadata=_option(types.OPTIMIZER))
+    optimizer_args: tuple[tuple[str, str], ...] = field(
+        default=(), metadata=_option(types.KEY_VALUE, "optimizer_arg")
+    )
+    step: str | None = field(default=None, metadata=_option(types.IMPORT_PATH))
+    grad_checkpoint: bool = field(default=False, metadata=_option(types.FLAG))
+    channels_last: bool = field(default=False, metadata=_option(types.FLAG))
+    compile: bool = field(default=False, metadata=_option(types.FLAG))
+    grad_accum: int = field(default=1, metadata=_option(types.COUNT))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
-            "target": self.target,
+            **{field.name: getattr(self, field.name) for field in fields(self)},
             "model_args": dict(self.model_args),
-            "app_dir": self.app_dir,
             "inputs": [spec.to_json() for spec in self.inputs],
-            "batch_fn": self.batch_fn,
-            "mode": self.mode,
-            "loss": self.loss,
-            "optimizer": self.optimizer,
             "optimizer_args": dict(self.optimizer_args),
-            "step": self.step,
-            "grad_checkpoint": self.grad_checkpoint,
-            "channels_last": self.channels_last,
-            "compile": self.compile,
-            "grad_accum": self.grad_accum,
         }
 
     @classmethod
@@ -112,18 +153,20 @@ class SearchLimits:
         time_budget_s: longest time for the whole search, seconds; None: no limit.
     """
 
-    min_batch_size: int = 1
-    max_batch_size: int = LARGEST_BATCH_SIZE
-    multiple_of: int = 1
-    tolerance: float = 0.005
-    headroom: Headroom = field(default_factory=lambda: Headroom(fraction=0.05))
-    objective: Literal["largest", "fastest"] = "largest"
-    steps: int = 3
-    confirm_steps: int = 20
-    global_batch: int | None = None
-    world_size: int = 1
-    trial_timeout_s: float = 600.0
-    time_budget_s: float | None = None
+    min_batch_size: int = field(default=1, metadata=_option(types.COUNT))
+    max_batch_size: int = field(default=LARGEST_BATCH_SIZE, metadata=_option(types.COUNT))
+    multiple_of: int = field(default=1, metadata=_option(types.COUNT))
+    tolerance: float = field(default=0.005, metadata=_option(types.FRACTION))
+    headroom: Headroom = field(default=Headroom(fraction=0.05), metadata=_option(types.HEADROOM))
+    objective: Objective = field(default="largest", metadata=_option(_OBJECTIVE))
+    steps: int = field(default=3, metadata=_option(types.COUNT))
+    confirm_steps: int = field(default=20, metadata=_option(types.COUNT))
+    global_batch: int | None = field(default=None, metadata=_option(types.COUNT))
+    world_size: int = field(default=1, metadata=_option(types.COUNT))
+    trial_timeout_s: float = field(default=600.0, metadata=_option(types.DURATION, "trial_timeout"))
+    time_budget_s: float | None = field(
+        default=None, metadata=_option(types.DURATION, "time_budget")
+    )
 
     def __post_init__(self) -> None:
         """Check the limits against each other.
@@ -156,19 +199,16 @@ class SearchLimits:
         """Return the fields as JSON types; `max_batch_size` is null where memory is the limit."""
         unlimited = self.max_batch_size == LARGEST_BATCH_SIZE
         return {
-            "min_batch_size": self.min_batch_size,
+            **asdict(self),
             "max_batch_size": None if unlimited else self.max_batch_size,
-            "multiple_of": self.multiple_of,
-            "tolerance": self.tolerance,
             "headroom": str(self.headroom),
-            "objective": self.objective,
-            "steps": self.steps,
-            "confirm_steps": self.confirm_steps,
-            "global_batch": self.global_batch,
-            "world_size": self.world_size,
-            "trial_timeout_s": self.trial_timeout_s,
-            "time_budget_s": self.time_budget_s,
         }
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cuda(:[0-9]+)?|sim", text):
+        raise ValueError(f"`{text}` is not a device, write `auto`, `cuda`, `cuda:1` or `sim`")
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,10 +223,14 @@ class DeviceChoice:
             GPU; None: as modelled.
     """
 
-    device: str = "auto"
-    gpu: str | None = None
-    memory_limit_bytes: int | None = None
-    context_memory_bytes: int | None = None
+    device: str = field(default="auto", metadata=_option(OptionType(_device)))
+    gpu: str | None = field(default=None, metadata=_option(types.GPU))
+    memory_limit_bytes: int | None = field(
+        default=None, metadata=_option(types.SIZE, "memory_limit")
+    )
+    context_memory_bytes: int | None = field(
+        default=None, metadata=_option(types.SIZE, "context_memory")
+    )
 
     def __post_init__(self) -> None:
         """Check the device's name, and that a GPU is named where one is simulated.
@@ -194,10 +238,7 @@ class DeviceChoice:
         Raises:
             ValueError: not a device that bsfind knows, or options that do not go together.
         """
-        if not re.fullmatch(r"auto|cuda(:[0-9]+)?|sim", self.device):
-            raise ValueError(
-                f"`{self.device}` is not a device, write `auto`, `cuda`, `cuda:1` or `sim`"
-            )
+        _device(self.device)
         if self.gpu is not None and not self.is_simulated:
             raise ValueError(f"`--gpu` names a simulated GPU, `--device {self.device}` a real one")
         if self.is_simulated and self.gpu is None:
@@ -232,88 +273,96 @@ class Settings:
         limits: how to search.
         device: where.
         batch_size: `check`: the only size to try; None for a search.
-        compare: remedies to try besides, in the recommended precision (see `remedies`).
+        compare: names in `REMEDIES` to try besides, in the recommended precision.
         remedy: the one that these settings are with; it is in the workload already.
         given: names of the options that the user gave (`optimizer`), whatever their values.
     """
 
     workload: Workload
-    precisions: tuple[str, ...] = ("fp32", "amp")
+    precisions: tuple[str, ...] = field(
+        default=("fp32", "amp"), metadata=_option(_PRECISIONS, "precision")
+    )
     limits: SearchLimits = field(default_factory=SearchLimits)
     device: DeviceChoice = field(default_factory=DeviceChoice)
-    batch_size: int | None = None
-    compare: tuple[str, ...] = ()
+    batch_size: int | None = field(default=None, metadata=_option(types.COUNT))
+    compare: tuple[str, ...] = field(default=(), metadata=_option(_COMPARE))
     remedy: str | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def to_argv(self) -> list[str]:
         """Return the shortest command line (after `bsfind`) that asks for the same again."""
-        work, limits, default = self.workload, self.limits, SearchLimits()
-        argv = ["run" if self.batch_size is None else "check", work.target]
-
-        def add(option: str, value: object, default_value: object = None) -> None:
-            if value != default_value:
-                argv.extend([option, str(value)])
-
-        for name, text in work.model_args:
-            add("--model-arg", f"{name}={text}")
-        add("--app-dir", work.app_dir, ".")
-        for spec in work.inputs:
-            add("--input-shape" if spec.name is None else "--input", spec)
-        add("--batch-fn", work.batch_fn)
-        add("--mode", work.mode, "train")
-        add("--loss", work.loss, "auto")
-        add("--optimizer", work.optimizer, "adamw")
-        for name, text in work.optimizer_args:
-            add("--optimizer-arg", f"{name}={text}")
-        add("--step", work.step)
-        for flag, on in (
-            ("--grad-checkpoint", work.grad_checkpoint),
-            ("--channels-last", work.channels_last),
-            ("--compile", work.compile),
-        ):
-            if on:
-                argv.append(flag)
-        add("--grad-accum", work.grad_accum, 1)
-        add("--precision", ",".join(self.precisions), "fp32,amp")
-        if self.batch_size is not None:
-            add("--batch-size", self.batch_size)
-        else:
-            add("--min-batch-size", limits.min_batch_size, default.min_batch_size)
-            add("--max-batch-size", limits.max_batch_size, default.max_batch_size)
-            add("--multiple-of", limits.multiple_of, default.multiple_of)
-            add("--tolerance", _percent(limits.tolerance), _percent(default.tolerance))
-            add("--headroom", limits.headroom, default.headroom)
-            add("--objective", limits.objective, default.objective)
-            add("--confirm-steps", limits.confirm_steps, default.confirm_steps)
-            add("--global-batch", limits.global_batch)
-            add("--world-size", limits.world_size, default.world_size)
-            add("--compare", ",".join(self.compare), "")
-            add("--time-budget", _seconds(limits.time_budget_s))
-        add("--steps", limits.steps, default.steps)
-        add("--trial-timeout", _seconds(limits.trial_timeout_s), _seconds(default.trial_timeout_s))
-        if not self.device.is_simulated:
-            add("--device", self.device.device, "auto")
-        add("--gpu", self.device.gpu)
-        add("--context-memory", _size(self.device.context_memory_bytes))
-        add("--memory-limit", _size(self.device.memory_limit_bytes))
-        return argv
+        is_check = self.batch_size is not None
+        written = [
+            (name, setting.arguments(self))
+            for name, setting in SETTINGS.items()
+            if not (is_check and setting.is_of_search)
+            and not (name == "device" and self.device.is_simulated)  # `--gpu` says so
+        ]
+        written.sort(key=lambda item: _LAST.index(item[0]) if item[0] in _LAST else -1)
+        arguments = [argument for _, found in written for argument in found]
+        return ["check" if is_check else "run", self.workload.target, *arguments]
 
 
-def _seconds(value: float | None) -> str | None:
-    return None if value is None else f"{plain_number(value)}s"
+@dataclass(frozen=True)
+class Setting:
+    """A field of the settings that an option sets.
+
+    Attributes:
+        option: the option, as a Python identifier: `trial_timeout` for `--trial-timeout`.
+        part: the attribute of `Settings` that has the field; "": `Settings` itself.
+        field: the name of the field.
+        default: its default.
+        kind: how its values are read and written.
+    """
+
+    option: str
+    part: str
+    field: str
+    default: Any
+    kind: OptionType
+
+    @property
+    def shown_default(self) -> Any:
+        """The default as help and signatures show it: a number, a flag, or a text."""
+        if self.default == LARGEST_BATCH_SIZE:  # memory is the limit
+            return None
+        return self.kind.shown(self.default)
+
+    @property
+    def is_of_search(self) -> bool:
+        """Whether a `check`, which tries one size, goes without it."""
+        is_limit = self.part == "limits" or self.option == "compare"
+        return is_limit and self.option not in ("steps", "trial_timeout")
+
+    def arguments(self, settings: Settings) -> list[str]:
+        """Return the arguments of the command line for it; [] where it has its default."""
+        value = getattr(getattr(settings, self.part) if self.part else settings, self.field)
+        if value == self.default:
+            return []
+        if value is True:
+            return [self._flag(value)]
+        values = value if self.kind.repeats else (value,)
+        return [argument for one in values for argument in (self._flag(one), self.kind.write(one))]
+
+    def _flag(self, value: Any) -> str:
+        if isinstance(value, InputSpec) and value.name is None:
+            return "--input-shape"
+        return f"--{self.option.replace('_', '-')}"
 
 
-def _size(nbytes: int | None) -> str | None:
-    return None if nbytes is None else exact_size(nbytes)
+def _settings_of(cls: type, part: str) -> Iterator[Setting]:
+    for found in fields(cls):
+        if "kind" in found.metadata:
+            option = found.metadata["option"] or found.name
+            yield Setting(option, part, found.name, found.default, found.metadata["kind"])
 
 
-def _percent(value: float) -> str:
-    return f"{plain_number(value * 100)}%"
-
-
-PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
-"""The precisions that a step can run in."""
-
-REQUESTABLE_PRECISIONS = (*PRECISIONS, "amp")
-"""What may be asked for: `amp` becomes amp-bf16 or amp-fp16 once the GPU is known."""
+SETTINGS: Mapping[str, Setting] = {
+    setting.option: setting
+    for cls, part in (
+        *((Workload, "workload"), (Settings, "")),
+        *((SearchLimits, "limits"), (DeviceChoice, "device")),
+    )
+    for setting in _settings_of(cls, part)
+}
+"""The fields that options set, by the options' names."""

@@ -48,7 +48,7 @@ def bsfind(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[
             ["run", NET, *IMAGES, "--input", "x=3", "--input", "x=4"],
             ["`--input x=…` is given twice"],
         ),
-        (["run", NET, *IMAGES, "--batch-fn", "a:b"], ["`--batch-fn` makes the inputs"]),
+        (["run", NET, *IMAGES, "--batch-fn", "a:b"], ["`--batch-fn` cannot be combined"]),
         (["run", NET, *IMAGES, "--precision", "fp32,fp8"], ["`fp8` is not a precision"]),
         (["run", NET, *IMAGES, "--memory-limit", "8G"], ["ambiguous", "`8GiB`", "`8GB`"]),
         (["run", NET, *IMAGES, "--headroom", "0.05"], ["write `5%`"]),

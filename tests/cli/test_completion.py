@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.cli.options import completion
+from bsfind.cli import option
 
 # The console script, which Typer names the variable after; `python -m bsfind` is completed by nobody.
 PROGRAM = "import sys; sys.argv[0] = 'bsfind'; from bsfind.cli.main import main; main()"
@@ -70,12 +70,12 @@ def test_a_broken_configuration_does_not_disturb_the_prompt(tmp_path: Path) -> N
 
 
 def test_names_between_commas() -> None:
-    complete = completion.names(("fp32", "amp", "amp-fp16"))
+    complete = option.names(("fp32", "amp", "amp-fp16"))
     assert complete("") == ["fp32", "amp", "amp-fp16"]
     assert complete("fp32,") == ["fp32,amp", "fp32,amp-fp16"]
     assert complete("amp,fp32,amp") == ["amp,fp32,amp-fp16"]
     assert complete("fp8") == []
-    assert completion.one_of(("auto", "mse"))("a") == ["auto"]
+    assert option.one_of(("auto", "mse"))("a") == ["auto"]
 
 
 def test_the_script_for_the_shell(tmp_path: Path) -> None:

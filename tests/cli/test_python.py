@@ -175,3 +175,33 @@ def test_a_precision_that_fails_is_in_the_report(tmp_path: Path) -> None:
     done = python("-c", text, folder=tmp_path)
     # The answer is that of the precision that gave one, as on the command line.
     assert (done.returncode, done.stdout) == (0, "True ['ok', 'error']\n"), done.stderr
+
+
+def test_typer_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by the program nor by the worker: both find a `typer` that cannot be imported."""
+    blocked = "import sys; sys.modules.update(typer=None, click=None)\n"
+    write(tmp_path, "sitecustomize.py", blocked)
+    write(
+        tmp_path,
+        "net.py",
+        """
+        import sys
+        from torch import nn
+
+        assert sys.modules["typer"] is None
+
+        class Net(nn.Linear):
+            pass
+        """,
+    )
+    paths = [str(tmp_path), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    text = (
+        "import bsfind, sys\n"
+        "assert sys.modules['typer'] is None\n"
+        "r = bsfind.find('net:Net', (3,), model_arg={'in_features': 3, 'out_features': 3},\n"
+        "                gpu='2GiB', max_batch_size=8, precision='fp32')\n"
+        "print(r.batch_size)\n"
+    )
+    done = python("-c", text, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr

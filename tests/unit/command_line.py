@@ -12,10 +12,8 @@ from unittest import mock
 
 import bsfind.cli.session
 from bsfind.cli import main as entry
-from bsfind.cli.request import settings_from
+from bsfind.request import settings_from
 from bsfind.settings import Settings
-
-__all__ = ["Outcome", "command_line", "options_of", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -72,4 +70,4 @@ def settings_of(argv: Sequence[str]) -> Settings:
     """Return the settings that a command line that is right asks for."""
     outcome = command_line(*argv)
     assert outcome.options is not None, outcome.stderr
-    return settings_from(outcome.options, outcome.given)
+    return settings_from(outcome.options["target"], outcome.options, outcome.given)

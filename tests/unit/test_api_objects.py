@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 import bsfind
-from bsfind.api import find as api
-from bsfind.api.inputs import input_specs
-from bsfind.api.naming import Target, callable_name, locate
+from bsfind import api
+from bsfind.import_path import ModelRef, callable_name, locate
+from bsfind.inputs import input_specs
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,13 +91,13 @@ HERE = Path(__file__).parent
 
 def test_what_can_be_imported_by_its_name(tmp_path: Path) -> None:
     here = str(HERE)
-    assert locate("a:b", tmp_path) == Target("a:b")
-    assert locate(make_model, tmp_path) == Target(f"{__name__}:make_model", here)
-    assert locate(Outer.Inner, tmp_path) == Target(f"{__name__}:Outer.Inner", here)
+    assert locate("a:b", tmp_path) == ModelRef("a:b")
+    assert locate(make_model, tmp_path) == ModelRef(f"{__name__}:make_model", here)
+    assert locate(Outer.Inner, tmp_path) == ModelRef(f"{__name__}:Outer.Inner", here)
     # What is installed needs no folder of its own.
-    assert locate(nn.Linear, tmp_path) == Target("torch.nn.modules.linear:Linear")
+    assert locate(nn.Linear, tmp_path) == ModelRef("torch.nn.modules.linear:Linear")
     source = str(ROOT / "src")
-    assert locate(api.find, tmp_path) == Target("bsfind.api.find:find", source)
+    assert locate(api.find, tmp_path) == ModelRef("bsfind.api:find", source)
     assert not list(tmp_path.iterdir())
 
 
@@ -111,7 +111,7 @@ def test_a_module_that_was_loaded_from_a_file(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {"my_net": module}):
         spec.loader.exec_module(module)
-        assert locate(module.make, tmp_path) == Target(f"{file}:make")
+        assert locate(module.make, tmp_path) == ModelRef(f"{file}:make")
 
 
 def test_what_has_no_name_is_refused(tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_what_has_no_name_is_refused(tmp_path: Path) -> None:
         (Local, "Local` cannot be imported by its name"),
         (replaced, "is another object than the one that was passed"),
         (Local(3, 3), "this `Local` cannot be handed to another process"),
-        (functools.partial(nn.Linear, 3, 3), "a `partial` is no model"),
-        (3, "a `int` is no model"),
+        (functools.partial(nn.Linear, 3, 3), "a `partial` is not a model"),
+        (3, "a `int` is not a model"),
     ):
         with pytest.raises(bsfind.UsageError) as raised:
             locate(model, tmp_path)
@@ -138,7 +138,7 @@ def test_what_has_no_name_is_refused(tmp_path: Path) -> None:
 
 def test_an_instance_is_pickled(tmp_path: Path) -> None:
     found = locate(Outer.Inner(3, 4), tmp_path)
-    assert found == Target(f"{tmp_path}/Inner.py:instance", str(HERE), is_pickled=True)
+    assert found == ModelRef(f"{tmp_path}/Inner.py:instance", str(HERE), is_pickled=True)
     seen: dict[str, Any] = {"__file__": f"{tmp_path}/Inner.py"}
     exec((tmp_path / "Inner.py").read_text(), seen)
     assert seen["instance"].out_features == 4

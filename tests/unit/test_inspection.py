@@ -183,8 +183,8 @@ def test_top() -> None:
 
 
 def test_it_says_which_gpu_it_stands_for() -> None:
-    twin = dataclasses.replace(REPORT, stands_for="NVIDIA GeForce RTX 3090")
-    assert "stands for the NVIDIA GeForce RTX 3090 of this machine" in screen(120, twin)
+    counterpart = dataclasses.replace(REPORT, stands_for="NVIDIA GeForce RTX 3090")
+    assert "stands for the NVIDIA GeForce RTX 3090 of this machine" in screen(120, counterpart)
 
 
 def test_the_document_passes_its_schema() -> None:

@@ -100,6 +100,6 @@ def test_a_card_has_a_twin_and_its_slices_have_none() -> None:
 
 
 def test_the_twin_has_the_memory_of_the_card_not_of_the_catalogue() -> None:
-    twin = simulated_counterpart(device("NVIDIA A100-SXM4-40GB", 20 * GIB))
-    assert twin is not None
-    assert twin.memory_limit_bytes == 20 * GIB - GIB
+    counterpart = simulated_counterpart(device("NVIDIA A100-SXM4-40GB", 20 * GIB))
+    assert counterpart is not None
+    assert counterpart.memory_limit_bytes == 20 * GIB - GIB

@@ -22,7 +22,7 @@ from bsfind.records import PrecisionResult, Report, Trial
 from bsfind.report.export import check_writable
 from bsfind.report.plot import check_can_draw, picture_of, to_png, to_svg
 from bsfind.report.terminal_plot import print_plot
-from bsfind.search.variants import REMEDIES
+from bsfind.settings import REMEDIES
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]
@@ -80,7 +80,7 @@ def reports(draw: st.DrawFn) -> Report:
         results.append(
             PrecisionResult(
                 precision="fp32" if i < 3 else "amp-bf16",
-                remedy=None if i % 3 == 0 else REMEDIES[i % len(REMEDIES)],
+                remedy=None if i % 3 == 0 else list(REMEDIES)[i % len(REMEDIES)],
                 status="ok" if ran else "nothing_fits",
                 max_batch_size=max((trial.batch_size for trial in ran), default=None),
                 recommended_batch_size=recommended,

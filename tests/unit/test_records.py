@@ -11,7 +11,7 @@ from example_report import example_report, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.records import SCHEMA_VERSION, PrecisionResult, Report, Trial
+from bsfind.records import SCHEMA_VERSION, PrecisionResult, Report, Trial, record_of
 
 SIZES = st.none() | st.integers(0, 1 << 45)
 TIMES = st.none() | st.floats(1e-6, 1e6)
@@ -102,3 +102,9 @@ def test_documents_of_another_version_are_refused(version: object) -> None:
     document = {**example_report().to_json(), "schema_version": version}
     with pytest.raises(ValueError, match=f"schema version {version}, not 1.0"):
         Report.from_json(document)
+
+
+@pytest.mark.parametrize("data", [{"batch_size": 1}, {"batch_size": 1, "status": "ok", "speed": 2}])
+def test_a_record_needs_its_fields_and_no_others(data: dict[str, object]) -> None:
+    with pytest.raises(TypeError):
+        record_of(Trial, data)

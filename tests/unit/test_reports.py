@@ -43,8 +43,7 @@ from bsfind.report.plot import to_svg
 from bsfind.report.sentences import accuracy
 from bsfind.report.table import print_check, print_report
 from bsfind.search.finder import Finder
-from bsfind.search.variants import REMEDIES
-from bsfind.settings import PRECISIONS, REQUESTABLE_PRECISIONS, SearchLimits, Workload
+from bsfind.settings import PRECISIONS, REMEDIES, REQUESTABLE_PRECISIONS, SearchLimits, Workload
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]
@@ -508,7 +507,7 @@ def test_the_schema_has_the_values_of_the_records() -> None:
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
     assert tuple(precisions) == REQUESTABLE_PRECISIONS
     assert values("result", "remedy") == (*REMEDIES, None)
-    assert tuple(define["search"]["properties"]["compare"]["items"]["enum"]) == REMEDIES
+    assert tuple(define["search"]["properties"]["compare"]["items"]["enum"]) == tuple(REMEDIES)
     assert tuple(document["properties"]["status"]["enum"]) == get_args(records.ReportStatus)
     assert document["properties"]["schema_version"]["const"] == records.SCHEMA_VERSION
 

@@ -7,12 +7,11 @@ import shlex
 from collections.abc import Iterator
 
 import pytest
-from command_line import command_line, options_of, settings_of
+from command_line import command_line, settings_of
 from example_report import SETTINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsfind.cli.request import settings_from
 from bsfind.errors import UsageError
 from bsfind.inputs import DTYPES, InputSpec
 from bsfind.settings import REQUESTABLE_PRECISIONS, DeviceChoice, SearchLimits, Settings, Workload
@@ -219,7 +218,7 @@ def test_limits_that_leave_nothing(values: dict[str, int], message: str) -> None
         ([], "the model's inputs are not known"),
         (
             ["--batch-fn", "a:f", "--input-shape", "3"],
-            "`--batch-fn` makes the inputs: `--input-shape` and `--input` go without it",
+            "`--batch-fn` cannot be combined with `--input-shape` or `--input`",
         ),
         (["--input", "x=3", "--input", "y=4", "--input", "x=5"], "`--input x=…` is given twice"),
         (
@@ -234,7 +233,7 @@ def test_limits_that_leave_nothing(values: dict[str, int], message: str) -> None
 )
 def test_options_that_do_not_go_together(options: list[str], message: str) -> None:
     with pytest.raises(UsageError) as error:
-        settings_from(options_of("run", "a:b", *options))
+        settings_of(["run", "a:b", *options])
     assert error.value.message == message
 
 
@@ -304,7 +303,7 @@ def test_which_device_is_meant(options: list[str], device: str, gpu: str | None)
         ),
         (
             ["--gpu", "mi300x"],
-            "AMD Instinct MI300X is no CUDA GPU: bsfind predicts what CUDA does",
+            "AMD Instinct MI300X is not a CUDA GPU; predictions are CUDA-only",
         ),
         (
             ["--gpu", "b300"],

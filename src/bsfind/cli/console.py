@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import IO, TextIO
 
 from rich.console import Console
 from rich.text import Text
 
-from bsfind.errors import BsfindError
+from bsfind.errors import BsfindError, UsageError
 from bsfind.records import ReportWarning
 from bsfind.report.width import labelled, sentence
 
@@ -22,6 +23,22 @@ def discard_stdout() -> None:
     _discard(sys.stdout)
 
 
+def print_answer(write: Callable[[], object]) -> None:
+    """Write the answer to stdout, up to the last byte. It does not matter if the reader has gone.
+
+    Raises:
+        UsageError: the answer cannot be written (a full disk).
+    """
+    try:
+        write()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_stdout()
+    except OSError as error:
+        discard_stdout()
+        raise UsageError(f"cannot write the answer: {error.strerror or error}") from error
+
+
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         # Rich would leave with exit code 1, which means "nothing fits".
@@ -30,7 +47,7 @@ class _Console(Console):
 
 class _LogConsole(Console):
     def on_broken_pipe(self) -> None:
-        # Nobody reads what is said beside the answer; the answer is wanted all the same.
+        # Nobody reads stderr any more; the answer is still wanted.
         _discard(self.file)
 
 

@@ -1,15 +1,18 @@
-"""The files of `--export`: written after every trial, and at the end."""
+"""What a `run` or `check` writes besides its answer: the files of `--export`, and those of `--github`."""
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bsfind.cli.console import Terminal
-from bsfind.errors import UsageError
-from bsfind.records import Report
+from bsfind.errors import ExitCode, UsageError
+from bsfind.records import Report, ReportWarning
 from bsfind.report.export import DRAWN_FORMATS, check_writable, write_report
+from bsfind.report.github import GitHubStep, annotation
 
 _PAUSE = 9
 """How long a slow format pauses after it was written, in times of what that took: where trials take
@@ -17,7 +20,7 @@ milliseconds, as predicted ones do, drawing each would take most of the time."""
 
 
 class Exports:
-    """Keeps the files up to date.
+    """Keeps the files of `--export` up to date: written after every trial, and at the end.
 
     Args:
         paths: the files, the format of each told by its ending.
@@ -71,3 +74,47 @@ class Exports:
             if path.suffix.lower() in DRAWN_FORMATS:
                 now_s = self._clock()
                 self._not_before_s[path] = now_s + _PAUSE * (now_s - started_s)
+
+
+class GitHubReporter:
+    """Finds the files of a step of GitHub Actions before the search, and writes to them after it.
+
+    Args:
+        terminal: for a warning where there is no step: a workflow's command line is also tried outside
+            of one, and its answer does not depend on the files.
+
+    Raises:
+        UsageError: there are files, and they cannot be written.
+    """
+
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
+        self._step = GitHubStep.of(os.environ)
+        if self._step.missing:
+            terminal.warning(
+                ReportWarning(
+                    code="no_github_step",
+                    message=f"`--github` writes nothing to {' and '.join(self._step.missing)}, "
+                    "which only a step of GitHub Actions has",
+                )
+            )
+
+    def tell(self, report: Report, code: int, message: str) -> int:
+        """Write summary, outputs and annotation; returns the exit code.
+
+        Args:
+            report: what was found.
+            code: the exit code so far.
+            message: what went wrong, where the report does not say it.
+        """
+        try:
+            self._step.write(report)
+        except UsageError as error:
+            self._terminal.error(error)
+            code = ExitCode.USAGE if code == ExitCode.OK else code
+        text = annotation(code, report, message) if self._step.is_one else None
+        if text is not None:
+            # Not through Rich: a workflow command must stay on one line.
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        return code

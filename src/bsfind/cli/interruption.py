@@ -1,8 +1,8 @@
 """Ctrl-C, SIGTERM and SIGHUP during a search: the first one ends it, further ones change nothing.
 
 The first raises wherever the search is; everything that it has started is then ended, and what is known
-is written and printed. A second one in the middle of that would lose what the first was to leave behind,
-so it waits; who still presses Ctrl-C after some seconds wants to be out.
+is written and printed. A second one in the middle of that would lose the partial report, so it is ignored;
+another Ctrl-C after 5 s exits immediately.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from bsfind.errors import Terminated
 
-_PATIENCE_S = 5.0
+_GRACE_S = 5.0
 """How long an interrupted search may take to end before the next signal ends it on the spot."""
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
@@ -42,7 +42,7 @@ class Interruption:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            # Interrupted, all that is left is to leave.
+            # After an interruption the process only has to exit.
             signal.signal(number, handler if self._received is None else signal.SIG_IGN)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
@@ -51,11 +51,11 @@ class Interruption:
             self._since = time.monotonic()
             if not self._is_held:
                 self.check()
-        elif time.monotonic() - self._since > _PATIENCE_S:
+        elif time.monotonic() - self._since > _GRACE_S:
             os._exit(128 + number)
 
     def check(self) -> None:
-        """Raise again what was raised and got lost: in a destructor, say, where Python drops it.
+        """Raise again: Python drops what is raised in a destructor, for example.
 
         Raises:
             KeyboardInterrupt, Terminated: a signal has arrived.
@@ -66,7 +66,7 @@ class Interruption:
             raise Terminated
 
     def hold(self) -> None:
-        """Let signals wait from now on: what is left to do is short and must not be lost."""
+        """Stop raising: what is left to do is short and must not be lost."""
         self._is_held = True
 
     @property

@@ -42,10 +42,10 @@ class _QuickHelp(TyperGroup):
 
 
 class _Command(TyperCommand):
-    """A command whose texts are no markup: Rich would read `[tool.bsfind]` as a tag, and leave it out."""
+    """A command whose texts are not markup: Rich would take `[tool.bsfind]` for a tag, and leave it out."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from rich.markup import escape  # only help needs it
+        from rich.markup import escape  # only the help of a command needs it
 
         shown: Any = copy.copy(self)
         shown.params = [copy.copy(parameter) for parameter in self.params]
@@ -117,7 +117,7 @@ def main() -> None:
         code = ExitCode.INTERRUPTED
     except Terminated:
         code = ExitCode.TERMINATED
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said: a traceback would be all that comes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the output is complete: ignore a late Ctrl-C
     sys.exit(code)
 
 
@@ -150,14 +150,14 @@ def _run() -> int:
 
 
 def _tell(error: BsfindError) -> int:
-    from bsfind.cli.console import Terminal  # `--help` goes without it
+    from bsfind.cli.console import Terminal  # `--help` works without it
 
     Terminal(color=_color(sys.argv)).error(error)
     return error.exit_code
 
 
 def _color(argv: Sequence[str]) -> str:
-    """Return when to colour an error: a command line that is wrong may have said so all the same."""
+    """Return when to colour an error: a wrong command line may still contain a valid `--color`."""
     asked = os.environ.get("BSFIND_COLOR", "auto")
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, equals, value = argument.partition("=")
@@ -169,18 +169,16 @@ def _color(argv: Sequence[str]) -> str:
 def _usage_error(error: Exception) -> BsfindError | None:
     """Return the error that Typer raised for a wrong command line; None for any other exception.
 
-    Typer has carried its own copy of Click since 0.16: its classes are reached through
-    `typer.BadParameter`, whichever they are.
+    Click's errors are known by their methods: Typer has its own copy of Click since 0.16.
     """
-    usage_class, click_class = typer.BadParameter.__mro__[1:3]
-    if not isinstance(error, click_class):
+    if not hasattr(error, "format_message"):
         return None
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "bsfind"
-    message = error.format_message()  # type: ignore[attr-defined]
+    message: str = error.format_message()
     # Every message names the option's variable; of use only where the value came from it.
     variable = re.search(r" \(env var: '(\w+)'\)", message)
     if variable is not None and variable[1] not in os.environ:
         message = message.replace(variable[0], "")
-    hint = f"`{command} --help` shows the options" if isinstance(error, usage_class) else ""
+    hint = f"`{command} --help` shows the options" if hasattr(error, "ctx") else ""
     return UsageError(message.strip().rstrip("."), hint=hint)

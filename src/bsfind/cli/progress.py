@@ -1,27 +1,84 @@
-"""One line on stderr that tells what is known while the search goes on, and is gone afterwards."""
+"""What a terminal shows while a search goes on: one line on stderr, which is gone afterwards."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
 from bsfind.cli.console import Terminal
+from bsfind.cli.interruption import Interruption
+from bsfind.errors import NoGpuError
 from bsfind.records import Trial
-from bsfind.search.events import Progress
+from bsfind.search.events import Events, Progress
+from bsfind.settings import DeviceChoice
+from bsfind.simulation.gpus.catalogue import DEFAULT_GPU, find_gpu
 from bsfind.units import format_bytes, format_count, format_duration
+
+
+class TerminalEvents(Events):
+    """Shows on a terminal what a search tells, and lets a signal end the search.
+
+    Args:
+        choice: the device that was asked for.
+        options: the values of the options by name.
+
+    Attributes:
+        terminal: where everything is written.
+        line: the progress line.
+        interruption: the signals.
+    """
+
+    def __init__(self, choice: DeviceChoice, options: Mapping[str, Any]) -> None:
+        self._choice = choice
+        self._is_for_scripts = options["json"] or options.get("quiet", False)
+        self.terminal = Terminal(color=options["color"], verbose=options["verbose"])
+        is_hidden = options["no_progress"] or options["verbose"] or options.get("quiet", False)
+        self.line = ProgressLine(self.terminal, enabled=not is_hidden)
+        self.interruption = Interruption()
+
+    def progress(self, progress: Progress) -> None:
+        """Show the step, unless a signal has arrived."""
+        self.interruption.check()
+        self.line.update(progress)
+
+    def output(self, line: str) -> None:
+        """Show a line that the user's code printed."""
+        self.terminal.user_output(line)
+
+    def waiting(self, message: str) -> None:
+        """Say that the GPU is in use."""
+        self.terminal.note(message)
+        self.terminal.hint("`--no-lock` goes ahead at once")
+
+    def no_gpu(self, error: NoGpuError) -> DeviceChoice | None:
+        """Return the GPU to predict for where there is none, and say so; None for a script.
+
+        A script must not get the answer for another GPU than the one it runs on.
+        """
+        if self._is_for_scripts or not sys.stdout.isatty():
+            return None
+        gpu = find_gpu(DEFAULT_GPU)
+        self.terminal.note(
+            f"No usable GPU here: this predicts for the {gpu.name}, and runs nothing. {error.detail}"
+        )
+        self.terminal.hint("`--gpu` names another one, `bsfind gpus` lists them")
+        return dataclasses.replace(self._choice, device="sim", gpu=gpu.key)
 
 
 class ProgressLine:
     """The line: `amp-bf16  trying 420 · largest that ran 419 · 3 trials, 1 out of memory · 8 s`.
 
     Args:
-        terminal: where.
-        enabled: False: nothing is shown.
+        terminal: where it is shown, if that is a terminal.
+        enabled: whether it is shown.
     """
 
     def __init__(self, terminal: Terminal, *, enabled: bool) -> None:

@@ -6,38 +6,26 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bsfind.cli.console import Terminal, discard_stdout
-from bsfind.cli.exports import Exports
-from bsfind.cli.github import GitHubReporter
-from bsfind.cli.interruption import Interruption
-from bsfind.cli.options import ColorChoice
-from bsfind.cli.progress import ProgressLine, trial_line
-from bsfind.cli.request import settings_from
-from bsfind.cli.stand_in import stand_in
-from bsfind.errors import (
-    BelowMinimumError,
-    BsfindError,
-    ExitCode,
-    NoGpuError,
-    Terminated,
-    UsageError,
-)
+from bsfind.cli.console import print_answer
+from bsfind.cli.exports import Exports, GitHubReporter
+from bsfind.cli.progress import TerminalEvents, trial_line
+from bsfind.errors import BelowMinimumError, BsfindError, ExitCode, Terminated, UsageError
 from bsfind.records import Report, Trial
 from bsfind.report import wording
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
-from bsfind.search.events import Events, Progress
+from bsfind.request import settings_from
 from bsfind.search.finder import Finder
-from bsfind.settings import DeviceChoice, Settings
+from bsfind.settings import Settings
 
 
 def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
     """Run what a command line asks for, print the answer, return the exit code.
 
     Args:
-        options: parsed, by parameter name.
-        given: names of those that the user gave.
+        options: the values by the options' names, and the `target`.
+        given: the names of the options that the user gave.
 
     Raises:
         UsageError: the options do not go together, or an export cannot be written.
@@ -48,44 +36,35 @@ def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
         raise UsageError(
             "`--plot` draws below the table, which `--json` and `--quiet` do not print"
         )
-    settings = settings_from(options, given)
-    return _Session(settings, options).run()
+    return _Session(settings_from(options["target"], options, given), options).run()
 
 
-class _Session(Events):
-    """What stays the same from the first trial to the last line."""
+class _Session(TerminalEvents):
+    """A search from its first trial to the last line."""
 
     def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
+        super().__init__(settings.device, options)
         self._settings = settings
-        self._json: bool = options["json"]
-        self._quiet: bool = options["quiet"]
-        self._plot: bool = options["plot"]
-        self._fail_under: int | None = options.get("fail_under")
-        self._verbose: bool = options["verbose"]
-        self._terminal = Terminal(color=ColorChoice(options["color"]).value, verbose=self._verbose)
-        self._line = ProgressLine(
-            self._terminal,
-            enabled=not (options["no_progress"] or self._quiet or self._verbose),
-        )
-        self._interruption = Interruption()
+        self._options = options
         self._finder = Finder(
             settings,
             command=["bsfind", *sys.argv[1:]],
             events=self,
             use_lock=not options["no_lock"],
         )
-        self._exports = Exports(options["export"] or (), self._terminal)
+        self._exports = Exports(options["export"] or (), self.terminal)
         self._exports.check()
-        self._github = GitHubReporter(self._terminal) if options["github"] else None
+        self._github = GitHubReporter(self.terminal) if options["github"] else None
 
     def run(self) -> int:
-        with self._interruption:
+        """Return the exit code."""
+        with self.interruption:
             try:
-                with self._line.shown():
+                with self.line.shown():
                     self._finder.run()
-                self._interruption.hold()
+                self.interruption.hold()
             except (KeyboardInterrupt, Terminated):
-                self._finder.stopped_by = self._interruption.name
+                self._finder.stopped_by = self.interruption.name
             report = self._finder.report
             is_written = self._exports.finish(report)
             is_printed = self._print_to_the_end(report)
@@ -93,28 +72,31 @@ class _Session(Events):
             code = exit_code(report, failures)
             if not (is_written and is_printed) and code == ExitCode.OK:
                 code = ExitCode.USAGE
-            stopped = self._interruption.exit_code
+            stopped = self.interruption.exit_code
             code = code if stopped is None else stopped
             if self._github is not None:
                 code = self._github.tell(report, code, failures[0].message if failures else "")
         return code
 
+    def trial(self, precision: str, trial: Trial) -> None:
+        """Log a trial, and write the exports."""
+        if self._options["verbose"]:
+            simulated = self._finder.report.simulated
+            self.terminal.note(trial_line(precision, trial, simulated=simulated))
+        self._exports.update(lambda: self._finder.report)
+
     def _print_to_the_end(self, report: Report) -> bool:
-        """Print the report; return whether it could be written. A reader that has left is content."""
+        """Print the report; return whether it could be written."""
         try:
-            self._print(report)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            discard_stdout()
-        except OSError as error:
-            discard_stdout()
-            self._terminal.error(UsageError(f"cannot write the answer: {error.strerror or error}"))
+            print_answer(lambda: self._print(report))
+        except UsageError as error:
+            self.terminal.error(error)
             return False
         return True
 
     def _below_minimum(self, report: Report) -> list[BelowMinimumError]:
-        """Return the error of an answer below `--fail-under`, which is told."""
-        least, chosen = self._fail_under, report.recommendation
+        """Print and return the error of an answer below `--fail-under`."""
+        least, chosen = self._options.get("fail_under"), report.recommendation
         if report.status != "complete":
             return []  # more may fit
         if least is None or chosen is None or chosen.batch_size >= least:
@@ -122,56 +104,35 @@ class _Session(Events):
         error = BelowMinimumError(
             f"the recommended batch size, {chosen.batch_size:,}, is below `--fail-under {least}`"
         )
-        self._terminal.error(error)
+        self.terminal.error(error)
         return [error]
-
-    def no_gpu(self, error: NoGpuError) -> DeviceChoice | None:
-        scripts = self._json or self._quiet
-        return stand_in(error, self._settings.device, self._terminal, for_scripts=scripts)
-
-    def progress(self, progress: Progress) -> None:
-        self._interruption.check()
-        self._line.update(progress)
-
-    def output(self, line: str) -> None:
-        self._terminal.user_output(line)
-
-    def waiting(self, message: str) -> None:
-        self._terminal.note(message)
-        self._terminal.hint("`--no-lock` goes ahead at once")
-
-    def trial(self, precision: str, trial: Trial) -> None:
-        if self._verbose:
-            simulated = self._finder.report.simulated
-            self._terminal.note(trial_line(precision, trial, simulated=simulated))
-        self._exports.update(lambda: self._finder.report)
 
     def _print(self, report: Report) -> None:
         for warning in report.warnings:
-            self._terminal.warning(warning)
+            self.terminal.warning(warning)
         self._print_errors()
-        if self._json:
+        if self._options["json"]:
             sys.stdout.write(to_json(report))
-        elif self._quiet:
+        elif self._options["quiet"]:
             self._print_number(report)
         elif self._settings.batch_size is not None:
-            print_check(report, self._terminal.out)
+            print_check(report, self.terminal.out)
         else:
-            print_report(report, self._terminal.out)
-        if self._plot:
-            print_plot(report, self._terminal.out)
+            print_report(report, self.terminal.out)
+        if self._options["plot"]:
+            print_plot(report, self.terminal.out)
 
     def _print_number(self, report: Report) -> None:
         chosen = report.recommendation
         if chosen is None:
             for result in report.results:
                 if result.message and not self._finder.errors:
-                    self._terminal.note(f"{wording.precision(result)}: {result.message}")
+                    self.terminal.note(f"{wording.precision(result)}: {result.message}")
             return
         sys.stdout.write(f"{chosen.batch_size}\n")
         best = wording.recommended(report)
         if len(report.results) > 1 and best is not None:
-            self._terminal.note(f"batch size {chosen.batch_size} is for {wording.precision(best)}")
+            self.terminal.note(f"batch size {chosen.batch_size} is for {wording.precision(best)}")
 
     def _print_errors(self) -> None:
         # The same fault in two precisions is one fault: messages end with `, batch size 5 in fp32`.
@@ -180,7 +141,7 @@ class _Session(Events):
             what = error.message.rpartition(", ")[0] or error.message
             if what not in told:
                 told.add(what)
-                self._terminal.error(error)
+                self.terminal.error(error)
 
 
 def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:

@@ -10,7 +10,6 @@ BSFIND_LOCK_DIR names another folder: for containers that share a GPU but not `/
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import tempfile
@@ -48,9 +47,7 @@ class GpuLock:
     """
 
     def __init__(self, uuid: str, folder: Path) -> None:
-        is_name = re.fullmatch(r"[\w-]{1,80}", uuid)
-        name = uuid if is_name else hashlib.sha256(uuid.encode()).hexdigest()
-        self._path = folder / f"bsfind-{name}.lock"
+        self._path = folder / f"bsfind-{re.sub(r'[^0-9A-Za-z_-]', '_', uuid)[:80]}.lock"
         self._descriptor: int | None = None
 
     def __enter__(self) -> GpuLock:

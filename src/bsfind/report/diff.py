@@ -1,8 +1,8 @@
-"""Did this commit change what fits? Two reports, figure by figure. Pure.
+"""What differs between two reports, figure by figure, and the screen that shows it.
 
-Worse is a batch size that fell, or a peak that rose, by more than the threshold; peaks are judged
-where both reports have a trial of the same batch size, for else the batch size explains them, and a
-peak reserved has to move by more than a segment of the allocator. Better is the opposite.
+Worse is a batch size that fell, or a peak that rose, by more than the threshold; better is the
+opposite. Peaks are judged where both reports have a trial of the same batch size, because else the
+batch size explains them, and a peak reserved has to move by more than a segment of the allocator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.width import fits
 from bsfind.simulation.allocator.settings import AllocatorSettings
@@ -28,6 +28,9 @@ Verdict = Literal["same", "better", "worse"]
 _SEGMENT_BYTES = AllocatorSettings.large_segment_size_mb * MIB
 """Size of a segment of PyTorch's allocator: a peak reserved that moved by no more is rounding."""
 
+_ANSWERED = ("ok", "nothing_fits")
+"""Status of a result that has an answer."""
+
 FigureName = Literal["max_batch_size", "recommended_batch_size", "peak_allocated", "peak_reserved"]
 
 
@@ -36,12 +39,12 @@ class Change:
     """One figure in both reports.
 
     Attributes:
-        figure: which one.
-        old: samples or bytes; None: there is no such size, nothing fits.
-        new: the same in the new report.
-        old_batch_size: of the trial that a peak is from; None for batch sizes.
+        figure: its name.
+        old: samples or bytes in the old report; None: nothing fits.
+        new: samples or bytes in the new report.
+        old_batch_size: batch size of the trial that a peak is from; None for batch sizes.
         new_batch_size: the same in the new report.
-        verdict: whether it became worse; None: not judged, the batch sizes differ.
+        verdict: whether it became worse; None: not judged, because the batch sizes differ.
     """
 
     figure: FigureName
@@ -53,13 +56,13 @@ class Change:
 
     @property
     def part(self) -> float | None:
-        """By what part of the old figure it changed; None where one of them is missing."""
+        """Change as a part of the old figure; None where one of them is missing."""
         return self.new / self.old - 1 if self.old and self.new is not None else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is compared in one precision, with one remedy at most."""
+    """The changes in one precision, with one variant of `--compare` at most."""
 
     name: str
     precision: str
@@ -74,12 +77,12 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The two reports, compared.
+    """The comparison of two reports.
 
     Attributes:
-        threshold: the part by which figures may differ.
-        rows: for each precision that both have.
-        warnings: why a change may have another reason than a change of the code.
+        threshold: part of the old figure by which a new one may differ.
+        rows: one for each precision that both reports have.
+        warnings: other reasons than a change of the code that a figure may have changed for.
     """
 
     threshold: float
@@ -88,7 +91,7 @@ class Difference:
 
     @property
     def is_judged(self) -> bool:
-        """Whether there is any figure that could have become worse."""
+        """Whether there is a figure that could have become worse."""
         return any(change.verdict for row in self.rows for change in row.changes)
 
     @property
@@ -132,61 +135,56 @@ def compare(old: Report, new: Report, threshold: float) -> Difference:
     """Return what differs between two reports.
 
     Args:
-        old: of `run` or `check`.
-        new: of the same command, for the figures to be comparable; else peaks alone are compared.
-        threshold: the part of the old figure by which a new one may differ.
+        old: the report of `run` or `check` before the change.
+        new: the report of the same command after it; of another command, peaks alone are compared.
+        threshold: part of the old figure by which a new one may differ.
     """
-    before = {_key(result): result for result in old.results if _has_answer(result)}
-    # What had an answer and fails now does not fit any more.
-    after = {_key(result): result for result in new.results if result.status in _ENDED}
-    is_same_question = old.search["batch_size"] == new.search["batch_size"]
-    rows = tuple(
-        Row(
-            name=wording.full_label(result),
-            precision=result.precision,
-            remedy=result.remedy,
-            changes=tuple(
-                _changes(
-                    result,
-                    after[key],
-                    threshold,
-                    is_same_question=is_same_question,
-                    is_check=old.search["batch_size"] is not None,
-                )
-            ),
-        )
-        for key, result in before.items()
-        if key in after
-    )
+    before = {_key(result): result for result in old.results if result.status in _ANSWERED}
+    # A precision that had an answer and fails now does not fit any more.
+    after = {_key(r): r for r in new.results if r.status in (*_ANSWERED, "error")}
+    names: tuple[FigureName, ...] = ()
+    if old.search["batch_size"] == new.search["batch_size"]:
+        names = ("max_batch_size", "recommended_batch_size")
+        if old.search["batch_size"] is not None:  # `check` recommends what it tried
+            names = ("max_batch_size",)
+    rows = []
+    for key, result in before.items():
+        if key in after:
+            sizes = _batch_sizes(result, after[key], names, threshold)
+            row = Row(
+                name=wording.full_label(result),
+                precision=result.precision,
+                remedy=result.remedy,
+                changes=(*sizes, *_peaks(result, after[key], threshold)),
+            )
+            rows.append(row)
     warnings = (*_context(old, new), *_unmatched(old, new))
-    return Difference(threshold=threshold, rows=rows, warnings=warnings)
+    return Difference(threshold=threshold, rows=tuple(rows), warnings=warnings)
 
 
 # ------------------------------------------------------------------------------------- figures
 
 
-def _changes(
-    old: PrecisionResult,
-    new: PrecisionResult,
-    threshold: float,
-    *,
-    is_same_question: bool,
-    is_check: bool,
+def _batch_sizes(
+    old: PrecisionResult, new: PrecisionResult, names: tuple[FigureName, ...], threshold: float
 ) -> Iterator[Change]:
-    if is_same_question:
-        sizes: tuple[FigureName, ...] = ("max_batch_size",)
-        if not is_check:  # it recommends what it tried
-            sizes = ("max_batch_size", "recommended_batch_size")
-        for name in sizes:
-            before, after = getattr(old, name), getattr(new, name)
-            if before is None and after is None and name != "max_batch_size":
-                continue
-            moved = _verdict(before or 0, after or 0, threshold, more_is_better=True)
-            yield Change(figure=name, old=before, new=after, verdict=moved)
-    pair = _peaks(old, new)
-    if pair is None:
+    for name in names:
+        before, after = getattr(old, name), getattr(new, name)
+        if before is not None or after is not None or name == "max_batch_size":
+            verdict = _verdict(before or 0, after or 0, threshold, more_is_better=True)
+            yield Change(figure=name, old=before, new=after, verdict=verdict)
+
+
+def _peaks(old: PrecisionResult, new: PrecisionResult, threshold: float) -> Iterator[Change]:
+    """Yield the changes of peaks at the largest size that ran in both, or at the recommended sizes."""
+    # Of a size that ran twice the later trial counts: it is the confirmation.
+    before = {t.batch_size: t for t in (*old.timings, *old.trials) if t.status == "ok"}
+    after = {t.batch_size: t for t in (*new.timings, *new.trials) if t.status == "ok"}
+    common = max(before.keys() & after.keys(), default=None)
+    first = before.get(common or old.recommended_batch_size or 0)
+    second = after.get(common or new.recommended_batch_size or 0)
+    if first is None or second is None:
         return
-    first, second = pair
     peaks: tuple[tuple[FigureName, int | None, int | None], ...] = (
         ("peak_allocated", first.peak_allocated_bytes, second.peak_allocated_bytes),
         ("peak_reserved", first.peak_reserved_bytes, second.peak_reserved_bytes),
@@ -206,19 +204,6 @@ def _changes(
             new_batch_size=second.batch_size,
             verdict=verdict,
         )
-
-
-def _peaks(old: PrecisionResult, new: PrecisionResult) -> tuple[Trial, Trial] | None:
-    """Return the trials of the largest size that ran in both, or of the recommended sizes."""
-    # Of a size that ran twice the later trial counts: it is the confirmation.
-    before = {t.batch_size: t for t in (*old.timings, *old.trials) if t.status == "ok"}
-    after = {t.batch_size: t for t in (*new.timings, *new.trials) if t.status == "ok"}
-    common = before.keys() & after.keys()
-    if common:
-        return before[max(common)], after[max(common)]
-    first = before.get(old.recommended_batch_size or 0)
-    second = after.get(new.recommended_batch_size or 0)
-    return (first, second) if first is not None and second is not None else None
 
 
 def _verdict(old: int, new: int, threshold: float, *, more_is_better: bool) -> Verdict:
@@ -241,16 +226,8 @@ def _key(result: PrecisionResult) -> tuple[str, str | None]:
     return result.precision, result.remedy
 
 
-_ANSWERED = ("ok", "nothing_fits")
-_ENDED = (*_ANSWERED, "error")
-
-
-def _has_answer(result: PrecisionResult) -> bool:
-    return result.status in _ANSWERED
-
-
 def _context(old: Report, new: Report) -> Iterator[str]:
-    """Yield what differs besides the code."""
+    """Yield differences of what was asked, and where."""
     for name, report in (("old", old), ("new", new)):
         if report.status != "complete":
             yield f"the {name} report is {report.status}: {report.message or 'stopped early'}"
@@ -264,7 +241,7 @@ def _context(old: Report, new: Report) -> Iterator[str]:
     workload = _changed(old.workload, new.workload, ignored=("app_dir",))
     if workload:
         yield f"different workloads: {workload}"
-    search = _changed(old.search, new.search, ignored=_NO_MATTER)
+    search = _changed(old.search, new.search, ignored=_IRRELEVANT)
     if search:
         yield f"different searches: {search}"
     versions = old.environment.get("torch"), new.environment.get("torch")
@@ -272,8 +249,8 @@ def _context(old: Report, new: Report) -> Iterator[str]:
         yield f"different versions of torch: {versions[0]}, {versions[1]}"
 
 
-# What does not change which batch size fits, is told otherwise, or follows from the device.
-_NO_MATTER = (
+# Settings that do not change which batch size fits, are compared elsewhere, or follow from the device.
+_IRRELEVANT = (
     *("precisions", "compare", "trial_timeout_s", "time_budget_s", "confirm_steps"),
     *("device", "gpu", "headroom_bytes"),
 )
@@ -287,7 +264,7 @@ def _device(report: Report) -> str:
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any], ignored: tuple[str, ...]) -> str:
-    """Return the names of what differs, with the values where they are short."""
+    """Return the names of settings that differ, with the values where they are short."""
     parts = []
     for name in sorted((old.keys() | new.keys()) - set(ignored)):
         before, after = old.get(name), new.get(name)
@@ -295,23 +272,20 @@ def _changed(old: dict[str, Any], new: dict[str, Any], ignored: tuple[str, ...])
             continue
         short = not isinstance(before, (list, dict)) and not isinstance(after, (list, dict))
         what = name.removesuffix("_bytes").replace("_", " ")
-        parts.append(f"{what} {_plain(before)} → {_plain(after)}" if short else what)
+        values = " → ".join("none" if value is None else str(value) for value in (before, after))
+        parts.append(f"{what} {values}" if short else what)
     return ", ".join(parts)
 
 
-def _plain(value: Any) -> str:
-    return "none" if value is None else str(value)
-
-
 def _unmatched(old: Report, new: Report) -> Iterator[str]:
-    """Yield which rows one of the reports has not, or has without an answer."""
+    """Yield which rows are not in one of the reports, or have no answer there."""
     before = {_key(result): result for result in old.results}
     after = {_key(result): result for result in new.results}
     for key, result in {**before, **after}.items():
         for name, found in (("old", before.get(key)), ("new", after.get(key))):
             if found is None:
                 yield f"{wording.full_label(result)} is not in the {name} report"
-            elif not _has_answer(found):
+            elif found.status not in _ANSWERED:
                 yield f"{wording.full_label(result)} has no answer in the {name} report: {found.status}"
 
 
@@ -361,7 +335,7 @@ def _table(difference: Difference, *, with_verdict: bool) -> Table:
 
 
 def _figure(change: Change) -> str:
-    """Return what a figure is: `peak reserved at 200`, `at 200 / 196` where the sizes differ."""
+    """Return the name of a figure: `peak reserved at 200`, `at 200 / 196` where the sizes differ."""
     name = _NAMES[change.figure]
     if change.old_batch_size is None:
         return name
@@ -393,11 +367,10 @@ def _sentences(difference: Difference) -> list[tuple[str, str]]:
 
 
 def _named(row: Row, verdict: str) -> str:
-    """Return which figures of a row came to a verdict: `fp32 max batch -4.5%`; empty: none."""
-    names = [_named_change(change) for change in row.changes if change.verdict == verdict]
+    """Return the figures of a row that have a verdict: `fp32 max batch -4.5%`; empty: none."""
+    names = []
+    for change in row.changes:
+        if change.verdict == verdict:
+            old, new, by = _cells(change)
+            names.append(f"{_NAMES[change.figure]} {by or f'{old} → {new}'}")
     return f"{row.name} {', '.join(names)}" if names else ""
-
-
-def _named_change(change: Change) -> str:
-    old, new, by = _cells(change)
-    return f"{_NAMES[change.figure]} {by or f'{old} → {new}'}"

@@ -1,4 +1,4 @@
-"""Reports as files: the format by the ending, written atomically."""
+"""Reports as files: the ending names the format, and a file is replaced atomically."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _written(report: Report, suffix: str) -> str | bytes:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write a report so that a reader sees the old file or the new one, never half of one.
+    """Write a report; a reader sees the old file or the new one, never a part of one.
 
     Raises:
         UsageError: the file cannot be written (no permission, a full disk).
@@ -75,7 +75,7 @@ def _umask() -> int:
 
 
 def check_writable(path: Path) -> None:
-    """Find out before the search whether its result can be written.
+    """Check before the search that its result can be written.
 
     Raises:
         UsageError: it cannot.

@@ -1,4 +1,4 @@
-"""What a step of GitHub Actions gets: a summary, outputs, and an annotation when the answer is no.
+"""Summary, outputs and annotation of a step of GitHub Actions.
 
 https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-commands
 """
@@ -21,11 +21,11 @@ _OUTPUT = "GITHUB_OUTPUT"
 
 @dataclass(frozen=True, kw_only=True)
 class GitHubStep:
-    """The files that the runner reads after a step; None where there is none.
+    """The files that the runner reads after a step; None where the environment names none.
 
     Attributes:
-        summary: Markdown, shown on the page of the run.
-        output: `name=value` lines, for later steps.
+        summary: file of Markdown, shown on the page of the run.
+        output: file of `name=value` lines, for later steps.
     """
 
     summary: Path | None
@@ -52,17 +52,17 @@ class GitHubStep:
 
     @property
     def is_one(self) -> bool:
-        """Whether this process runs in a step: somebody reads what it is told."""
+        """Whether this process runs in a step."""
         return self.summary is not None or self.output is not None
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """The variables that every step of GitHub Actions has, and this process has not."""
+        """Variables of a step of GitHub Actions that this process does not have."""
         files = {_SUMMARY: self.summary, _OUTPUT: self.output}
         return tuple(variable for variable, file in files.items() if file is None)
 
     def write(self, report: Report) -> None:
-        """Append to the files: other commands of the step may have written there.
+        """Append to the files, which other commands of the step may have written to.
 
         Raises:
             UsageError: a file cannot be written.
@@ -74,8 +74,7 @@ class GitHubStep:
 def outputs(report: Report) -> str:
     """Return the step's outputs.
 
-    They are empty without an answer: what an earlier command of the step has set must not pass
-    for one.
+    They are empty without an answer, so that the output of an earlier command is not taken for one.
     """
     chosen = report.recommendation
     batch_size, precision = (chosen.batch_size, chosen.precision) if chosen else ("", "")
@@ -89,9 +88,9 @@ def annotation(code: int, report: Report, message: str) -> str | None:
     (actions/runner, src/Runner.Worker/Handlers/ScriptHandler.cs).
 
     Args:
-        code: with which the command exits.
-        report: of what was found.
-        message: what went wrong, where the report does not tell.
+        code: exit code of the command.
+        report: what was found.
+        message: what went wrong, where the report does not say it.
     """
     if code in (ExitCode.OK, ExitCode.INTERRUPTED, ExitCode.TERMINATED):
         return None
@@ -102,15 +101,15 @@ def annotation(code: int, report: Report, message: str) -> str | None:
         ExitCode.NO_DEVICE: "no usable GPU",
     }
     title = f"bsfind: {titles.get(ExitCode(code), 'failed')}"
-    return f"::error title={_escape_property(title)}::{_escape_data(message or _told(report))}\n"
+    return f"::error title={_escape_property(title)}::{_escape_data(message or _reasons(report))}\n"
 
 
-def _told(report: Report) -> str:
-    """Return why there is no answer: what each precision says."""
-    told = [
+def _reasons(report: Report) -> str:
+    """Return why there is no answer, for each precision."""
+    reasons = [
         f"{wording.precision(r)}: {r.message}" for r in report.results if r.message and not r.remedy
     ]
-    return "\n".join([report.workload["target"], *told])
+    return "\n".join([report.workload["target"], *reasons])
 
 
 def _append(file: Path | None, text: str) -> None:

@@ -206,7 +206,7 @@ _SCHEMES = (
 
 
 def check_can_draw() -> None:
-    """Find out before the search whether there is a matplotlib that works.
+    """Check before the search that matplotlib works.
 
     Raises:
         UsageError: it is not installed, or cannot be loaded.

@@ -1,4 +1,4 @@
-"""What fits into a line: no number is cut, and none stands apart from its unit."""
+"""Text in the width of the terminal: no number is cut, and none is separated from its unit."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def is_utf8(console: Console) -> bool:
 
 
 def labelled(label: str, style: str, text: str, console: Console) -> Text:
-    """Return a sentence behind a coloured label, `hint: …`, as it is to be printed with `soft_wrap`."""
+    """Return a sentence with a coloured label, `hint: …`, wrapped for printing with `soft_wrap`."""
     _, _, rest = sentence(f"{label}: {text}", console).partition(":")
     return Text.assemble((f"{label}:", style), rest)
 
 
 def sentence(text: str, console: Console, *, first: str = "", indent: str = "") -> str:
-    """Return a text as it is to be printed with `soft_wrap`, without what a terminal would obey.
+    """Return a text without control characters, wrapped for printing with `soft_wrap`.
 
     At a terminal it is wrapped between words, but not between a number and its unit; a terminal would
     break the line within a number. In a pipe it stays one line.
 
     Args:
-        text: without line breaks.
-        console: where it is going to be printed.
-        first: what stands in front of it.
-        indent: what stands in front of each further line.
+        text: a text without line breaks.
+        console: the console that prints it.
+        first: prefix of the first line.
+        indent: prefix of each further line.
     """
     text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""Names and figures as people read them, which the table and Markdown share."""
+"""Names and figures as people read them: what the screens, Markdown, HTML and pictures share."""
 
 from __future__ import annotations
 
@@ -12,35 +12,33 @@ from bsfind.search.recommend import baseline, speed_up
 from bsfind.units import format_bytes, format_count, format_parameters
 
 SPEED_UP = "speed-up"
-"""The column of speed-ups."""
+"""Name of the column of speed-ups."""
 
 _NOTHING = "–"
-
-
 _NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "model")
-"""Keyword arguments by which a factory is told which model to make."""
+"""Keyword arguments that name the model to a factory."""
 
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict", "DataParallel", "OptimizedModule")
-"""Classes that tell nothing about the model."""
+"""Classes whose names say nothing about the model."""
 
 
 def model_name(workload: Mapping[str, Any], class_name: str | None) -> str:
-    """Return what the user knows the model by: `resnet50 (timm:create_model)`, `zoo:resnet50`.
+    """Return the name of the model: `resnet50 (timm:create_model)`, `zoo:resnet50`.
 
-    The target's own name does, where the class is called the same. Where a factory makes the model,
-    the name that it was told, or else the class, stands in front.
+    It is the target where the class has the same name. Where a factory makes the model, the name that
+    the factory was given, or else the class, stands in front.
 
     Args:
-        workload: of the report.
-        class_name: of the model; None if it is not known.
+        workload: `workload` of the report.
+        class_name: the model's class; None if it is not known.
     """
     target = str(workload["target"])
     given = workload.get("model_args", {})
-    told = (
+    names = (
         given[key] for key in _NAMING_ARGUMENTS if re.fullmatch(r"[\w./-]+", given.get(key, ""))
     )
     attribute = target.rpartition(":")[2].replace("_", "").lower()
-    name = next(told, None)
+    name = next(names, None)
     if name is None and class_name is not None and class_name not in _CONTAINERS:
         plain = class_name.replace("_", "").lower()
         name = None if plain in attribute or attribute in plain else class_name
@@ -48,11 +46,11 @@ def model_name(workload: Mapping[str, Any], class_name: str | None) -> str:
 
 
 def trained_loss(workload: Mapping[str, Any], assumptions: Iterable[Assumption]) -> str | None:
-    """Return the loss that is trained, in a few words; None in inference, or where none is known yet.
+    """Return the loss that is trained, in a few words; None in inference, or where it is not known yet.
 
     Args:
-        workload: of the report.
-        assumptions: of the report: they have the loss that bsfind chose.
+        workload: `workload` of the report.
+        assumptions: `assumptions` of the report, which name the loss that bsfind chose.
     """
     if workload["mode"] != "train":
         return None
@@ -68,7 +66,7 @@ def trained_loss(workload: Mapping[str, Any], assumptions: Iterable[Assumption])
 
 
 def subject(report: Report) -> str:
-    """Return what was searched, and where, in one line."""
+    """Return the model, what is done with it, and the device, in one line."""
     model = report.model
     parts = [model_name(report.workload, model.class_name if model else None)]
     if report.model is not None:
@@ -90,7 +88,7 @@ def subject(report: Report) -> str:
 
 
 def conditions(report: Report) -> str | None:
-    """Return under which conditions the answer holds, in one line; None if nothing is known."""
+    """Return the conditions under which the answer holds, in one line; None if none is known."""
     parts = []
     device = report.device
     if device is not None and device.context_bytes is not None:
@@ -102,11 +100,11 @@ def conditions(report: Report) -> str | None:
 
 
 _IN_THE_SUBJECT = ("loss", "optimizer", "GPU")
-"""What the first line says the value of."""
+"""Assumptions whose values the first line shows."""
 
 
 def assumed(assumptions: Iterable[Assumption]) -> str | None:
-    """Return what was not said and bsfind chose, in one line; None if everything was said."""
+    """Return what bsfind assumed, in one line; None if nothing was assumed."""
     parts = [
         made.what if made.what in _IN_THE_SUBJECT else f"{made.what} ({made.value})"
         for made in assumptions
@@ -133,7 +131,7 @@ def recommended(report: Report) -> PrecisionResult | None:
 
 
 def rows(report: Report) -> list[PrecisionResult]:
-    """Return the rows of the table: remedies stand below the precision that they were tried in."""
+    """Return the rows of the table: variants stand below the plain row of their precision."""
     plain = [result for result in report.results if result.remedy is None]
     return [
         row
@@ -152,12 +150,12 @@ def precision(result: PrecisionResult | PrecisionInspection) -> str:
 
 
 def label(result: PrecisionResult) -> str:
-    """Return what a row is about: the precision, or `+ checkpointing`."""
+    """Return the label of a row: the precision, or `+ checkpointing`."""
     return precision(result) if result.remedy is None else f"+ {result.remedy}"
 
 
 def full_label(result: PrecisionResult) -> str:
-    """Return what a result is about where no other row is above it: `amp-bf16 + checkpointing`."""
+    """Return the label of a result outside the table: `amp-bf16 + checkpointing`."""
     name = precision(result)
     return name if result.remedy is None else f"{name} + {result.remedy}"
 
@@ -165,7 +163,7 @@ def full_label(result: PrecisionResult) -> str:
 def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
     """Return the cells of a row of the comparison table, by column.
 
-    A prediction knows no times: it has no columns for them.
+    A prediction has no times, and no columns for them.
     """
     ratio = speed_up(result, report.results)
     timed = {
@@ -188,12 +186,12 @@ def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
 
 
 def percentage(fraction: float) -> str:
-    """Write a part of the card: `92%`, `<1%`."""
+    """Write a fraction of the GPU's memory: `92%`, `<1%`."""
     return "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
 
 
 def title(column: str, report: Report) -> str:
-    """Return what stands over a column of `cells`: speed-ups name what they are relative to."""
+    """Return the title of a column of `cells`: that of speed-ups names the precision of the baseline."""
     if column != SPEED_UP:
         return column
     reference = baseline(report.results)

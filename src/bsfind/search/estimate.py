@@ -5,7 +5,7 @@ There are three sources; `Estimate` asks the best one that has an answer. Trials
 
 - a prediction for the same GPU (see `predict_first`): 2 trials. Not for every model or GPU.
 - a replay of the allocations that trials recorded (`largest_that_fits`): 4 trials, in one case 6.
-- a line through the peaks of trials: 11 to 15, and 2 to 4 failed confirmations. It needs nothing but peaks.
+- a line through the peaks of trials: 7 to 15, and 2 to 4 failed confirmations. It needs nothing but peaks.
 
 A wrong estimate costs trials, never a wrong answer.
 """

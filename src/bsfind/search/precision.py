@@ -10,6 +10,7 @@ from bsfind.records import (
     DeviceInfo,
     ExpandableSegments,
     PrecisionResult,
+    PredictedPeaks,
     ReportWarning,
     ResultStatus,
     Trial,
@@ -51,13 +52,9 @@ class PrecisionSearch:
         events: receives progress and trials; `result` is up to date after each trial.
 
     Attributes:
-        precision: the precision that is searched.
         is_check: whether one size is tried, and nothing is searched.
         is_asked_for: whether the model is as asked for: not changed by `--compare`.
-        limits: limits of the search.
         budget: bytes that the recommended size may use.
-        runner: runs the trials.
-        sizes: the sizes that the model accepts.
         bracket: what is known of the maximum.
         estimate: where the bracket probes.
         confirmation: what is known of the recommended size.
@@ -331,28 +328,42 @@ class PrecisionSearch:
         """What is known so far."""
         bracket, confirmation = self.bracket, self.confirmation
         predicted, model = self._predicted, self.runner.model
+        found = PrecisionResult(
+            precision=self.precision,
+            remedy=self._settings.remedy,
+            status=self._status,
+            is_maximum_proven=bracket.is_proven,
+            smallest_failed_batch_size=bracket.smallest_failed,
+            confirmation=confirmation.trial,
+            expandable_segments=self._expandable_segments,
+            global_batch=confirmation.global_batch,
+            refused_sizes=self.sizes.found() or (predicted.refused_sizes if predicted else None),
+            trials=bracket.trials,
+            timings=tuple(self.timing.trials),
+            predicted=_peaks_of(predicted),
+            message=self._message,
+            weights_dtype=model.weights_dtype if model else None,
+        )
         return result_of(
             PrecisionState(
-                precision=self.precision,
+                found=found,
                 settings=self._settings,
                 device=self._device,
-                status=self._status,
-                message=self._message,
-                is_out_of_time=self._is_out_of_time,
-                trials=bracket.trials,
-                smallest_failed=bracket.smallest_failed,
-                is_proven=bracket.is_proven,
-                smallest_useful=self.sizes.above(self.limits.min_batch_size - 1),
-                refused_sizes=self.sizes.found()
-                or (predicted.refused_sizes if predicted else None),
-                timings=tuple(self.timing.trials),
                 leaking=self._leaking,
-                confirmed=confirmation.trial,
+                is_out_of_time=self._is_out_of_time,
                 has_failed=confirmation.has_failed,
                 has_failed_late=confirmation.has_failed_late,
-                global_batch=confirmation.global_batch,
-                expandable_segments=self._expandable_segments,
-                predicted=predicted,
-                weights_dtype=model.weights_dtype if model else None,
+                smallest_useful=self.sizes.above(self.limits.min_batch_size - 1),
             )
         )
+
+
+def _peaks_of(predicted: PrecisionResult | None) -> PredictedPeaks | None:
+    if predicted is None or predicted.max_batch_size is None:
+        return None
+    return PredictedPeaks(
+        max_batch_size=predicted.max_batch_size,
+        recommended_batch_size=predicted.recommended_batch_size,
+        peak_allocated_bytes=predicted.peak_allocated_bytes,
+        peak_reserved_bytes=predicted.peak_reserved_bytes,
+    )

@@ -15,19 +15,14 @@ from bsfind.errors import BsfindError, NoDeviceError, TimeLimitError
 from bsfind.records import (
     Assumption,
     DeviceInfo,
-    ExpandableSegments,
-    GlobalBatch,
     ModelInfo,
     OutputMemory,
     PrecisionResult,
-    PredictedPeaks,
     Prediction,
     Recommendation,
-    RefusedSizes,
     Report,
     ReportStatus,
     ReportWarning,
-    ResultStatus,
     Trial,
 )
 from bsfind.search.accepted_sizes import Multiples
@@ -54,102 +49,64 @@ class PrecisionState:
     """What is known of the search in one precision.
 
     Attributes:
-        precision: the precision (never `amp`).
+        found: what the search has found itself; `confirmation` is the trial of the recommended size.
         settings: what was asked for.
         device: the device that the trials run on.
-        status: how the search stands.
-        message: why there is no answer; None without a reason.
-        is_out_of_time: whether a limit ended the search.
-        trials: trials of the search, in their order.
-        smallest_failed: the smallest size above the largest that ran that did not run.
-        is_proven: whether nothing within the tolerance is left to try.
-        smallest_useful: the smallest size that the limits allow and the model accepts.
-        refused_sizes: sizes that the model's code refused; None without any.
-        timings: trials that ran for their speed alone.
         leaking: the trial that showed a leak.
-        confirmed: the trial of the recommended size; None before there is one.
+        is_out_of_time: whether a limit ended the search.
         has_failed: whether every size that was to be confirmed failed.
         has_failed_late: whether some of them failed later than a trial of the search could see.
-        global_batch: how `--global-batch` is reached with the recommended size.
-        expandable_segments: what that setting of the allocator gains.
-        predicted: the result of a prediction for this GPU.
-        weights_dtype: see `PrecisionResult`.
+        smallest_useful: the smallest size that the limits allow and the model accepts.
     """
 
-    precision: str
+    found: PrecisionResult
     settings: Settings
     device: DeviceInfo
-    status: ResultStatus
-    message: str | None
-    is_out_of_time: bool
-    trials: tuple[Trial, ...]
-    smallest_failed: int | None
-    is_proven: bool
-    smallest_useful: int
-    refused_sizes: RefusedSizes | None
-    timings: tuple[Trial, ...]
     leaking: Trial | None
-    confirmed: Trial | None
+    is_out_of_time: bool
     has_failed: bool
     has_failed_late: bool
-    global_batch: GlobalBatch | None
-    expandable_segments: ExpandableSegments | None
-    predicted: PrecisionResult | None
-    weights_dtype: str | None
-
-    @property
-    def budget(self) -> int:
-        """Bytes that the recommended size may use."""
-        capacity = self.device.capacity_bytes
-        if self.settings.batch_size is not None:
-            return capacity
-        return self.settings.limits.headroom.leaves(capacity)
+    smallest_useful: int
 
 
 def result_of(state: PrecisionState) -> PrecisionResult:
-    """Return what is known so far in one precision."""
-    trials = state.trials
-    confirmed = state.confirmed
+    """Return the result in one precision: what was found, and what follows from it."""
+    found, confirmed, leaking = state.found, state.found.confirmation, state.leaking
+    trials = found.trials
     if confirmed is not None and not any(
         trial.batch_size == confirmed.batch_size and trial.status == "ok" for trial in trials
     ):
         trials = (*trials, confirmed)
-    if state.leaking is not None and state.leaking not in (*trials, *state.timings):
-        trials = (*trials, state.leaking)
+    if leaking is not None and leaking not in (*trials, *found.timings):
+        trials = (*trials, leaking)
     ran = [trial for trial in trials if trial.status == "ok"]
     largest = max(ran, key=lambda trial: trial.batch_size, default=None)
-    enough = saturation([*ran, *(trial for trial in state.timings if trial.status == "ok")])
-    shown = _recommended_trial(state)
-    allocated = shown.peak_allocated_bytes if shown else None
-    reserved = shown.peak_reserved_bytes if shown else None
+    enough = saturation([*ran, *(trial for trial in found.timings if trial.status == "ok")])
     # Nothing runs on a simulated device: nothing is confirmed.
-    confirmation = confirmed if state.device.kind == "cuda" else None
-    return PrecisionResult(
-        precision=state.precision,
-        remedy=state.settings.remedy,
-        status=state.status,
+    is_confirmed = confirmed is not None and state.device.kind == "cuda"
+    result = dataclasses.replace(
+        found,
         max_batch_size=largest.batch_size if largest else None,
-        recommended_batch_size=shown.batch_size if shown else None,
-        is_maximum_proven=state.is_proven and any(t.status == "ok" for t in state.trials),
+        is_maximum_proven=found.is_maximum_proven and any(t.status == "ok" for t in found.trials),
+        verified=is_confirmed,
+        confirmation=confirmed if is_confirmed else None,
+        saturation_batch_size=enough.batch_size if enough else None,
+        leak=leaking.leak if leaking else None,
+        trials=trials,
+    )
+    shown = _recommended_trial(state)
+    if shown is None:
+        return dataclasses.replace(result, message=found.message or _why_nothing_holds(state))
+    allocated, reserved = shown.peak_allocated_bytes, shown.peak_reserved_bytes
+    return dataclasses.replace(
+        result,
+        recommended_batch_size=shown.batch_size,
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
         fragmentation_bytes=None if reserved is None or allocated is None else reserved - allocated,
         peak_fraction=reserved / state.device.total_bytes if reserved else None,
-        samples_per_s=shown.samples_per_s if shown else None,
-        step_time_s=shown.step_time_s if shown else None,
-        verified=confirmation is not None,
-        smallest_failed_batch_size=state.smallest_failed,
-        confirmation=confirmation,
-        saturation_batch_size=enough.batch_size if enough else None,
-        expandable_segments=state.expandable_segments,
-        global_batch=state.global_batch,
-        leak=state.leaking.leak if state.leaking else None,
-        refused_sizes=state.refused_sizes,
-        trials=trials,
-        timings=state.timings,
-        predicted=_predicted_peaks(state.predicted),
-        message=state.message or _why_nothing_is_recommended(state, shown),
-        weights_dtype=state.weights_dtype,
+        samples_per_s=shown.samples_per_s,
+        step_time_s=shown.step_time_s,
     )
 
 
@@ -158,41 +115,34 @@ def _recommended_trial(state: PrecisionState) -> Trial | None:
 
     If an error broke the search off, nothing is recommended; if time was over, what ran is.
     """
-    if state.status != "ok" and not state.is_out_of_time:
+    found, settings = state.found, state.settings
+    if found.status != "ok" and not state.is_out_of_time:
         return None
-    if state.confirmed is not None:
-        return state.confirmed
+    if found.confirmation is not None:
+        return found.confirmation
     if state.leaking is not None or state.has_failed:
         return None
-    is_check = state.settings.batch_size is not None
-    multiples = Multiples(1 if is_check else state.settings.limits.multiple_of)
-    return best_that_leaves(state.trials, state.budget, multiples)
+    budget, multiple = state.device.capacity_bytes, 1
+    if settings.batch_size is None:  # not a check
+        budget, multiple = settings.limits.headroom.leaves(budget), settings.limits.multiple_of
+    return best_that_leaves(found.trials, budget, Multiples(multiple))
 
 
-def _why_nothing_is_recommended(state: PrecisionState, shown: Trial | None) -> str | None:
-    if shown is not None or state.status != "ok":
+def _why_nothing_holds(state: PrecisionState) -> str | None:
+    """Return why a size ran and none is recommended; None if none ran."""
+    if state.found.status != "ok":
         return None
-    best = max(trial.batch_size for trial in state.trials if trial.status == "ok")
-    budget = format_bytes(state.settings.limits.headroom.leaves(state.device.capacity_bytes))
+    best = max(trial.batch_size for trial in state.found.trials if trial.status == "ok")
+    limits = state.settings.limits
+    budget = format_bytes(limits.headroom.leaves(state.device.capacity_bytes))
     if state.has_failed_late:
         return (
-            f"batch size {best} runs, but none that was tried runs on for "
-            f"{state.settings.limits.confirm_steps} steps within the budget of {budget}"
+            f"batch size {best} runs, but none that was tried runs on for {limits.confirm_steps} "
+            f"steps within the budget of {budget}"
         )
     return (
         f"batch size {best} runs, but none from {state.smallest_useful} on runs within the budget "
         f"of {budget} (the headroom stays free)"
-    )
-
-
-def _predicted_peaks(result: PrecisionResult | None) -> PredictedPeaks | None:
-    if result is None or result.max_batch_size is None:
-        return None
-    return PredictedPeaks(
-        max_batch_size=result.max_batch_size,
-        recommended_batch_size=result.recommended_batch_size,
-        peak_allocated_bytes=result.peak_allocated_bytes,
-        peak_reserved_bytes=result.peak_reserved_bytes,
     )
 
 
@@ -202,13 +152,10 @@ class SearchState:
 
     Attributes:
         settings: what was asked for, with the device that was opened.
-        command: the command line.
-        device: the device that was opened; None before that.
-        model: the model as it was loaded; None before that.
         results: results by precision, and by remedy.
         warnings: what the reader must know.
         assumptions: what the workers have chosen for the steps.
-        output: what the model returned to a loss of bsfind's; None: it is not known.
+        output: what the model returned to a loss of bsfind's; None: unknown.
         errors: what ended the search before it had an answer.
         stopped_by: what ended it from outside: `interrupted`, say.
         is_finished: whether every precision was searched.

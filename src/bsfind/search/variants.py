@@ -5,21 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
-from bsfind.settings import Settings, Workload
+from bsfind.settings import REMEDIES, Settings
 
 _EXPANDABLE_SEGMENTS = "expandable-segments"
-
-_CHANGES: dict[str, dict[str, object]] = {
-    "checkpointing": {"grad_checkpoint": True},
-    "channels-last": {"channels_last": True},
-    "compile": {"compile": True},
-    _EXPANDABLE_SEGMENTS: {},
-    "sgd": {"optimizer": "sgd", "optimizer_args": ()},
-}
-REMEDIES = tuple(_CHANGES)
-"""The names that `--compare` takes."""
-
-_TRAINING_ONLY = ("checkpointing", "sgd")
 
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """c10/core/AllocatorConfig.cpp reads the first of these that is set, torch 2.9-2.13; before, only the
@@ -28,20 +16,10 @@ second was known (c10/cuda/CUDAAllocatorConfig.cpp)."""
 
 def remedied(settings: Settings, remedy: str, precision: str) -> Settings:
     """Return the settings of one more search, with a remedy, in one precision."""
-    workload = dataclasses.replace(settings.workload, **_CHANGES[remedy])  # type: ignore[arg-type]
+    workload = dataclasses.replace(settings.workload, **REMEDIES[remedy])
     return dataclasses.replace(
         settings, workload=workload, precisions=(precision,), compare=(), remedy=remedy
     )
-
-
-def why_pointless(workload: Workload, remedy: str) -> str | None:
-    """Return why a remedy does not change a workload; None if it may."""
-    if workload.mode == "infer" and remedy in _TRAINING_ONLY:
-        return f"`--compare {remedy}` has no meaning with `--mode infer`"
-    changes = _CHANGES[remedy]
-    if changes and all(getattr(workload, name) == value for name, value in changes.items()):
-        return f"`--compare {remedy}` changes nothing: the options ask for it already"
-    return None
 
 
 def why_unsupported(remedy: str, *, simulated: bool) -> str | None:

@@ -85,7 +85,8 @@ class Worker:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
         output: what the model returned to a loss of bsfind's, so far.
 
-    A context manager: at its end, the process is gone with all that it started.
+    A context manager: at its end, the process is gone with all that it started. Requests raise what the
+    worker reports, TimeLimitError and WorkerError (see `_ask`).
     """
 
     def __init__(
@@ -146,7 +147,6 @@ class Worker:
 
         Raises:
             NoDeviceError: there is none.
-            TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "identify", "device": choice.to_json()}
         uuid: str = self._ask(request, timeout_s, "looking for the device")["uuid"]
@@ -158,7 +158,6 @@ class Worker:
         Raises:
             NoDeviceError: there is none; another one may be opened then.
             UsageError: the memory limit does not suit it.
-            TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "open", "device": choice.to_json()}
         answer = self._ask(request, timeout_s, "opening the device")
@@ -172,7 +171,6 @@ class Worker:
         Raises:
             ModelDoesNotFit: out of memory.
             TargetError, UsageError: the workload does not work.
-            TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "load", "workload": workload.to_json(), "precision": precision}
         answer = self._ask(request, timeout_s, "building the model")
@@ -181,11 +179,7 @@ class Worker:
         return ModelInfo(**answer["model"])
 
     def self_check(self, timeout_s: float) -> list[str]:
-        """Return what the simulator misses in this torch, one line each.
-
-        Raises:
-            TimeLimitError, WorkerError: see `_ask`.
-        """
+        """Return what the simulator misses in this torch, one line each."""
         answer = self._ask({"do": "self_check"}, timeout_s, "checking the simulator")
         problems: list[str] = answer["problems"]
         return problems
@@ -206,7 +200,6 @@ class Worker:
 
         Raises:
             TargetError: the user's code failed, and would at every batch size.
-            TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
@@ -226,7 +219,6 @@ class Worker:
 
         Raises:
             TargetError, UsageError: the workload does not work.
-            TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "load_to_inspect", "workload": workload.to_json(), "precision": precision}
         class_name: str = self._ask(request, timeout_s, "building the model")["class_name"]
@@ -237,7 +229,6 @@ class Worker:
 
         Raises:
             TargetError: the user's code failed.
-            TimeLimitError, WorkerError: see `_ask`.
         """
         request = {"do": "inspect", "batch_size": batch_size, "steps": steps}
         answer = self._ask(request, timeout_s, f"batch size {batch_size}")
@@ -305,24 +296,19 @@ class Worker:
 
     def kill(self) -> None:
         """Kill the process and everything that it started; safe to call twice."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                if hasattr(os, "killpg"):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                else:
-                    self._process.kill()
-            self._process.wait()
-        else:
-            # The worker is gone, but a process that the user's code started may not be.
-            with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        for stream in (self._process.stdin,):
-            with contextlib.suppress(OSError, ValueError):
-                if stream is not None:
-                    stream.close()
+        # Where the worker is gone, a process that the user's code started may not be.
+        with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait()
+        _close(self._process.stdin)
         for thread in self._threads:
             thread.join(timeout=1.0)
-        for stream in (self._process.stdout, self._process.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                if stream is not None:
-                    stream.close()
+        _close(self._process.stdout)
+        _close(self._process.stderr)
+
+
+def _close(stream: IO[bytes] | None) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        if stream is not None:
+            stream.close()

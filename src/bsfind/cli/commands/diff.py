@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bsfind.cli.options.option import reader
+from bsfind import option_types as types
+from bsfind.cli.option import reader
 from bsfind.errors import ExitCode, UsageError
-from bsfind.units import parse_fraction
 
 if TYPE_CHECKING:
     from bsfind.records import Report
@@ -24,7 +24,7 @@ def diff(
         str,
         typer.Option(
             "--threshold",
-            parser=reader(parse_fraction),
+            parser=reader(types.FRACTION),
             metavar="PERCENT",
             help="By what part figures may differ; 0: not at all.",
         ),

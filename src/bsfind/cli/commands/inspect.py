@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import typer
+import sys
+from typing import Any
 
-from bsfind.cli import options as opt
+from bsfind.cli.option import command
+from bsfind.cli.options import options_of
+from bsfind.errors import ExitCode, Terminated
 
 
-def inspect(
-    context: typer.Context,
-    target: opt.Target,
-    batch_size: opt.BatchSize,
-    model_arg: opt.ModelArg = None,
-    app_dir: opt.AppDir = ".",
-    input_shape: opt.InputShape = None,
-    input: opt.Input = None,
-    batch_fn: opt.BatchFn = None,
-    mode: opt.ModeOption = opt.Mode.train,
-    loss: opt.Loss = "auto",
-    optimizer: opt.Optimizer = "adamw",
-    optimizer_arg: opt.OptimizerArg = None,
-    step: opt.Step = None,
-    grad_checkpoint: opt.GradCheckpoint = False,
-    channels_last: opt.ChannelsLast = False,
-    compile: opt.Compile = False,
-    grad_accum: opt.GradAccum = 1,
-    precision: opt.Precision = "fp32,amp",
-    steps: opt.Steps = 3,
-    trial_timeout: opt.TrialTimeout = "10m",
-    device: opt.Device = "auto",
-    gpu: opt.Gpu = None,
-    context_memory: opt.ContextMemory = None,
-    memory_limit: opt.MemoryLimit = None,
-    json: opt.Json = False,
-    top: opt.Top = 10,
-    verbose: opt.Verbose = False,
-    no_progress: opt.NoProgress = False,
-    color: opt.Color = opt.ColorChoice.auto,
-    profile: opt.Profile = None,
-) -> int:
+@command(options_of("inspect"))
+def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     """Show what memory is made of at one batch size, and which modules hold it.
 
     Nothing runs: the GPU of this machine, or `--gpu`, is simulated.
@@ -48,8 +21,28 @@ def inspect(
     bsfind inspect mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind inspect mypkg.models:Net -b 64 --input-shape 3,224,224 --precision amp --gpu a10g
     """
-    from bsfind.cli.inspection import run_inspection  # `--help` goes without it
-    from bsfind.cli.provenance import given_options, tell_provenance
+    from bsfind.cli.console import print_answer
+    from bsfind.cli.progress import TerminalEvents
+    from bsfind.inspect.inspector import Inspector
+    from bsfind.inspect.render import print_inspection
+    from bsfind.report.json import to_json
+    from bsfind.request import settings_from
 
-    tell_provenance(context)
-    return run_inspection(context.params, given_options(context))
+    settings = settings_from(options["target"], options, given)
+    events = TerminalEvents(settings.device, options)
+    terminal, interruption = events.terminal, events.interruption
+    inspector = Inspector(settings, command=["bsfind", *sys.argv[1:]], events=events)
+    with interruption:
+        try:
+            with events.line.shown():
+                report = inspector.run()
+        except (KeyboardInterrupt, Terminated):
+            return interruption.exit_code or ExitCode.INTERRUPTED
+        interruption.hold()
+        for warning in report.warnings:
+            terminal.warning(warning)
+        if options["json"]:
+            print_answer(lambda: sys.stdout.write(to_json(report)))
+        else:
+            print_answer(lambda: print_inspection(report, terminal.out, top=options["top"]))
+    return interruption.exit_code or (ExitCode.OK if report.fits else ExitCode.DOES_NOT_FIT)

@@ -81,7 +81,7 @@ def measured() -> Measured:
     """Return the results that are shipped with bsfind."""
     document = json.loads(_FILE.read_text(encoding="utf-8"))
     kinds = {
-        kind: record_of(Accuracy, {**figures, "against": document["against"]})
-        for kind, figures in document["kinds"].items()
+        kind: record_of(Accuracy, {**errors, "against": document["against"]})
+        for kind, errors in document["kinds"].items()
     }
     return Measured(torch=document["torch"], kinds=kinds)

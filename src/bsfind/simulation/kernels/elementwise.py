@@ -1,9 +1,9 @@
 """Operators on elements, rows and lists of tensors that allocate more than their output (torch 2.13).
 
-Elementwise operators, copies, random numbers, `torch._foreach_*`, distances, Fourier transforms and
-sparse tensors. The sources are below aten/src/ATen/native; files are named at each rule. cuFFT's own
-workspace is not known without a GPU and assumed to be 0: most sizes that are products of small
-primes need none, or one of the input's size.
+Elementwise operators, copies, `torch._foreach_*`, random numbers, distances and Fourier transforms.
+The sources are below aten/src/ATen/native; files are named at each rule. cuFFT's own workspace is not
+known without a GPU and assumed to be 0: most sizes that are products of small primes need none, or
+one of the input's size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from bsfind.simulation.kernels.layouts import (
     dense_strides,
     is_line,
     is_non_overlapping_and_dense,
-    output_of_bytes,
     reads_contiguous,
     row_major,
 )
@@ -40,6 +39,24 @@ def power_of_a_number(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.outputs()
     if call["self"] != 1:
         trace.scratch(16 if isinstance(call["self"], complex) else 8)
+
+
+@allocates("aten::abs")
+def absolute(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """The result of complex numbers is computed as complex numbers (native/UnaryOps.cpp)."""
+    trace.outputs()
+    spec = call.tensor("self")
+    if spec.dtype.is_complex:
+        trace.scratch(spec.nbytes)
+
+
+@allocates("aten::angle")
+def angle(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """The result of complex numbers is computed as complex numbers (native/UnaryOps.cpp)."""
+    spec = call.tensor("self")
+    if spec.dtype.is_complex:
+        trace.scratch(spec.nbytes)
+    trace.outputs()
 
 
 @allocates("aten::roll")
@@ -91,6 +108,9 @@ def unfold_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 _CHUNK = 65536
 
 
+# ------------------------------------------------------------------------ lists of tensors
+
+
 def _in_one_kernel(tensors: tuple[TensorSpec, ...]) -> bool:
     """`can_use_fast_route` of native/ForeachUtils.h."""
     first = tensors[0].dtype
@@ -139,6 +159,9 @@ def foreach_max(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         trace.free(copy)
 
 
+# -------------------------------------------------------------------------- random numbers
+
+
 @allocates("aten::native_dropout")
 def native_dropout(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The mask comes before the output (cuda/Dropout.cu `dropout_cuda`)."""
@@ -178,6 +201,9 @@ def bernoulli(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     spec = call.tensor("self")
     if call.overload == "default" and spec.element_size == 2:
         trace.scratch(dense(spec).numel * 4)
+
+
+# ------------------------------------------------------------------ distances and segments
 
 
 @allocates("aten::_cdist_backward")
@@ -230,6 +256,9 @@ def segment_reduce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.free(trace.scratch(cub.scan(count, lengths.element_size)))
 
 
+# ---------------------------------------------------------------------- Fourier transforms
+
+
 def _transform(trace: KernelTrace, spec: TensorSpec, dims: Sequence[int]) -> None:
     """`_exec_fft`: moves batch dimensions to the front and merges them, with a copy if necessary."""
     axes = [dim % spec.dim for dim in dims]
@@ -258,43 +287,3 @@ def fft_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.scratch(spec.nbytes)
     copied = TensorSpec(spec.shape, row_major(spec.shape), spec.dtype)
     _transform(trace, copied, call["dim"][-1:])
-
-
-@allocates("aten::abs")
-def absolute(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The result of complex numbers is computed as complex numbers (native/UnaryOps.cpp)."""
-    trace.outputs()
-    spec = call.tensor("self")
-    if spec.dtype.is_complex:
-        trace.scratch(spec.nbytes)
-
-
-@allocates("aten::angle")
-def angle(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """The result of complex numbers is computed as complex numbers (native/UnaryOps.cpp)."""
-    spec = call.tensor("self")
-    if spec.dtype.is_complex:
-        trace.scratch(spec.nbytes)
-    trace.outputs()
-
-
-@allocates("aten::_coalesce")
-def coalesce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Sorts flat indices and makes them unique (sparse/cuda/SparseCUDATensor.cu).
-
-    `self` is the tensor of indices; the outputs are indices and values. With one sparse dimension
-    the flat indices are the result, in a storage for all of them.
-    """
-    dims, count = call.tensor("self").shape
-    nbytes = 8 * count
-    flat = None
-    if dims == 1:
-        output_of_bytes(trace, 0, nbytes)
-    else:
-        flat = trace.scratch(nbytes)
-    origins, offsets = trace.scratch(nbytes), trace.scratch(nbytes)
-    trace.free(trace.scratch(cub.merge_sort(count, 8, 8)))
-    trace.free(trace.scratch(cub.unique_by_key(count, 8, gpu)))
-    trace.output(1)
-    trace.output(0)
-    trace.free(offsets, origins, flat)

@@ -97,9 +97,9 @@ def _result(call: Call) -> TensorSpec:
     return output
 
 
-@allocates("aten::mm")
+@allocates("aten::mm", "aten::bmm")
 def mm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`addmm_out_cuda_impl` without a bias."""
+    """`addmm_out_cuda_impl` without a bias, `bmm_out_cuda_impl`."""
     trace.outputs()
     _product(gpu, trace, _result(call), call.tensor("self"), call.tensor("mat2"))
 
@@ -121,13 +121,6 @@ def addmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         and call["beta"] == 1
     )
     _product(gpu, trace, result, left, right, lt=lt)
-
-
-@allocates("aten::bmm")
-def bmm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`bmm_out_cuda_impl`."""
-    trace.outputs()
-    _product(gpu, trace, _result(call), call.tensor("self"), call.tensor("mat2"))
 
 
 @allocates("aten::baddbmm", "aten::baddbmm_")
@@ -202,7 +195,6 @@ def dot(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def trilinear(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`_trilinear` of native/Linear.cpp: two products for each slice of the unrolled dimension."""
     trace.outputs()
-    total = _result(call).dim + len(call["sumdim"])
     shapes = []
     for name, expanded in (("i1", "expand1"), ("i2", "expand2"), ("i3", "expand3")):
         sizes = iter(call.tensor(name).shape)
@@ -212,7 +204,7 @@ def trilinear(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     unrolled = call["unroll_dim"]
     size = call.tensor("i1").element_size
     inner = outer = 1
-    for dim in range(total):
+    for dim in range(len(first)):
         if dim == unrolled:
             continue
         both = max(first[dim], second[dim])
@@ -226,6 +218,8 @@ def trilinear(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         cublas_workspace(gpu, trace)
         trace.free(product, total_of_slice)
 
+
+# -------------------------------------------------------------------------- decompositions
 
 _POINTER = 8
 

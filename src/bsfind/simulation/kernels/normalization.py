@@ -103,6 +103,9 @@ def group_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.free(sums[1], sums[0])
 
 
+# --------------------------------------------------------------------- batch normalization
+
+
 def _reduction_blocks(x: TensorSpec) -> tuple[int, int]:
     """`flexible_launch_configs(..., coop_flag=true)` of cuda/Normalization.cuh.
 

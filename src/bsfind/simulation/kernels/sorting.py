@@ -16,11 +16,24 @@ from bsfind.simulation.kernels.layouts import (
     cast,
     contiguous,
     is_non_overlapping_and_dense,
+    output_of_bytes,
     reads_contiguous,
 )
 from bsfind.simulation.kernels.reductions import axes, trace_reduction
 
 _SHORT = 4096
+_MANY_ROWS = 128
+# From and below this number of rows, several blocks share a row from this length on
+# (`should_use_mbtopk`).
+_ROWS_OF_SEVERAL_BLOCKS = (
+    (1, 21, 20000),
+    (21, 41, 10000),
+    (41, 81, 8000),
+    (81, 200, 5000),
+    (200, 800, 3000),
+    (800, 4001, 800),
+    (4001, 1 << 62, 400),
+)
 
 
 # ScanKernels.cpp, Sorting.cpp
@@ -85,9 +98,6 @@ def _long_sort(
         trace.scratch(cub.segmented_sort(count, size, 8))
 
 
-_MANY_ROWS = 128
-
-
 @allocates("aten::topk")
 def topk(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Several blocks share a long row (TensorTopK.cpp, TensorTopK.cu `mbtopk`)."""
@@ -119,19 +129,6 @@ def topk(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     for _ in range(2):
         trace.free(trace.scratch(cub.scan(blocks, 4) + 256))
     trace.free(*reversed(handles))
-
-
-# From and below this number of rows, several blocks share a row from this length on
-# (`should_use_mbtopk`).
-_ROWS_OF_SEVERAL_BLOCKS = (
-    (1, 21, 20000),
-    (21, 41, 10000),
-    (41, 81, 8000),
-    (81, 200, 5000),
-    (200, 800, 3000),
-    (800, 4001, 800),
-    (4001, 1 << 62, 400),
-)
 
 
 @allocates("aten::mode")
@@ -206,3 +203,25 @@ def randperm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     for _ in range(2):
         trace.scratch(count * key)
     trace.scratch(cub.radix_sort(count, key, size, bits, gpu))
+
+
+@allocates("aten::_coalesce")
+def coalesce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Sorts flat indices and makes them unique (sparse/cuda/SparseCUDATensor.cu).
+
+    `self` is the tensor of indices; the outputs are indices and values. With one sparse dimension
+    the flat indices are the result, in a storage for all of them.
+    """
+    dims, count = call.tensor("self").shape
+    nbytes = 8 * count
+    flat = None
+    if dims == 1:
+        output_of_bytes(trace, 0, nbytes)
+    else:
+        flat = trace.scratch(nbytes)
+    origins, offsets = trace.scratch(nbytes), trace.scratch(nbytes)
+    trace.free(trace.scratch(cub.merge_sort(count, 8, 8)))
+    trace.free(trace.scratch(cub.unique_by_key(count, 8, gpu)))
+    trace.output(1)
+    trace.output(0)
+    trace.free(offsets, origins, flat)

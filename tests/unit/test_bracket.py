@@ -217,3 +217,10 @@ def test_what_was_wrongly_expected_costs_a_few_trials(largest: int, expected: in
 @pytest.mark.parametrize("off", [0.97, 0.985, 1.015, 1.03])
 def test_a_slightly_wrong_expectation_is_better_than_none(off: float) -> None:
     assert len(searched(1000, expected=int(1000 * off)).trials) <= 8
+
+
+def test_probes_move_away_from_a_wrong_expectation_in_growing_steps() -> None:
+    below = [trial.batch_size for trial in searched(700, expected=1000).trials]
+    assert below[:5] == [998, 994, 964, 819, 409]
+    above = [trial.batch_size for trial in searched(3000, expected=1000).trials]
+    assert above[:6] == [998, 1002, 1033, 1162, 1743, 3486]

@@ -1,4 +1,4 @@
-"""`[tool.bsfind]` of the nearest pyproject.toml: defaults that environment and flags override.
+"""Where options have their values from: the nearest pyproject.toml, and what overrides it.
 
 A table of it, chosen with `--profile NAME`, overrides the general options:
 
@@ -19,12 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from bsfind.cli.options import OPTIONS
 from bsfind.errors import UsageError
 
-REPEATABLE = frozenset(("model-arg", "input-shape", "input", "optimizer-arg"))
-"""Options that may be given more than once."""
-
 _TABLE = "[tool.bsfind]"
+_CONFIGURABLE = {option.key: option for option in OPTIONS if option.is_in_file}
+"""The options that may stand in a file. One file serves all commands: each takes the options that it has."""
+
+_META = "bsfind.configuration"
+"""The key of the context's `meta` under which the `Configuration` is, where there is a file."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,29 @@ class Configuration:
         return f"{self.file.name} {_profile_table(self.profile) if is_override else _TABLE}"
 
 
+def configure(context: typer.Context, profile: str | None) -> None:
+    """Make the nearest configuration file the defaults of a command.
+
+    Args:
+        context: of the command, whose options are not read yet.
+        profile: the name of the profile to use; None: none.
+
+    Raises:
+        UsageError: see `read_configuration`; or a profile is asked for and there is no file.
+    """
+    file = find_configuration(Path.cwd())
+    if file is not None:
+        found = read_configuration(file, profile)
+        ours = {parameter.name for parameter in context.command.params}
+        context.default_map = {name: value for name, value in found.options.items() if name in ours}
+        context.meta[_META] = found
+    elif profile is not None:
+        raise UsageError(
+            f"there is no profile `{profile}`: no pyproject.toml here or above has a [tool.bsfind]",
+            hint=f"write one as `{_profile_table(profile)}`, its options below",
+        )
+
+
 def find_configuration(folder: Path) -> Path | None:
     """Return the nearest pyproject.toml that has a `[tool.bsfind]`, here or above."""
     for place in (folder, *folder.parents):
@@ -64,14 +92,11 @@ def find_configuration(folder: Path) -> Path | None:
     return None
 
 
-def read_configuration(
-    file: Path, known: Collection[str], profile: str | None = None
-) -> Configuration:
+def read_configuration(file: Path, profile: str | None = None) -> Configuration:
     """Return the options of `[tool.bsfind]`, and of one of its profiles.
 
     Args:
         file: a pyproject.toml.
-        known: names of the options as they are written there (`input-shape`).
         profile: the name of the profile; None: none.
 
     Raises:
@@ -81,13 +106,13 @@ def read_configuration(
     profiles = table.pop("profiles", {})
     if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
         raise UsageError(
-            f"`profiles` in {_TABLE} of `{file}` is no table of tables",
+            f"`profiles` in {_TABLE} of `{file}` must contain only tables",
             hint="write a profile as `[tool.bsfind.profiles.NAME]`, its options below",
         )
-    options = _read_table(table, file, _TABLE, known)
+    options = _read_table(table, file, _TABLE)
     overrides = {
-        # All of them are read: a typo is told before the day on which the profile is needed.
-        name: _read_table(entries, file, _profile_table(name), known)
+        # Every profile is checked, so that typos surface early.
+        name: _read_table(entries, file, _profile_table(name))
         for name, entries in profiles.items()
     }
     if profile is not None and profile not in overrides:
@@ -121,21 +146,22 @@ def _unknown_profile(profile: str, known: Collection[str], file: Path) -> UsageE
     return UsageError(message, hint=f"write one as `{_profile_table(profile)}`, its options below")
 
 
-def _read_table(
-    table: dict[str, Any], file: Path, where: str, known: Collection[str]
-) -> dict[str, Any]:
+def _read_table(table: dict[str, Any], file: Path, where: str) -> dict[str, Any]:
     """Return the options of one table by parameter name, as the command line would have them."""
     options: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("_", "-")
-        if name not in known:
-            candidates = sorted(known) + (["profiles"] if where == _TABLE else [])
+        if name not in _CONFIGURABLE:
+            candidates = sorted(_CONFIGURABLE) + (["profiles"] if where == _TABLE else [])
             nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.65)
             hint = f"did you mean `{nearest[0]}`?" if nearest else "`bsfind run --help` lists them"
             raise UsageError(f"`{file}` has an unknown key `{key}` in {where}", hint=hint)
         if not isinstance(value, (bool, int, float, str, list)):
-            raise UsageError(f"`{key}` in {where} of `{file}` is no text, number or list")
-        options[name.replace("-", "_")] = as_text(value, is_repeatable=name in REPEATABLE)
+            raise UsageError(
+                f"`{key}` in {where} of `{file}` must be a string, number, boolean or list"
+            )
+        option = _CONFIGURABLE[name]
+        options[option.name] = _as_text(value, repeats=option.kind.repeats)
     return options
 
 
@@ -156,20 +182,61 @@ def _load(file: Path) -> dict[str, Any]:
         raise UsageError(f"`{file}` is not valid TOML: {error}") from None
 
 
-def as_text(value: Any, *, is_repeatable: bool) -> Any:
-    """Return a value as the command line would have it: options read their own texts.
+def _as_text(value: Any, *, repeats: bool) -> Any:
+    """Return a value of a TOML file as the command line would have it.
 
     Args:
-        value: of a TOML file, or of a Python program.
-        is_repeatable: whether the option may be given more than once.
+        value: a string, number, boolean or list.
+        repeats: whether the option may be given more than once; its values are a list then.
     """
     if isinstance(value, bool):
         return value
-    items = value if isinstance(value, (list, tuple)) else [value]
-    texts = [
-        ",".join(map(str, item)) if isinstance(item, (list, tuple)) else str(item) for item in items
-    ]
-    if is_repeatable and not all(isinstance(item, int) for item in items):
+    items = value if isinstance(value, list) else [value]
+    texts = [",".join(map(str, item)) if isinstance(item, list) else str(item) for item in items]
+    if repeats and not all(isinstance(item, int) for item in items):
         return texts
     text = ",".join(texts)  # `input-shape = [3, 224, 224]` is one shape
-    return [text] if is_repeatable else text
+    return [text] if repeats else text
+
+
+# ------------------------------------------------------------------------------------ provenance
+
+
+def given_options(context: typer.Context) -> frozenset[str]:
+    """Return the names of the parameters that the command line, a variable or a file gave."""
+    return frozenset(
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    )
+
+
+def tell_provenance(context: typer.Context) -> None:
+    """Print, if the command is to be verbose, every option that is not at its default."""
+    if not context.params["verbose"]:
+        return
+    from bsfind.cli.console import Terminal
+
+    terminal = Terminal(color=context.params["color"])
+    for line in _provenance(context):
+        terminal.note(line)
+
+
+def _provenance(context: typer.Context) -> list[str]:
+    """Return a line for every option that was given: `--steps 5 (from BSFIND_STEPS)`."""
+    configuration: Configuration | None = context.meta.get(_META)
+    lines = []
+    for option in OPTIONS:
+        source = context.get_parameter_source(option.name)
+        if source is None or option.name not in context.params:
+            continue
+        origin = {
+            "COMMANDLINE": "the command line",
+            "ENVIRONMENT": option.variable,
+            "DEFAULT_MAP": configuration.source(option.name) if configuration else None,
+        }.get(source.name)
+        if origin is not None:
+            value, write = context.params[option.name], option.kind.write
+            text = " ".join(map(write, value)) if option.kind.repeats else write(value)
+            lines.append(f"{option.flag} {text} (from {origin})")
+    return lines

@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 from example_report import SETTINGS
 
+from bsfind.request import why_pointless
 from bsfind.search.variants import (
-    REMEDIES,
     remedied,
     variables_of,
-    why_pointless,
     why_unsupported,
     with_expandable_segments,
 )
+from bsfind.settings import REMEDIES
 from bsfind.simulation.allocator.settings import AllocatorSettings
 
 BOTH = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -22,7 +22,7 @@ BOTH = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
 @pytest.mark.parametrize("remedy", REMEDIES)
 def test_every_remedy_changes_the_step_or_the_environment(remedy: str) -> None:
-    asked = dataclasses.replace(SETTINGS, compare=REMEDIES)
+    asked = dataclasses.replace(SETTINGS, compare=tuple(REMEDIES))
     tried = remedied(asked, remedy, "amp-bf16")
     assert (tried.workload != SETTINGS.workload) != bool(variables_of(remedy, {}))
     assert tried.precisions == ("amp-bf16",)

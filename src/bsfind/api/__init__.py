@@ -1,1 +1,0 @@
-"""bsfind from Python: `find`, `check` and the report that they return; `bsfind` exports them."""
