@@ -34,7 +34,7 @@ _EPILOG = (
 
 
 class _Commands(TyperGroup):
-    """The commands. The help is plain text everywhere: Rich takes longer to load than all the rest."""
+    """The commands."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         parameters: list[Any] = super().get_params(ctx)
@@ -44,17 +44,9 @@ class _Commands(TyperGroup):
                 parameter.default = False
         return parameters
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
-
 
 class _Command(TyperCommand):
-    """A command whose help is plain text, with the examples of its docstring on lines of their own."""
-
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
+    """A command whose help has a heading for each panel, and the examples of its docstring line by line."""
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         for block in inspect.cleandoc(self.help or "").split("\n\n"):
@@ -83,7 +75,7 @@ app = typer.Typer(
     help="Find the batch size that a PyTorch model should train with on a GPU.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # Rich takes longer to load than all the rest
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -75,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def _worker_facts() -> dict[str, str]:
-    """Return what only a process with torch can tell, from one worker."""
+    """Return what only a process with torch can find out, from one worker."""
     from bsfind.worker.client import Worker
 
     with Worker(lambda _: None) as worker:
@@ -83,7 +83,7 @@ def _worker_facts() -> dict[str, str]:
 
 
 def _device(worker: Worker) -> str:
-    """Return the real device that `bsfind run` would use, opened as it would open it."""
+    """Return the real device that `bsfind run` would use."""
     try:
         device = worker.open(DeviceChoice(), _OPEN_TIMEOUT_S)
     except BsfindError as error:
@@ -95,7 +95,7 @@ def _device(worker: Worker) -> str:
 
 
 def _simulator(worker: Worker) -> str:
-    """Return whether predictions are as exact with this torch as they can be."""
+    """Return whether the simulator passes its self-checks with this torch."""
     try:
         problems = worker.self_check(_OPEN_TIMEOUT_S)
     except BsfindError as error:
