@@ -187,7 +187,7 @@ def test_caches_of_functions_start_empty_in_each_trial() -> None:
     with tracer("MaskOfFunction", 64, 16) as opened:
         traced = [opened.program(size, 2, exact=True).trial_events for size in (3, 5, 7)]
         assert len({len(found) for found in traced}) == 1
-        assert opened.scales
+        assert opened._traces.scale
 
 
 # --------------------------------------------------------------------------- a CUDA build's names
