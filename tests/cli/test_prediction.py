@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def test_check_as_json() -> None:
         assert result["verified"] is False
 
 
+@pytest.mark.one_torch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "shape", "kind", "sentence"),
@@ -169,7 +171,9 @@ def test_the_table() -> None:
     assert "simulated NVIDIA A10G" in done.stdout.splitlines()[0]
     assert "limited to 1.0 GiB" in done.stdout
     assert "Predicted, not run: 20 steps, replayed within the budget." in done.stdout
-    assert "Error bound for convolutional models:" in done.stdout
+    is_measured = version("torch").startswith("2.13")
+    assert ("Error bound for convolutional models:" in done.stdout) == is_measured
+    assert ("Error bound: not measured for torch" in done.stdout) != is_measured
     assert "Confirmed" not in done.stdout
     assert "samples/s" not in done.stdout
 
