@@ -98,7 +98,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _kinds(documents)
     yield from (
         "",
-        "Which kernels cuDNN chooses for a convolution is no formula: bsfind's answer is fitted to "
+        "Which kernels cuDNN chooses for a convolution is not a formula: bsfind's answer is fitted to "
         "what it chose for many layers, those of published networks among them, so that convolutional "
         f"models are not news to it. No layer of {', '.join(held_out_models())} was used.",
         "",

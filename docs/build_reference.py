@@ -24,10 +24,10 @@ _INTRODUCTION = """\
 
 Written by `docs/build_reference.py` from the options themselves; `bsfind COMMAND --help` shows the same.
 
-An option of `run` and `check` can be given on the command line, by its environment variable, in a profile
-of the nearest `pyproject.toml` (`[tool.bsfind.profiles.NAME]`, chosen with `--profile NAME`), or there for
-all (`[tool.bsfind]`); the first of these that has it wins. `-v` shows where each value is from. Options
-that may be repeated take a list in a file, and values between spaces in a variable.
+An option of `run`, `check` and `inspect` can be given on the command line, by its environment variable, in
+a profile of the nearest `pyproject.toml` (`[tool.bsfind.profiles.NAME]`, chosen with `--profile NAME`), or
+there for all (`[tool.bsfind]`); the first of these that has it wins. `-v` shows where each value is from.
+Options that may be repeated take a list in a file, and values separated by spaces in a variable.
 
 Sizes: `24GiB` is binary, `24GB` decimal, a plain number bytes. Durations: `90s`, `10m`, `1h`, a plain
 number seconds.

@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks import peers_table
+from benchmarks import cudnn_trees_accuracy, peers_table
+from benchmarks.convolution_layers import HELD_OUT, read_layers
+from benchmarks.convolution_samples import Sample, sample_of
 from benchmarks.exact import largest, runs_in_fresh_process
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,3 +110,32 @@ def test_the_readme_quotes_the_table_of_peers_as_it_was_written() -> None:
     first = list(itertools.takewhile(lambda line: not line.startswith("| model"), written))
     assert len(first) > 2
     assert "\n".join(first) in readme
+
+
+def test_no_layer_of_a_held_out_model_is_among_those_to_fit_to():
+    layers = read_layers()
+    held_out = {each for name, some in layers.items() if name.startswith(HELD_OUT) for each in some}
+    others = [
+        each for name, some in layers.items() if not name.startswith(HELD_OUT) for each in some
+    ]
+    assert len(held_out) > 300
+    assert len(others) == len(set(others)) > 10_000
+    assert held_out.isdisjoint(others)
+
+
+def test_a_sample_is_what_its_line_says():
+    numbers = [[14, 14], 32, [3, 3], [1, 1], [1, 1], [1, 1], 1]
+    row = ["forward", "float16", True, 4, 16, *numbers, 12345, "resnet50"]
+    sample = sample_of("t4", row)
+    assert sample == sample_of("t4", sample.row)
+    assert sample.workspace == 12345
+    assert sample.problem.out_size == (14, 14)
+    assert sample.is_held_out
+    assert sample_of("t4", row[:-1]).row == Sample("t4", sample.problem, 12345).row
+
+
+def test_an_archive_with_all_trees_is_as_large_as_it_is():
+    path = cudnn_trees_accuracy.SHIPPED
+    sizes = [cudnn_trees_accuracy.size_with(path, count) for count in (None, 7, 3, 1)]
+    assert sizes[0] == sizes[1] == path.stat().st_size
+    assert sizes == sorted(sizes, reverse=True)

@@ -209,7 +209,7 @@ def help_of(*argv: str) -> str:
 
 @pytest.mark.parametrize("argv", [(), ("run",), ("check",), ("inspect",)], ids=str)
 def test_help_lists_the_exit_codes(argv: tuple[str, ...]) -> None:
-    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", help_of(*argv)).split())
+    text = " ".join(help_of(*argv).split())
     _, _, said = text.partition("Exit codes:")
     assert [int(n) for n in re.findall(r"(?:^|, )\s*(\d+) ", said)] == [int(c) for c in ExitCode]
 
@@ -220,7 +220,7 @@ def test_help_shows_every_option_in_its_panel(command: str) -> None:
     for flag in SURFACE[command]:
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", text), flag
     panels = dict.fromkeys(option.rich_help_panel for option in options(command))
-    found = re.findall(r"─ ([A-Z]\w+) ─", text)
+    found = re.findall(r"^([A-Z]\w+):$", text, re.MULTILINE)
     assert [panel for panel in found if panel not in ("Arguments", "Options")] == list(panels)
 
 

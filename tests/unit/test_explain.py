@@ -19,8 +19,12 @@ from bsfind.explain.texts import Kind
 from bsfind.failures.oom import FailureKind, classify
 
 GIB, MIB = 1 << 30, 1 << 20
-FILE = Path(__file__).parent / "data" / "oom_texts.jsonl"
-TEXTS = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
+DATA = Path(__file__).parent / "data"
+TEXTS = [
+    json.loads(line)
+    for name in ("oom_texts.jsonl", "oom_logs.jsonl")
+    for line in (DATA / name).read_text(encoding="utf-8").splitlines()
+]
 
 
 def explain_text(text: str) -> Explanation:

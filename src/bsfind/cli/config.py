@@ -1,6 +1,6 @@
-"""Where options have their values from: the nearest pyproject.toml, and what overrides it.
+"""Where the values of options come from: the nearest pyproject.toml, and what overrides it.
 
-A table of it, chosen with `--profile NAME`, overrides the general options:
+A profile, chosen with `--profile NAME`, overrides the general options:
 
     [tool.bsfind]
     headroom = "8%"
@@ -34,13 +34,13 @@ _META = "bsfind.configuration"
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a configuration file says.
+    """The options of a configuration file.
 
     Attributes:
         file: the pyproject.toml.
         table: options of `[tool.bsfind]`, by parameter name (`input_shape`).
         profile: the name of the chosen profile; None without one.
-        overrides: the options of that profile, which go first.
+        overrides: the options of that profile, which take precedence.
     """
 
     file: Path
@@ -54,7 +54,7 @@ class Configuration:
         return {**self.table, **self.overrides}
 
     def source(self, name: str) -> str:
-        """Return the file and the table that an option is from."""
+        """Return the file and the table that an option comes from."""
         is_override = name in self.overrides
         return f"{self.file.name} {_profile_table(self.profile) if is_override else _TABLE}"
 
@@ -86,7 +86,7 @@ def find_configuration(folder: Path) -> Path | None:
     """Return the nearest pyproject.toml that has a `[tool.bsfind]`, here or above."""
     for place in (folder, *folder.parents):
         file = place / "pyproject.toml"
-        # Most have no such table: a look at the text spares them the parser.
+        # Most files have no such table: a search of the text is faster than the parser.
         if file.is_file() and "tool.bsfind" in file.read_text(encoding="utf-8", errors="replace"):
             return file
     return None
@@ -212,7 +212,7 @@ def given_options(context: typer.Context) -> frozenset[str]:
 
 
 def tell_provenance(context: typer.Context) -> None:
-    """Print, if the command is to be verbose, every option that is not at its default."""
+    """With `--verbose`, print every option that was given and where its value comes from."""
     if not context.params["verbose"]:
         return
     from bsfind.cli.console import Terminal

@@ -19,12 +19,12 @@ _PIPE_WIDTH = 120
 
 
 def discard_stdout() -> None:
-    """Let later writes to stdout vanish: its reader has gone (`| head`), and has what it wanted."""
+    """Discard later writes to stdout, after its reader has closed it (`| head`)."""
     _discard(sys.stdout)
 
 
 def print_answer(write: Callable[[], object]) -> None:
-    """Write the answer to stdout, up to the last byte. It does not matter if the reader has gone.
+    """Write the answer to stdout, and flush it. A reader that has closed the pipe is not an error.
 
     Raises:
         UsageError: the answer cannot be written (a full disk).
@@ -52,7 +52,7 @@ class _LogConsole(Console):
 
 
 def _discard(stream: IO[str]) -> None:
-    """Let what is written to a stream vanish, what is in its buffer included."""
+    """Discard what is written to a stream, and what is in its buffer."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, stream.fileno())
     os.close(null)
@@ -110,7 +110,7 @@ class Terminal:
             self.hint(warning.hint)
 
     def hint(self, text: str) -> None:
-        """Print what could be done next."""
+        """Print what to do next."""
         self._labelled("hint", "cyan", text)
 
     def note(self, text: str) -> None:

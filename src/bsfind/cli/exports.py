@@ -15,7 +15,7 @@ from bsfind.report.export import DRAWN_FORMATS, check_writable, write_report
 from bsfind.report.github import GitHubStep, annotation
 
 _PAUSE = 9
-"""How long a slow format pauses after it was written, in times of what that took: where trials take
+"""The pause after a slow format was written, as a multiple of the time that took: where trials take
 milliseconds, as predicted ones do, drawing each would take most of the time."""
 
 
@@ -23,7 +23,7 @@ class Exports:
     """Keeps the files of `--export` up to date: written after every trial, and at the end.
 
     Args:
-        paths: the files, the format of each told by its ending.
+        paths: the files, the ending of each tells its format.
         terminal: for errors.
         clock: seconds.
     """
@@ -41,16 +41,16 @@ class Exports:
         self._not_before_s: dict[Path, float] = {}
 
     def check(self) -> None:
-        """Find out before the search whether its result can be written.
+        """Check before the search that its result can be written.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: a file cannot be written.
         """
         for path in self._paths:
             check_writable(path)
 
     def update(self, current: Callable[[], Report]) -> None:
-        """Write what is known after a trial, a slow format when it is due."""
+        """Write what is known after a trial; a slow format only when it is due."""
         due = [p for p in self._paths if self._clock() >= self._not_before_s.get(p, 0.0)]
         if due:
             self._write(current(), due)
@@ -67,7 +67,7 @@ class Exports:
                 write_report(report, path)
                 self._unwritten.discard(path)
             except UsageError as error:
-                # The search goes on: its answer is worth more than the file.
+                # The search goes on: its answer matters more than the file.
                 if path not in self._unwritten:
                     self._unwritten.add(path)
                     self._terminal.error(error)
@@ -84,7 +84,7 @@ class GitHubReporter:
             of one, and its answer does not depend on the files.
 
     Raises:
-        UsageError: there are files, and they cannot be written.
+        UsageError: the files cannot be written.
     """
 
     def __init__(self, terminal: Terminal) -> None:

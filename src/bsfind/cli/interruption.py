@@ -22,7 +22,7 @@ _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
 
 class Interruption:
-    """Takes the signals over while it is entered.
+    """Handles the signals inside of a `with` block.
 
     A signal that was ignored before (`nohup`, a job in the background) stays ignored.
     """
@@ -71,12 +71,12 @@ class Interruption:
 
     @property
     def exit_code(self) -> int | None:
-        """What a shell makes of the signal (128 + its number); None without one."""
+        """The exit code for the signal (128 + its number); None without one."""
         return None if self._received is None else 128 + self._received
 
     @property
     def name(self) -> str:
-        """What the report says."""
+        """How the report calls it; "" without a signal."""
         if self._received is signal.SIGINT:
             return "interrupted"
         return f"terminated ({self._received.name})" if self._received else ""

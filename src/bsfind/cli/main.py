@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 import os
 import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from bsfind.cli.commands.diff import diff
 from bsfind.cli.commands.env import env
 from bsfind.cli.commands.explain import explain
 from bsfind.cli.commands.gpus import gpus
-from bsfind.cli.commands.inspect import inspect
+from bsfind.cli.commands.inspect import inspect as inspect_command
 from bsfind.cli.commands.run import run
 from bsfind.cli.commands.schema import schema
 from bsfind.errors import BsfindError, ExitCode, InternalError, Terminated, UsageError
@@ -33,47 +33,66 @@ _EPILOG = (
 )
 
 
-class _QuickHelp(TyperGroup):
-    """The list of commands in plain text: Rich's renderer takes longer to load than all the rest."""
+class _Commands(TyperGroup):
+    """The commands."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        self.rich_markup_mode = None
-        super().format_help(ctx, formatter)
+    def get_params(self, ctx: Any) -> list[Any]:
+        parameters: list[Any] = super().get_params(ctx)
+        # Typer loads pydantic to read a value that is not a bool, such as None of a missing `--help`.
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False) and parameter.default is None:
+                parameter.default = False
+        return parameters
 
 
 class _Command(TyperCommand):
-    """A command whose texts are not markup: Rich would take `[tool.bsfind]` for a tag, and leave it out."""
+    """A command whose help has a heading for each panel, and the examples of its docstring line by line."""
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        from rich.markup import escape  # only the help of a command needs it
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        for block in inspect.cleandoc(self.help or "").split("\n\n"):
+            formatter.write_paragraph()
+            with formatter.indentation():
+                is_example = re.match(r"bsfind |BS=", block)
+                for line in block.splitlines() if is_example else [" ".join(block.split())]:
+                    formatter.write_text(line)
 
-        shown: Any = copy.copy(self)
-        shown.params = [copy.copy(parameter) for parameter in self.params]
-        for part in (shown, *shown.params):
-            for name in ("help", "epilog"):
-                if isinstance(text := getattr(part, name, None), str):
-                    setattr(part, name, escape(text))
-        TyperCommand.format_help(shown, ctx, formatter)
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                panel = getattr(parameter, "rich_help_panel", None) or kind
+                panels.setdefault(panel, []).append(record)
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
 
 
 app = typer.Typer(
     name="bsfind",
-    cls=_QuickHelp,
+    cls=_Commands,
     help="Find the batch size that a PyTorch model should train with on a GPU.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # Rich takes longer to load than all the rest
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("run", cls=_Command, epilog=_EPILOG)(run)
-app.command("check", cls=_Command, epilog=_EPILOG)(check)
-app.command("inspect", cls=_Command, epilog=_EPILOG)(inspect)
-app.command("diff", cls=_Command)(diff)
-app.command("explain", cls=_Command)(explain)
-app.command("gpus", cls=_Command)(gpus)
-app.command("env", cls=_Command)(env)
-app.command("schema", cls=_Command)(schema)
+_WIDE = {"max_content_width": 1000}  # as wide as the terminal is
+_COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": run,
+    "check": check,
+    "inspect": inspect_command,
+    "diff": diff,
+    "explain": explain,
+    "gpus": gpus,
+    "env": env,
+    "schema": schema,
+}
+for _name, _function in _COMMANDS.items():
+    _epilog = _EPILOG if _name in ("run", "check", "inspect") else None
+    app.command(_name, cls=_Command, epilog=_epilog, context_settings=_WIDE)(_function)
 
 
 def _print_version(wanted: bool) -> None:

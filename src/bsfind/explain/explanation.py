@@ -14,6 +14,7 @@ from bsfind.explain.log import (
     LogPosition,
     Piece,
     Source,
+    join,
     pieces,
     readings,
     without_prefix,
@@ -22,13 +23,13 @@ from bsfind.explain.log import (
 from bsfind.explain.texts import (
     HEAD,
     KEYS,
-    LOOKALIKES,
+    OTHER_ERRORS,
     VAGUE_KEYS,
     Kind,
-    Lookalike,
     Match,
+    OtherError,
     Strength,
-    find_lookalike,
+    find_other_error,
     is_fault,
     match_text,
 )
@@ -170,7 +171,7 @@ def explain(stream: BinaryIO) -> Explanation:
     """
     position = LogPosition()
     found: dict[tuple[object, ...], _Found] = {}
-    lookalikes: dict[Lookalike, int] = {}
+    other_errors: dict[OtherError, int] = {}
     has_fault = False
     seen: dict[str, _Found | None] = {}
     for piece in pieces(stream, position):
@@ -190,9 +191,9 @@ def explain(stream: BinaryIO) -> Explanation:
             continue
         likely = readings(piece.lines, piece.context[-_BEFORE:])[:_LIKELY]
         has_fault = has_fault or any(map(is_fault, likely))
-        lookalike = next(filter(None, map(find_lookalike, likely)), None)
-        if lookalike is not None:
-            lookalikes.setdefault(lookalike, piece.line)
+        other = next(filter(None, map(find_other_error, likely)), None)
+        if other is not None:
+            other_errors.setdefault(other, piece.line)
         one = _read(piece)
         if one is None:
             continue
@@ -210,7 +211,7 @@ def explain(stream: BinaryIO) -> Explanation:
     if errors:
         cause, advice = errors[0].cause, errors[0].advice
     else:
-        cause, advice = _no_error(lookalikes)
+        cause, advice = _no_error(other_errors)
     return Explanation(errors=errors, cause=cause, advice=advice, lines=position.lines)
 
 
@@ -230,10 +231,11 @@ def _read(piece: Piece) -> _Found | None:
     """
     texts = readings(piece.lines, piece.context[-_BEFORE:])
     lines = "\n".join(without_prefix(piece.lines, piece.context[-_BEFORE:]))
-    matches = ((number, match_text(text, lines)) for number, text in enumerate(texts))
     # A hint needs the text as it most likely was; a proof is one in any reading.
+    likely = {*texts[:_LIKELY], join(piece.lines)}
+    matches = ((text in likely, match_text(text, lines)) for text in texts)
     match = next(
-        (m for number, m in matches if m and (m.strength > Strength.HINT or number < _LIKELY)), None
+        (m for is_likely, m in matches if m and (is_likely or m.strength > Strength.HINT)), None
     )
     if match is None:
         return None
@@ -301,10 +303,10 @@ def _error(one: _Found) -> Error:
     )
 
 
-def _no_error(lookalikes: dict[Lookalike, int]) -> tuple[Cause, tuple[Advice, ...]]:
-    if not lookalikes:
+def _no_error(other_errors: dict[OtherError, int]) -> tuple[Cause, tuple[Advice, ...]]:
+    if not other_errors:
         reason = "The log holds no error about memory that bsfind knows."
         return Cause(CauseKind.NOT_MEMORY, False, reason), ()
-    best = min(lookalikes, key=LOOKALIKES.index)
-    reason = f"{best.meaning} (line {lookalikes[best]:,})"
+    best = min(other_errors, key=OTHER_ERRORS.index)
+    reason = f"{best.meaning} (line {other_errors[best]:,})"
     return Cause(CauseKind.NOT_MEMORY, True, reason), (Advice(best.remedy, best.command or None),)

@@ -39,7 +39,7 @@ def diff(
     Where none did, the peaks at the recommended sizes are shown, not judged.
 
     Exit 0: nothing is worse by more than the threshold (what is better is
-    told); 1: a batch size fell, or a peak rose, by more; 2: a file is no
+    shown); 1: a batch size fell, or a peak rose, by more; 2: a file is no
     report, or the two have nothing in common. What else differs (device,
     workload, torch) is a warning.
 

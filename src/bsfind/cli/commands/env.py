@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import os
-import platform
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +47,8 @@ def env(
 
 
 def _facts() -> dict[str, Any]:
+    import platform
+
     from bsfind.devices import nvml
 
     return {
@@ -66,6 +66,8 @@ def _facts() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to load
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -73,7 +75,7 @@ def _version(package: str) -> str | None:
 
 
 def _worker_facts() -> dict[str, str]:
-    """Return what only a process with torch can tell, from one worker."""
+    """Return what only a process with torch can find out, from one worker."""
     from bsfind.worker.client import Worker
 
     with Worker(lambda _: None) as worker:
@@ -81,7 +83,7 @@ def _worker_facts() -> dict[str, str]:
 
 
 def _device(worker: Worker) -> str:
-    """Return the real device that `bsfind run` would use, opened as it would open it."""
+    """Return the real device that `bsfind run` would use."""
     try:
         device = worker.open(DeviceChoice(), _OPEN_TIMEOUT_S)
     except BsfindError as error:
@@ -93,7 +95,7 @@ def _device(worker: Worker) -> str:
 
 
 def _simulator(worker: Worker) -> str:
-    """Return whether predictions are as exact with this torch as they can be."""
+    """Return whether the simulator passes its self-checks with this torch."""
     try:
         problems = worker.self_check(_OPEN_TIMEOUT_S)
     except BsfindError as error:

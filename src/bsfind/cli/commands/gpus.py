@@ -26,8 +26,8 @@ def gpus(
 ) -> int:
     """List this machine's GPUs, and the known ones.
 
-    Of the GPUs of this machine it also tells who uses them. For the known ones, `bsfind run` and
-    `bsfind check` can predict: pass their name with `--gpu`.
+    It also lists the processes that use the GPUs of this machine. For the known ones, `bsfind run`
+    and `bsfind check` can predict: pass their name with `--gpu`.
 
     The memory is what PyTorch sees on Linux; ~ marks an estimate.
     """

@@ -31,14 +31,11 @@ def embedding_dense_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> No
     """Up to 3072 indices go to a kernel without scratch memory (`embedding_dense_backward_cuda`)."""
     gradient, indices = call.tensor("grad_output"), call.tensor("indices")
     handles = [contiguous(trace, indices)[1], contiguous(trace, gradient)[1]]
-    by_frequency = bool(call["scale_grad_by_freq"])
-    if indices.numel <= _FEW_INDICES and not by_frequency:
+    if indices.numel <= _FEW_INDICES and not call["scale_grad_by_freq"]:
         trace.outputs()
     else:
-        width = gradient.shape[-1]
-        words = call["num_weights"]
-        few = _are_few_words(indices.numel, words, width, gpu)
-        _sorted_backward(trace, indices, width, gradient, words, by_frequency, gpu, by_atomics=few)
+        few = _are_few_words(indices.numel, call["num_weights"], gradient.shape[-1], gpu)
+        _sorted_backward(call, gradient, gpu, trace, by_atomics=few)
     trace.free(*handles)
 
 
@@ -52,16 +49,13 @@ def embedding_bag(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 @allocates("aten::_embedding_bag_backward", "aten::_embedding_bag_dense_backward")
 def embedding_bag_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Sums and means sort the indices, as embeddings do; maxima are scattered."""
-    gradient, indices = call.tensor("grad"), call.tensor("indices")
+    gradient = call.tensor("grad")
     if call.arguments.get("sparse"):
         _sparse_bags_backward(call, trace)
         return
     contiguous(trace, gradient)
-    if call["mode"] == 2:
-        return
-    by_frequency = bool(call["scale_grad_by_freq"])
-    width = gradient.shape[-1]
-    _sorted_backward(trace, indices, width, gradient, call["num_weights"], by_frequency, gpu)
+    if call["mode"] != 2:
+        _sorted_backward(call, gradient, gpu, trace)
 
 
 def _sparse_bags_backward(call: Call, trace: KernelTrace) -> None:
@@ -89,18 +83,11 @@ def embedding_renorm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 
 def _sorted_backward(
-    trace: KernelTrace,
-    indices: TensorSpec,
-    width: int,
-    gradient: TensorSpec,
-    words: int,
-    by_frequency: bool,
-    gpu: GpuSpec,
-    *,
-    by_atomics: bool = False,
+    call: Call, gradient: TensorSpec, gpu: GpuSpec, trace: KernelTrace, *, by_atomics: bool = False
 ) -> None:
     """`embedding_backward_cuda_kernel` on sorted indices."""
-    count, size = indices.numel, indices.element_size
+    count, size = call.tensor("indices").numel, call.tensor("indices").element_size
+    width, words = gradient.shape[-1], call["num_weights"]
     if count == 0:
         return
     held = [trace.scratch(count * size) for _ in range(2)]  # sorted indices and their positions
@@ -108,7 +95,7 @@ def _sorted_backward(
     bits = max(int(words).bit_length(), 1) if gpu.torch_version >= (2, 13) else 8 * size
     temporary = trace.scratch(cub.radix_sort(count, size, size, bits, gpu))
     trace.free(temporary, places)
-    if by_frequency:
+    if call["scale_grad_by_freq"]:
         held.append(trace.scratch(count * size))
         for _ in range(2):  # two scans by key; the size is that of torch 2.13
             trace.free(trace.scratch(max(1279, 511 + count * 10 // 1023 + 512)))

@@ -40,19 +40,22 @@ def index(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def index_put(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Accumulation, and any call if it must be deterministic, sorts the indices first."""
     trace.outputs()
-    spec = call.tensor("self")
-    values = call.tensor("values")
-    given = call["indices"]
+    spec, values, given = call.tensor("self"), call.tensor("values"), call["indices"]
     if spec.numel == 0:
         return
-    if not (call["accumulate"] or gpu.deterministic):
-        rest = _rest(spec, given)
-        selected = values.numel // rest if rest else 0
-        if not values.on_gpu and values.numel == 1 and len(given) == 1 and _is_mask(given[0]):
-            return  # `canDispatchToMaskedFill`
-        trace.free(*_prepared(call, trace, gpu, selected)[1])
+    if call["accumulate"] or gpu.deterministic:
+        _sorted_index_put(call, gpu, trace)
         return
-    copied = None
+    if not values.on_gpu and values.numel == 1 and len(given) == 1 and _is_mask(given[0]):
+        return  # `canDispatchToMaskedFill`
+    rest = _rest(spec, given)
+    selected = values.numel // rest if rest else 0
+    trace.free(*_prepared(call, trace, gpu, selected)[1])
+
+
+def _sorted_index_put(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`index_put_with_sort_kernel` of Indexing.cu."""
+    spec, values, given = call.tensor("self"), call.tensor("values"), call["indices"]
     if call.operator == "aten::index_put":
         spec = dense(spec)
     spec, copied = contiguous(trace, spec)
@@ -60,43 +63,37 @@ def index_put(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     masked = any(_is_mask(item) for item in given)
     selected = values.numel // rest if masked and rest else 0
     indices, handles = _prepared(call, trace, gpu, selected, same_strides=False)
-    defined = [(dim, item) for dim, item in enumerate(indices) if item is not None]
+    dims = [dim for dim, item in enumerate(indices) if item is not None]
+    defined = [item for item in indices if item is not None]
     if not defined:
         return
     if masked and not selected:
-        trace.free(*handles)
-        trace.free(copied)
+        trace.free(*handles, copied)
         return
     linear = None
-    broadcast = elementwise(*(item for _, item in defined))
-    for _, item in defined:
-        nbytes = item.numel * 8
+    for item in defined:
         if not call.arguments.get("unsafe", False) and item.numel:
             _bounds(trace, item, gpu)
-        wrapped = trace.scratch(nbytes)
-        product = trace.scratch(nbytes)
+        wrapped, product = trace.scratch(item.numel * 8), trace.scratch(item.numel * 8)
         trace.free(wrapped)
         if linear is None:
             linear = product
         else:
             trace.free(product)
     trace.free(*handles)
-    count = broadcast.numel
-    before = math.prod(spec.shape[: defined[0][0]])
-    after = math.prod(spec.shape[defined[-1][0] + 1 :])
+    count = elementwise(*defined).numel
+    before, after = math.prod(spec.shape[: dims[0]]), math.prod(spec.shape[dims[-1] + 1 :])
     expanded = None
     whole = count * before * after
     if values.numel < whole or not values.is_contiguous():
         expanded = trace.scratch(whole * values.element_size)
     if count and after:
-        # Indexed dimensions that are not adjacent are moved to the front, in a copy.
-        dims = [dim for dim, _ in defined]
-        order = dims + [dim for dim in range(spec.dim) if dim not in dims]
         permuted = None
-        if dims[-1] - dims[0] + 1 != len(dims):
+        if dims[-1] - dims[0] + 1 != len(dims):  # not adjacent: moved to the front, in a copy
+            order = dims + [dim for dim in range(spec.dim) if dim not in dims]
             permuted = contiguous(trace, spec.permuted(order))[1]
         held = [trace.scratch(count * 8) for _ in range(3)]
-        bits = max(1, (spec.numel // max(after, 1)).bit_length())
+        bits = max(1, (spec.numel // after).bit_length())
         held.append(trace.scratch(cub.radix_sort(count, 8, 8, bits, gpu)))
         trace.free(*reversed(held), permuted)
     trace.free(expanded, linear, copied)
@@ -183,12 +180,19 @@ def _expanded(item: TensorSpec, shape: tuple[int, ...]) -> TensorSpec:
     return TensorSpec(shape, stride, item.dtype)
 
 
-def _nonzero(trace: KernelTrace, mask: TensorSpec, gpu: GpuSpec, selected: int) -> int | None:
-    """`nonzero_cuda_out_impl` of Nonzero.cu; returns the handle of the result."""
+def _nonzero(
+    trace: KernelTrace, mask: TensorSpec, gpu: GpuSpec, selected: int | None
+) -> int | None:
+    """`nonzero_cuda_out_impl` of Nonzero.cu; returns the handle of the indices.
+
+    `selected` is the number of nonzero elements; None: the indices are the kernel's output.
+    """
     mask, copy = contiguous(trace, mask)
     number = trace.scratch(4)
     trace.free(trace.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
-    result = trace.scratch(selected * mask.dim * 8)
+    if selected is None:
+        trace.outputs()
+    result = trace.scratch((selected or 0) * mask.dim * 8)
     if mask.dim:
         trace.free(trace.scratch(cub.select_flagged(mask.numel, gpu)))
     trace.free(number, copy)
@@ -198,13 +202,7 @@ def _nonzero(trace: KernelTrace, mask: TensorSpec, gpu: GpuSpec, selected: int) 
 @allocates("aten::nonzero")
 def nonzero(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The number of results, the results, and `DeviceSelect` (Nonzero.cu)."""
-    mask, copy = contiguous(trace, call.tensor("self"))
-    number = trace.scratch(4)
-    trace.free(trace.scratch(cub.reduce_sum(mask.numel, 4, gpu)))
-    trace.outputs()
-    if mask.dim:
-        trace.free(trace.scratch(cub.select_flagged(mask.numel, gpu)))
-    trace.free(number, copy)
+    _nonzero(trace, call.tensor("self"), gpu, None)
 
 
 @allocates("aten::masked_select")
