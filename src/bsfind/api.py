@@ -275,7 +275,7 @@ def _read(name: str, value: Any) -> Any:
     Raises:
         UsageError: a value that the option does not take.
     """
-    kind = SETTINGS[name].kind
+    kind = SETTINGS[name].kind if name in SETTINGS else types.FLAG
     try:
         if kind is types.KEY_VALUE:
             return tuple((key, _argument(name, key, text)) for key, text in value.items())
@@ -301,7 +301,7 @@ def _argument(option: str, key: str, value: Any) -> str:
 def _run(
     settings: Settings, target: ModelRef, given: Mapping[str, Any], on_trial: OnTrial | None
 ) -> Report:
-    no_lock = types.FLAG.read(given.get("no_lock", False))
+    no_lock = _read("no_lock", given.get("no_lock", False))
     finder = Finder(settings, events=_TrialEvents(on_trial), use_lock=not no_lock)
     report = finder.run()
     if not report.results or not all(isinstance(e, TimeLimitError) for e in finder.errors):

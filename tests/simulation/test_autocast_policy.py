@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.cuda.amp.common
 from torch.nn import functional as F  # noqa: N812
 
+from bsfind.errors import UntraceableError
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda, operator_lists
-from bsfind.simulation.trace.cuda_paths.autocast_lists import TORCH_2_13
 
 HALF, FLOAT = torch.float16, torch.float32
 
@@ -34,12 +35,15 @@ def empty(*shape: int, dtype: torch.dtype = FLOAT, requires_grad: bool = False) 
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=requires_grad)
 
 
-@pytest.mark.skipif(not torch.__version__.startswith("2.13"), reason="the lists of torch 2.13")
-def test_the_lists_without_header_are_those_of_the_header() -> None:
-    found = operator_lists()
-    assert {name: set(found[name]) for name in found} == {
-        name: set(TORCH_2_13[name]) for name in TORCH_2_13
-    }
+def test_a_torch_without_its_header_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lists = operator_lists()
+    assert "linear" in lists["LOWER_PRECISION_FP"]
+    assert all(lists.values())
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(UntraceableError, match=r"it has no `include/ATen/autocast_mode\.h`"):
+        operator_lists()
 
 
 def test_what_is_cast(autocast: AutocastCuda) -> None:

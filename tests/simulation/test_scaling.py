@@ -51,7 +51,7 @@ def test_polynomials_and_rules_are_followed_exactly(
 ) -> None:
     scaled = fit([(n, trace(n, sizes)) for n in (5, 11, 37)])
     assert scaled is not None
-    ours = program_of([], scaled.at(batch_size), GPU)
+    ours = program_of([], scaled(batch_size), GPU)
     theirs = program_of([], trace(batch_size, sizes), GPU)
     assert ours.trial_events == theirs.trial_events
     assert ours.marks == theirs.marks

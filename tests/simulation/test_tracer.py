@@ -130,7 +130,7 @@ def test_other_batch_sizes_follow_from_three(
     with Tracer(workload(attribute, *shape), precision, A100) as tracer:
         for batch_size in (5, 11, 37):
             tracer.program(batch_size, 3)
-        assert tracer.scales
+        assert tracer._traces.scale
         for batch_size in (2, 64, 333):
             scaled = tracer.program(batch_size, 3)
             exact = tracer.program(batch_size, 3, exact=True)
@@ -141,7 +141,7 @@ def test_other_batch_sizes_follow_from_three(
 def test_a_step_that_changes_with_the_batch_is_traced_anew() -> None:
     with Tracer(workload("ChangesWithTheBatch", 64), "fp32", A100) as tracer:
         sizes = {n: len(tracer.program(n, 2).trial_events) for n in (5, 11, 23, 37, 47)}
-        assert not tracer.scales
+        assert not tracer._traces.scale
     assert sizes[5] == sizes[11] < sizes[23] == sizes[37] == sizes[47]
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from bsfind.simulation.trace.value_ranges import Range, Ranges
-from bsfind.simulation.trace.value_rules import RULES
+from bsfind.simulation.trace.value_rules import Range
+from bsfind.simulation.trace.values import Ranges
 
 
 def after(name: str, *args: Any, known: dict[int, Range] | None = None, **kwargs: Any) -> Range:
     """Return the bounds of an operator's result; `known` has those of its arguments by position."""
-    ranges = Ranges(lambda _: None, RULES)
+    ranges = Ranges(lambda _: None)
     for position, bounds in (known or {}).items():
         ranges.set(args[position], bounds)
     out = torch.empty(3, device="meta")
@@ -83,7 +83,7 @@ def test_quantifiers_of_what_is_unknown_are_as_in_training() -> None:
 
 
 def test_a_write_to_a_part_widens_the_bounds_of_the_whole() -> None:
-    ranges = Ranges(lambda _: None, RULES)
+    ranges = Ranges(lambda _: None)
     whole = torch.empty(4, device="meta")
     ranges.set(whole, Range(0, 0))
     ranges.follow("aten::fill_", (whole[:2], 5.0), {}, [], [whole[:2]])

@@ -94,6 +94,7 @@ def settings_for(function: Callable[..., Any], *args: Any, **keywords: Any) -> S
         ({"memory_limit": "8GiB"}, ("--memory-limit", "8GiB")),
         ({"headroom": 1 << 30, "tolerance": 0}, ("--headroom", "1GiB", "--tolerance", "0")),
         ({"headroom": "8%", "tolerance": 0.01}, ("--headroom", "8%", "--tolerance", "1%")),
+        ({"tolerance": 1e-5, "steps": "4"}, ("--tolerance", "0.001%", "--steps", "4")),
         ({"gpu": "RTX 4090"}, ("--gpu", "rtx-4090")),
         ({"gpu": 24 << 30, "context_memory": 0}, ("--gpu", "24GiB", "--context-memory", "0")),
         (
@@ -153,6 +154,15 @@ def test_what_was_passed_is_told_from_what_is_at_its_default() -> None:
     assert example.assumed == frozenset()
 
 
+def test_a_keyword_that_there_is_not() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'hedroom'"):
+        bsfind.find("a:b", (3, 4), hedroom="1%")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'headroom'"):
+        bsfind.check("a:b", (3, 4), batch_size=4, headroom="1%")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="argument: 'batch_size'"):
+        bsfind.check("a:b", (3, 4))  # type: ignore[call-arg]
+
+
 def test_check_is_a_check() -> None:
     found = settings_for(bsfind.check, "a:b", (3, 4), batch_size=8)
     assert found == settings_of(["check", "a:b", "--input-shape", "3,4", "-b", "8"])
@@ -178,6 +188,12 @@ def test_neither_environment_nor_files_are_read(
         ({"headroom": 0.05}, "write `5%`"),
         ({"steps": 0}, "`steps`: 0 is less than 1"),
         ({"steps": "many"}, "`steps`: `many` is not an integer"),
+        ({"steps": 2.5}, "`steps`: `2.5` is not an integer"),
+        ({"memory_limit": -1}, "`memory_limit`: `-1` is not a size"),
+        ({"time_budget": 0}, "`time_budget`: `0` must be more than zero"),
+        ({"tolerance": 5}, "`tolerance`: `5` must be less than 100%"),
+        ({"no_lock": 1}, "`no_lock`: `1` is neither True nor False"),
+        ({"model_arg": {"a b": 1}}, "`model_arg`: `a b` is not a name of an argument"),
         ({"objective": "best"}, "`objective`: `best` is not one of largest, fastest"),
         ({"compile": "yes"}, "`compile`: `yes` is neither True nor False"),
         ({"gpu": "rtx-4091"}, "is not a GPU that bsfind knows"),

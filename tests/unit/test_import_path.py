@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from bsfind.errors import TargetError
-from bsfind.import_path import ImportPath, is_import_path, parse_import_path, parse_value, resolve
+from bsfind.import_path import (
+    ImportPath,
+    is_import_path,
+    parse_import_path,
+    parse_value,
+    resolve,
+    value_text,
+)
 
 
 @pytest.fixture
@@ -198,3 +205,23 @@ def test_a_value_that_is_the_result_of_a_call(project: Path) -> None:
     assert parse_value("configs.py:small()") == {"width": 64}
     with pytest.raises(TargetError, match="cannot find `smal`"):
         parse_value("configs:smal()")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(3, -0.5, 1e-7, True, None, (1, 2), [1, (2,)], {"a": [1]}, {1}, b"x"),
+        *("x", "3", "'x'", "True", "true", "None", "", "a b", "1,2", "lr=3"),
+    ],
+    ids=repr,
+)
+def test_a_value_and_its_text(value: object) -> None:
+    found = parse_value(value_text(value))
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("value", [object(), len, float("nan"), Path("x"), [object()]], ids=str)
+def test_values_that_have_no_text(value: object) -> None:
+    with pytest.raises(ValueError, match="no text stands for a"):
+        value_text(value)

@@ -18,7 +18,7 @@ from typing import TypeVar
 import torch
 
 from bsfind.errors import BsfindError, UntraceableError
-from bsfind.simulation.trace.value_ranges import Range
+from bsfind.simulation.trace.value_rules import Range
 from bsfind.workload.blame import is_raised, is_user_frame
 
 _OURS = str(Path(__file__).resolve().parents[2])

@@ -21,9 +21,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
 
 from bsfind.errors import UntraceableError
-from bsfind.simulation.trace.calls import flat_tensors
+from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.recorder import is_large
-from bsfind.simulation.trace.torch_private import TorchFunctionOff, parameters_of
+from bsfind.simulation.trace.torch_private import TorchFunctionOff, parameters_of, without_fake
 from bsfind.units import format_bytes
 from bsfind.workload.step import LoadedWorkload
 
@@ -131,21 +131,21 @@ def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parame
     with TorchFunctionOff():
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return None
-        twin = dispatcher.host.stand_ins.get(parameter)
-        if twin is not None:
-            return twin
-        twin = nn.Parameter(dispatcher.as_host_meta(parameter.detach()), parameter.requires_grad)
+        meta = dispatcher.host.replacements.get(parameter)
+        if meta is not None:
+            return meta
+        meta = nn.Parameter(dispatcher.as_host_meta(parameter.detach()), parameter.requires_grad)
         if type(parameter) is not nn.Parameter:
-            twin.__class__ = type(parameter)
+            meta.__class__ = type(parameter)
         attributes = dict(parameter.__dict__)
         try:
-            torch.utils.swap_tensors(parameter, twin)  # type: ignore[no-untyped-call]
+            torch.utils.swap_tensors(parameter, meta)  # type: ignore[no-untyped-call]
         except (RuntimeError, AttributeError):  # others hold the tensor too, in C++
-            for tensor in (parameter, twin):
+            for tensor in (parameter, meta):
                 tensor.__dict__.clear()
                 tensor.__dict__.update(attributes)
-            dispatcher.host.stand_ins[parameter] = twin  # for all modules that share it
-            return twin
+            dispatcher.host.replacements[parameter] = meta  # for all modules that share it
+            return meta
     return None
 
 
@@ -189,12 +189,12 @@ class HostOperators:
         """Whether no operator needs a look."""
         return self.makes_large is None and not self._dispatcher.host
 
-    def run(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def run(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
         """Run an operator; NotImplemented: it can be run as any other."""
         device = kwargs.get("device")
         if device is not None and device.type != "cpu":
             return NotImplemented
-        tensors = list(_tensors(args, kwargs))
+        tensors = [t for t in flat_tensors((*args, *kwargs.values())) if t is not None]
         metas = [tensor for tensor in tensors if tensor.is_meta]
         if metas:
             return self._mixed(facts, args, kwargs, metas, len(metas) < len(tensors))
@@ -205,8 +205,8 @@ class HostOperators:
     def _mixed(
         self,
         facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         metas: Sequence[torch.Tensor],
         has_real: bool,
     ) -> Any:
@@ -221,30 +221,25 @@ class HostOperators:
             kwargs = {**kwargs, "generator": None}  # of the host: meta kernels refuse it
         elif not has_real or facts.name == "aten::copy_":
             return NotImplemented
-        twins: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
-        def on_meta(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.is_meta or not tensor.dim() or tensor.layout is not torch.strided:
-                return tensor
-            if id(tensor) not in twins:
-                twins[id(tensor)] = (dispatcher.as_host_meta(tensor), tensor)
-            return twins[id(tensor)][0]
+        def on_meta(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.is_meta:
+                return value
+            if not value.dim() or value.layout is not torch.strided:
+                return value
+            if id(value) not in made:
+                made[id(value)] = (dispatcher.as_host_meta(value), value)
+            return made[id(value)][0]
 
-        out = dispatcher.dispatch(facts, *_replaced(args, kwargs, on_meta))
-        for twin, tensor in twins.values():
-            if out is twin:  # it was written to: what it holds now nobody knows
+        out = dispatcher.dispatch(facts, mapped(args, on_meta), mapped(kwargs, on_meta))
+        for meta, tensor in made.values():
+            if out is meta:  # it was written to, and its values are unknown now
                 return tensor
         return out
 
-    def _large(
-        self,
-        facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *,
-        is_factory: bool,
-    ) -> Any:
-        """Run an operator whose result is large; others are left to those who called."""
+    def _large(self, facts: OperatorFacts, args: Args, kwargs: Kwargs, *, is_factory: bool) -> Any:
+        """Run an operator whose result is large; NotImplemented: it is not."""
         assert self.makes_large is not None
         options = {
             name: None if name == "generator" else value
@@ -254,10 +249,9 @@ class HostOperators:
         if is_factory or "device" in options:
             options["device"] = _META
         dispatcher = self._dispatcher
-        with dispatcher.unseen():
+        with without_fake():
             try:
-                meta_args, meta_options = _replaced(args, options, _like)
-                out = facts.op(*meta_args, **meta_options)
+                out = facts.op(*mapped(args, _like), **mapped(options, _like))
             except Exception:  # its result depends on values, or it takes no `device`
                 return NotImplemented
         outputs = [tensor for tensor in flat_tensors(out) if tensor is not None]
@@ -266,36 +260,16 @@ class HostOperators:
             return NotImplemented
         for tensor in outputs:
             dispatcher.host.add(tensor)
-        with dispatcher.unseen():
+        with without_fake():
             dispatcher.values.follow_ranges(facts.name, args, kwargs, outputs)
         return out
 
 
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=_META)
-
-
-def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[torch.Tensor]:
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from (item for item in value if isinstance(item, torch.Tensor))
-
-
-def _replaced(
-    args: Sequence[Any], kwargs: dict[str, Any], replace: Callable[[torch.Tensor], torch.Tensor]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return a call's arguments with other tensors in place of its own."""
-
-    def replaced(value: Any) -> Any:
-        if isinstance(value, torch.Tensor):
-            return replace(value)
-        if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
-            return [replaced(item) for item in value]
+def _like(value: Any) -> Any:
+    """Return a meta tensor like a tensor."""
+    if not isinstance(value, torch.Tensor):
         return value
-
-    return tuple(map(replaced, args)), {name: replaced(value) for name, value in kwargs.items()}
+    return torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device=_META)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,19 +10,20 @@ aliases them nor reads values; only such calls are remembered (`KnownCall`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.trace.torch_private import (
-    address_of,
-    indices_of,
-    schema_of,
-    values_of,
-)
+from bsfind.simulation.trace.torch_private import address_of, indices_of, schema_of, values_of
+
+Args = tuple[Any, ...]
+"""Positional arguments of a call of an operator."""
+
+Kwargs = dict[str, Any]
+"""Its keyword arguments."""
 
 # Of an overload: the operator's name, the overload's, and (name, default) of each argument.
 _Signature = tuple[str, str, tuple[tuple[str, Any], ...]]
@@ -35,7 +36,7 @@ _GPU_DEVICES = frozenset({"meta", "cuda"})
 def call_of(
     func: Any,
     args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
+    kwargs: Kwargs | None,
     outputs: Sequence[Tensor | None],
     is_on_gpu: Callable[[Tensor], bool] | None = None,
 ) -> Call:
@@ -85,6 +86,15 @@ def flat_tensors(result: Any) -> list[Tensor | None]:
     return list(_tensors_in(result)) if isinstance(result, (tuple, list)) else []
 
 
+def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to every argument of a call, those in lists, tuples and dicts included."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([mapped(item, function) for item in value])
+    if isinstance(value, dict):
+        return {name: mapped(item, function) for name, item in value.items()}
+    return function(value)
+
+
 def _tensors_in(results: Sequence[Any]) -> Iterator[Tensor | None]:
     for result in results:
         if isinstance(result, Tensor) and result.layout is torch.sparse_coo:
@@ -124,24 +134,19 @@ def _strides(tensor: Tensor) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
+# ------------------------------------------------------------------- answers that are remembered
+
 _Output = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 _PLAIN = (int, float, bool)
-_BY_VALUE = (
-    type(None),
-    str,
-    torch.dtype,
-    torch.device,
-    torch.memory_format,
-    torch.layout,
-)
+_BY_VALUE = (type(None), str, torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 
-class Uncacheable(Exception):  # noqa: N818 (a way out, not an error)
-    """A call whose answer does not follow from its arguments' shapes."""
+class _UncacheableError(Exception):
+    """The answer to a call does not follow from its arguments' shapes."""
 
 
-def key_of(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
+def key_of(op: Any, args: Sequence[Any], kwargs: Kwargs) -> tuple[Any, ...] | None:
     """Return what a call's outputs depend on; None if that cannot be told.
 
     A call whose first argument is in the host's memory is real, and has to be made.
@@ -149,7 +154,7 @@ def key_of(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, .
     first = args[0] if args else None
     if isinstance(first, (list, tuple)):
         first = first[0] if first else None
-    if isinstance(first, torch.Tensor) and not first.is_meta:
+    if isinstance(first, Tensor) and not first.is_meta:
         return None
     try:
         key: list[Any] = [op, *map(_part, args)]
@@ -157,45 +162,44 @@ def key_of(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, .
             key.append(name)
             key.append(_part(value))
         return tuple(key)
-    except Uncacheable:
+    except _UncacheableError:
         return None
 
 
 def _part(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         if value.is_meta and value.layout is torch.strided:
             return value.shape, value.stride(), value.dtype
         if not value.is_meta and not value.shape:
             return "host", value.dtype
-        raise Uncacheable
+        raise _UncacheableError
     if isinstance(value, _PLAIN):
         return value.__class__, value  # 1, 1.0 and True are equal, and are not the same
     if isinstance(value, (list, tuple)):
         return tuple([_part(item) for item in value])
     if isinstance(value, _BY_VALUE):
         return value
-    raise Uncacheable
+    raise _UncacheableError
 
 
 class KnownCall:
     """The answer to a call.
 
+    Args:
+        outputs: shape, stride and dtype of each output, None where there is none; None: the
+            operator writes to its first argument and returns it.
+        kind: type of the result; None: it is one tensor.
+
     Attributes:
         call: the description of the call for its rule; None until it is needed.
     """
 
-    __slots__ = ("_in_place", "_outputs", "_type", "call")
+    __slots__ = ("_kind", "_outputs", "call")
 
-    def __init__(self, outputs: list[_Output | None] | None, kind: type | None) -> None:
+    def __init__(self, outputs: list[_Output | None] | None, kind: type | None = None) -> None:
         self._outputs = outputs
-        self._type = kind
-        self._in_place = outputs is None
+        self._kind = kind
         self.call: Call | None = None
-
-    @classmethod
-    def in_place(cls) -> KnownCall:
-        """Return the answer of an operator that writes to its first argument and returns it."""
-        return cls(None, None)
 
     @classmethod
     def of(cls, out: Any, args: Sequence[Any]) -> KnownCall | None:
@@ -203,40 +207,35 @@ class KnownCall:
 
         It cannot where a result shares an argument's storage, which not every schema declares.
         """
-        if any(tensor.layout is not torch.strided for tensor in _metas((out,))):
-            return None
         given = {address_of(tensor.untyped_storage()) for tensor in _metas(args)}
-        if any(address_of(tensor.untyped_storage()) in given for tensor in _metas((out,))):
-            return None
-        if isinstance(out, torch.Tensor):
-            output = _described(out)
-            return None if output is None else cls([output], None)
-        if not isinstance(out, (tuple, list)):
+        for tensor in _metas((out,)):
+            if tensor.layout is not torch.strided or address_of(tensor.untyped_storage()) in given:
+                return None
+        if not isinstance(out, (Tensor, tuple, list)):
             return None
         outputs: list[_Output | None] = []
-        for item in out:
-            output = _described(item) if isinstance(item, torch.Tensor) else None
+        for item in (out,) if isinstance(out, Tensor) else out:
+            output = _described(item) if isinstance(item, Tensor) else None
             if output is None and item is not None:
                 return None
             outputs.append(output)
-        return cls(outputs, type(out))
+        return cls(outputs, None if isinstance(out, Tensor) else type(out))
 
     def answer(self, args: Sequence[Any]) -> Any:
         """Return fresh outputs like those of the first call."""
-        if self._in_place:
+        if self._outputs is None:
             first = args[0]
-            return first if isinstance(first, torch.Tensor) else None
-        assert self._outputs is not None
+            return first if isinstance(first, Tensor) else None
         made = [
             None
             if output is None
             else torch.empty_strided(output[0], output[1], dtype=output[2], device="meta")
             for output in self._outputs
         ]
-        return made[0] if self._type is None else self._type(made)
+        return made[0] if self._kind is None else self._kind(made)
 
 
-def _described(tensor: torch.Tensor) -> _Output | None:
+def _described(tensor: Tensor) -> _Output | None:
     if not tensor.is_meta or tensor.layout is not torch.strided or tensor.storage_offset():
         return None
     shape, stride = tuple(tensor.shape), tensor.stride()
@@ -248,9 +247,9 @@ def _described(tensor: torch.Tensor) -> _Output | None:
     return shape, stride, tensor.dtype
 
 
-def _metas(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+def _metas(values: Sequence[Any]) -> Iterator[Tensor]:
     for value in values:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, Tensor):
             if value.is_meta:
                 yield value
         elif isinstance(value, (list, tuple)):

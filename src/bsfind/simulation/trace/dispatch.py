@@ -17,11 +17,11 @@ from typing import Any, Literal
 
 import torch
 
-from bsfind.simulation.kernels.call import GpuSpec, Rule, rule_for
+from bsfind.simulation.kernels.call import Rule, rule_for
 from bsfind.simulation.kernels.checks.check import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
-from bsfind.simulation.trace.calls import KnownCall, call_of, flat_tensors, key_of
+from bsfind.simulation.trace.calls import Args, KnownCall, Kwargs, call_of, flat_tensors, key_of
 from bsfind.simulation.trace.recorder import KEPT, HostStorages, Recorder
 from bsfind.simulation.trace.refusals import no_kernel, raise_refusal, untraceable
 from bsfind.simulation.trace.torch_private import (
@@ -88,33 +88,29 @@ class Dispatcher:
     """The fallback of all operators while a step is traced.
 
     Args:
-        recorder: gets the allocations.
-        gpu: whose kernels are modelled.
-        composites: CUDA's ways through composite operators, by `name` or `name.overload`.
+        recorder: records the allocations.
         handlers: by `aten::name` or `aten::name.overload`, for operators that need more than their
             meta kernel.
+        composites: what CUDA decomposes composite operators to, by `name` or `name.overload`.
 
     Attributes:
-        recorder: as given.
+        recorder: records the allocations.
         values: what is known of the values of small tensors.
         reads: answers reads of values that are not known.
-        gpu: as given.
-        host: keys of meta storages that lie in the host's memory: parameters of a model that has
-            not been moved to the GPU.
-        host_operators: run operators on those.
+        host: meta storages that lie in the host's memory: parameters of a model that has not been
+            moved to the GPU.
+        host_operators: runs operators on tensors with such storages.
     """
 
     def __init__(
         self,
         recorder: Recorder,
-        gpu: GpuSpec,
         handlers: dict[str, Handler] | None = None,
         composites: dict[str, Callable[..., Any]] | None = None,
     ) -> None:
         self.recorder = recorder
         self.values = Values()
         self.reads = AssumedReads(recorder.note)
-        self.gpu = gpu
         self.host = HostStorages(self.values.forget_storage)
         self.host_operators = HostOperators(self)
         self._handlers = handlers or {}
@@ -123,7 +119,7 @@ class Dispatcher:
         self._known: dict[tuple[Any, ...], KnownCall] = {}
         self._target: Literal["gpu", "host"] | None = None
         self._met: set[int] = set()  # blocks of what the user's code had kept before
-        recorder.when_a_storage_dies(self.values.forget_storage)
+        recorder.on_free = self.values.forget_storage
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -152,7 +148,7 @@ class Dispatcher:
         Returns:
             Whether nothing was left, or only what the user's code keeps; if not, nothing happens.
         """
-        left = self.recorder.born_since(count)
+        left = self.recorder.alive_since(count)
         if not keeping and any(block not in self._met for block, _ in left):
             return False
         self.hand_over(count)
@@ -160,8 +156,8 @@ class Dispatcher:
         return True
 
     def hand_over(self, count: int) -> None:
-        """Let what is left of blocks from `count` on be what the user's code keeps (see kept.py)."""
-        for _, storage in self.recorder.born_since(count):
+        """Let what is left of blocks from `count` on be what the user's code keeps (see `KeptStorages`)."""
+        for _, storage in self.recorder.alive_since(count):
             KEPT.add(storage, self.values.take(storage))
         self._met.clear()
 
@@ -174,7 +170,7 @@ class Dispatcher:
             if KEPT.has(storage):
                 self._met.add(self.recorder.count)
                 self.values.give(storage, KEPT.take(storage))
-                self.recorder.born(tensor, "kept by the user's code")
+                self.recorder.allocate(tensor, "kept by the user's code")
 
     @contextlib.contextmanager
     def moving(self, target: Literal["gpu", "host"]) -> Iterator[None]:
@@ -185,22 +181,16 @@ class Dispatcher:
         finally:
             self._target = before
 
-    @contextlib.contextmanager
-    def unseen(self) -> Iterator[None]:
-        """What is made inside is not recorded here: the caller does it."""
-        with without_fake():
-            yield
-
     def as_host_meta(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a meta tensor that stands for one in the host's memory."""
-        with self.unseen():
-            twin = torch.empty_strided(
+        with without_fake():
+            meta = torch.empty_strided(
                 tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
             )
-            self.host.add(twin)
+            self.host.add(meta)
             if not tensor.is_floating_point() or tensor.numel() <= _MAX_KNOWN_PARAMETER:
-                self.values.set(twin, tensor)
-        return twin
+                self.values.set(meta, tensor)
+        return meta
 
     def is_on_gpu(self, tensor: torch.Tensor) -> bool:
         """Tell a tensor on the simulated GPU from one in the host's memory."""
@@ -229,7 +219,7 @@ class Dispatcher:
                 raise_refusal(op, args, kwargs, error)
 
     @stands_for_torch
-    def dispatch(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def dispatch(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
         """Run an operator in the way that it needs."""
         if facts.composite is not None:
             return facts.composite(*args, **kwargs)
@@ -284,8 +274,8 @@ class Dispatcher:
     def run(
         self,
         facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         adjust: Callable[[Any], Any] | None = None,
     ) -> Any:
         """Run an operator's meta kernel and record what the CUDA kernel allocates.
@@ -307,16 +297,16 @@ class Dispatcher:
         else:
             out = self.compute(facts, args, kwargs)
             if adjust is not None:
-                with self.unseen():
+                with without_fake():
                     out = adjust(out)
             if key is not None:
-                known = KnownCall.in_place() if facts.mutated else KnownCall.of(out, args)
+                known = KnownCall(None) if facts.mutated else KnownCall.of(out, args)
                 if known is not None:
                     self._known[key] = known
         self.record(facts, args, kwargs, out, known)
         return out
 
-    def refuse(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def refuse(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> None:
         """Raise what the CUDA kernel raises for the dtypes and devices of its tensors."""
         if self.host and self._stays_on_host(args, kwargs):
             return
@@ -324,7 +314,7 @@ class Dispatcher:
         refuse(call, facts.checks, is_pointwise=facts.is_pointwise)
 
     @stands_for_torch
-    def compute(self, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def compute(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
         """Run an operator's meta kernel, which one that only writes to arguments can do without.
 
         Raises:
@@ -341,8 +331,8 @@ class Dispatcher:
     def record(
         self,
         facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         out: Any,
         known: KnownCall | None = None,
     ) -> None:
@@ -370,18 +360,18 @@ class Dispatcher:
                 call = call_of(facts.op, args, kwargs, tuple(outputs))
                 if known is not None:
                     known.call = call
-            self.recorder.called(facts.rule, call, metas, facts.label)
+            self.recorder.call(facts.rule, call, metas, facts.label)
         else:
             for output in metas:
                 if output is not None:
-                    self.recorder.born(output, facts.label)
+                    self.recorder.allocate(output, facts.label)
         fresh: list[torch.Tensor | None] = metas
         if facts.is_aliasing:
             fresh = [None] * len(metas)
         with without_fake():
             self.values.follow(facts.op, facts.name, args, kwargs, fresh, mutated)
 
-    def _stays_on_host(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def _stays_on_host(self, args: Args, kwargs: Kwargs) -> bool:
         """Tell whether all meta tensors among the arguments lie in the host's memory."""
         from_host = False
         for value in (*args, *kwargs.values()):

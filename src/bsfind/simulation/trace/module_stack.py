@@ -19,6 +19,7 @@ from bsfind.simulation.trace.torch_private import (
     current_node,
     next_sequence_number,
     parameters_of,
+    replacing,
     sequence_number,
 )
 
@@ -138,8 +139,5 @@ def _recomputing_within(
     def made(frame: Any, recompute: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         make(frame, resuming(recompute), *args, **kwargs)
 
-    frames.__init__ = made
-    try:
+    with replacing("__init__", frames)(made):
         yield
-    finally:
-        frames.__init__ = make

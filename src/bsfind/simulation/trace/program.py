@@ -27,8 +27,8 @@ class StepEnd(NamedTuple):
     """What `TrainingSteps` says of a step.
 
     Attributes:
-        gradient_bytes: of the gradients that parameters have after it.
-        is_warm_up: whether it is unlike those to come.
+        gradient_bytes: size of the gradients that parameters have after it.
+        is_warm_up: whether it differs from later ones.
     """
 
     gradient_bytes: int
@@ -54,12 +54,12 @@ class Replayed:
     """What a replay counted.
 
     Attributes:
-        peak_allocated_bytes: over the trial, the model included.
-        peak_reserved_bytes: over the trial.
-        resident_bytes: allocated after each step.
-        memory: what the verdict on leaks needs of each step.
-        activation_bytes: the most that a forward pass left behind for the backward pass.
-        retries: how often the allocator had flushed its cache to go on, after each step.
+        peak_allocated_bytes: peak allocated of the trial, the model included.
+        peak_reserved_bytes: peak reserved of the trial.
+        resident_bytes: bytes that are allocated after each step.
+        memory: what the detection of leaks needs of each step.
+        activation_bytes: the most that a forward pass left allocated for the backward pass.
+        retries: allocation retries so far, after each step.
         peaks_by_step: peak allocated of each step.
     """
 
@@ -74,16 +74,16 @@ class Replayed:
 
 @dataclass
 class Program:
-    """Allocations of a model's way to the GPU, and of the steps of one trial.
+    """Allocations until the model is on the GPU, and those of the steps of one trial.
 
     Attributes:
-        load_events: until the model is on the GPU.
-        trial_events: of the trial; block numbers go on from those of `load_events`.
-        operators: for each event of both, the operator that allocated (empty for releases).
+        load_events: events until the model is on the GPU.
+        trial_events: events of the trial; block numbers continue those of `load_events`.
+        operators: for each event of both, the operator that allocated (empty for frees).
         marks: (number of trial events before it, name) of points of the step.
         optional: positions in `trial_events` of scratch memory that a kernel can do without, with
             the smaller sizes that it tries then.
-        step_ends: of each step.
+        step_ends: the end of each step.
     """
 
     load_events: list[int] = field(default_factory=list)
@@ -109,8 +109,8 @@ class Program:
         """Run the trial on an allocator that holds the model.
 
         Args:
-            allocator: as `load` left it.
-            blocks: that `load` returned.
+            allocator: allocator, as `load` left it.
+            blocks: the blocks that `load` returned.
 
         Raises:
             SimulatedOutOfMemoryError: it does not fit.
@@ -180,10 +180,10 @@ def program_of(
     """Return the program of a trace on a GPU.
 
     Args:
-        load_entries: of the recorder, until the model is on the GPU.
-        trial_entries: of the recorder, of the trial.
-        gpu: whose kernels run.
-        sources: gets the source of each block of the program, if it is wanted.
+        load_entries: entries of the recorder until the model is on the GPU.
+        trial_entries: entries of the recorder of the trial.
+        gpu: the GPU whose kernels run.
+        sources: list that gets the source of each block of the program, if it is wanted.
     """
     program = Program()
     writer = _Writer(gpu, sources)

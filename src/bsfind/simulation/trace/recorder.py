@@ -85,10 +85,10 @@ class Observer:
 
 
 class Recorder:
-    """Writes down every birth and death of a storage on the simulated GPU.
+    """Records every allocation and free of a storage on the simulated GPU.
 
-    A storage dies when its last reference does, which a weak reference tells at that very moment:
-    the lifetimes are those of the user's program and of autograd, not an estimate.
+    A storage is freed when its last reference goes, which a weak reference tells at that moment: the
+    lifetimes are those of the user's program and of autograd, not an estimate.
 
     Args:
         observer: told what is recorded, if given.
@@ -96,6 +96,7 @@ class Recorder:
     Attributes:
         entries: what happened, in order.
         notes: what the reader of the result must know, by code.
+        on_free: called with `address_of(storage)` of each storage that is freed.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
@@ -105,12 +106,8 @@ class Recorder:
         self.notes: dict[str, str] = {}
         self._storages: dict[int, tuple[int, weakref.ref[Any], int]] = {}
         self._count = 0
-        self._birth_node: dict[int, int] = {}
-        self._on_death: list[Callable[[int], None]] = []
-
-    def when_a_storage_dies(self, callback: Callable[[int], None]) -> None:
-        """Call `callback(address_of(storage))` at each death."""
-        self._on_death.append(callback)
+        self._allocating_node: dict[int, int] = {}
+        self.on_free: Callable[[int], None] = lambda _key: None
 
     def knows(self, storage: Any) -> bool:
         """Tell whether a storage lies on the simulated GPU."""
@@ -132,33 +129,31 @@ class Recorder:
             self.entries.append((RELEASE, known[0]))  # resized: freed, and allocated anew
         block = self._count
         self._count += 1
-        storages, callbacks = self._storages, self._on_death
+        storages = self._storages
 
-        def died(reference: Any) -> None:
+        def free(reference: Any) -> None:
             current = storages.get(key)
-            if current is None or current[1] is not reference:
-                return
-            del storages[key]
-            self.entries.append((RELEASE, block))
-            for callback in callbacks:
-                callback(key)
+            if current is not None and current[1] is reference:
+                del storages[key]
+                self.entries.append((RELEASE, block))
+                self.on_free(key)
 
-        storages[key] = (block, weakref.ref(storage, died), nbytes)
+        storages[key] = (block, weakref.ref(storage, free), nbytes)
         if current_backward() != -1:
             node = current_node()
             if node is not None:
-                self._birth_node[block] = sequence_number(node)
+                self._allocating_node[block] = sequence_number(node)
         self.observer.allocates(block)
         return block
 
-    def born(self, tensor: torch.Tensor, operator: str) -> None:
+    def allocate(self, tensor: torch.Tensor, operator: str) -> None:
         """Record a tensor's storage as allocated now, unless it is known."""
         storage = tensor.untyped_storage()
         block = self.adopt(storage)
         if block is not None:
             self.entries.append((ALLOCATE, block, storage.nbytes(), operator))
 
-    def called(
+    def call(
         self, rule: Rule, call: Call, outputs: list[torch.Tensor | None], operator: str
     ) -> None:
         """Record a call whose kernel has a rule of its own."""
@@ -172,8 +167,8 @@ class Recorder:
         self.observer.calls()
         self.entries.append((CALL, rule, call, tuple(blocks), self.thread, operator))
 
-    def born_since(self, count: int) -> list[tuple[int, Any]]:
-        """Return (block, storage) of all storages alive that were born as block `count` or later."""
+    def alive_since(self, count: int) -> list[tuple[int, Any]]:
+        """Return (block, storage) of all storages alive from block `count` on."""
         alive = [
             (block, reference())
             for block, reference, _ in self._storages.values()
@@ -184,13 +179,13 @@ class Recorder:
     def rewind(self, count: int) -> None:
         """Start a new list of entries, with blocks numbered from `count` on.
 
-        Storages that were born later and are alive are forgotten.
+        Storages that were allocated later and are alive are forgotten.
         """
         later = [key for key, (block, _, _) in self._storages.items() if block >= count]
         for key in later:
             del self._storages[key]
         self._count = count
-        self._birth_node.clear()
+        self._allocating_node.clear()
         self.entries = []
         self.observer.rewinds(count)
 
@@ -216,22 +211,24 @@ class Recorder:
     def size_since(self, first: int) -> tuple[int, int]:
         """Return by how many bytes storages grew at most, and how many were allocated in all.
 
+        The scratch memory of kernels is not counted.
+
         Args:
-            first: the entry from which to count. Storages are counted, not the scratch of kernels.
+            first: index of the first entry that counts.
         """
         sizes: dict[int, int] = {}
         held = peak = total = 0
         for entry in self.entries[first:]:
             if entry[0] == ALLOCATE:
-                born = [(entry[1], entry[2])]
+                allocated = [(entry[1], entry[2])]
             elif entry[0] == CALL:
-                born = [output for output in entry[3] if output is not None]
+                allocated = [output for output in entry[3] if output is not None]
             else:
                 if entry[0] == RELEASE:
                     held -= sizes.pop(entry[1], 0)
                 continue
-            sizes.update(born)
-            nbytes = sum(size for _, size in born)
+            sizes.update(allocated)
+            nbytes = sum(size for _, size in allocated)
             held, total = held + nbytes, total + nbytes
             peak = max(peak, held)
         return peak, total
@@ -249,10 +246,10 @@ class Recorder:
         """
         return "main" if current_backward() == -1 else "autograd"
 
-    def birth_node(self, storage: Any) -> int | None:
-        """Return the autograd node during which a storage was born; None outside backward."""
+    def allocating_node(self, storage: Any) -> int | None:
+        """Return the autograd node that allocated a storage; None outside of backward passes."""
         known = self._storages.get(address_of(storage))
-        return None if known is None else self._birth_node.get(known[0])
+        return None if known is None else self._allocating_node.get(known[0])
 
 
 _LARGE = 32 << 20
@@ -270,18 +267,18 @@ _STORAGES: dict[int, weakref.ref[Any]] = {}
 
 
 class HostStorages:
-    """The set of these storages, which lets go of the dead; false while it is empty.
+    """The set of these storages, which lets go of freed ones; false while it is empty.
 
     Args:
-        on_death: called with the address of a storage of the set that dies.
+        on_free: called with `address_of(storage)` of each storage of the set that is freed.
 
     Attributes:
-        stand_ins: parameters that took the place of others, which could not be made meta in place.
+        replacements: parameters that took the place of others, which could not be made meta in place.
     """
 
-    def __init__(self, on_death: Callable[[int], None]) -> None:
-        self._on_death = on_death
-        self.stand_ins: MutableMapping[torch.Tensor, torch.nn.Parameter] = WeakIdKeyDictionary()
+    def __init__(self, on_free: Callable[[int], None]) -> None:
+        self._on_free = on_free
+        self.replacements: MutableMapping[torch.Tensor, torch.nn.Parameter] = WeakIdKeyDictionary()
 
     def __len__(self) -> int:
         return len(_STORAGES)
@@ -289,15 +286,15 @@ class HostStorages:
     def add(self, tensor: torch.Tensor) -> None:
         """Add a tensor's storage."""
         storage = tensor.untyped_storage()
-        key, on_death = address_of(storage), self._on_death
+        key, on_free = address_of(storage), self._on_free
 
-        def died(reference: Any) -> None:
+        def free(reference: Any) -> None:
             if _STORAGES.get(key) is reference:
                 del _STORAGES[key]
-                on_death(key)
+                on_free(key)
 
         if key not in _STORAGES:
-            _STORAGES[key] = weakref.ref(storage, died)
+            _STORAGES[key] = weakref.ref(storage, free)
 
     def has(self, tensor: torch.Tensor) -> bool:
         """Tell whether a tensor's storage is in the set."""
@@ -310,7 +307,7 @@ _CachedFunction: Any = type(functools.lru_cache(lambda: None))
 
 
 class KeptStorages:
-    """Storages with the values that are known of them; lets go of the dead; false while empty."""
+    """Storages with the values that are known of them; lets go of freed ones; false while empty."""
 
     def __init__(self) -> None:
         self._storages: dict[int, tuple[weakref.ref[Any], torch.Tensor | None]] = {}
@@ -319,7 +316,7 @@ class KeptStorages:
         return len(self._storages)
 
     def add(self, storage: Any, values: torch.Tensor | None) -> None:
-        """Add a storage, with its twin of `Values`."""
+        """Add a storage, with the copy of its values that `Values` keeps."""
         key = address_of(storage)
         kept = self._storages
         kept[key] = (weakref.ref(storage, lambda _: kept.pop(key, None)), values)
@@ -329,7 +326,7 @@ class KeptStorages:
         return address_of(storage) in self._storages
 
     def take(self, storage: Any) -> torch.Tensor | None:
-        """Remove a storage, if it is there, and return its twin."""
+        """Remove a storage, if it is there, and return the copy of its values."""
         known = self._storages.pop(address_of(storage), None)
         return None if known is None else known[1]
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
 from bsfind.simulation.kernels.checks.check import in_words_of_cuda
-from bsfind.simulation.trace.calls import flat_tensors
+from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.torch_private import TorchFunctionOff, without_fake
 from bsfind.workload.blame import (
     is_bsfinds_own,
@@ -38,9 +38,7 @@ _REFUSED = "_bsfind_refused"
 
 
 @stands_for_torch
-def raise_refusal(
-    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
-) -> NoReturn:
+def raise_refusal(op: Any, args: Args, kwargs: Kwargs, error: Exception) -> NoReturn:
     """Raise what the failure of an operator means for the user.
 
     Args:
@@ -61,9 +59,7 @@ def raise_refusal(
         del meaning, error
 
 
-def _meaning(
-    op: Any, args: Sequence[Any], kwargs: Mapping[str, Any], error: Exception
-) -> Exception:
+def _meaning(op: Any, args: Args, kwargs: Kwargs, error: Exception) -> Exception:
     if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
         return error
     if is_message_of_torch(error):
@@ -163,7 +159,7 @@ def _label(op: Any) -> str:
     return str(op).removeprefix("aten.").removesuffix(".default")
 
 
-def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Exception | None:
+def _refusal_by_cpu(op: Any, args: Args, kwargs: Kwargs) -> Exception | None:
     """Return what PyTorch raises for a call on the CPU; None: nothing, or it cannot be tried."""
     total = 0
 
@@ -180,19 +176,13 @@ def _refusal_by_cpu(op: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
             return zeros.as_strided(value.size(), value.stride())
         if isinstance(value, torch.device):
             return torch.device("cpu")
-        if isinstance(value, (list, tuple)):
-            return [on_host(item) for item in value]
         return value
 
     with TorchFunctionOff(), without_fake(), torch.no_grad():
         try:
-            host_args = [on_host(value) for value in args]
-            host_kwargs = {name: on_host(value) for name, value in kwargs.items()}
-            op(*host_args, **host_kwargs)
-        except NotImplementedError:  # no kernel for this dtype, which says nothing about CUDA
-            return None
-        except _TooLargeError:
-            return None
+            op(*mapped(args, on_host), **mapped(kwargs, on_host))
+        except (NotImplementedError, _TooLargeError):
+            return None  # no kernel for this dtype says nothing about CUDA
         except Exception as refusal:
             return refusal.with_traceback(None)
     return None

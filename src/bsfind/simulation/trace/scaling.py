@@ -27,15 +27,8 @@ class _Differs(Exception):  # noqa: N818 (a way out, not an error)
     """The traces are not of one structure."""
 
 
-class ScaledTrace:
-    """The trace of a trial as a function of the batch size."""
-
-    def __init__(self, parts: list[tuple[bool, Any]]) -> None:
-        self._parts = parts
-
-    def at(self, batch_size: int) -> list[Entry]:
-        """Return the entries at a batch size."""
-        return [make(batch_size) if varies else make for varies, make in self._parts]
+_Part = tuple[bool, Any]
+"""Whether a part of a trace varies with the batch size, and the part, or the function that makes it."""
 
 
 class Traces:
@@ -44,7 +37,7 @@ class Traces:
     def __init__(self) -> None:
         self._steps = 0
         self._traced: dict[int, Sequence[Entry]] = {}
-        self._scaled: ScaledTrace | None = None
+        self._scaled: Callable[[int], list[Entry]] | None = None
         self._may_scale = True
 
     @property
@@ -67,14 +60,14 @@ class Traces:
     ) -> Sequence[Entry]:
         """Return the trace of a trial.
 
-        The first batch sizes are traced. From the third on, others follow from these, where the
-        structure of the step allows it, and where they are multiples of what those have in common: the
-        user's code may refuse others.
+        The first batch sizes are traced. From the third on, others follow from these where the
+        structure of the step allows it, and where they are multiples of the greatest common divisor of
+        the traced ones: the user's code may refuse others.
 
         Args:
-            batch_size: of the trial.
-            steps: of the optimizer.
-            trace: traces so many steps at a batch size.
+            batch_size: number of samples.
+            steps: optimizer steps.
+            trace: traces a number of steps at a batch size.
             exact: trace this very batch size.
 
         Raises:
@@ -88,7 +81,7 @@ class Traces:
             return entries
         follows = self._scaled is not None and batch_size % math.gcd(*self._traced) == 0
         if self._scaled is not None and follows and not exact:
-            return self._scaled.at(batch_size)
+            return self._scaled(batch_size)
         try:
             entries = trace(batch_size, steps)
         except TargetError:
@@ -107,8 +100,8 @@ class Traces:
             self._scaled = fit([(size, self._traced[size]) for size in chosen])
 
 
-def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> ScaledTrace | None:
-    """Return the trace as a function of the batch size; None if these do not allow it.
+def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> Callable[[int], list[Entry]] | None:
+    """Return a function from the batch size to the trace; None if these traces do not allow it.
 
     Args:
         traces: three of different batch sizes, blocks numbered alike.
@@ -118,21 +111,22 @@ def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> ScaledTrace | None:
         return None
     fitter = _Fitter((size_1, size_2, size_3))
     try:
-        return ScaledTrace(
-            [fitter.entry(three) for three in zip(first, second, third, strict=True)]
-        )
+        parts = [fitter.entry(three) for three in zip(first, second, third, strict=True)]
     except _Differs:
         return None
+    return lambda batch_size: [_made(part, batch_size) for part in parts]
 
 
 class _Fitter:
+    """Fits the parts of three traces; each method raises `_Differs` where they are not alike."""
+
     def __init__(self, batch_sizes: tuple[int, int, int]) -> None:
         self._sizes = batch_sizes
-        self._known: dict[tuple[int, int, int], tuple[bool, Any]] = {}
-        self._calls: dict[tuple[int, int, int], tuple[bool, Any]] = {}
+        self._known: dict[tuple[int, int, int], _Part] = {}
+        self._calls: dict[tuple[int, int, int], _Part] = {}
 
-    def entry(self, three: tuple[Entry, Entry, Entry]) -> tuple[bool, Any]:
-        """Return whether an entry varies with the batch size, and it or the function that makes it."""
+    def entry(self, three: tuple[Entry, Entry, Entry]) -> _Part:
+        """Fit an entry."""
         first = three[0]
         if first[0] != three[1][0] or first[0] != three[2][0]:
             raise _Differs
@@ -144,7 +138,7 @@ class _Fitter:
             raise _Differs
         return False, first
 
-    def _allocation(self, three: tuple[Entry, Entry, Entry]) -> tuple[bool, Any]:
+    def _allocation(self, three: tuple[Entry, Entry, Entry]) -> _Part:
         kind, block, nbytes, operator = three[0]
         if any(other[1] != block or other[3] != operator for other in three[1:]):
             raise _Differs
@@ -153,7 +147,7 @@ class _Fitter:
             return False, three[0]
         return True, lambda batch_size: (kind, block, number(batch_size), operator)
 
-    def _called(self, three: tuple[Entry, Entry, Entry]) -> tuple[bool, Any]:
+    def _called(self, three: tuple[Entry, Entry, Entry]) -> _Part:
         kind, rule, _, _, thread, operator = three[0]
         if any((e[1], e[4], e[5]) != (rule, thread, operator) for e in three[1:]):
             raise _Differs
@@ -165,14 +159,14 @@ class _Fitter:
             *(kind, rule, _made(call, batch_size), _made(outputs, batch_size), thread, operator),
         )
 
-    def _call(self, *calls: Call) -> tuple[bool, Any]:
+    def _call(self, *calls: Call) -> _Part:
         key = (id(calls[0]), id(calls[1]), id(calls[2]))
         known = self._calls.get(key)
         if known is None:
             known = self._calls[key] = self._fitted_call(*calls)
         return known
 
-    def _fitted_call(self, first: Call, second: Call, third: Call) -> tuple[bool, Any]:
+    def _fitted_call(self, first: Call, second: Call, third: Call) -> _Part:
         names = list(first.arguments)
         if list(second.arguments) != names or list(third.arguments) != names:
             raise _Differs
@@ -198,9 +192,9 @@ class _Fitter:
 
         return True, make
 
-    def _outputs(self, *three: Any) -> tuple[bool, Any]:
+    def _outputs(self, *three: Any) -> _Part:
         first = three[0]
-        sizes: list[tuple[bool, Any]] = []
+        sizes: list[_Part] = []
         for ours, *others in zip(*three, strict=True):
             if ours is None:
                 if others != [None, None]:
@@ -210,15 +204,12 @@ class _Fitter:
             if None in others or any(other[0] != ours[0] for other in others):
                 raise _Differs
             varies, number = self._number(ours[1], others[0][1], others[1][1])
-            if varies:
-                sizes.append((True, _pair(ours[0], number)))
-            else:
-                sizes.append((False, ours))
+            sizes.append((True, _pair(ours[0], number)) if varies else (False, ours))
         if not any(varies for varies, _ in sizes):
             return False, first
         return True, lambda batch_size: tuple(_made(size, batch_size) for size in sizes)
 
-    def _value(self, first: Any, second: Any, third: Any) -> tuple[bool, Any]:
+    def _value(self, first: Any, second: Any, third: Any) -> _Part:
         if isinstance(first, TensorSpec):
             return self._spec(first, second, third)
         if isinstance(first, (list, tuple)):
@@ -239,7 +230,7 @@ class _Fitter:
             raise _Differs
         return False, first
 
-    def _spec(self, first: TensorSpec, second: Any, third: Any) -> tuple[bool, Any]:
+    def _spec(self, first: TensorSpec, second: Any, third: Any) -> _Part:
         if first is second and first is third:
             return False, first
         for other in (second, third):
@@ -256,7 +247,7 @@ class _Fitter:
             _made(shape, batch_size), _made(stride, batch_size), dtype, on_gpu
         )
 
-    def _number(self, first: int, second: int, third: int) -> tuple[bool, Any]:
+    def _number(self, first: int, second: int, third: int) -> _Part:
         if first == second == third:
             return False, first
         key = (first, second, third)
@@ -286,7 +277,7 @@ def _pair(block: int, number: _Number) -> _Made:
     return lambda batch_size: (block, number(batch_size))
 
 
-def _made(part: tuple[bool, Any], batch_size: int) -> Any:
+def _made(part: _Part, batch_size: int) -> Any:
     varies, make = part
     return make(batch_size) if varies else make
 
@@ -299,8 +290,8 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         steps: how many the new program has in all.
 
     Returns:
-        None if steps differ, so that nothing can be said of those to come, or if there are too few:
-        those that warm up are unlike all others (see `TrainingSteps`), two after these are needed.
+        The program; None if its last steps differ, so that nothing follows for later ones, or if
+        there are too few: two after those that warm up are needed (see `TrainingSteps`).
     """
     ends = [0, *(position for position, name in program.marks if name == "step_end")]
     traced = len(ends) - 1
@@ -313,11 +304,11 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
     sizes = [event for event in (*program.load_events, *events) if event >= 0]
     loaded = _allocations(program.load_events)
     first = [loaded + _allocations(events[:end]) for end in ends]
-    courses = [
-        _course(events[ends[step] : ends[step + 1]], first[step - 1], first[step], sizes)
+    found = [
+        _pattern(events[ends[step] : ends[step + 1]], first[step - 1], first[step], sizes)
         for step in range(warm_up + 1, traced)
     ]
-    if any(course != courses[-1] for course in courses):
+    if any(pattern != found[-1] for pattern in found):
         return None
     begin, end = ends[-2:]
     again = events[begin:end]
@@ -335,7 +326,7 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
     marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
     marks = marks[marks.index((0, "step_end")) + 1 :]
     for _ in range(steps - traced):
-        again = _moved(again, count)
+        again = [event if event >= 0 else event - count for event in again]
         start = len(longer.trial_events)
         longer.trial_events.extend(again)
         longer.operators.extend(operators[loaded_events + begin : loaded_events + end])
@@ -350,31 +341,26 @@ def _allocations(events: Sequence[int]) -> int:
     return sum(event >= 0 for event in events)
 
 
-def _course(
+def _pattern(
     events: Sequence[int], first_before: int, first: int, sizes: Sequence[int]
 ) -> list[tuple[str, int]]:
     """Return what a step does, in terms that do not depend on which step it is.
 
     Args:
-        events: of the step.
+        events: events of the step.
         first_before: number of the first block of the step before it.
         first: number of its own first block.
-        sizes: of all blocks.
+        sizes: sizes of all blocks.
     """
-    course = []
+    pattern = []
     for event in events:
         block = -event - 1
         if event >= 0:
-            course.append(("allocate", event))
+            pattern.append(("allocate", event))
         elif block >= first:
-            course.append(("release", block - first))
+            pattern.append(("release", block - first))
         elif block >= first_before:  # gradients, mostly
-            course.append(("release of the step before", sizes[block]))
+            pattern.append(("release of the step before", sizes[block]))
         else:
-            course.append(("release of an older one", block))
-    return course
-
-
-def _moved(events: Sequence[int], count: int) -> list[int]:
-    """Return the events of the next step: blocks are numbered on."""
-    return [event if event >= 0 else event - count for event in events]
+            pattern.append(("release of an older one", block))
+    return pattern

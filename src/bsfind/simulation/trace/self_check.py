@@ -1,11 +1,11 @@
-"""Does the installed torch behave as the tracer takes for granted, as far as four checks tell?
+"""Checks that the installed torch behaves as the tracer expects.
 
-Checked are: that the private names of torch exist that the tracer uses; and, on a graph of a few
-operators each, that allocations and releases are seen when they happen, that the autograd engine's
-sums of gradients are recognized, and that CUDA's autocast applies to simulated tensors. Where one
-fails, nothing is traced, or the prediction says that it is an estimate.
+Four things are checked: that the private names of torch exist that the tracer uses; and, on a graph
+of a few operators each, that allocations and frees are seen when they happen, that the autograd
+engine's sums of gradients are recognized, and that CUDA's autocast applies to simulated tensors.
+Where a check fails, nothing is traced, or the prediction says that it is an estimate.
 
-Not checked are the rules of operators, the composites that the tracer replaces, and the allocator:
+The rules of operators, the composites that the tracer replaces, and the allocator are not checked:
 they are written after the sources of torch, and a version that differs there is not noticed here.
 """
 
@@ -23,7 +23,7 @@ from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.masquerade.torch_functions import postpone_compiler
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import Recorder
-from bsfind.simulation.trace.torch_private import missing
+from bsfind.simulation.trace.torch_private import missing, replacing
 
 _GPU = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
@@ -50,14 +50,13 @@ def problems() -> list[str]:
 @contextlib.contextmanager
 def _recording(handlers: dict[str, Any] | None = None) -> Any:
     recorder = Recorder()
-    dispatcher = Dispatcher(recorder, _GPU, handlers)
-    with dispatcher.active():
-        yield recorder, dispatcher
+    with Dispatcher(recorder, handlers).active():
+        yield recorder
 
 
 def _lifetimes() -> str | None:
     """Allocations and releases are seen when they happen."""
-    with _recording() as (recorder, _):
+    with _recording() as recorder:
         x = torch.empty(4, 4, device="meta", requires_grad=True)
         y = x.relu()
         view = y.view(16)
@@ -78,7 +77,7 @@ def _lifetimes() -> str | None:
 def _sums_of_gradients() -> str | None:
     """The engine's sums of gradients are told from others."""
     sums = GradientSums()
-    with _recording({"aten::add.Tensor": sums.handle}) as (recorder, _):
+    with _recording({"aten::add.Tensor": sums.handle}) as recorder:
         if not sums.calibrate():
             return "a gradient that only the engine holds looks like any other"
         before = recorder.count
@@ -94,18 +93,14 @@ def _autocast() -> str | None:
     """CUDA's autocast applies to simulated tensors."""
     import torch.cuda.amp.common as common
 
-    own = common.amp_definitely_not_available
-    common.amp_definitely_not_available = lambda: False
     cuda = AutocastCuda()
-    try:
-        with cuda.active(), _recording():
-            weight = torch.empty(4, 4, device="meta", requires_grad=True)
-            x = torch.empty(4, 4, device="meta")
-            with torch.autocast("cuda", dtype=torch.float16):
-                product = x @ weight
-                exact = product.exp()
-        if product.dtype != torch.float16 or exact.dtype != torch.float32:
-            return "autocast leaves simulated tensors as they are"
-    finally:
-        common.amp_definitely_not_available = own
+    available = replacing("amp_definitely_not_available", common)
+    with available(lambda: False), cuda.active(), _recording():
+        weight = torch.empty(4, 4, device="meta", requires_grad=True)
+        x = torch.empty(4, 4, device="meta")
+        with torch.autocast("cuda", dtype=torch.float16):
+            product = x @ weight
+            exact = product.exp()
+    if product.dtype != torch.float16 or exact.dtype != torch.float32:
+        return "autocast leaves simulated tensors as they are"
     return None

@@ -7,11 +7,13 @@ Checked with torch 2.6-2.13.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -21,22 +23,22 @@ import torch.utils.checkpoint
 from bsfind.errors import UntraceableError
 
 _checks: dict[str, Callable[[], Any]] = {}
-"""By name, what raises AttributeError where torch does not have it."""
+"""By name, a function that raises AttributeError where torch does not have it."""
 
 
 class _Missing:
-    """Stands for a name that this torch does not have."""
+    """Stands for a name that this torch does not have; raises on its first use."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __call__(self, *_: object, **__: object) -> Any:
-        raise _unfit([self.name])
+        raise unsupported_torch([self.name])
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        raise _unfit([self.name])
+        raise unsupported_torch([self.name])
 
 
 def _found(path: str) -> Any:
@@ -55,27 +57,51 @@ def _found(path: str) -> Any:
     return found
 
 
-def _named(path: str, *, optional: bool = False) -> Any:
-    """Look a name up; where it is missing, what is returned raises on its first use."""
-    if not optional:
-        _checks[path] = lambda: _found(path)
+def _named(path: str, find: Callable[[], Any] | None = None) -> Any:
+    """Look a name up, by `find` if it is given."""
+    look_up = _checks[path] = find or functools.partial(_found, path)
+    try:
+        return look_up()
+    except AttributeError:
+        return _Missing(path)
+
+
+def _optional(path: str) -> Any:
+    """Look a name up that the tracer can do without; returns None where it is missing."""
     try:
         return _found(path)
     except AttributeError:
-        return None if optional else _Missing(path)
+        return None
 
 
 def _attribute(owner: str, name: str, example: Any) -> Any:
-    """Return what reads a private attribute, given an object that has it."""
+    """Return a function that reads a private attribute; `example` is an object that has it."""
     reads = operator.attrgetter(name)
     _checks[f"{owner}.{name}"] = lambda: reads(example)
     return reads
 
 
-def _method(owner: str, name: str) -> Any:
-    """Return what calls a private method of a class without arguments."""
-    _checks[f"{owner}.{name}"] = lambda: _found(f"{owner}.{name}")
-    return operator.methodcaller(name)
+def _method(path: str) -> Any:
+    """Return a function that calls a private method of a class without arguments."""
+    _checks[path] = functools.partial(_found, path)
+    return operator.methodcaller(path.rpartition(".")[2])
+
+
+def replacing(name: str, *owners: Any) -> Callable[[Any], AbstractContextManager[None]]:
+    """Return a function whose context puts its argument in the place of an attribute of `owners`."""
+
+    @contextlib.contextmanager
+    def replaced(value: Any) -> Iterator[None]:
+        originals = [getattr(owner, name) for owner in owners]
+        for owner in owners:
+            setattr(owner, name, value)
+        try:
+            yield
+        finally:
+            for owner, original in zip(owners, originals, strict=True):
+                setattr(owner, name, original)
+
+    return replaced
 
 
 def missing() -> list[str]:
@@ -96,10 +122,11 @@ def check_torch() -> None:
         UntraceableError: names them, and the version of torch.
     """
     if names := missing():
-        raise _unfit(names)
+        raise unsupported_torch(names)
 
 
-def _unfit(names: list[str]) -> UntraceableError:
+def unsupported_torch(names: list[str]) -> UntraceableError:
+    """Return the error for a torch that lacks what the tracer needs."""
     listed = ", ".join(f"`{name}`" for name in names)
     return UntraceableError(
         f"torch {torch.__version__} cannot be traced without a GPU: it has no {listed}",
@@ -128,7 +155,7 @@ META = _named("torch._C.DispatchKey.Meta")
 _FAKE = "torch._C.DispatchKey.Fake"
 
 
-def _parsed_fake_key() -> Any:
+def _fake_key() -> Any:
     """Return the key of out-of-tree fake tensors, which torch reserves (c10/core/DispatchKey.h)."""
     try:
         return _parse_key("Fake")
@@ -136,19 +163,11 @@ def _parsed_fake_key() -> Any:
         raise AttributeError(_FAKE) from None
 
 
-def _fake_key() -> Any:
-    _checks[_FAKE] = _parsed_fake_key
-    try:
-        return _parsed_fake_key()
-    except AttributeError:
-        return _Missing(_FAKE)
-
-
 def _key_set(key: Any) -> Any:
     return key if isinstance(key, _Missing) else _KeySet(key)
 
 
-FAKE: Any = _fake_key()
+FAKE: Any = _named(_FAKE, _fake_key)
 _FAKE_KEYS = _key_set(FAKE)
 AUTOCAST_CUDA_KEYS = _key_set(AUTOCAST_CUDA)
 
@@ -158,16 +177,50 @@ def without_fake() -> Any:
     return ExcludedKeys(_FAKE_KEYS)
 
 
-unload = _method("torch.library.Library", "_destroy")
+unload = _method("torch.library.Library._destroy")
 schema_of = _attribute("torch._ops.OpOverload", "_schema", torch.ops.aten.add.Tensor)
-known_implementations: set[str] | None = (
+_registered: set[str] | None = (
     None
     if "allow_override" in inspect.signature(torch.library.Library.impl).parameters
     else _named("torch.library._impls")
 )
 """Kernels that Python registered; None where `Library.impl` can replace them (since torch 2.8)."""
-own_implementations = operator.attrgetter("_op_impls")
-"""Of a library that lives in such a torch."""
+_registered_by = operator.attrgetter("_op_impls")
+"""Returns those of a library that lives, in such a torch."""
+
+
+def override(
+    library: torch.library.Library, name: str, kernel: Callable[..., Any], key: str
+) -> None:
+    """Register a Python kernel of an operator for a dispatch key, whatever is there already.
+
+    Args:
+        library: the library that owns the registration: it ends with the library.
+        name: name of the operator and its overload, without `aten::`.
+        kernel: function that is called with the operator's arguments.
+        key: name of the dispatch key.
+    """
+    if _registered is None:
+        library.impl(name, kernel, key, allow_override=True)  # type: ignore[no-untyped-call]
+        return
+    # `Library.impl` refuses where Python registered a kernel before, which it looks up in a set
+    # (torch/library.py, 2.6-2.7); the dispatcher itself stacks kernels, and goes back to the last.
+    registration = f"{library.ns}/{name}/{key}"
+    was_known = registration in _registered
+    _registered.discard(registration)
+    library.impl(name, kernel, key)  # type: ignore[no-untyped-call]
+    if was_known:  # the first kernel stays when the library goes
+        _registered_by(library).discard(registration)
+
+
+def operator_named(name: str) -> Any:
+    """Return the operator of `name` or `name.overload`; None: this torch does not have it."""
+    packet, _, overload = name.partition(".")
+    try:
+        return getattr(getattr(torch.ops.aten, packet), overload or "default")
+    except AttributeError:
+        return None
+
 
 _OPERATORS = (
     *("_cudnn_init_dropout_state", "_cudnn_rnn", "_ctc_loss", "_gather_sparse_backward"),
@@ -175,7 +228,7 @@ _OPERATORS = (
     "_to_copy",
     *("_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention"),
     *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"),
-    *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell"),
+    *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell", "_weight_norm_interface_backward"),
 )
 """Of `torch.ops.aten`: these are called as `aten.NAME`, which looks the same for all operators."""
 for _operator in _OPERATORS:
@@ -196,15 +249,16 @@ parse_to = _named("torch._C._nn._parse_to")
 
 address_of = _attribute("torch.UntypedStorage", "_cdata", torch.empty(0).untyped_storage())
 """Of a storage or a tensor: the address of the C++ object."""
-is_view = _method("torch.Tensor", "_is_view")
-indices_of = _method("torch.Tensor", "_indices")
-values_of = _method("torch.Tensor", "_values")
+is_view = _method("torch.Tensor._is_view")
+indices_of = _method("torch.Tensor._indices")
+values_of = _method("torch.Tensor._values")
 WeakTensor = _named("torch._C._WeakTensorRef")
 tensor_uses = operator.methodcaller("_use_count")
 """The use count of a tensor; AttributeError where torch does not tell."""
-_storage_use_count = _named("torch._C._storage_Use_Count", optional=True)
+_storage_use_count = _optional("torch._C._storage_Use_Count")
 suggested_format = _named("torch._prims_common.suggest_memory_format")
 groups_of_tensors = _named("torch._C._group_tensors_by_device_and_dtype")
+replacing_groups_of_tensors = replacing("_group_tensors_by_device_and_dtype", torch._C)
 
 
 def storage_uses(storage: Any) -> int:
@@ -218,11 +272,6 @@ def storage_uses(storage: Any) -> int:
     return int(_storage_use_count(address_of(storage)))
 
 
-def replace_groups_of_tensors(function: Any) -> None:
-    """Put a function in the place of `groups_of_tensors`."""
-    torch._C._group_tensors_by_device_and_dtype = function
-
-
 # ------------------------------------------------------------------------------------- autograd
 
 _NODE = torch.empty(1, requires_grad=True).view(1).grad_fn
@@ -233,18 +282,10 @@ sequence_number = operator.methodcaller("_sequence_nr")
 _checks["torch.autograd.graph.Node._sequence_nr"] = lambda: sequence_number(_NODE)
 next_sequence_number = _named("torch.autograd._get_sequence_nr")
 backward_engine = _named("torch.autograd.graph._engine_run_backward")
-
-
-def replace_backward_engine(function: Any) -> None:
-    """Put a function in the place of `backward_engine`."""
-    owners: tuple[Any, ...] = (torch.autograd, torch.autograd.graph)
-    for owner in owners:
-        owner._engine_run_backward = function
-
-
-checkpoint_frames = _named("torch.utils.checkpoint._CheckpointFrame", optional=True)
+replacing_backward_engine = replacing("_engine_run_backward", torch.autograd, torch.autograd.graph)
+checkpoint_frames = _optional("torch.utils.checkpoint._CheckpointFrame")
 checkpoint_checks: dict[str, Any] = (
-    _named("torch.utils.checkpoint._allowed_determinism_checks_to_fns", optional=True) or {}
+    _optional("torch.utils.checkpoint._allowed_determinism_checks_to_fns") or {}
 )
 
 # ------------------------------------------------------------------------------------ attention

@@ -1,4 +1,4 @@
-"""Traces a workload: the model's way to the GPU, and the training steps of a trial."""
+"""Traces a workload: the transfer of the model to the GPU, and the training steps of a trial."""
 
 from __future__ import annotations
 
@@ -18,15 +18,10 @@ from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec, load_rules
 from bsfind.simulation.trace.building import Builder, FixedMemory, fixed_memory_of
+from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
-from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import (
-    layout_handlers,
-    narrow_kernel_handlers,
-    packing_handlers,
-    sparse_handlers,
-)
 from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.masquerade.device import CudaMasquerade
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
@@ -53,17 +48,21 @@ _DEVICE = torch.device("cuda", 0)
 
 
 class Tracer:
-    """One workload in one precision on one GPU.
+    """Traces one workload in one precision on one GPU.
 
-    While a tracer is open, this process's torch is not fit for anything else: operators and
+    While a tracer is open, this process's torch cannot be used for anything else: operators and
     functions of `torch.cuda` are replaced.
 
     Args:
         workload: what to train.
-        precision: in which precision (never `amp`).
-        gpu: whose kernels are modelled.
-        properties: of the GPU, for code that asks.
+        precision: name of the precision (never `amp`).
+        gpu: the GPU that is modelled.
+        properties: its properties, for code that asks.
         observer: told what the trace does, if given.
+
+    Attributes:
+        optimizer: class of the optimizer; None in inference.
+        operators: what the step that was traced last consists of; None before the first.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
@@ -109,13 +108,9 @@ class Tracer:
         self._composites = CudaComposites(gpu)
         self._dispatcher = Dispatcher(
             self._recorder,
-            gpu,
             {
                 **value_handlers(),
-                **layout_handlers(),
-                **packing_handlers(),
-                **narrow_kernel_handlers(),
-                **sparse_handlers(),
+                **meta_kernel_gaps.handlers(),
                 "aten::add.Tensor": self._sums.handle,
             },
             self._composites.kernels,
@@ -127,10 +122,10 @@ class Tracer:
         self._first_block = 0
         self._loaded: LoadedWorkload | None = None
         self._choice: LossChoice | None = None
-        self._optimizer: str | None = None
+        self.optimizer: str | None = None
         self._largest = LargestStep()
         self._traces = Traces()
-        self._operators: StepOperators | None = None
+        self.operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
         except (AttributeError, RuntimeError, TypeError) as error:
@@ -162,25 +157,23 @@ class Tracer:
     @contextlib.contextmanager
     def _simulated(self) -> Iterator[None]:
         """Let this thread's torch run on the simulated GPU."""
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(
-                simulated_cuda_module(
-                    *(self._gpu, self._properties, self._autocast.clear_cache),
-                    lambda: self._recorder.allocated_bytes,
-                )
-            )
-            stack.enter_context(self._composites.active(self._dispatcher.is_on_gpu))
-            stack.enter_context(cuda_groups(self._dispatcher.is_on_gpu))
-            stack.enter_context(undelegated_functions())
-            stack.enter_context(self._autocast.active())
-            stack.enter_context(self._dispatcher.active())
+        is_on_gpu = self._dispatcher.is_on_gpu
+        with (
+            simulated_cuda_module(
+                *(self._gpu, self._properties, self._autocast.clear_cache),
+                lambda: self._recorder.allocated_bytes,
+            ),
+            self._composites.active(is_on_gpu),
+            cuda_groups(is_on_gpu),
+            undelegated_functions(),
+            self._autocast.active(),
+            self._dispatcher.active(),
+        ):
             self._sums.calibrate()
             gc.freeze()  # torch's modules are many objects, which no collection needs to visit
             masquerade = CudaMasquerade(self._dispatcher)
-            stack.enter_context(masquerade.in_backward())
-            stack.enter_context(masquerade)
-            stack.enter_context(self._observer.watching())
-            yield
+            with masquerade.in_backward(), masquerade, self._observer.watching():
+                yield
 
     # ------------------------------------------------------------------------------- the model
 
@@ -214,7 +207,7 @@ class Tracer:
         if self._workload.mode != "train":
             return
         try:
-            self._optimizer = type(self._workload_on_gpu.make_optimizer()).__name__
+            self.optimizer = type(self._workload_on_gpu.make_optimizer()).__name__
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -291,24 +284,14 @@ class Tracer:
         """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
         return self._workload_on_gpu.weights_dtype
 
-    @property
-    def optimizer(self) -> str | None:
-        """Class of the optimizer; None in inference."""
-        return self._optimizer
-
     def fixed_memory(self) -> FixedMemory:
         """Return what the step takes at any batch size. No trial may be going on."""
         try:
-            return fixed_memory_of(self._workload_on_gpu, self._optimizer)
+            return fixed_memory_of(self._workload_on_gpu, self.optimizer)
         finally:
             self._workload_on_gpu.clear_gradients()
             gc.collect()
             self._dispatcher.rewind(self._first_block)
-
-    @property
-    def operators(self) -> StepOperators | None:
-        """What the step that was traced last consists of; None before the first."""
-        return self._operators
 
     @property
     def assumptions(self) -> list[Assumption]:
@@ -339,11 +322,6 @@ class Tracer:
 
     # ------------------------------------------------------------------------------- the steps
 
-    @property
-    def scales(self) -> bool:
-        """Whether other batch sizes follow from those that were traced."""
-        return self._traces.scale
-
     def model_program(self) -> Program:
         """Return the program that ends when the model is on the GPU."""
         return program_of(self._load_entries, (), self._gpu)
@@ -356,13 +334,13 @@ class Tracer:
         exact: bool = False,
         sources: list[Source] | None = None,
     ) -> Program:
-        """Return the program of a trial of so many optimizer steps.
+        """Return the program of a trial.
 
         Args:
-            batch_size: of the trial.
-            steps: of the optimizer.
+            batch_size: number of samples.
+            steps: optimizer steps.
             exact: trace this very batch size (see `Traces.at`).
-            sources: gets the source of each block, see `program_of`.
+            sources: list that gets the source of each block (see `program_of`).
 
         Raises:
             UntraceableError: an operator needs values, or has no model.
@@ -372,7 +350,7 @@ class Tracer:
         return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
 
     def _gpu_as_set(self) -> GpuSpec:
-        """Return the GPU with what the user's code has set by now: on import, in `forward`, wherever."""
+        """Return the GPU with what the user's code has set so far: on import, in `forward`, anywhere."""
         return dataclasses.replace(
             self._gpu,
             tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
@@ -385,7 +363,7 @@ class Tracer:
         while not self._running(batch_size, lambda: self._run(batch_size, steps)):
             self._recorder.notes = notes  # what other draws would have needed to know
             self._workload_on_gpu.choice.forget_loss()
-        self._operators = operators_of(self._entries)
+        self.operators = operators_of(self._entries)
         return self._entries
 
     def _be_fresh(self) -> None:

@@ -1,8 +1,8 @@
 """Operators whose answer depends on values: reading a scalar, copying to the host, masks, indices.
 
-They answer from the twins of `Values`. Where values are not known, a scalar reads as training in good
-health would have it (see value_ranges.py and assumed_reads.py), and a shape that depends on them cannot
-be traced.
+They answer from the values that `Values` knows. Where values are not known, a scalar reads as training
+without errors would have it (see value_rules.py and assumed_reads.py), and an operator whose shape
+depends on them cannot be traced.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import with_long_labels
 from bsfind.simulation.trace.dispatch import OperatorFacts
 from bsfind.simulation.trace.refusals import untraceable
+from bsfind.simulation.trace.torch_private import without_fake
 from bsfind.workload.blame import stands_for_torch
 
 if TYPE_CHECKING:
@@ -55,9 +57,7 @@ def value_handlers() -> dict[str, Handler]:
     }
 
 
-def _scalar(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _scalar(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     tensor = args[0]
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
@@ -79,9 +79,7 @@ def _as_python(value: float, dtype: torch.dtype) -> bool | int | float:
     return float(value) if dtype.is_floating_point or dtype.is_complex else int(value)
 
 
-def _equal(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _equal(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     if not any(tensor.is_meta for tensor in args):
         return dispatcher.compute(facts, args, kwargs)
     if args[0].shape != args[1].shape:
@@ -92,9 +90,7 @@ def _equal(
     return _reads_true((args[0] == args[1]).all()) if answer is None else answer
 
 
-def _allclose(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _allclose(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Run `allclose` of aten/src/ATen/native/TensorCompare.cpp, which reads by itself."""
     if not any(tensor.is_meta for tensor in args[:2]):
         return dispatcher.compute(facts, args, kwargs)
@@ -105,9 +101,7 @@ def _reads_true(tensor: torch.Tensor) -> bool:
     return bool(torch.ops.aten._local_scalar_dense(tensor))
 
 
-def _to_copy(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _to_copy(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     source = args[0]
     target = kwargs.get("device")
     if not source.is_meta or target is None or torch.device(target).type != "cpu":
@@ -115,9 +109,7 @@ def _to_copy(
     return _on_host(dispatcher, source).to(kwargs.get("dtype") or source.dtype)
 
 
-def _copy(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _copy(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     target, source = args[0], args[1]
     if source.is_meta and not target.is_meta:
         return target.copy_(_on_host(dispatcher, source))
@@ -137,9 +129,7 @@ def _on_host(dispatcher: Dispatcher, tensor: torch.Tensor) -> torch.Tensor:
     return torch.full(tensor.shape, guess, dtype=tensor.dtype)
 
 
-def _masked_select(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _masked_select(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     tensor, mask = args
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
@@ -148,14 +138,14 @@ def _masked_select(
         raise _unknown_shape(facts)
     shape = torch.broadcast_shapes(tensor.shape, mask.shape)  # type: ignore[no-untyped-call]
     count = int(values.expand(shape).count_nonzero())
-    with dispatcher.unseen():
+    with without_fake():
         out = torch.empty((count,), dtype=tensor.dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
     return out
 
 
 def _shaped_by_values(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> Any:
     if not args[0].is_meta:
         return dispatcher.compute(facts, args, kwargs)
@@ -174,9 +164,7 @@ def _shaped_by_values(
     return out
 
 
-def _bincount(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _bincount(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Count values: `minlength` bins where the values are not known, as class labels have.
 
     `_bincount_cuda_template` of aten/src/ATen/native/cuda/SummaryOps.cu, torch 2.6-2.13.
@@ -196,29 +184,23 @@ def _bincount(
     dtype = torch.int64
     if weights is not None:
         dtype = torch.float32 if weights.dtype == torch.float32 else torch.float64
-    with dispatcher.unseen():
+    with without_fake():
         out = torch.empty((bins,), dtype=dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
     return out
 
 
-def _embedding(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _embedding(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     out = dispatcher.run(facts, args, kwargs)
     _check_indices(dispatcher, args[1], args[0].shape[0], "rows of the embedding")
     return out
 
 
-def _nll_loss(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _nll_loss(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     return _nll_loss2d(dispatcher, facts, *with_long_labels(dispatcher, facts, args, kwargs))
 
 
-def _nll_loss2d(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _nll_loss2d(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     out = dispatcher.run(facts, args, kwargs)
     logits, target, ignored = args[0], args[1], args[4]
     classes = logits.shape[min(1, logits.dim() - 1)]
@@ -245,9 +227,7 @@ def _check_indices(
             )
 
 
-def _check_errors(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+def _check_errors(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> None:
     """Ask whether a decomposition failed, as `_linalg_check_errors` does of tensors with values.
 
     It is in aten/src/ATen/native/BatchLinearAlgebra.cpp (torch 2.6-2.13).
@@ -260,7 +240,7 @@ def _check_errors(
 
 
 def _made_on_gpu(dispatcher: Dispatcher, values: torch.Tensor) -> torch.Tensor:
-    with dispatcher.unseen():
+    with without_fake():
         return torch.empty_strided(values.size(), values.stride(), dtype=values.dtype, device=_META)
 
 
@@ -268,9 +248,7 @@ def _unknown_shape(facts: OperatorFacts) -> Exception:
     return untraceable(facts.label, "the shape of its result depends on values")
 
 
-def _index(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _index(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     tensor, indices = args[0], args[1]
     dispatcher.refuse(facts, args, kwargs)
     if not tensor.is_meta:

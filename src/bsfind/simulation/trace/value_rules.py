@@ -1,54 +1,112 @@
-"""What follows for the bounds of an operator's results from those of its arguments (see value_ranges.py)."""
+"""Bounds of values, and what follows for the results of operators from the bounds of their arguments.
+
+Activations have no values here, but a softmax lies between 0 and 1, an index below the size that it
+counts, and what training without errors computes is finite. Code asks for that much:
+`(p <= 1).all()`, `isnan(x).any()`, `ids.max() < n`. Of a bool that may be either, the bounds also say
+which one such training has: `all` of unknown values is true, `any` of them is false.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.torch_private import address_of
-from bsfind.simulation.trace.value_ranges import (
-    EITHER,
-    FALSE,
-    TRUE,
-    Answer,
-    Range,
-    Ranges,
-    Rule,
-    range_of_dtype,
-    union,
-)
 
 
-def _of(ranges: Ranges, value: Any) -> Range:
-    if isinstance(value, torch.Tensor):
-        return ranges.of(value)
-    return Range(value, value) if isinstance(value, (int, float)) else Range(-math.inf, math.inf)
+class Range(NamedTuple):
+    """Bounds of values, both included.
+
+    Attributes:
+        low: the smallest value that is possible; a bool counts as 0 or 1.
+        high: the largest value that is possible.
+        likely: the value that training without errors has; None: neither is likelier.
+    """
+
+    low: float
+    high: float
+    likely: float | None = None
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether only one value is possible."""
+        return self.low == self.high
+
+    @property
+    def guess(self) -> float:
+        """The value that a read returns: the likely one, or the possible one nearest to zero."""
+        return min(max(0.0, self.low), self.high) if self.likely is None else self.likely
 
 
-def _always(low: float, high: float) -> Rule:
-    return lambda _ranges, _args, _kwargs: Range(low, high)
+FALSE, TRUE, EITHER = Range(0, 0), Range(1, 1), Range(0, 1)
+"""Bounds of a bool."""
+
+_ANY = Range(-math.inf, math.inf)
+
+Bounds = Callable[[Any], Range]
+"""Returns the bounds of an argument of an operator."""
+
+Answer = Range | None | list[Range | None]
+"""Bounds of an operator's result, or of each of its results; None: nothing follows."""
+
+Rule = Callable[[Bounds, Args, Kwargs], Answer]
+"""Returns the bounds of an operator's results, given those of its arguments."""
 
 
-def _same(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
+def range_of_dtype(dtype: torch.dtype) -> Range:
+    """Return the bounds of any finite value of a dtype."""
+    if dtype == torch.bool:
+        return EITHER
+    if dtype.is_complex:
+        return _ANY
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    return Range(limits.min, limits.max)
+
+
+def range_of_values(values: torch.Tensor) -> Range:
+    """Return the bounds of a tensor with values: not empty, not complex."""
+    stored = values.untyped_storage()
+    if values.numel() * values.element_size() > stored.nbytes():  # expanded
+        values = torch.empty(0, dtype=values.dtype).set_(stored)
+    low, high = values.aminmax() if values.dtype != torch.bool else (values.all(), values.any())
+    return Range(low.item(), high.item())
+
+
+def range_of_number(value: Any) -> Range:
+    """Return the bounds of an argument that is not a tensor."""
+    return Range(value, value) if isinstance(value, (int, float)) else _ANY
+
+
+def union(*ranges: Range) -> Range:
+    """Return the bounds of what lies in any of the given ones."""
+    return Range(min(r.low for r in ranges), max(r.high for r in ranges))
+
+
+# ------------------------------------------------------------------------- choosing and converting
+
+
+def _same(of: Bounds, args: Args, _: Kwargs) -> Answer:
     """For operators that choose from their first argument, and may tell where they chose."""
     tensors = args[0] if isinstance(args[0], (list, tuple)) else args[:1]
-    return [union(*(_of(ranges, tensor) for tensor in tensors)), Range(0, _count(args[0]) - 1)]
+    return [union(*map(of, tensors)), Range(0, _count(args[0]) - 1)]
 
 
 def _count(value: Any) -> int:
     return value.numel() if isinstance(value, torch.Tensor) else 1
 
 
-def _converted(ranges: Ranges, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
-    known = _of(ranges, args[0])
+def _converted(of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
+    known = of(args[0])
     return _truth(known) if kwargs.get("dtype") == torch.bool else known
 
 
-def _copied(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    known = _of(ranges, args[1])
+def _copied(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    known = of(args[1])
     return _truth(known) if args[0].dtype == torch.bool else known
 
 
@@ -59,11 +117,41 @@ def _truth(known: Range) -> Range:
     return Range(known.low, known.high, known.likely) if known in (FALSE, EITHER) else EITHER
 
 
+def _mixed(*positions: int, also: float | None = None) -> Rule:
+    """For operators whose result has values of several arguments."""
+
+    def rule(of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
+        parts = [of(args[position]) for position in positions if position < len(args)]
+        if also is not None:
+            parts.append(Range(also, also))
+        if kwargs.get("value") is not None:
+            parts.append(of(kwargs["value"]))
+        return union(*parts)
+
+    return rule
+
+
+def _put(of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
+    """For `index_put`, which may accumulate."""
+    return None if len(args) > 3 and args[3] else _mixed(0, 2)(of, args, kwargs)
+
+
+def _index(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    """For operators whose result counts along a dimension of their input."""
+    tensor = args[0]
+    dim = args[1] if len(args) > 1 else None
+    size = tensor.shape[dim] if isinstance(dim, int) and tensor.dim() else tensor.numel()
+    return Range(0, max(0, size - 1))
+
+
+# ------------------------------------------------------------------------------------------- bools
+
+
 def _quantifier(likely: float) -> Rule:
-    def rule(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
+    def rule(of: Bounds, args: Args, _: Kwargs) -> Answer:
         if not args[0].numel():
             return Range(likely, likely)
-        known = _truth(_of(ranges, args[0]))
+        known = _truth(of(args[0]))
         return known if known.is_decided else Range(0, 1, likely)
 
     return rule
@@ -72,10 +160,10 @@ def _quantifier(likely: float) -> Rule:
 def _comparison(name: str) -> Rule:
     holds_for_equals = name in ("eq", "le", "ge")
 
-    def rule(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
+    def rule(of: Bounds, args: Args, _: Kwargs) -> Answer:
         if _are_one(args[0], args[1]):
             return TRUE if holds_for_equals else FALSE
-        a, b = _of(ranges, args[0]), _of(ranges, args[1])
+        a, b = of(args[0]), of(args[1])
         if name in ("gt", "ge"):
             a, b = b, a
         if name in ("eq", "ne"):
@@ -106,19 +194,19 @@ def _are_one(a: Any, b: Any) -> bool:
     )
 
 
-def _not(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    known = _of(ranges, args[0])
+def _not(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    known = of(args[0])
     if known.low < 0 or known.high > 1 or args[0].dtype != torch.bool:
         return None
     return Range(1 - known.high, 1 - known.low, None if known.likely is None else 1 - known.likely)
 
 
-def _both(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    return _joined(_of(ranges, args[0]), _of(ranges, args[1]), min, 0)
+def _both(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    return _joined(of(args[0]), of(args[1]), min, 0)
 
 
-def _any_of_both(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    return _joined(_of(ranges, args[0]), _of(ranges, args[1]), max, 1)
+def _either(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    return _joined(of(args[0]), of(args[1]), max, 1)
 
 
 def _joined(a: Range, b: Range, join: Callable[..., float], winner: float) -> Range | None:
@@ -133,14 +221,29 @@ def _joined(a: Range, b: Range, join: Callable[..., float], winner: float) -> Ra
     return Range(join(a.low, b.low), join(a.high, b.high), likely)
 
 
-def _arithmetic(combine: Callable[[float, float], float]) -> Rule:
-    def rule(ranges: Ranges, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
+def _infinite(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    return FALSE if all(map(math.isfinite, of(args[0])[:2])) else Range(0, 1, 0)
+
+
+# ----------------------------------------------------------------------------------------- numbers
+
+
+def _always(low: float, high: float) -> Rule:
+    return lambda _of, _args, _kwargs: Range(low, high)
+
+
+def _filled(position: int) -> Rule:
+    return lambda of, args, _: of(args[position])
+
+
+def _arithmetic(combine: Callable[[Any, Any], float]) -> Rule:
+    def rule(of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
         if len(args) < 2 or kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode"):
             return None
-        a, b = _of(ranges, args[0]), _of(ranges, args[1])
+        a, b = of(args[0]), of(args[1])
         tensor = args[0] if isinstance(args[0], torch.Tensor) else args[1]
-        if tensor.dtype == torch.bool and combine is _times:
-            return _both(ranges, args, kwargs)
+        if tensor.dtype == torch.bool and combine is operator.mul:
+            return _both(of, args, kwargs)
         try:
             ends = [combine(x, y) for x in a[:2] for y in b[:2]]
         except (ZeroDivisionError, OverflowError):
@@ -149,7 +252,7 @@ def _arithmetic(combine: Callable[[float, float], float]) -> Rule:
         is_finite = all(map(math.isfinite, (*a[:2], *b[:2])))
         if any(map(math.isnan, ends)) or (is_finite and not all(map(math.isfinite, ends))):
             return None
-        if combine is _over and b.low <= 0 <= b.high:
+        if combine is operator.truediv and b.low <= 0 <= b.high:
             return None
         limits = range_of_dtype(tensor.dtype)
         if is_finite and (min(ends) < limits.low or max(ends) > limits.high):
@@ -159,79 +262,44 @@ def _arithmetic(combine: Callable[[float, float], float]) -> Rule:
     return rule
 
 
-def _plus(a: float, b: float) -> float:
-    return a + b
-
-
-def _minus(a: float, b: float) -> float:
-    return a - b
-
-
-def _times(a: float, b: float) -> float:
-    return a * b
-
-
-def _over(a: float, b: float) -> float:
-    return a / b
-
-
-def _sum(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    known, count = _of(ranges, args[0]), _count(args[0])
+def _sum(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    known, count = of(args[0]), _count(args[0])
     if len(args) > 1 and args[1]:
         shape = args[0].shape
         count = math.prod(shape[dim] for dim in args[1]) if shape else 1
     limits = range_of_dtype(args[0].dtype)
     if known[:2] == limits[:2] and args[0].dtype != torch.bool:
         return None
-    return (
-        Range(min(0, known.low * count, known.low), max(0, known.high * count, known.high))
-        if (not known.is_decided)
-        else Range(known.low * count, known.low * count)
+    if known.is_decided:
+        return Range(known.low * count, known.low * count)
+    return Range(min(0, known.low * count, known.low), max(0, known.high * count, known.high))
+
+
+def _clamped(of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
+    low = args[1] if len(args) > 1 else kwargs.get("min")
+    high = args[2] if len(args) > 2 else kwargs.get("max")
+    return _within(
+        of(args[0]), None if low is None else of(low), None if high is None else of(high)
     )
 
 
-def _clamped(ranges: Ranges, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
-    low = args[1] if len(args) > 1 else kwargs.get("min")
-    high = args[2] if len(args) > 2 else kwargs.get("max")
-    return _within(ranges, args[0], low, high)
-
-
-def _within(ranges: Ranges, value: Any, low: Any, high: Any) -> Range:
-    known = _of(ranges, value)
+def _within(known: Range, low: Range | None, high: Range | None) -> Range:
+    """Return the bounds of values that are clamped to bounds."""
     least, most = known.low, known.high
     if low is not None:
-        bound = _of(ranges, low)
-        least, most = max(least, bound.low), max(most, bound.high)
+        least, most = max(least, low.low), max(most, low.high)
     if high is not None:
-        bound = _of(ranges, high)
-        least, most = min(least, bound.low), min(most, bound.high)
+        least, most = min(least, high.low), min(most, high.high)
     return Range(least, most)
 
 
-def _absolute(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    known = _of(ranges, args[0])
+def _absolute(of: Bounds, args: Args, _: Kwargs) -> Answer:
+    known = of(args[0])
     ends = (abs(known.low), abs(known.high))
     return Range(0 if known.low <= 0 <= known.high else min(ends), max(ends))
 
 
-def _infinite(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-    known = _of(ranges, args[0])
-    return FALSE if all(map(math.isfinite, known[:2])) else Range(0, 1, 0)
-
-
-def _index(position: int) -> Rule:
-    """For operators whose result counts along their input's dimension."""
-
-    def rule(_ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
-        tensor = args[0]
-        dim = args[position] if len(args) > position else None
-        size = tensor.shape[dim] if isinstance(dim, int) and tensor.dim() else tensor.numel()
-        return Range(0, max(0, size - 1))
-
-    return rule
-
-
-def _drawn(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
+def _drawn(of: Bounds, args: Args, _: Kwargs) -> Answer:
     """For `randint` and `random_`: from LOW (0), below HIGH."""
     numbers = [value for value in args if isinstance(value, int)][:2]
     if not numbers:
@@ -239,26 +307,9 @@ def _drawn(ranges: Ranges, args: Sequence[Any], _: dict[str, Any]) -> Answer:
     return Range(numbers[0] if len(numbers) == 2 else 0, numbers[-1] - 1)
 
 
-def _mixed(*positions: int, also: float | None = None) -> Rule:
-    """For operators whose result has values of several arguments."""
-
-    def rule(ranges: Ranges, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
-        parts = [_of(ranges, args[position]) for position in positions if position < len(args)]
-        if also is not None:
-            parts.append(Range(also, also))
-        parts.extend(_of(ranges, kwargs[key]) for key in ("value",) if kwargs.get(key) is not None)
-        return union(*parts)
-
-    return rule
-
-
-def _uniform(_ranges: Ranges, args: Sequence[Any], kwargs: dict[str, Any]) -> Answer:
+def _uniform(_of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
     given = [*args[1:3], *(kwargs[key] for key in ("from", "to") if key in kwargs)]
     return Range(*given) if len(given) == 2 else Range(0, 1)
-
-
-def _filled(position: int) -> Rule:
-    return lambda ranges, args, _: _of(ranges, args[position])
 
 
 _SHARE, _SIGNED, _POSITIVE = _always(0, 1), _always(-1, 1), _always(0, 3.4e38)
@@ -271,51 +322,46 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(("linalg_vector_norm", "norm", "_cdist_forward", "exponential"), _POSITIVE),
     "_log_softmax": _always(-3.4e38, 0),
-    "isnan": _always(0, 0),
+    **dict.fromkeys(("isnan", "zeros", "zeros_like", "new_zeros", "zero"), _always(0, 0)),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), _always(1, 1)),
+    **dict.fromkeys(("full", "full_like", "fill"), _filled(1)),
+    "new_full": _filled(2),
     **dict.fromkeys(("isinf", "isposinf", "isneginf"), _infinite),
     **{name: _comparison(name) for name in ("eq", "ne", "lt", "le", "gt", "ge")},
     **dict.fromkeys(("all", "_is_all_true"), _quantifier(1)),
     **dict.fromkeys(("any", "_is_any_true"), _quantifier(0)),
     **dict.fromkeys(("logical_not", "bitwise_not"), _not),
     **dict.fromkeys(("logical_and", "bitwise_and", "__and__", "__iand__"), _both),
-    **dict.fromkeys(("logical_or", "bitwise_or", "__or__", "__ior__"), _any_of_both),
+    **dict.fromkeys(("logical_or", "bitwise_or", "__or__", "__ior__"), _either),
     **dict.fromkeys(("max", "min", "amax", "amin", "mean", "median", "gather", "index"), _same),
     **dict.fromkeys(("index_select", "take", "clone", "repeat", "flip", "roll", "sort"), _same),
     **dict.fromkeys(("topk", "kthvalue", "mode", "embedding", "cat", "stack"), _same),
     **dict.fromkeys(("masked_select", "cummax", "cummin", "round", "floor", "nan_to_num"), _same),
     "_to_copy": _converted,
     "copy": _copied,
-    "add": _arithmetic(_plus),
-    "sub": _arithmetic(_minus),
-    "mul": _arithmetic(_times),
-    "div": _arithmetic(_over),
+    "add": _arithmetic(operator.add),
+    "sub": _arithmetic(operator.sub),
+    "mul": _arithmetic(operator.mul),
+    "div": _arithmetic(operator.truediv),
     "sum": _sum,
-    **dict.fromkeys(("clamp", "hardtanh"), _clamped),
-    "clamp_min": lambda ranges, args, _: _within(ranges, args[0], args[1], None),
-    "clamp_max": lambda ranges, args, _: _within(ranges, args[0], None, args[1]),
-    "relu": lambda ranges, args, _: _within(ranges, args[0], 0, None),
-    "maximum": lambda ranges, args, _: _within(ranges, args[0], args[1], None),
-    "minimum": lambda ranges, args, _: _within(ranges, args[0], None, args[1]),
     "abs": _absolute,
-    "argmax": _index(1),
-    "argmin": _index(1),
-    "multinomial": lambda _ranges, args, _: Range(0, args[0].shape[-1] - 1),
+    **dict.fromkeys(("clamp", "hardtanh"), _clamped),
+    **dict.fromkeys(
+        ("clamp_min", "maximum"), lambda of, args, _: _within(of(args[0]), of(args[1]), None)
+    ),
+    **dict.fromkeys(
+        ("clamp_max", "minimum"), lambda of, args, _: _within(of(args[0]), None, of(args[1]))
+    ),
+    "relu": lambda of, args, _: _within(of(args[0]), FALSE, None),
+    **dict.fromkeys(("argmax", "argmin"), _index),
+    "multinomial": lambda _of, args, _: Range(0, args[0].shape[-1] - 1),
     **dict.fromkeys(("randint", "random"), _drawn),
+    "uniform": _uniform,
     "where": _mixed(1, 2),
     "masked_fill": _mixed(0, 2),
     "scatter": _mixed(0, 3),
-    "index_put": lambda ranges, args, kwargs: (
-        None if len(args) > 3 and args[3] else _mixed(0, 2)(ranges, args, kwargs)
-    ),
-    "tril": _mixed(0, also=0),
-    "triu": _mixed(0, also=0),
-    "constant_pad_nd": lambda ranges, args, _: union(
-        _of(ranges, args[0]), _of(ranges, args[2] if len(args) > 2 else 0)
-    ),
-    "uniform": _uniform,
-    **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "zero"), _always(0, 0)),
-    **dict.fromkeys(("ones", "ones_like", "new_ones"), _always(1, 1)),
-    **dict.fromkeys(("full", "full_like", "fill"), _filled(1)),
-    "new_full": _filled(2),
+    "index_put": _put,
+    **dict.fromkeys(("tril", "triu"), _mixed(0, also=0)),
+    "constant_pad_nd": lambda of, args, _: union(of(args[0]), of(args[2] if len(args) > 2 else 0)),
 }
 """By the operator's name, for its form that returns, its form in place, and `out=`."""

@@ -52,11 +52,9 @@ class AttentionQuestion:
     """What the choice depends on.
 
     Attributes:
-        query: tensor, usually (batch, heads, length, features).
-        key: likewise.
-        value: likewise.
+        query, key, value: tensors, usually (batch, heads, length, features).
         mask: additive or bool mask, if there is one.
-        dropout: its probability.
+        dropout: probability.
         is_causal: whether a causal mask is to be applied.
         enable_gqa: whether key and value may have fewer heads.
     """
@@ -93,15 +91,18 @@ def choose_attention(question: AttentionQuestion, gpu: GpuSpec) -> AttentionBack
     Raises:
         RuntimeError: none can, as on the GPU.
     """
-    allowed: dict[int, Callable[[], bool]] = {
-        AttentionBackend.CUDNN: lambda: _can_use_cudnn(question, gpu),
-        AttentionBackend.FLASH: lambda: _can_use_flash(question, gpu),
-        AttentionBackend.EFFICIENT: lambda: _can_use_efficient(question, gpu),
-        AttentionBackend.MATH: is_math_attention_enabled,
+    fused: dict[int, tuple[Callable[[], bool], Callable[..., bool]]] = {
+        AttentionBackend.CUDNN: (is_cudnn_attention_enabled, _can_use_cudnn),
+        AttentionBackend.FLASH: (is_flash_attention_enabled, _can_use_flash),
+        AttentionBackend.EFFICIENT: (is_efficient_attention_enabled, _can_use_efficient),
     }
     for backend in _priorities(gpu):
-        if backend in allowed and allowed[backend]():
-            return AttentionBackend(backend)
+        if backend == AttentionBackend.MATH and is_math_attention_enabled():
+            return AttentionBackend.MATH
+        if backend in fused:
+            is_enabled, can_be_used = fused[backend]
+            if is_enabled() and _is_dense(question) and can_be_used(question, gpu):
+                return AttentionBackend(backend)
     raise RuntimeError("No available kernel. Aborting execution.")
 
 
@@ -129,8 +130,6 @@ def _prefers_cudnn(gpu: GpuSpec) -> bool:
 
 def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
-    if not is_cudnn_attention_enabled() or not _are_4d(question):
-        return False
     deterministic = torch.are_deterministic_algorithms_enabled()
     if deterministic and not torch.is_deterministic_algorithms_warn_only_enabled():
         return False
@@ -141,7 +140,7 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     dropout = question.dropout
     if dropout * 16 != math.floor(dropout * 16):  # its resolution is 1/16
         return False
-    if _has_empty_sequence(question) or not _has_unit_stride(question, ignore_singleton=True):
+    if not _has_unit_stride(question, ignore_singleton=True):
         return False
     if not _has_matching_heads(question, supports_gqa=True, value_as_key=False):
         return False
@@ -162,8 +161,6 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
 
 def _can_use_flash(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
-    if not is_flash_attention_enabled() or not _are_4d(question):
-        return False
     if question.mask is not None or not (8, 0) <= gpu.capability <= (12, 1):
         return False
     features = query.shape[3]
@@ -179,15 +176,12 @@ def _can_use_flash(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     return (
         question.dtype in HALVES
         and _has_matching_heads(question, supports_gqa=True)
-        and not _has_empty_sequence(question)
         and _has_unit_stride(question, ignore_singleton=True)
     )
 
 
 def _can_use_efficient(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     query, key, value = question.all
-    if not is_efficient_attention_enabled() or not _are_4d(question):
-        return False
     if not (5, 0) <= gpu.capability <= (12, 1):
         return False
     dtypes = {torch.float16, torch.float32}
@@ -202,16 +196,17 @@ def _can_use_efficient(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     if gpu.capability >= (8, 0) and not _is_aligned(question, alignment):
         return False
     return (
-        not _has_empty_sequence(question)
-        and _has_unit_stride(question, ignore_singleton=False)
+        _has_unit_stride(question, ignore_singleton=False)
         and _has_matching_heads(question, supports_gqa=False)
         and question.dtype in dtypes
     )
 
 
-def _are_4d(question: AttentionQuestion) -> bool:
-    """`check_tensor_shapes`."""
-    return all(tensor.dim() == 4 for tensor in question.all)
+def _is_dense(question: AttentionQuestion) -> bool:
+    """`check_tensor_shapes` and `check_nonzero_sequence_lengths_dense`, which all fused kernels ask."""
+    if any(tensor.dim() != 4 for tensor in question.all):
+        return False
+    return question.query.shape[-2] != 0 and question.key.shape[-2] != 0
 
 
 def _has_cudnn_mask_shape(question: AttentionQuestion) -> bool:
@@ -224,11 +219,6 @@ def _has_cudnn_mask_shape(question: AttentionQuestion) -> bool:
         return False
     sizes = (batch, heads, length, question.key.shape[2])[-mask.dim() :]
     return all(size in (1, full) for size, full in zip(mask.shape, sizes, strict=True))
-
-
-def _has_empty_sequence(question: AttentionQuestion) -> bool:
-    """`check_nonzero_sequence_lengths_dense` fails."""
-    return question.query.shape[-2] == 0 or question.key.shape[-2] == 0
 
 
 def _has_unit_stride(question: AttentionQuestion, *, ignore_singleton: bool) -> bool:
@@ -366,14 +356,12 @@ def _check_lengths(key: Tensor, value: Tensor) -> None:
 
 def _efficient_forward(
     query: Tensor,
-    key: Tensor,
+    _key: Tensor,
     value: Tensor,
-    attn_bias: Tensor | None,
+    _attn_bias: Tensor | None,
     compute_log_sumexp: bool,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
+    *_rest: Any,
+    **_options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The outputs of `_scaled_dot_product_efficient_attention`.
 
@@ -391,13 +379,10 @@ def _cudnn_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attn_bias: Tensor | None,
+    _attn_bias: Tensor | None,
     compute_log_sumexp: bool,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    return_debug_mask: bool = False,
-    *,
-    scale: float | None = None,
+    *_rest: Any,
+    **_options: Any,
 ) -> tuple[Any, ...]:
     """The outputs of `_scaled_dot_product_cudnn_attention`.
 
@@ -417,12 +402,11 @@ def _cudnn_forward(
     return out, logsumexp, None, None, length, key.shape[2], seed, offset, None
 
 
-def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return kernels that make the outputs as CUDA's do."""
-    return {
-        "_scaled_dot_product_efficient_attention": _efficient_forward,
-        "_scaled_dot_product_cudnn_attention": _cudnn_forward,
-    }
+META_KERNELS: dict[str, Callable[..., Any]] = {
+    "_scaled_dot_product_efficient_attention": _efficient_forward,
+    "_scaled_dot_product_cudnn_attention": _cudnn_forward,
+}
+"""Kernels that make the outputs as CUDA's do."""
 
 
 def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
@@ -438,7 +422,7 @@ def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
         *,
         scale: float | None = None,
         enable_gqa: bool = False,
-    ) -> Tensor:
+    ) -> Any:
         validate_attention(query, key, value, attn_mask)
         question = AttentionQuestion(
             query=query,
@@ -451,39 +435,29 @@ def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
         )
         backend = choose_attention(question, gpu)
         mask = _additive_mask(attn_mask, query.dtype)
-        out: Tensor
+        options = (dropout_p, is_causal)
         if backend == AttentionBackend.CUDNN:
-            out = aten._scaled_dot_product_cudnn_attention.default(
-                *(query, key, value, mask, question.needs_gradient),
-                *(dropout_p, is_causal, False),
-                scale=scale,
+            return aten._scaled_dot_product_cudnn_attention.default(
+                *(query, key, value, mask, question.needs_gradient, *options, False), scale=scale
             )[0]
-            return out
         if backend == AttentionBackend.FLASH:
             features = query.shape[-1]
             out = aten._scaled_dot_product_flash_attention.default(
-                *(_padded_to_8(query), _padded_to_8(key), _padded_to_8(value)),
-                *(dropout_p, is_causal, False),
+                *(_padded_to_8(query), _padded_to_8(key), _padded_to_8(value), *options, False),
                 scale=features**-0.5 if scale is None else scale,
             )[0]
-            if out.shape[-1] != features:
-                out = aten.slice.Tensor(out, -1, 0, features)
-            return out
+            is_padded = out.shape[-1] != features
+            return aten.slice.Tensor(out, -1, 0, features) if is_padded else out
         if backend == AttentionBackend.EFFICIENT:
             _check_lengths(key, value)
             if mask is not None:
                 mask = _efficient_mask(mask, query, key)
-            out = aten._scaled_dot_product_efficient_attention.default(
-                *(query, key, value, mask, question.needs_gradient, dropout_p, is_causal),
-                scale=scale,
+            return aten._scaled_dot_product_efficient_attention.default(
+                *(query, key, value, mask, question.needs_gradient, *options), scale=scale
             )[0]
-            return out
-        out = aten._scaled_dot_product_attention_math.default(
-            *(query, key, value, mask, dropout_p, is_causal, None),
-            scale=scale,
-            enable_gqa=enable_gqa,
+        return aten._scaled_dot_product_attention_math.default(
+            *(query, key, value, mask, *options, None), scale=scale, enable_gqa=enable_gqa
         )[0]
-        return out
 
     return {
         "scaled_dot_product_attention": attention,

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from bsfind.simulation.trace.cuda_paths import autocast_lists
-from bsfind.simulation.trace.overriding import operator_named, override
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.torch_private import (
     AUTOCAST_CUDA,
     AUTOCAST_CUDA_KEYS,
@@ -27,8 +26,11 @@ from bsfind.simulation.trace.torch_private import (
     address_of,
     include_key,
     is_view,
+    operator_named,
+    override,
     schema_of,
     unload,
+    unsupported_torch,
 )
 from bsfind.workload.blame import stands_for_torch
 
@@ -38,19 +40,21 @@ _LISTS = ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE")
 def operator_lists() -> dict[str, tuple[str, ...]]:
     """Return CUDA's autocast lists: `LOWER_PRECISION_FP`, `FP32`, `FP32_SET_OPT_DTYPE`, `PROMOTE`.
 
-    Read from the macros `AT_FORALL_*` of torch/include/ATen/autocast_mode.h, which every wheel
-    ships; where it is missing, the lists of torch 2.13.
+    They are the macros `AT_FORALL_*` of include/ATen/autocast_mode.h, which the wheels ship.
+
+    Raises:
+        UntraceableError: this torch comes without that header.
     """
-    header = Path(torch.__file__).parent / "include" / "ATen" / "autocast_mode.h"
-    try:
-        source = header.read_text(encoding="utf-8")
-    except OSError:
-        return dict(autocast_lists.TORCH_2_13)
+    header = Path("include", "ATen", "autocast_mode.h")
     lists = {}
+    try:
+        source = (Path(torch.__file__).parent / header).read_text(encoding="utf-8")
+    except OSError:
+        source = ""
     for name in _LISTS:
         macro = re.search(rf"#define AT_FORALL_{name}\(_\)((?:.*\\\n)*.*\n)", source)
         if macro is None:
-            return dict(autocast_lists.TORCH_2_13)
+            raise unsupported_torch([str(header)])
         entries = re.findall(r"_\((\w+)(?:,\s*(\w+))?\)", macro.group(1))
         lists[name] = tuple(f"{op}.{overload}" if overload else op for op, overload in entries)
     return lists
@@ -124,31 +128,30 @@ class AutocastCuda:
             return known[1]
         return value.to(dtype)
 
-    def _cast_all(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype
-    ) -> tuple[list[Any], dict[str, Any]]:
-        # C++ leaves the order of evaluation of arguments open; gcc, which builds the Linux wheels,
-        # goes from the right to the left.
-        cast_kwargs = {name: self.cast(value, dtype) for name, value in reversed(kwargs.items())}
-        return [self.cast(value, dtype) for value in reversed(args)][::-1], cast_kwargs
+    def _casting(
+        self, op: Any, dtype_of: Callable[[Args, Kwargs], torch.dtype]
+    ) -> Callable[..., Any]:
+        """Return a kernel that casts all arguments to the dtype that `dtype_of` returns for them."""
+
+        @stands_for_torch
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
+                dtype = dtype_of(args, kwargs)
+                # C++ leaves the order of evaluation of arguments open; gcc, which builds the Linux
+                # wheels, goes from the right to the left.
+                cast_kwargs = {
+                    name: self.cast(value, dtype) for name, value in reversed(kwargs.items())
+                }
+                cast = [self.cast(value, dtype) for value in reversed(args)][::-1]
+                return op(*cast, **cast_kwargs)
+
+        return kernel
 
     def _lower(self, op: Any) -> Callable[..., Any]:
-        @stands_for_torch
-        def kernel(*args: Any, **kwargs: Any) -> Any:
-            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
-                cast, cast_kwargs = self._cast_all(args, kwargs, torch.get_autocast_dtype("cuda"))
-                return op(*cast, **cast_kwargs)
-
-        return kernel
+        return self._casting(op, lambda _args, _kwargs: torch.get_autocast_dtype("cuda"))
 
     def _fp32(self, op: Any) -> Callable[..., Any]:
-        @stands_for_torch
-        def kernel(*args: Any, **kwargs: Any) -> Any:
-            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
-                cast, cast_kwargs = self._cast_all(args, kwargs, torch.float32)
-                return op(*cast, **cast_kwargs)
-
-        return kernel
+        return self._casting(op, lambda _args, _kwargs: torch.float32)
 
     def _set_dtype(self, op: Any) -> Callable[..., Any]:
         arguments = schema_of(op).arguments
@@ -176,15 +179,11 @@ class AutocastCuda:
             for name in (position, argument.name)
         }
 
-        @stands_for_torch
-        def kernel(*args: Any, **kwargs: Any) -> Any:
-            with ExcludedKeys(AUTOCAST_CUDA_KEYS):
-                given = (*enumerate(args), *kwargs.items())
-                dtype = _promoted(value for name, value in given if name in counted)
-                cast, cast_kwargs = self._cast_all(args, kwargs, dtype)
-                return op(*cast, **cast_kwargs)
+        def widest(args: Args, kwargs: Kwargs) -> torch.dtype:
+            given = (*enumerate(args), *kwargs.items())
+            return _promoted(value for name, value in given if name in counted)
 
-        return kernel
+        return self._casting(op, widest)
 
     def _norm(self, name: str) -> Callable[..., Any]:
         op = operator_named(name)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import GpuSpec, TensorSpec
 from bsfind.simulation.kernels.layouts import is_non_overlapping_and_dense
+from bsfind.simulation.trace.calls import Args, Kwargs, spec_of
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
     current_backward,
@@ -183,18 +183,17 @@ def _binary_cross_entropy_with_logits(
     return out
 
 
-def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return the kernels by the operators' names, each called with the operator's arguments."""
-    return {
-        "gather_backward": _gather_backward,
-        "index_select_backward": _index_select_backward,
-        "value_selecting_reduction_backward": _selecting_backward,
-        "cummaxmin_backward": _cummaxmin_backward,
-        "cumprod_backward": _cumprod_backward,
-        "trace_backward": _trace_backward,
-        "index.Tensor": _index,
-        "binary_cross_entropy_with_logits": _binary_cross_entropy_with_logits,
-    }
+KERNELS: dict[str, Callable[..., Any]] = {
+    "gather_backward": _gather_backward,
+    "index_select_backward": _index_select_backward,
+    "value_selecting_reduction_backward": _selecting_backward,
+    "cummaxmin_backward": _cummaxmin_backward,
+    "cumprod_backward": _cumprod_backward,
+    "trace_backward": _trace_backward,
+    "index.Tensor": _index,
+    "binary_cross_entropy_with_logits": _binary_cross_entropy_with_logits,
+}
+"""By the operators' names, each called with the operator's arguments."""
 
 
 @dataclass
@@ -213,8 +212,8 @@ class GradientSums:
         self,
         dispatcher: Dispatcher,
         facts: OperatorFacts,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
     ) -> Any:
         """Run `aten::add.Tensor`; the engine's sums in place."""
         # With `create_graph` the sum has a graph of its own, and is a new tensor.
@@ -244,10 +243,10 @@ class GradientSums:
         node = current_node()
         if node is None:
             return False
-        born = dispatcher.recorder.birth_node(total.untyped_storage())
-        if born is None:
+        maker = dispatcher.recorder.allocating_node(total.untyped_storage())
+        if maker is None:
             return False
-        if born != sequence_number(node):
+        if maker != sequence_number(node):
             return True
         edges = [edge for edge in node.next_functions if edge[0] is not None]
         return len(set(edges)) < len(edges)
@@ -291,8 +290,5 @@ class GradientSums:
         return alone, self._seen
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    if tensor.is_sparse:
-        return False
-    spec = TensorSpec(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-    return is_non_overlapping_and_dense(spec)
+def _is_dense(tensor: Tensor) -> bool:
+    return not tensor.is_sparse and is_non_overlapping_and_dense(spec_of(tensor))

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.torch_private import suggested_format
 from bsfind.workload.blame import stands_for_torch
 
@@ -106,22 +105,14 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _cudnn_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cudnn_forward(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`cudnn_batch_norm` of aten/src/ATen/native/cudnn/BatchNorm.cpp.
 
     The decomposition that meta tensors have makes a dozen tensors, and statistics where there are
     none in evaluation mode. cuDNN's reserve is empty for a batch norm that is not fused with an
     activation; it is taken to be so in all layouts.
     """
+    _bias, _running_mean, _running_var, training, _momentum, _eps = rest
     channels = x.shape[1] if training else 0
     return (
         torch.empty_like(x, memory_format=_suggested_format(x)),
@@ -131,15 +122,7 @@ def _cudnn_forward(
 
 
 def _cudnn_backward(
-    x: Tensor,
-    grad_output: Tensor,
-    weight: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    save_mean: Tensor | None,
-    save_var: Tensor | None,
-    epsilon: float,
-    reserve: Tensor,
+    x: Tensor, _grad: Tensor, weight: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`cudnn_batch_norm_backward` of aten/src/ATen/native/cudnn/BatchNorm.cpp."""
     return (
@@ -148,16 +131,7 @@ def _cudnn_backward(
     )
 
 
-def _native_forward(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _native_forward(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`batch_norm_cuda` of aten/src/ATen/native/cuda/Normalization.cu."""
     dtype = _accumulator(x.dtype)
     channels = x.shape[1]
@@ -168,22 +142,14 @@ def _native_forward(
 
 
 def _native_backward(
-    grad_output: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    save_mean: Tensor | None,
-    save_invstd: Tensor | None,
-    training: bool,
-    eps: float,
-    output_mask: list[bool],
+    _grad: Tensor, x: Tensor, weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """`batch_norm_backward_cuda` of aten/src/ATen/native/cuda/Normalization.cu.
 
     The gradient of the input is contiguous in evaluation and where one kernel does all; else it has
     the layout of the input.
     """
+    *_statistics, training, _eps, output_mask = rest
     is_channels_last = x.is_contiguous() and x.stride(1) == 1
     if x.dim() in (4, 5):
         memory_format = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
@@ -200,16 +166,13 @@ def _native_backward(
     return grad_x, grad_weight, grad_bias
 
 
-def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return the kernels by the operators' names, each called with the operator's arguments."""
-    return {"batch_norm": _batch_norm}
+KERNELS: dict[str, Callable[..., Any]] = {"batch_norm": _batch_norm}
+"""By the operators' names, each called with the operator's arguments."""
 
-
-def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return kernels that make the outputs as CUDA's do."""
-    return {
-        "cudnn_batch_norm": _cudnn_forward,
-        "cudnn_batch_norm_backward": _cudnn_backward,
-        "native_batch_norm": _native_forward,
-        "native_batch_norm_backward": _native_backward,
-    }
+META_KERNELS: dict[str, Callable[..., Any]] = {
+    "cudnn_batch_norm": _cudnn_forward,
+    "cudnn_batch_norm_backward": _cudnn_backward,
+    "native_batch_norm": _native_forward,
+    "native_batch_norm_backward": _native_backward,
+}
+"""Kernels that make the outputs as CUDA's do."""

@@ -26,11 +26,13 @@ from bsfind.simulation.trace.cuda_paths import (
     meta_kernel_gaps,
     recurrent,
 )
-from bsfind.simulation.trace.overriding import operator_named, override
 from bsfind.simulation.trace.refusals import refusing
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
     TorchFunctionOff,
+    operator_named,
+    override,
+    replacing,
     unload,
 )
 
@@ -38,7 +40,6 @@ aten = torch.ops.aten
 
 _GRID_BILINEAR, _GRID_ZEROS = 0, 0
 _MEAN, _SUM = 1, 2
-_SAMPLERS = ("_sample_dirichlet", "_dirichlet_grad", "_standard_gamma_grad", "binomial")
 
 
 def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
@@ -281,17 +282,13 @@ def _cudnn_grid_sampler(x: Tensor, grid: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], x.shape[1], grid.shape[1], grid.shape[2]))
 
 
-def _cudnn_grid_sampler_backward(x: Tensor, grid: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _cudnn_grid_sampler_backward(x: Tensor, grid: Tensor, _grad: Tensor) -> tuple[Tensor, Tensor]:
+    """`cudnn_grid_sampler_backward` of aten/src/ATen/native/cudnn/GridSampler.cpp."""
     contiguous = torch.contiguous_format
     return (
         torch.empty_like(x, memory_format=contiguous),
         torch.empty_like(grid, memory_format=contiguous),
     )
-
-
-def _like_input(grad: Tensor, x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Return the gradient of a loss that CUDA has a kernel for, and meta tensors have not."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _log_softmax_backward(
@@ -301,60 +298,47 @@ def _log_softmax_backward(
     return grad.new_empty(grad.shape, dtype=input_dtype)
 
 
-def _fractional_max_pool3d_backward(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
-    """`fractional_max_pool3d_backward_cuda` of cuda/FractionalMaxPool3d.cu."""
-    return x.new_empty(x.shape)
+def _like(
+    position: int, memory_format: torch.memory_format = torch.contiguous_format
+) -> Callable[..., Tensor]:
+    """Return a meta kernel whose output is like the argument at a position."""
+    return lambda *args, **_: torch.empty_like(args[position], memory_format=memory_format)
 
 
-def _contiguous_like(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """`_logcumsumexp_cuda` of aten/src/ATen/native/cuda/ScanKernels.cpp."""
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+_KERNELS: dict[str, Callable[..., Any]] = {
+    "dropout": _dropout,
+    "softmax.int": _softmax_kernel(aten._softmax.default),
+    "log_softmax.int": _softmax_kernel(aten._log_softmax.default),
+    "linear": _linear,
+    "one_hot": _one_hot,
+    "grid_sampler": _grid_sampler,
+    "ctc_loss.IntList": _ctc_loss,
+    "ctc_loss.Tensor": _ctc_loss,
+    "cross_entropy_loss": _cross_entropy_loss,
+    "mish_backward": _mish_backward,
+}
+if hasattr(aten, "_fused_rms_norm_backward"):  # torch 2.9; before, CUDA decomposes it as well
+    _KERNELS["_fused_rms_norm"] = _fused_rms_norm
 
-
-def _same_as_first(x: Tensor, *_: Any, **__: Any) -> Tensor:
-    """The samplers of aten/src/ATen/native/cuda/Distributions.cpp, and their gradients."""
-    return torch.empty_like(x)
-
-
-def _ctc_loss_backward(grad: Tensor, log_probs: Tensor, *_: Any, **__: Any) -> Tensor:
-    """`ctc_loss_backward_gpu` of aten/src/ATen/native/cuda/LossCTC.cu."""
-    return torch.empty_like(log_probs, memory_format=torch.contiguous_format)
-
-
-def kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return the kernels by the operators' names, each called with the operator's arguments."""
-    chosen: dict[str, Callable[..., Any]] = {
-        "dropout": _dropout,
-        "softmax.int": _softmax_kernel(aten._softmax.default),
-        "log_softmax.int": _softmax_kernel(aten._log_softmax.default),
-        "linear": _linear,
-        "one_hot": _one_hot,
-        "grid_sampler": _grid_sampler,
-        "ctc_loss.IntList": _ctc_loss,
-        "ctc_loss.Tensor": _ctc_loss,
-        "cross_entropy_loss": _cross_entropy_loss,
-        "mish_backward": _mish_backward,
-    }
-    if hasattr(aten, "_fused_rms_norm_backward"):  # torch 2.9; before, CUDA decomposes it as well
-        chosen["_fused_rms_norm"] = _fused_rms_norm
-    return chosen
-
-
-def meta_kernels(gpu: GpuSpec) -> dict[str, Callable[..., Any]]:
-    """Return kernels that make the outputs as CUDA's do, where meta's are other or lacking."""
-    return {
-        "log_sigmoid_forward": _log_sigmoid_forward,
-        "_log_softmax_backward_data": _log_softmax_backward,
-        "cudnn_grid_sampler": _cudnn_grid_sampler,
-        "cudnn_grid_sampler_backward": _cudnn_grid_sampler_backward,
-        "multi_margin_loss_backward": _like_input,
-        "multilabel_margin_loss_backward": _like_input,
-        "fractional_max_pool3d_backward": _fractional_max_pool3d_backward,
-        "_logcumsumexp": _contiguous_like,
-        **dict.fromkeys(_SAMPLERS, _same_as_first),
-        "_ctc_loss_backward": _ctc_loss_backward,
-        "_ctc_loss_backward.Tensor": _ctc_loss_backward,
-    }
+_META_KERNELS: dict[str, Callable[..., Any]] = {
+    "log_sigmoid_forward": _log_sigmoid_forward,
+    "_log_softmax_backward_data": _log_softmax_backward,
+    "cudnn_grid_sampler": _cudnn_grid_sampler,
+    "cudnn_grid_sampler_backward": _cudnn_grid_sampler_backward,
+    # CUDA has kernels for these gradients, and meta tensors have none.
+    "multi_margin_loss_backward": _like(1),
+    "multilabel_margin_loss_backward": _like(1),
+    "fractional_max_pool3d_backward": _like(1),  # cuda/FractionalMaxPool3d.cu
+    "_logcumsumexp": _like(0),  # `_logcumsumexp_cuda` of cuda/ScanKernels.cpp
+    "_ctc_loss_backward": _like(1),  # `ctc_loss_backward_gpu` of cuda/LossCTC.cu
+    "_ctc_loss_backward.Tensor": _like(1),
+    # The samplers of cuda/Distributions.cpp, and their gradients.
+    **dict.fromkeys(
+        ("_sample_dirichlet", "_dirichlet_grad", "_standard_gamma_grad", "binomial"),
+        _like(0, torch.preserve_format),
+    ),
+}
+"""Kernels that make the outputs as CUDA's do, where meta's are other or lacking."""
 
 
 class CudaComposites:
@@ -369,18 +353,18 @@ class CudaComposites:
     """
 
     def __init__(self, gpu: GpuSpec) -> None:
-        self._recurrent = recurrent.RecurrentLayers(gpu)
+        self._recurrent = recurrent.RecurrentLayers()
         self.kernels: dict[str, Callable[..., Any]] = {
             **attention.kernels(gpu),
-            **backward.kernels(gpu),
-            **batch_norm.kernels(gpu),
-            **kernels(gpu),
+            **backward.KERNELS,
+            **batch_norm.KERNELS,
+            **_KERNELS,
             **self._recurrent.kernels(),
         }
         self._meta_kernels: dict[str, Callable[..., Any]] = {
-            **attention.meta_kernels(gpu),
-            **batch_norm.meta_kernels(gpu),
-            **meta_kernels(gpu),
+            **attention.META_KERNELS,
+            **batch_norm.META_KERNELS,
+            **_META_KERNELS,
             **meta_kernel_gaps.meta_kernels(),
             **recurrent.meta_kernels(gpu),
         }
@@ -399,8 +383,6 @@ class CudaComposites:
             is_on_gpu: tells a tensor on the simulated GPU from one of the host.
         """
         library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-        layers: Any = torch.nn.RNNBase
-        flatten = layers.flatten_parameters
 
         def flatten_parameters(module: torch.nn.RNNBase) -> None:
             with TorchFunctionOff():
@@ -418,9 +400,8 @@ class CudaComposites:
             warnings.simplefilter("ignore")  # torch warns of each kernel that is replaced
             for name, kernel, key in kernels:
                 override(library, name, kernel, key)
-        layers.flatten_parameters = flatten_parameters
         try:
-            yield
+            with replacing("flatten_parameters", torch.nn.RNNBase)(flatten_parameters):
+                yield
         finally:
-            layers.flatten_parameters = flatten
             unload(library)

@@ -1,12 +1,13 @@
 """Operators whose meta kernels are missing, refuse what CUDA takes, or return another layout.
 
 Convolutions (their memory format), `masked_fill`, `where` and `nll_loss` (arguments that CUDA takes),
-sparse gradients as `nn.Embedding(..., sparse=True)` makes them, packed sequences, and grouped matrix
-products (mixtures of experts).
+sparse gradients as `nn.Embedding(..., sparse=True)` makes them, packed sequences, grouped matrix
+products (mixtures of experts), and the gradient of weight normalization.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,14 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.kernels.convolution_backend import output_memory_format
-from bsfind.simulation.trace.calls import spec_of
+from bsfind.simulation.trace.calls import Args, Kwargs, spec_of
 from bsfind.simulation.trace.torch_private import (
     address_of,
     current_backward,
     current_node,
     indices_of,
     values_of,
+    without_fake,
 )
 from bsfind.workload.blame import stands_for_torch
 
@@ -28,17 +30,40 @@ if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, Handler, OperatorFacts
 
 
-def layout_handlers() -> dict[str, Handler]:
-    """Return the handlers of convolutions, forward and backward."""
+def handlers() -> dict[str, Handler]:
+    """Return the handlers of these operators."""
     return {
         "aten::convolution": _convolution,
         "aten::convolution_backward": _convolution_backward,
+        "aten::masked_fill.Tensor": _fill_with_number,
+        "aten::masked_fill_.Tensor": _fill_with_number,
+        "aten::where.self": _byte_condition,
+        "aten::nll_loss_backward": _nll_loss_backward,
+        "aten::_coalesce": _coalesce,
+        "aten::sparse_mask": _sparse_mask,
+        "aten::add_.Tensor": _add_in_place,
+        "aten::_pack_padded_sequence": _pack,
     }
 
 
-def _convolution(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def meta_kernels() -> dict[str, Callable[..., Any]]:
+    """Return the kernels by operator.
+
+    Without `_grouped_mm` where torch has no `grouped_mm` for all of these dtypes, and without the gradient
+    of weight normalization where torch has a meta kernel of it (not in torch 2.6).
+    """
+    kernels: dict[str, Callable[..., Any]] = {}
+    if hasattr(torch.nn.functional, "grouped_mm"):
+        kernels["_grouped_mm"] = _grouped_mm
+    if _lacks_weight_norm():
+        kernels["_weight_norm_interface_backward"] = _weight_norm_backward
+    return kernels
+
+
+# -------------------------------------------------------------- memory formats of convolutions
+
+
+def _convolution(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     if _is_double_backward():
         args = (args[0], args[1].contiguous(), *args[2:])
     memory_format = _format(args[0], args[1])
@@ -46,7 +71,7 @@ def _convolution(
 
 
 def _convolution_backward(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> Any:
     # The gradient of the output is brought into the input's format first, whatever it came in
     # (`cudnn_convolution_backward` in aten/src/ATen/native/cudnn/ConvShared.cpp, torch 2.6-2.13),
@@ -54,12 +79,7 @@ def _convolution_backward(
     memory_format = _format(args[1], args[2])
 
     def adjusted(out: Any) -> Any:
-        grad_input, grad_weight, grad_bias = out
-        return (
-            _in_format(grad_input, memory_format),
-            _in_format(grad_weight, memory_format),
-            grad_bias,
-        )
+        return *(_in_format(grad, memory_format) for grad in out[:2]), out[2]
 
     return dispatcher.run(facts, args, kwargs, adjusted)
 
@@ -88,18 +108,11 @@ def _in_format(tensor: Any, memory_format: torch.memory_format) -> Any:
     return torch.empty_like(tensor, memory_format=memory_format)
 
 
-def narrow_kernel_handlers() -> dict[str, Handler]:
-    """Return the handlers of operators whose meta kernels are narrower than CUDA's."""
-    return {
-        "aten::masked_fill.Tensor": _fill_with_number,
-        "aten::masked_fill_.Tensor": _fill_with_number,
-        "aten::where.self": _byte_condition,
-        "aten::nll_loss_backward": _nll_loss_backward,
-    }
+# ------------------------------------------------- calls that CUDA takes and meta kernels refuse
 
 
 def _fill_with_number(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> Any:
     """Take a single value from the host, as `masked_fill__cuda` does (cuda/Indexing.cu)."""
     names = ("self", "mask", "value")
@@ -111,7 +124,7 @@ def _fill_with_number(
 
 
 def _byte_condition(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> Any:
     """Take a condition of uint8, which `where` turns into bools first (TensorCompare.cpp)."""
     if args and args[0].dtype == torch.uint8:
@@ -120,13 +133,13 @@ def _byte_condition(
 
 
 def _nll_loss_backward(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> Any:
     return dispatcher.run(facts, *with_long_labels(dispatcher, facts, args, kwargs))
 
 
 def with_long_labels(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
+    dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of `nll_loss` with labels of uint8, which CUDA takes too, as int64.
 
@@ -136,25 +149,21 @@ def with_long_labels(
     target = args[position] if len(args) > position else kwargs.get("target")
     if target is None or target.dtype != torch.uint8:
         return args, kwargs
-    with dispatcher.unseen():
+    with without_fake():
         indices = target.long()
     if len(args) > position:
         return (*args[:position], indices, *args[position + 1 :]), kwargs
     return args, {**kwargs, "target": indices}
 
 
-def sparse_handlers() -> dict[str, Handler]:
-    """Return the handlers of operators that take sparse tensors."""
-    return {
-        "aten::_coalesce": _coalesce,
-        "aten::sparse_mask": _sparse_mask,
-        "aten::add_.Tensor": _add_in_place,
-    }
+# ------------------------------------------------------------------------- sparse gradients
+#
+# They are indices and values, without a storage of their own. Their parts are tensors like others;
+# what makes new parts has no kernel for tensors of the meta device
+# (aten/src/ATen/native/sparse/cuda/SparseCUDATensor.cu, torch 2.6-2.13).
 
 
-def _add_in_place(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _add_in_place(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Add to a tensor; a sparse one is added to a dense one by one kernel."""
     total, part = args[:2]
     is_sparse = isinstance(part, torch.Tensor) and part.layout is torch.sparse_coo
@@ -164,9 +173,7 @@ def _add_in_place(
     return dispatcher.run(facts, args, kwargs)
 
 
-def _coalesce(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _coalesce(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Sum the values of equal indices; where these are not known, all are taken to differ."""
     (sparse,) = args
     if not sparse.is_meta:
@@ -175,7 +182,7 @@ def _coalesce(
     known = dispatcher.values.of(indices)
     distinct = None if known is None else torch.unique(known, dim=1)
     count = indices.shape[1] if distinct is None else distinct.shape[1]
-    with dispatcher.unseen():
+    with without_fake():
         new_indices = indices.new_empty((indices.shape[0], count))
         new_values = values.new_empty((count, *values.shape[1:]))
         out = _sparse(new_indices, new_values, sparse)
@@ -185,9 +192,7 @@ def _coalesce(
     return out
 
 
-def _sparse_mask(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _sparse_mask(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
     """Read a dense tensor at the indices of a sparse one: new values, and a copy of the indices."""
     dense, mask = args
     if not mask.is_meta or dense.layout is not torch.strided:
@@ -195,7 +200,7 @@ def _sparse_mask(
     values, indices = values_of(mask), indices_of(mask)
     values = torch.empty_like(values, dtype=dense.dtype, memory_format=torch.contiguous_format)
     indices = indices.clone()
-    with dispatcher.unseen():
+    with without_fake():
         return _sparse(indices, values, mask)
 
 
@@ -205,17 +210,33 @@ def _sparse(indices: torch.Tensor, values: torch.Tensor, like: torch.Tensor) -> 
     )
 
 
+# --------------------------------------------------------------------- grouped matrix products
+
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # As C++ names them: the dtypes of its enumeration, and the types of its elements.
 _NAMES = {torch.float64: "Double", torch.int64: "Long", torch.int32: "Int"}
 _TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
 
 
-def meta_kernels() -> dict[str, Callable[..., Any]]:
-    """Return the kernel; none where torch has no `grouped_mm` for all of these dtypes."""
-    if not hasattr(torch.nn.functional, "grouped_mm"):
-        return {}
-    return {"_grouped_mm": _grouped_mm}
+@functools.cache
+def _lacks_weight_norm() -> bool:
+    example = torch.empty(1, 1, device="meta")
+    try:
+        torch.ops.aten._weight_norm_interface_backward(example, example, example, example, 0)
+    except NotImplementedError:
+        return True
+    return False
+
+
+def _weight_norm_backward(
+    grad_w: Tensor, saved_v: Tensor, saved_g: Tensor, saved_norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """`weight_norm_backward_cuda` of aten/src/ATen/native/cuda/WeightNorm.cu, torch 2.6-2.13."""
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(saved_v, memory_format=contiguous),
+        torch.empty_like(saved_g, memory_format=contiguous),
+    )
 
 
 def _grouped_mm(
@@ -225,7 +246,12 @@ def _grouped_mm(
     bias: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    _check(self, mat2, offs, bias, out_dtype)
+    """`_grouped_mm_cuda` of aten/src/ATen/native/cuda/GroupedBlas.cpp (torch 2.10-2.13).
+
+    It takes float32 and float16 too, group by group; torch's meta kernel takes bfloat16 alone
+    (`_meta_grouped_mm_common` in torch/_meta_registrations.py).
+    """
+    _check_groups(self, mat2, offs, bias, out_dtype)
     is_batch, is_batch_2 = self.dim() == 3, mat2.dim() == 3
     shape: list[int]
     if is_batch:
@@ -242,7 +268,7 @@ def _grouped_mm(
 
 
 @stands_for_torch
-def _check(
+def _check_groups(
     left: Tensor,
     right: Tensor,
     offs: Tensor | None,
@@ -306,15 +332,15 @@ def _check_strides(mat: Tensor) -> None:
         raise RuntimeError("strides should be multiple of 16 bytes")
 
 
-def packing_handlers() -> dict[str, Handler]:
-    """Return the handler of packing."""
-    return {"aten::_pack_padded_sequence": _pack}
+# ------------------------------------------------------------------------- packed sequences
 
 
-def _pack(
-    dispatcher: Dispatcher, facts: OperatorFacts, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    """Make the packed tensor by the operators that the CUDA kernel calls, which are recorded."""
+def _pack(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
+    """Copy steps that are equally wide together, then join them, by operators that are recorded.
+
+    `_pack_padded_sequence` of aten/src/ATen/native/PackedSequence.cpp (torch 2.6-2.13). The lengths
+    are in the host's memory, and hence known.
+    """
     padded, lengths, batch_first = args
     if not padded.is_meta or lengths.is_meta:
         return dispatcher.run(facts, args, kwargs)

@@ -8,6 +8,7 @@ tensors with old names of types, such as `torch.cuda.FloatTensor(2, 3)`, and ask
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from bsfind.simulation.trace.building import without_memory
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.recorder import is_large
 from bsfind.simulation.trace.torch_private import (
@@ -25,7 +27,7 @@ from bsfind.simulation.trace.torch_private import (
     backward_engine,
     checkpoint_checks,
     parse_to,
-    replace_backward_engine,
+    replacing_backward_engine,
 )
 from bsfind.workload.blame import stands_for_torch
 
@@ -33,7 +35,7 @@ _CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
 
-_Handler = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+_Handler = Callable[[Args, Kwargs], Any]
 
 
 def _is_cuda(device: Any) -> bool:
@@ -46,7 +48,7 @@ def _is_cuda(device: Any) -> bool:
 
 
 class CudaMasquerade(TorchFunctionMode):
-    """Active while the model is built and its step is traced.
+    """Mode that is active while the model is built and its step is traced.
 
     Args:
         dispatcher: knows which meta tensors lie on the GPU.
@@ -70,14 +72,15 @@ class CudaMasquerade(TorchFunctionMode):
             tensor.type: self._type,
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
             tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
-            tensor.__array__: lambda args, kwargs: self._array(args, kwargs),
+            tensor.__array__: self._array,
             tensor.__format__: self._format,
             tensor.new_tensor: self._new_tensor,
             tensor.new: self._new,
             parse_to: self._parse_to,
-            torch.tensor: lambda args, kwargs: self._made_on_host(torch.tensor, args, kwargs),
-            torch.as_tensor: lambda args, kwargs: self._made_on_host(torch.as_tensor, args, kwargs),
-            torch.asarray: lambda args, kwargs: self._made_on_host(torch.asarray, args, kwargs),
+            **{
+                make: functools.partial(self._made_on_host, make)
+                for make in (torch.tensor, torch.as_tensor, torch.asarray)
+            },
         }
 
     @stands_for_torch
@@ -104,8 +107,8 @@ class CudaMasquerade(TorchFunctionMode):
     def in_backward(self) -> Iterator[None]:
         """Keep the masquerade active in backward passes while inside.
 
-        A mode is off while it handles a call, and a backward pass is one call. What runs in it can
-        be the user's: `torch.autograd.Function`, hooks, recomputed activations.
+        A mode is off while it handles a call, and a backward pass is one call. User code may run in
+        it: `torch.autograd.Function`, hooks, recomputed activations.
         """
 
         @stands_for_torch
@@ -113,12 +116,8 @@ class CudaMasquerade(TorchFunctionMode):
             with self:
                 return backward_engine(*args, **kwargs)
 
-        replace_backward_engine(masked)
-        try:
-            with _comparable_checkpoints():
-                yield
-        finally:
-            replace_backward_engine(backward_engine)
+        with replacing_backward_engine(masked), _comparable_checkpoints():
+            yield
 
     def _on_gpu(self, tensor: torch.Tensor) -> bool:
         with TorchFunctionOff():
@@ -136,11 +135,11 @@ class CudaMasquerade(TorchFunctionMode):
             return tensor.to("cpu") if tensor.is_meta else tensor
 
     @stands_for_torch
-    def _array(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _array(self, args: Args, kwargs: Kwargs) -> Any:
         return self._read(args[0]).__array__(*args[1:], **kwargs)  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def _format(args: tuple[Any, ...], _kwargs: dict[str, Any]) -> str:
+    def _format(args: Args, _kwargs: Kwargs) -> str:
         """Write a tensor of one value as its number, which torch does not do for meta tensors."""
         tensor, form = args
         return format(tensor.item() if tensor.dim() == 0 else str(tensor), form)
@@ -148,11 +147,11 @@ class CudaMasquerade(TorchFunctionMode):
     # ------------------------------------------------------------------------------ moving
 
     @stands_for_torch
-    def _to(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _to(self, args: Args, kwargs: Kwargs) -> Any:
         """Run `Tensor.to` in any of its forms (`parse_to_conversion` of torch's argument parser)."""
         tensor, *rest = args
         options = self._options_of_to(rest, kwargs)
-        if options is None:  # torch has the words for it
+        if options is None:  # torch says what is wrong
             with TorchFunctionOff():
                 return _handed_on(tensor.to, tuple(rest), kwargs)
         device, dtype = options.get("device"), options.get("dtype")
@@ -235,7 +234,7 @@ class CudaMasquerade(TorchFunctionMode):
 
     @staticmethod
     @stands_for_torch
-    def _parse_to(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _parse_to(args: Args, kwargs: Kwargs) -> Any:
         """Read the arguments of `Module.to`, which hands the device on to `Tensor.to`."""
         # A number names a GPU, which torch would look for.
         if args and _is_cuda(args[0]):
@@ -245,14 +244,14 @@ class CudaMasquerade(TorchFunctionMode):
         with TorchFunctionOff():
             return parse_to(*args, **kwargs)
 
-    def _cuda(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _cuda(self, args: Args, kwargs: Kwargs) -> Any:
         return self._moved(args[0], memory_format=kwargs.get("memory_format"))
 
-    def _cpu(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _cpu(self, args: Args, kwargs: Kwargs) -> Any:
         return self._to_elsewhere(args[0], _CPU, None, memory_format=kwargs.get("memory_format"))
 
     @stands_for_torch
-    def _type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _type(self, args: Args, kwargs: Kwargs) -> Any:
         tensor = args[0]
         wanted = args[1] if len(args) > 1 else kwargs.get("dtype")
         if wanted is None:
@@ -271,7 +270,7 @@ class CudaMasquerade(TorchFunctionMode):
         return self._to_elsewhere(tensor, _CPU, kind.dtype)
 
     @stands_for_torch
-    def _set_data(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _set_data(self, args: Args, kwargs: Kwargs) -> None:
         tensor, data = args
         with TorchFunctionOff():
             if tensor.is_meta and not data.is_meta and self._dispatcher.host.has(tensor):
@@ -279,7 +278,7 @@ class CudaMasquerade(TorchFunctionMode):
             tensor.data = data
 
     @stands_for_torch
-    def _set_item(self, args: tuple[Any, ...], _kwargs: dict[str, Any]) -> None:
+    def _set_item(self, args: Args, _kwargs: Kwargs) -> None:
         """Assign to a part of a tensor: a number comes from the host, as for CUDA.
 
         `THPVariable_setitem` of torch/csrc/autograd/python_variable_indexing.cpp, torch 2.6-2.13.
@@ -293,9 +292,7 @@ class CudaMasquerade(TorchFunctionMode):
     # ------------------------------------------------------------------------------ making
 
     @stands_for_torch
-    def _made_on_host(
-        self, make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _made_on_host(self, make: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
         """Run a function that makes a tensor of Python's values: on the host, then moved."""
         device = kwargs.get("device")
         source = args[0] if args else None
@@ -309,7 +306,7 @@ class CudaMasquerade(TorchFunctionMode):
         return moved.requires_grad_() if requires_grad else moved
 
     @stands_for_torch
-    def _new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _new(self, args: Args, kwargs: Kwargs) -> Any:
         """Run the old `Tensor.new`, which does not know sparse tensors of the meta device."""
         like, *rest = args
         if like.layout is torch.sparse_coo and len(rest) == 3:
@@ -317,7 +314,7 @@ class CudaMasquerade(TorchFunctionMode):
         return like.new(*rest, **kwargs)
 
     @stands_for_torch
-    def _new_tensor(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _new_tensor(self, args: Args, kwargs: Kwargs) -> Any:
         tensor, data = args[0], args[1]
         device = kwargs.pop("device", None) or self._device(tensor)
         with TorchFunctionOff():
@@ -326,7 +323,7 @@ class CudaMasquerade(TorchFunctionMode):
 
 
 @stands_for_torch
-def _handed_on(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _handed_on(function: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
     """Call a function of torch as the user's code did."""
     return function(*args, **kwargs)
 

@@ -90,82 +90,13 @@ class _Device(contextlib.nullcontext[None]):
 
 
 _COUNTERS = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
-
-
-def _nothing() -> Callable[..., None]:
-    """Return a function that does nothing: one of its own, as torch's compiler tells them apart."""
-    return lambda *_, **__: None
-
-
-def _zero() -> Callable[..., int]:
-    return lambda *_, **__: 0
-
-
-def _replacements(
-    gpu: GpuSpec, properties: SimulatedGpu, allocated: Callable[[], int]
-) -> dict[str, Any]:
-    null = contextlib.nullcontext
-    major, minor = gpu.capability
-    random_state = torch.zeros(16, dtype=torch.uint8)
-    return {
-        "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "init": _nothing(),
-        "_lazy_init": _nothing(),
-        "_initialized": True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": _nothing(),
-        "device": _Device,
-        "device_of": _Device,
-        "get_device_name": lambda *_: properties.name,
-        "get_device_capability": lambda *_: (major, minor),
-        "get_device_properties": lambda *_: properties,
-        "is_bf16_supported": lambda *_, **__: major >= 8,
-        "is_tf32_supported": lambda *_, **__: major >= 8,
-        "get_arch_list": lambda: [f"sm_{major}{minor}"],
-        "synchronize": _nothing(),
-        "empty_cache": _nothing(),
-        "ipc_collect": _nothing(),
-        "mem_get_info": lambda *_: (
-            max(0, properties.total_memory - allocated()),
-            properties.total_memory,
-        ),
-        "memory_stats": lambda *_: _memory_stats(allocated()),
-        "memory_snapshot": lambda *_: [],
-        "reset_peak_memory_stats": _nothing(),
-        "reset_max_memory_allocated": _nothing(),
-        "set_per_process_memory_fraction": _nothing(),
-        **{name: lambda *_, **__: allocated() for name in _COUNTERS},
-        **{name: _nothing() for name in ("manual_seed", "manual_seed_all", "seed", "seed_all")},
-        "initial_seed": _zero(),
-        "get_rng_state": lambda *_: random_state.clone(),
-        "get_rng_state_all": lambda: [random_state.clone()],
-        "set_rng_state": _nothing(),
-        "set_rng_state_all": _nothing(),
-        "Stream": _Stream,
-        "Event": _Event,
-        "current_stream": lambda *_: _Stream(),
-        "default_stream": lambda *_: _Stream(),
-        "set_stream": _nothing(),
-        "stream": lambda *_: null(),
-        "is_current_stream_capturing": lambda: False,
-        "ExternalStream": _Stream,
-        "memory_summary": lambda *_, **__: "",
-        "memory_stats_as_nested_dict": lambda *_: {},
-        "list_gpu_processes": lambda *_: "",
-        "get_allocator_backend": lambda: "native",
-        "can_device_access_peer": lambda *_: False,
-        "get_sync_debug_mode": _zero(),
-        "set_sync_debug_mode": _nothing(),
-        "utilization": _zero(),
-        "cudart": _CudaRuntime,
-        "_record_memory_history": _nothing(),
-        "_dump_snapshot": _nothing(),
-        **{name: refusing_class("torch.cuda", name) for name in _WITHOUT_MEANING},
-        **TENSOR_TYPES,
-    }
-
+_COMMANDS = (
+    *("init", "_lazy_init", "set_device", "synchronize", "empty_cache", "ipc_collect"),
+    *("reset_peak_memory_stats", "reset_max_memory_allocated", "set_per_process_memory_fraction"),
+    *("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all"),
+    *("set_stream", "set_sync_debug_mode", "_record_memory_history", "_dump_snapshot"),
+)
+"""Functions that do nothing here."""
 
 _WITHOUT_MEANING = (
     *("CUDAGraph", "graph", "graph_pool_handle", "make_graphed_callables", "MemPool"),
@@ -173,6 +104,63 @@ _WITHOUT_MEANING = (
     *("change_current_allocator", "CUDAPluggableAllocator"),
 )
 """What captures, hands out or replaces memory past the caching allocator that is modelled."""
+
+
+def _constant(value: Any) -> Callable[..., Any]:
+    """Return a function that returns a value: one of its own, as torch's compiler tells them apart."""
+    return lambda *_, **__: value
+
+
+def _replacements(
+    gpu: GpuSpec, properties: SimulatedGpu, allocated: Callable[[], int]
+) -> dict[str, Any]:
+    """Return the functions and classes that stand for those of `torch.cuda`, by name."""
+    major, minor = gpu.capability
+    total = properties.total_memory
+    random_state = torch.zeros(16, dtype=torch.uint8)
+    values: dict[str, Any] = {
+        "is_available": True,
+        "is_initialized": True,
+        "device_count": 1,
+        "current_device": 0,
+        "get_device_name": properties.name,
+        "get_device_capability": (major, minor),
+        "get_device_properties": properties,
+        "is_bf16_supported": major >= 8,
+        "is_tf32_supported": major >= 8,
+        "initial_seed": 0,
+        "is_current_stream_capturing": False,
+        "memory_summary": "",
+        "list_gpu_processes": "",
+        "get_allocator_backend": "native",
+        "can_device_access_peer": False,
+        "get_sync_debug_mode": 0,
+        "utilization": 0,
+        **dict.fromkeys(_COMMANDS),
+    }
+    return {
+        **{name: _constant(value) for name, value in values.items()},
+        "_initialized": True,
+        "device": _Device,
+        "device_of": _Device,
+        "get_arch_list": lambda: [f"sm_{major}{minor}"],
+        "mem_get_info": lambda *_: (max(0, total - allocated()), total),
+        "memory_stats": lambda *_: _memory_stats(allocated()),
+        "memory_stats_as_nested_dict": lambda *_: {},
+        "memory_snapshot": lambda *_: [],
+        **{name: lambda *_, **__: allocated() for name in _COUNTERS},
+        "get_rng_state": lambda *_: random_state.clone(),
+        "get_rng_state_all": lambda: [random_state.clone()],
+        "Stream": _Stream,
+        "Event": _Event,
+        "ExternalStream": _Stream,
+        "current_stream": lambda *_: _Stream(),
+        "default_stream": lambda *_: _Stream(),
+        "stream": lambda *_: contextlib.nullcontext(),
+        "cudart": _CudaRuntime,
+        **{name: refusing_class("torch.cuda", name) for name in _WITHOUT_MEANING},
+        **TENSOR_TYPES,
+    }
 
 
 def _memory_stats(allocated: int) -> dict[str, int]:
@@ -228,12 +216,10 @@ def _accelerator_replacements(answers: dict[str, Any]) -> dict[str, Any]:
     )
     return {name: answers[name] for name in same} | {
         "current_accelerator": lambda *_, **__: torch.device("cuda"),
-        "current_device_index": _zero(),
-        "current_device_idx": _zero(),
-        "set_device_index": _nothing(),
-        "set_device_idx": _nothing(),
+        **{name: _constant(0) for name in ("current_device_index", "current_device_idx")},
+        **{name: _constant(None) for name in ("set_device_index", "set_device_idx")},
+        "reset_accumulated_memory_stats": _constant(None),
         "get_memory_info": answers["mem_get_info"],
-        "reset_accumulated_memory_stats": _nothing(),
     }
 
 
@@ -247,10 +233,10 @@ def simulated_cuda_module(
     """Let torch's Python code find a GPU while inside.
 
     Args:
-        gpu: which one.
-        properties: of the GPU.
+        gpu: the GPU that is modelled.
+        properties: its properties.
         clear_autocast_cache: called when the outermost autocast is left.
-        allocated: returns the bytes of the tensors on it, which code may ask for.
+        allocated: returns the bytes of the tensors on the GPU, which code may ask for.
     """
     import torch.cuda.amp.common
 
@@ -278,7 +264,7 @@ def simulated_cuda_module(
             for name, value in answers.items():
                 replace(owner, name, value)
         for name in _NVTX:
-            replace(torch.cuda.nvtx, name, _zero())
+            replace(torch.cuda.nvtx, name, _constant(0))
         cuda, cudnn = versions(gpu)
         replace(torch.version, "cuda", cuda)
         replace(torch.backends.cuda, "is_built", lambda: True)
@@ -294,8 +280,15 @@ def simulated_cuda_module(
         yield
 
 
+_NATIVE_COMMANDS = (
+    *("_cuda_init", "_cuda_setDevice", "_cuda_setStream", "_cuda_synchronize"),
+    *("_cuda_emptyCache", "_cuda_ipc_collect", "_cuda_sleep", "_cuda_setMemoryFraction"),
+    *("_cuda_resetPeakMemoryStats", "_cuda_resetAccumulatedMemoryStats"),
+    *("_cuda_record_memory_history", "_cuda_clearCublasWorkspaces"),
+    *("_cuda_set_sync_debug_mode", "_cuda_set_cudnn_benchmark_limit"),
+)
+"""Functions of `torch._C` that do nothing here."""
 _PREFIXES = ("_cuda_", "_CUDA", "_Cuda", "_cudnn_", "_nccl_")
-_NCCL_VERSION = (2, 28, 9)
 
 
 def versions(gpu: GpuSpec) -> tuple[str, int]:
@@ -319,10 +312,9 @@ def refuse(name: str) -> NoReturn:
 
 
 def _answers(gpu: GpuSpec) -> dict[str, Any]:
-    """Return what these names are, by name."""
+    """Return what names of `torch._C` are that only a CUDA build has."""
     major, minor = gpu.capability
     cuda, _ = versions(gpu)
-    nccl = _NCCL_VERSION[0] << 32 | _NCCL_VERSION[1] << 16 | _NCCL_VERSION[2]
     values: dict[str, Any] = {
         "_cuda_getDevice": 0,
         "_cuda_getDeviceCount": 1,
@@ -344,28 +336,17 @@ def _answers(gpu: GpuSpec) -> dict[str, Any]:
         "_cuda_tunableop_is_enabled": False,
         "_cuda_memoryStats": {},
         "_cuda_memorySnapshot": {"segments": [], "device_traces": []},
-        "_nccl_version": nccl,
+        "_nccl_version": 2 << 32 | 28 << 16 | 9,  # 2.28.9
         "_nccl_version_suffix": b"",
+        **dict.fromkeys(_NATIVE_COMMANDS),
     }
-    commands = (
-        *("_cuda_init", "_cuda_setDevice", "_cuda_setStream", "_cuda_synchronize"),
-        *("_cuda_emptyCache", "_cuda_ipc_collect", "_cuda_sleep", "_cuda_setMemoryFraction"),
-        *("_cuda_resetPeakMemoryStats", "_cuda_resetAccumulatedMemoryStats"),
-        *("_cuda_record_memory_history", "_cuda_clearCublasWorkspaces"),
-        *("_cuda_set_sync_debug_mode", "_cuda_set_cudnn_benchmark_limit"),
-    )
     return {
         **{name: _constant(value) for name, value in values.items()},
-        **{name: _constant(None) for name in commands},
         "_scatter": _scatter,
         "_broadcast": lambda tensor, devices: [tensor for _ in devices],
         "_broadcast_coalesced": lambda tensors, devices, *_: [list(tensors) for _ in devices],
         "_gather": lambda tensors, *_: tensors[0],
     }
-
-
-def _constant(value: Any) -> Callable[..., Any]:
-    return lambda *_, **__: value
 
 
 def _scatter(tensor: torch.Tensor, devices: Sequence[int], *_: Any) -> list[torch.Tensor]:
@@ -388,11 +369,7 @@ def refusing_class(module: str, name: str) -> type:
 
 @contextlib.contextmanager
 def cuda_build(gpu: GpuSpec) -> Iterator[None]:
-    """Let `torch._C` have the names of a CUDA build while inside.
-
-    Args:
-        gpu: which GPU there seems to be.
-    """
+    """Let `torch._C` have the names of a CUDA build for a GPU while inside."""
     known = _answers(gpu)
 
     def lacking(name: str) -> Any:

@@ -35,7 +35,8 @@ from bsfind.simulation.trace.torch_private import (
     groups_of_tensors,
     has_torch_function,
     register_scripted,
-    replace_groups_of_tensors,
+    replacing,
+    replacing_groups_of_tensors,
     torch_function_modes,
 )
 
@@ -68,21 +69,12 @@ _ANSWERS = {
 @contextlib.contextmanager
 def undelegated_functions() -> Iterator[None]:
     """Let torch's Python functions ignore the masquerade while inside."""
-    replaced = [
-        (module, name, getattr(module, name))
-        for module in _MODULES
-        for name in _ANSWERS
-        if hasattr(module, name)
-    ]
-    for answer in _ANSWERS.values():
-        register_scripted(answer, "aten::has_torch_function")
-    for module, name, _ in replaced:
-        setattr(module, name, _ANSWERS[name])
-    try:
+    with contextlib.ExitStack() as stack:
+        for name, answer in _ANSWERS.items():
+            register_scripted(answer, "aten::has_torch_function")
+            owners = (module for module in _MODULES if hasattr(module, name))
+            stack.enter_context(replacing(name, *owners)(answer))
         yield
-    finally:
-        for module, name, original in replaced:
-            setattr(module, name, original)
 
 
 _CPU = torch.device("cpu")
@@ -108,11 +100,8 @@ def cuda_groups(is_on_gpu: Callable[[torch.Tensor], bool]) -> Iterator[None]:
             groups[device, dtype] = group
         return groups
 
-    replace_groups_of_tensors(grouped)
-    try:
+    with replacing_groups_of_tensors(grouped):
         yield
-    finally:
-        replace_groups_of_tensors(groups_of_tensors)
 
 
 _NAME = "torch._dynamo"
