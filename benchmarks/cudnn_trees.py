@@ -42,18 +42,18 @@ TARGET = Path(cudnn_engines.__file__).with_name(cudnn_engines.DATA_FILE)
 ALIGNMENT, TABLES, TABLES_SHARE = 512, 16384, 1 / 128
 # Partial tiles of kernels that share a tile among multiprocessors: at most this many bytes.
 SHARED_TILES = {"weight_gradient": 3_300_000, "forward": 9_000_000, "input_gradient": 9_000_000}
-# Workspaces of depthwise convolutions up to this have no formula.
+# Workspaces of depthwise convolutions up to this size follow no formula.
 SMALL_DEPTHWISE = 16_000_000
-# More partial results than this are none.
+# A weight gradient has fewer partial results than this.
 MANY_PARTS = 4096
-# A workspace that is of no consequence.
+# A workspace below this size does not matter.
 LITTLE = 1 << 18
-# Bins of a feature.
+# The most bins that a feature has.
 BINS = 255
 # Samples weigh as the copies that there are, or that there might be, to this power.
 STAKE_POWER = 0.25
-# Splits of a tree that tell less than this (bits, over all its samples) are none; of many samples less
-# has to suffice, or each new kind of layer would cost the others a part of their leaves.
+# A tree is not split where this would tell less (bits, over all its samples). Where there are many samples
+# a smaller gain suffices, or each new kind of layer would cost the others a part of their leaves.
 LEAST_GAIN, MANY_SAMPLES = 4e-5, 25_000
 
 

@@ -126,6 +126,7 @@ def test_help_loads_next_to_nothing_of_bsfind() -> None:
     assert "bsfind.search.finder" not in ours
 
 
+@pytest.mark.slow
 def test_every_module_imports_alone() -> None:
     # Modules of the worker's side need torch, which is not what this is about.
     files = [

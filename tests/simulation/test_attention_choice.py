@@ -33,11 +33,12 @@ def question(
     return AttentionQuestion(query=query, key=key, value=value, **options)  # type: ignore[arg-type]
 
 
+# The order of preference is torch's: 2.6 prefers cuDNN last.
 @pytest.mark.parametrize(
     ("gpu", "dtype", "features", "chosen"),
     [
-        ("h100", torch.bfloat16, 64, CUDNN),
-        ("h100", torch.bfloat16, 256, CUDNN),
+        pytest.param("h100", torch.bfloat16, 64, CUDNN, marks=pytest.mark.one_torch),
+        pytest.param("h100", torch.bfloat16, 256, CUDNN, marks=pytest.mark.one_torch),
         ("h100", torch.bfloat16, 20, FLASH),
         ("h100", torch.float32, 64, EFFICIENT),
         ("h100", torch.float32, 33, MATH),
@@ -62,9 +63,15 @@ def test_dtype_width_and_gpu_choose(
 def test_a_mask_rules_out_flash_attention() -> None:
     mask = torch.empty(32, 32, dtype=torch.bool, device="meta")
     assert choose_attention(question(2, 4, 32, 64, mask=mask), GPU_SPECS["a100"]) == EFFICIENT
+
+
+@pytest.mark.one_torch
+def test_a_mask_does_not_rule_out_cudnn() -> None:
+    mask = torch.empty(32, 32, dtype=torch.bool, device="meta")
     assert choose_attention(question(2, 4, 32, 64, mask=mask), GPU_SPECS["h100"]) == CUDNN
 
 
+@pytest.mark.one_torch
 def test_dropout_must_suit_cudnn() -> None:
     assert choose_attention(question(2, 4, 32, 64, dropout=0.1), GPU_SPECS["h100"]) == FLASH
     assert choose_attention(question(2, 4, 32, 64, dropout=0.125), GPU_SPECS["h100"]) == CUDNN

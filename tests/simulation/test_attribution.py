@@ -62,6 +62,8 @@ CASES = (
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_sum_is_the_peak_of_the_replay(name: str) -> None:
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("an older torch")
     case = by_name(name)
     precision, batch_size = case.precisions[-1], case.batch_sizes[0]
     plain, _ = traced(case.workload, precision, batch_size, None)

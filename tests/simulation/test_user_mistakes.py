@@ -147,7 +147,7 @@ def test_weights_are_loaded_to_the_gpu(tmp_path: Path) -> None:
     assert traced(tmp_path, init=init)[0].trial_events == traced(tmp_path)[0].trial_events
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_scripted_modules_call_torchs_functions(tmp_path: Path) -> None:
     init = "self.more = torch.jit.script(nn.Sequential(nn.Softplus(), nn.Dropout(0.1)))"
     assert traced(tmp_path, "return self.more(y)", init=init)[0].trial_events

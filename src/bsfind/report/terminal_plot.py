@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from itertools import cycle, pairwise
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
 from bsfind.records import Report, Trial
-from bsfind.report.plot import Picture, batch_size_ticks, memory_ticks, picture_of
+from bsfind.report.plot import Picture, Series, batch_size_ticks, memory_ticks, picture_of
 from bsfind.report.width import is_utf8
 
 _NARROWEST = 32
@@ -93,18 +92,18 @@ def _plot(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
     for nbytes, rule in reversed(list(zip(picture.limits.values(), glyphs.limits, strict=False))):
         _, row = cell(0, nbytes / picture.memory_high)
         cells[row] = [(rule, "dim")] * columns
-    for index, series in enumerate(picture.series):
+    marked = _marked(picture, glyphs)
+    for series, _, _, style in marked:
         for first, second in pairwise(series.ran):
-            line(place(first), place(second), _of(_STYLES, index))
-    for index, series in enumerate(picture.series):
+            line(place(first), place(second), style)
+    for series, point, _, style in marked:
         for trial in series.failed:
-            mark(trial, glyphs.failed, _of(_STYLES, index))
+            mark(trial, glyphs.failed, style)
         for trial in series.ran:
-            mark(trial, _of(glyphs.points, index), _of(_STYLES, index))
-    for index, series in enumerate(picture.series):
+            mark(trial, point, style)
+    for series, _, ring, style in marked:
         if series.recommended is not None:
-            ring = _of(glyphs.recommended, index)
-            mark(series.recommended, ring, f"bold {_of(_STYLES, index)}")
+            mark(series.recommended, ring, f"bold {style}")
 
     labels = {cell(0, v / picture.memory_high)[1]: text for v, text in memory.items() if v}
     lines = [
@@ -128,14 +127,12 @@ def _plot(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
 
 def _legend(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
     """Return what the marks mean: a line for each series, then the rest, wrapped between entries."""
+    marked = _marked(picture, glyphs)
     lines = [
-        Text.assemble(
-            (_of(glyphs.points, index), _of(_STYLES, index)), f" {series.name}: {series.summary}"
-        )
-        for index, series in enumerate(picture.series)
+        Text.assemble((point, style), f" {series.name}: {series.summary}")
+        for series, point, _, style in marked
     ]
-    series = enumerate(picture.series)
-    rings = dict.fromkeys(_of(glyphs.recommended, i) for i, one in series if one.recommended)
+    rings = dict.fromkeys(ring for series, _, ring, _ in marked if series.recommended)
     entries = [f"{''.join(rings)} recommended"] if rings else []
     if picture.reasons:
         entries.append(f"{glyphs.failed} {picture.reasons}")
@@ -150,5 +147,7 @@ def _legend(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
     return [*lines, *(Text(row, style="dim") for row in rows if row)]
 
 
-def _of(choices: Sequence[str], index: int) -> str:
-    return choices[index % len(choices)]
+def _marked(picture: Picture, glyphs: _Glyphs) -> list[tuple[Series, str, str, str]]:
+    """Return each series with the marks of its points and its recommended size, and its style."""
+    marks = zip(cycle(glyphs.points), cycle(glyphs.recommended), cycle(_STYLES), strict=False)
+    return [(series, *mark) for series, mark in zip(picture.series, marks, strict=False)]

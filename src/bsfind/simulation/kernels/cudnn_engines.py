@@ -33,10 +33,10 @@ CUDNN_VERSION = 92000
 DATA_FILE = "cudnn_engines.zip"
 MANIFEST = "manifest.json"
 
-# In place of the feature that a node asks for.
+# What a leaf has in place of the number of a feature.
 LEAF = 255
 
-# Of the GPUs that were sampled.
+# The multiprocessors of the GPUs that were sampled.
 MULTIPROCESSORS = {"h100": 132, "a100": 108, "rtx3090": 82, "rtx4090": 128, "t4": 40}
 
 

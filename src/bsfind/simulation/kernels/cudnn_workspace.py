@@ -40,11 +40,11 @@ from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem, Copies, 
 
 _MODELLED_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-# Of an engine that is not understood: 99 of 100 such samples keep less than this multiple of the
-# three tensors, and a leaf's rare extreme must not stand for its neighbours.
+# The most that an engine that is not understood keeps, as a multiple of the three tensors: 99 of 100
+# samples keep less, and the rare extreme of a leaf must not stand for its neighbours.
 _LARGEST_SHARE = 5
 
-# Bytes beside the copies, where there are any: alignment, descriptors, a semaphore.
+# Bytes that an engine keeps beside the copies: alignment, descriptors, a semaphore.
 _SMALL = {"none": 0, "alignment": 147, "tables": 2048}
 
 

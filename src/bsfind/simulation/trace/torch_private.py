@@ -228,7 +228,7 @@ _OPERATORS = (
     "_to_copy",
     *("_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention"),
     *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention"),
-    *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell"),
+    *("_thnn_fused_gru_cell", "_thnn_fused_lstm_cell", "_weight_norm_interface_backward"),
 )
 """Of `torch.ops.aten`: these are called as `aten.NAME`, which looks the same for all operators."""
 for _operator in _OPERATORS:

@@ -1,12 +1,13 @@
 """Operators whose meta kernels are missing, refuse what CUDA takes, or return another layout.
 
 Convolutions (their memory format), `masked_fill`, `where` and `nll_loss` (arguments that CUDA takes),
-sparse gradients as `nn.Embedding(..., sparse=True)` makes them, packed sequences, and grouped matrix
-products (mixtures of experts).
+sparse gradients as `nn.Embedding(..., sparse=True)` makes them, packed sequences, grouped matrix
+products (mixtures of experts), and the gradient of weight normalization.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -46,8 +47,17 @@ def handlers() -> dict[str, Handler]:
 
 
 def meta_kernels() -> dict[str, Callable[..., Any]]:
-    """Return the meta kernels; none where torch has no `grouped_mm` for all of CUDA's dtypes."""
-    return {"_grouped_mm": _grouped_mm} if hasattr(torch.nn.functional, "grouped_mm") else {}
+    """Return the kernels by operator.
+
+    Without `_grouped_mm` where torch has no `grouped_mm` for all of these dtypes, and without the gradient
+    of weight normalization where torch has a meta kernel of it (not in torch 2.6).
+    """
+    kernels: dict[str, Callable[..., Any]] = {}
+    if hasattr(torch.nn.functional, "grouped_mm"):
+        kernels["_grouped_mm"] = _grouped_mm
+    if _lacks_weight_norm():
+        kernels["_weight_norm_interface_backward"] = _weight_norm_backward
+    return kernels
 
 
 # -------------------------------------------------------------- memory formats of convolutions
@@ -206,6 +216,27 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # As C++ names them: the dtypes of its enumeration, and the types of its elements.
 _NAMES = {torch.float64: "Double", torch.int64: "Long", torch.int32: "Int"}
 _TYPES = {torch.float32: "float", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
+
+
+@functools.cache
+def _lacks_weight_norm() -> bool:
+    example = torch.empty(1, 1, device="meta")
+    try:
+        torch.ops.aten._weight_norm_interface_backward(example, example, example, example, 0)
+    except NotImplementedError:
+        return True
+    return False
+
+
+def _weight_norm_backward(
+    grad_w: Tensor, saved_v: Tensor, saved_g: Tensor, saved_norms: Tensor, dim: int
+) -> tuple[Tensor, Tensor]:
+    """`weight_norm_backward_cuda` of aten/src/ATen/native/cuda/WeightNorm.cu, torch 2.6-2.13."""
+    contiguous = torch.contiguous_format
+    return (
+        torch.empty_like(saved_v, memory_format=contiguous),
+        torch.empty_like(saved_g, memory_format=contiguous),
+    )
 
 
 def _grouped_mm(
