@@ -93,9 +93,7 @@ class Confirmation:
                 self._reduce_until_steady(trial)
                 break
             if trial.is_refused:
-                largest = (
-                    trial.batch_size - 1
-                )  # for another reason than memory: the next size may run
+                largest = trial.batch_size - 1  # not out of memory: the next size may run
                 continue
             failed.append(trial)
             largest = step_down(

@@ -45,11 +45,13 @@ class _Opened:
         settings: what was asked for, with the device that was opened.
         device: the device as the first worker found it.
         policy: how trials on it are used.
+        pool: where workers come from.
     """
 
     settings: Settings
     device: DeviceInfo
     policy: Policy
+    pool: WorkerPool
 
 
 class Finder:
@@ -157,19 +159,19 @@ class Finder:
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
         with Predictor(self._settings, self._make_pool) as predictor:
-            opened = self._opened = self._open(worker, held)
+            opened = self._opened = self._open(pool, worker, held)
             self._warn_about_other_processes(opened.device)
             if not opened.policy.is_measured:
                 pool.expect_no_more()
             pool.prepare()
             precisions = precisions_of(self._settings, opened.device)
             predictor.begin(opened.device, precisions)
-            left_over = self._search_all(opened, precisions, pool, worker, predictor.result)
+            left_over = self._search_all(opened, precisions, worker, predictor.result)
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
-            self._compare(opened, pool, left_over)
+            self._compare(opened, left_over)
 
-    def _open(self, worker: Worker, held: contextlib.ExitStack) -> _Opened:
+    def _open(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> _Opened:
         """Open the device that was asked for, or the one to use where there is no GPU."""
         settings, choice = self._settings, self._settings.device
         try:
@@ -186,27 +188,19 @@ class Finder:
                 raise
             settings = dataclasses.replace(settings, device=other)
             device = worker.open(other, self._clock.for_start())
-        return _Opened(settings=settings, device=device, policy=policy_for(device))
+        return _Opened(settings=settings, device=device, policy=policy_for(device), pool=pool)
 
     def _search_all(
-        self,
-        opened: _Opened,
-        precisions: Sequence[str],
-        pool: WorkerPool,
-        worker: Worker,
-        predict: Predict,
+        self, opened: _Opened, precisions: Sequence[str], worker: Worker, predict: Predict
     ) -> Worker | None:
         """Search every precision; return a worker that is left over."""
         left_over: Worker | None = worker
         for precision in precisions:
             why_not = unsupported(precision, opened.device)
             if why_not is not None:
-                self._results.append(
-                    PrecisionResult(precision=precision, status="unsupported", message=why_not)
-                )
+                self._add_unsupported(precision, None, why_not)
                 continue
-            search = self._begin(opened, opened.settings, precision, pool, left_over)
-            self._finish(search, predict)
+            search = self._search(opened, opened.settings, precision, left_over, predict=predict)
             left_over = search.runner.left_over
             if search.error is not None and self._model is None:
                 break  # the model could not be built: it will not be in another precision either
@@ -224,7 +218,7 @@ class Finder:
             for result in self._results
         ]
 
-    def _compare(self, opened: _Opened, pool: WorkerPool, left_over: Worker | None) -> None:
+    def _compare(self, opened: _Opened, left_over: Worker | None) -> None:
         """Search once more with each change of `--compare`, in the precision that is recommended."""
         best = recommend(self._results, self._settings.limits.objective)
         tried = [result.precision for result in self._results if result.status != "unsupported"]
@@ -234,56 +228,55 @@ class Finder:
         for remedy in self._settings.compare:
             why_not = why_unsupported(remedy, simulated=not opened.policy.is_measured)
             if why_not is not None:
-                self._results.append(
-                    PrecisionResult(
-                        precision=precision, remedy=remedy, status="unsupported", message=why_not
-                    )
-                )
+                self._add_unsupported(precision, remedy, why_not)
                 continue
             settings = remedied(opened.settings, remedy, precision)
-            variables = variables_of(remedy, os.environ)
-            worker = None if variables else left_over
-            search = self._begin(opened, settings, precision, pool, worker, variables)
-            self._finish(search)
-            if not variables:
-                left_over = search.runner.left_over
+            if variables := variables_of(remedy, os.environ):
+                self._search(opened, settings, precision, None, variables)
+            else:
+                left_over = self._search(opened, settings, precision, left_over).runner.left_over
 
-    def _begin(
+    def _add_unsupported(self, precision: str, remedy: str | None, message: str) -> None:
+        self._results.append(
+            PrecisionResult(
+                precision=precision, remedy=remedy, status="unsupported", message=message
+            )
+        )
+
+    def _search(
         self,
         opened: _Opened,
         settings: Settings,
         precision: str,
-        pool: WorkerPool,
         worker: Worker | None,
         variables: Mapping[str, str] | None = None,
+        predict: Predict | None = None,
     ) -> PrecisionSearch:
+        """Search in one precision, and keep what is found, whatever ends it."""
         runner = TrialRunner(
             settings,
             precision,
-            pool,
+            opened.pool,
             self._clock,
             keeps_worker=not opened.policy.is_measured,
             opened=worker,
             variables=variables,
         )
-        return PrecisionSearch(
+        search = self._current = PrecisionSearch(
             precision, settings, opened.device, runner, opened.policy, self._events
         )
-
-    def _finish(self, search: PrecisionSearch, predict: Predict | None = None) -> None:
-        """Run a search to its end, and keep what it found."""
-        self._current = search
         if search.is_asked_for:
-            self._searches[search.precision] = search
+            self._searches[precision] = search
         try:
             search.run(predict)
         finally:
             if search.is_asked_for:
-                self._model = _known_best(search.runner.model, self._model)
+                self._model = _known_best(runner.model, self._model)
             for warning in search.all_warnings:
                 self._warn(warning)
             self._results.append(search.result)
             self._current = None
+        return search
 
     def _warn(self, warning: ReportWarning) -> None:
         if warning not in self._warnings:  # two precisions may say the same

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 
@@ -361,9 +362,5 @@ class PrecisionSearch:
 def _peaks_of(predicted: PrecisionResult | None) -> PredictedPeaks | None:
     if predicted is None or predicted.max_batch_size is None:
         return None
-    return PredictedPeaks(
-        max_batch_size=predicted.max_batch_size,
-        recommended_batch_size=predicted.recommended_batch_size,
-        peak_allocated_bytes=predicted.peak_allocated_bytes,
-        peak_reserved_bytes=predicted.peak_reserved_bytes,
-    )
+    names = [field.name for field in dataclasses.fields(PredictedPeaks)]
+    return PredictedPeaks(**{name: getattr(predicted, name) for name in names})

@@ -1,7 +1,7 @@
-"""Reads of values that nobody knows: what was answered, and where the other answer is right.
+"""Reads of unknown values: which answer they get, and where the other answer is right.
 
-Where the user's code raises upon an answer, training would not have given it. The step is then traced
-again, with the other answer to the read before the error.
+Where the user's code raises because of an answer, training would not have given it. The step is then
+traced again, with the other answer to the read before the error.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class AssumedReads:
         """Return the value that a read gets.
 
         Args:
-            dtype: of the value.
-            known: its bounds.
+            dtype: dtype of the value.
+            known: bounds of the value.
         """
         frames = list(_frames())
         site = tuple((frame.f_code, frame.f_lasti) for frame in frames)
@@ -73,15 +73,15 @@ class AssumedReads:
         return self._named_answer(frames, int(value))
 
     def _named_answer(self, frames: list[FrameType], value: bool | int) -> bool | int:
-        """Name the line that reads, unless it is a library's, or only checks."""
+        """Remember the line that reads, unless it is a library's, or only checks."""
         if not frames or not is_user_frame(frames[0].f_code) or _checks(frames[0]):
             return value
         place = f"{Path(frames[0].f_code.co_filename).name}:{frames[0].f_lineno}"
         self._pending[place] = value
         return value
 
-    def _tell(self) -> None:
-        """Name the lines that read in an attempt that succeeded."""
+    def _note_lines(self) -> None:
+        """Note the lines that read in an attempt that succeeded."""
         for place, value in list(self._pending.items())[:_MAX_NAMED]:
             self._note(
                 f"value_assumed:{place}",
@@ -92,14 +92,16 @@ class AssumedReads:
             self._note("value_assumed", "further lines read values that depend on data")
 
     def run(self, attempt: Callable[[], _Result]) -> _Result:
-        """Run what reads values; where it raises, or loops, again with other answers, each tried once.
+        """Run a function that reads values; where it raises or loops, repeat it with other answers.
+
+        Each other answer is tried once.
 
         Args:
-            attempt: what to run, from its start.
+            attempt: function that starts anew each time.
 
         Raises:
             UntraceableError: a loop ends with neither answer.
-            Exception: of the last attempt.
+            Exception: what the last attempt raised.
         """
         before = set(self._others)
         while True:
@@ -125,7 +127,7 @@ class AssumedReads:
                 traceback.clear_frames(error.__traceback__)  # their tensors are those of the trial
                 self._others.add(site)
             else:
-                self._tell()
+                self._note_lines()
                 return result
 
     def _responsible(self, error: Exception) -> _Site | None:

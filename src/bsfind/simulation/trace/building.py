@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class Builder:
-    """Says what becomes of the weights of models that are built inside its contexts.
+    """Decides whether the weights of models that are built inside its contexts have memory.
 
     Args:
-        dispatcher: gets the tensors that have no memory.
+        dispatcher: dispatcher that runs operators on tensors without memory.
 
     Attributes:
-        weight_bytes: of the parameters that were registered in the context that was entered last.
+        weight_bytes: size of the parameters that were registered in the context entered last.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
@@ -61,10 +61,10 @@ class Builder:
         """Let what is built inside have memory, as long as the host has enough of it.
 
         Args:
-            why: it is built so.
+            why: the reason why it is built with memory.
 
         Raises:
-            UntraceableError: the host has not enough.
+            UntraceableError: the host does not have enough.
         """
         free = available_host_bytes()
 

@@ -281,9 +281,9 @@ class Dispatcher:
         """Run an operator's meta kernel and record what the CUDA kernel allocates.
 
         Args:
-            facts: of the operator.
-            args: of the call.
-            kwargs: of the call.
+            facts: facts of the operator.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
             adjust: turns the meta kernel's outputs into CUDA's, where they differ; may depend on
                 the arguments' shapes only.
         """

@@ -1,4 +1,4 @@
-"""In which module of the model the program is."""
+"""Follows in which module of the model the program is."""
 
 from __future__ import annotations
 

@@ -319,7 +319,7 @@ def operators_of(entries: Iterable[Entry]) -> StepOperators:
     """Return the operators of a trace.
 
     Args:
-        entries: of the recorder, of a trial.
+        entries: entries of the recorder of a trial.
     """
     convolutions = attentions = recurrent = 0
     products: set[tuple[int, ...]] = set()

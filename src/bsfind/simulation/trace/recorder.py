@@ -253,8 +253,8 @@ class Recorder:
 
 
 _LARGE = 32 << 20
-"""Bytes from which on a tensor of the host is one without values. Constructors read small ones
-(drop-path rates, tables of positions); what is as large as this is a weight, or as good as one."""
+"""Bytes from which on a tensor of the host has no values. Constructors read small ones (drop-path rates,
+tables of positions); what is as large as this is a weight, or is used like one."""
 
 
 def is_large(tensor: torch.Tensor) -> bool:
@@ -263,7 +263,7 @@ def is_large(tensor: torch.Tensor) -> bool:
 
 
 _STORAGES: dict[int, weakref.ref[Any]] = {}
-"""Those of this process, whichever tracer saw them made: modules keep what they made when imported."""
+"""Storages of this process, made under any tracer: modules keep what they made when imported."""
 
 
 class HostStorages:
@@ -332,7 +332,7 @@ class KeptStorages:
 
 
 KEPT = KeptStorages()
-"""Those of this process, whichever tracer saw them made."""
+"""Kept storages of this process, made under any tracer."""
 
 
 def clear_function_caches() -> bool:

@@ -1,8 +1,8 @@
-"""An operator that fails while a step is traced: is it the user's call, torch's meta kernel, or bsfind?
+"""Tells why an operator failed while a step was traced: the user's call, a meta kernel, or bsfind.
 
-torch's meta kernels check arguments by themselves, and some refuse what CUDA takes. Whether a call
-is at fault is asked of the CPU, with zeros of the same shapes and dtypes: what it refuses, CUDA
-refuses as well, in the same words.
+torch's meta kernels check arguments by themselves, and some refuse what CUDA takes. To tell whether a
+call is at fault, it is tried on the CPU, with zeros of the same shapes and dtypes: what the CPU
+refuses, CUDA refuses as well, in the same words.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def raise_refusal(op: Any, args: Args, kwargs: Kwargs, error: Exception) -> NoRe
 
     Args:
         op: the operator.
-        args: as it was called.
-        kwargs: as it was called.
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
         error: what was raised while it was traced.
 
     Raises:

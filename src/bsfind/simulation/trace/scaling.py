@@ -71,7 +71,7 @@ class Traces:
             exact: trace this very batch size.
 
         Raises:
-            BsfindError: of `trace`.
+            BsfindError: what `trace` raises.
         """
         if steps != self._steps:
             self._steps = steps
@@ -286,7 +286,7 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
     """Return a program that repeats the last step of another.
 
     Args:
-        program: of a trial.
+        program: program of a trial.
         steps: how many the new program has in all.
 
     Returns:

@@ -64,7 +64,7 @@ class AutocastCuda:
     """The kernels, and the cache of cast weights.
 
     Args:
-        on_cast: told of each weight and its cast that go to the cache.
+        on_cast: called with each weight that goes to the cache, and its cast.
     """
 
     def __init__(
