@@ -345,6 +345,7 @@ def test_what_fits_without_its_gradients_only_has_its_sum_told_too() -> None:
     )
 
 
+@pytest.mark.one_torch  # no warning of another release
 def test_tied_weights_stay_tied_when_the_constructor_moves_the_model() -> None:
     tied = f"{MODELS}/built.py:TiedAndMoved"
     tokens = ("--input-shape", "16:int64:0..1000", "--gpu", "t4", "--batch-size", "2")
