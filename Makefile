@@ -43,7 +43,7 @@ $(FAKE)/.ready: pyproject.toml $(wildcard tests/fakegpu/*.py tests/fakegpu/*.sh 
 	.venv-$*/bin/pip install --quiet --no-deps '$(TORCH_$*)'
 	.venv-$*/bin/python tests/without_cuda.py > .venv-$*/requirements.txt
 	.venv-$*/bin/pip install --quiet --no-warn-conflicts --requirement .venv-$*/requirements.txt \
-		--group test typer rich nvidia-ml-py
+		--group test typer rich nvidia-ml-py matplotlib
 	.venv-$*/bin/pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_check_as_json() -> None:
         assert result["verified"] is False
 
 
+@pytest.mark.one_torch
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "shape", "kind", "sentence"),
     [
@@ -126,6 +129,7 @@ def test_the_error_bound_is_that_of_the_operators(
     assert (prediction["no_accuracy_because"] is None) == (kind != "recurrent")
 
 
+@pytest.mark.slow
 def test_an_old_card_has_no_bfloat16() -> None:
     report = document("check", NET, *IMAGES, "--gpu", "t4", "--batch-size", "8")
     assert [result["precision"] for result in report["results"]] == ["fp32", "amp-fp16"]
@@ -134,6 +138,7 @@ def test_an_old_card_has_no_bfloat16() -> None:
 # ----------------------------------------------------------------------------------------- run
 
 
+@pytest.mark.slow
 def test_the_largest_and_what_leaves_the_headroom() -> None:
     report = document("run", NET, *IMAGES, "--gpu", "2GiB", "--context-memory", "100MiB")
     assert report["status"] == "complete"
@@ -151,6 +156,7 @@ def test_the_largest_and_what_leaves_the_headroom() -> None:
     assert "per second" not in recommendation["reason"]
 
 
+@pytest.mark.slow
 def test_each_size_is_what_a_check_says() -> None:
     common = (NET, *IMAGES, "--gpu", "2GiB", "--precision", "fp32")
     (result,) = document("run", *common)["results"]
@@ -165,7 +171,9 @@ def test_the_table() -> None:
     assert "simulated NVIDIA A10G" in done.stdout.splitlines()[0]
     assert "limited to 1.0 GiB" in done.stdout
     assert "Predicted, not run: 20 steps, replayed within the budget." in done.stdout
-    assert "Error bound for convolutional models:" in done.stdout
+    is_measured = version("torch").startswith("2.13")
+    assert ("Error bound for convolutional models:" in done.stdout) == is_measured
+    assert ("Error bound: not measured for torch" in done.stdout) != is_measured
     assert "Confirmed" not in done.stdout
     assert "samples/s" not in done.stdout
 
@@ -176,11 +184,13 @@ def test_the_number_alone() -> None:
     assert re.fullmatch(r"\d+\n", done.stdout)
 
 
+@pytest.mark.slow
 def test_what_reproduces_it_asks_for_the_same() -> None:
     report = document("run", NET, *IMAGES, "--gpu", "RTX 3090", "--memory-limit", "1GiB")
     assert report["reproduce"].endswith("--gpu rtx-3090 --memory-limit 1GiB")
 
 
+@pytest.mark.slow
 def test_the_largest_is_below_the_smallest_that_is_useful() -> None:
     done = bsfind(
         "run", NET, *IMAGES, "--gpu", "1GiB", "--context-memory", "0", "--min-batch-size", "99999"
@@ -188,6 +198,7 @@ def test_the_largest_is_below_the_smallest_that_is_useful() -> None:
     assert done.returncode == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_the_options_of_the_allocator_are_followed() -> None:
     common = ("check", NET, *IMAGES, "--gpu", "24GiB", "-b", "100", "--precision", "fp32")
     plain = document(*common)
@@ -221,6 +232,7 @@ def test_the_users_failures_are_the_users() -> None:
     assert "4,32,32" in done.stderr or "[8, 4, 32, 32]" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_instance_is_predicted_in_every_precision() -> None:
     """One process serves all precisions: none may leave its dtypes in the user's own object."""
     target = f"{MODELS}/well_behaved.py:instance"
@@ -253,6 +265,7 @@ def at_a_terminal(*arguments: str) -> tuple[int, str, str]:
     return process.wait(timeout=60), plain, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command", [("run", "--memory-limit", "1GiB"), ("check", "--batch-size", "8")]
 )
@@ -293,6 +306,7 @@ def test_gpus_says_what_they_are_for() -> None:
 # ------------------------------------------------------------------------------ random numbers
 
 
+@pytest.mark.slow
 def test_dropped_layers_have_one_answer_that_of_all_layers() -> None:
     """Half of the layers are dropped in each step; a run of hours meets a step that drops none."""
     command = ("run", "--input-shape", "32,64", "--gpu", "t4", "--precision", "fp32")
@@ -349,6 +363,7 @@ def test_a_build_in_the_hosts_memory_is_told() -> None:
     assert "could not be built without memory for its weights" in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_policy_is_predicted_and_a_branch_is_named() -> None:
     reads = f"{MODELS}/read_values.py:Reads"
     shape = ("--input-shape", "32", "--gpu", "t4", "--batch-size", "8", "--precision", "amp")
@@ -378,6 +393,7 @@ def test_what_cuda_refuses_is_refused_in_its_words(model: str, message: str) -> 
     assert "meta" not in ran.stderr
 
 
+@pytest.mark.slow
 def test_weights_of_another_dtype_are_named_with_the_precision() -> None:
     arguments = ("check", f"{LOWER}:mlp", "-b", "8", "--input-shape", "64:bfloat16", *T4)
     assert document(*arguments)["results"][0]["weights_dtype"] == "bfloat16"

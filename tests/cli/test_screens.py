@@ -10,6 +10,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("pty", reason="terminals are tested where there are any")
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

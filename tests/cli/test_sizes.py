@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tests.cli.test_prediction import MODELS, bsfind, document
 
+pytestmark = pytest.mark.slow
+
 CHOOSY = f"{MODELS}/choosy.py"
 IMAGES = ("--input-shape", "3,32,32", "--gpu", "2GiB")
 VECTOR = ("--input-shape", "16", "--gpu", "2GiB")

@@ -14,6 +14,8 @@ pytest.importorskip("pty", reason="terminals are tested where there are any")
 
 from terminal import at_a_terminal  # (after the check for pty)
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 MISTAKE = ("run", "a:b", "--input-shape", "3", "--gpu", "rtx-4091")
 PREDICTION = (
