@@ -26,9 +26,9 @@ from bsfind.report.export import DRAWN_FORMATS, write_report
 from bsfind.report.markup import to_html, to_markdown
 from bsfind.report.plot import check_can_draw, to_svg
 from bsfind.report.sentences import answer
-from bsfind.request import settings_from
 from bsfind.search.events import Events
 from bsfind.search.finder import Finder
+from bsfind.search.request import settings_from
 from bsfind.settings import SETTINGS, Settings
 
 if sys.version_info >= (3, 11):

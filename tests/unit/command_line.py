@@ -12,7 +12,7 @@ from unittest import mock
 
 import bsfind.cli.session
 from bsfind.cli import main as entry
-from bsfind.request import settings_from
+from bsfind.search.request import settings_from
 from bsfind.settings import Settings
 
 

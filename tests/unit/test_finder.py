@@ -35,8 +35,8 @@ from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
 from bsfind.search.events import Events
 from bsfind.search.finder import Finder
+from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import DeviceChoice, Settings
-from bsfind.time_budget import TimeBudget
 from bsfind.units import MIB, format_bytes
 from bsfind.worker.client import TrialAnswer
 

@@ -15,7 +15,7 @@ import pytest
 from bsfind.errors import TimeLimitError
 from bsfind.failures import gpu_lock
 from bsfind.failures.gpu_lock import GpuLock, lock_folder, wait_for, warning_without
-from bsfind.time_budget import TimeBudget
+from bsfind.search.time_budget import TimeBudget
 
 pytest.importorskip("fcntl")
 
@@ -132,7 +132,7 @@ def test_waiting_ends_when_the_other_is_done(tmp_path: Path) -> None:
         threading.Timer(0.3, other.release).start()
 
     with GpuLock(UUID, tmp_path) as lock:
-        wait_for(lock, TimeBudget(1.0, None), on_wait)
+        wait_for(lock, TimeBudget(1.0, None).check, on_wait)
         assert not other.take()
     assert said == [f"another bsfind (PID {os.getpid()}) is measuring on this GPU; waiting"]
 
@@ -141,7 +141,7 @@ def test_waiting_ends_with_the_time_budget(tmp_path: Path) -> None:
     with GpuLock(UUID, tmp_path) as other, GpuLock(UUID, tmp_path) as lock:
         assert other.take()
         with pytest.raises(TimeLimitError, match="time budget"):
-            wait_for(lock, TimeBudget(1.0, 0.1), lambda _: None)
+            wait_for(lock, TimeBudget(1.0, 0.1).check, lambda _: None)
 
 
 def test_who_goes_ahead_is_told_who_else_is_there(tmp_path: Path) -> None:

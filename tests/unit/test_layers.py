@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 
 # Parts of bsfind that say what was asked for and what was found: everything may import them.
-LEAVES = "errors units inputs settings records import_path time_budget simulation.gpus.catalogue"
+LEAVES = "errors units inputs settings records import_path simulation.gpus.catalogue"
 
 # Each part of bsfind (a package, or a module that differs from its package), and what it may import besides
 # itself: parts of bsfind, and packages of others. What is not in the table may be imported by all.
@@ -26,9 +26,7 @@ LAYERS = {
     "simulation.gpus.catalogue": "errors units",
     "option_types": "import_path inputs simulation.gpus.catalogue units",
     "settings": "inputs option_types units",
-    "request": "errors inputs settings simulation.gpus.catalogue units",
     "records": "errors units",
-    "time_budget": "errors units",
     "failures": LEAVES,
     # In the worker's process: torch is imported here, and only here.
     "workload": f"{LEAVES} failures torch numpy",
@@ -48,10 +46,10 @@ LAYERS = {
     "report": f"{LEAVES} search simulation inspect.records matplotlib rich",
     "inspect": f"{LEAVES} inspect.records search worker report rich",
     "explain": f"{LEAVES} failures report rich",
-    "cli": f"{LEAVES} option_types request search report inspect inspect.records explain worker "
+    "cli": f"{LEAVES} option_types search report inspect inspect.records explain worker "
     "devices.nvml rich typer",
     # The library works without the command line, and without what only that needs.
-    "api": f"{LEAVES} option_types request search report",
+    "api": f"{LEAVES} option_types search report",
     "__main__": "cli",
 }
 OTHERS = {"torch", "numpy", "pynvml", "matplotlib", "lightning", "pytorch_lightning"}

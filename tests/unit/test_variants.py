@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from example_report import SETTINGS
 
-from bsfind.request import why_pointless
+from bsfind.search.request import why_pointless
 from bsfind.search.variants import (
     remedied,
     variables_of,

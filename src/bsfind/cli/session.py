@@ -15,8 +15,8 @@ from bsfind.report import wording
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
-from bsfind.request import settings_from
 from bsfind.search.finder import Finder
+from bsfind.search.request import settings_from
 from bsfind.settings import Settings
 
 

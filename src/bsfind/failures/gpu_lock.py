@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bsfind.records import ReportWarning
-from bsfind.time_budget import TimeBudget
 
 try:
     import fcntl
@@ -129,13 +128,13 @@ class GpuLock:
 
 
 def hold(
-    lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None], *, alone: bool
+    lock: GpuLock, check_time: Callable[[], None], on_wait: Callable[[str], None], *, alone: bool
 ) -> ReportWarning | None:
     """Take the lock of a GPU; return what the report has to say if that is not possible.
 
     Args:
         lock: the lock of the GPU.
-        clock: the waiting counts against the time for the whole search.
+        check_time: raises TimeLimitError when the time for the whole search is over.
         on_wait: called once, if there is something to wait for.
         alone: False: go ahead without the lock (`--no-lock`).
 
@@ -145,7 +144,7 @@ def hold(
     if not alone:
         return warning_without(lock)
     try:
-        wait_for(lock, clock, on_wait)
+        wait_for(lock, check_time, on_wait)
     except OSError as error:
         return ReportWarning(
             code="no_lock",
@@ -155,7 +154,7 @@ def hold(
     return None
 
 
-def wait_for(lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None]) -> None:
+def wait_for(lock: GpuLock, check_time: Callable[[], None], on_wait: Callable[[str], None]) -> None:
     """Take a lock as soon as it is free (see `hold`).
 
     Raises:
@@ -167,7 +166,7 @@ def wait_for(lock: GpuLock, clock: TimeBudget, on_wait: Callable[[str], None]) -
         if not has_told:
             has_told = True
             on_wait(f"{_holder_of(lock)} is measuring on this GPU; waiting")
-        clock.check()
+        check_time()
         time.sleep(_POLL_S)
 
 

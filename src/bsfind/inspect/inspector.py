@@ -14,8 +14,8 @@ from bsfind.search.assumptions import assumption_of_output, assumptions_of, stan
 from bsfind.search.events import Events, Progress
 from bsfind.search.finder import precisions_of, unsupported
 from bsfind.search.predict_first import simulated_counterpart
+from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import DeviceChoice, Settings
-from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
 
 

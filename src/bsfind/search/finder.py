@@ -25,10 +25,10 @@ from bsfind.search.precision import PrecisionSearch, Predict
 from bsfind.search.predict_first import Predictor
 from bsfind.search.recommend import recommend
 from bsfind.search.report_builder import SearchState, is_answered, report_of
+from bsfind.search.time_budget import TimeBudget
 from bsfind.search.trials import TrialRunner
 from bsfind.search.variants import remedied, variables_of, why_unsupported
 from bsfind.settings import Settings
-from bsfind.time_budget import TimeBudget
 from bsfind.units import format_bytes
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
@@ -178,7 +178,7 @@ class Finder:
             if not choice.is_simulated:
                 uuid = worker.identify(choice, self._clock.for_start())
                 lock = held.enter_context(GpuLock(uuid, lock_folder()))
-                warning = hold(lock, self._clock, self._events.waiting, alone=self._use_lock)
+                warning = hold(lock, self._clock.check, self._events.waiting, alone=self._use_lock)
                 if warning is not None:
                     self._warn(warning)
             device = worker.open(choice, self._clock.for_start())

@@ -17,10 +17,10 @@ from bsfind.records import DeviceInfo, PrecisionResult
 from bsfind.search.events import Events
 from bsfind.search.policy import Simulated
 from bsfind.search.precision import PrecisionSearch
+from bsfind.search.time_budget import TimeBudget
 from bsfind.search.trials import TrialRunner
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulation.gpus.catalogue import find_gpu
-from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from bsfind.errors import BsfindError
 from bsfind.records import Assumption, ModelInfo, OutputMemory, Trial
+from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.allocator.recording import Recording
-from bsfind.time_budget import TimeBudget
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 

@@ -26,7 +26,7 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     from bsfind.inspect.inspector import Inspector
     from bsfind.inspect.render import print_inspection
     from bsfind.report.json import to_json
-    from bsfind.request import settings_from
+    from bsfind.search.request import settings_from
 
     settings = settings_from(options["target"], options, given)
     events = TerminalEvents(settings.device, options)
