@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.cli import option
+from bsfind.cli import parameters as option
 
 # The console script, which Typer names the variable after; `python -m bsfind` is completed by nobody.
 PROGRAM = "import sys; sys.argv[0] = 'bsfind'; from bsfind.cli.main import main; main()"

@@ -13,7 +13,7 @@ from unittest import mock
 
 from bsfind.simulation.kernels import recurrent as rules
 from bsfind.simulation.kernels.recurrent import RecurrentShape
-from bsfind.simulation.trace.cuda_paths import recurrent
+from bsfind.simulation.trace.cuda_paths import recurrent_choice as recurrent
 
 WORKSPACE, RESERVE, DROPOUT_STATES = 3_000_320, 1_234_432, 700_416
 """Bytes: whole blocks of the allocator, and all different, so that none can be taken for another."""

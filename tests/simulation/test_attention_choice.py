@@ -13,7 +13,7 @@ from tests.simulation.oracle import why_there_is_none
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bsfind.simulation.kernels.call import load_rules
-from bsfind.simulation.trace.cuda_paths.attention import (
+from bsfind.simulation.trace.cuda_paths.attention_choice import (
     AttentionBackend,
     AttentionQuestion,
     choose_attention,

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from bsfind.inputs import parse_input_shape
 from bsfind.inspect.attribution import Attribution
 from bsfind.inspect.compose import AttributedTrial, categories_of, compose
-from bsfind.inspect.records import Composition
+from bsfind.inspect.inspection import Composition
 from bsfind.settings import Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory

@@ -10,7 +10,7 @@ from tests.simulation.operator_comparison import differences
 from tests.simulation.oracle import why_there_is_none
 
 from bsfind.simulation.kernels.call import load_rules
-from bsfind.simulation.trace.cuda_paths.batch_norm import runs_on_cudnn
+from bsfind.simulation.trace.cuda_paths.batch_norm_choice import runs_on_cudnn
 
 without_gpu = why_there_is_none()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bsfind.inspect.compose import Allocation, AttributedTrial, Origin, categories_of, compose
-from bsfind.inspect.records import CATEGORIES, Composition
+from bsfind.inspect.inspection import CATEGORIES, Composition
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.trace.program import Program

@@ -15,7 +15,7 @@ from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.checks.check import in_words_of_cuda
+from bsfind.simulation.kernels.argument_checks.registry import in_words_of_cuda
 from bsfind.simulation.trace.tracer import Tracer
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.simulation.gpu_specs import GPU_SPECS
-from tests.workload.test_blame import function
+from tests.workload.test_user_errors import function
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
 from bsfind.inputs import InputSpec
@@ -80,9 +80,9 @@ def test_a_bug_under_the_users_forward_is_bsfinds(
 
 def test_a_kernel_that_misuses_an_operator_is_bsfinds(monkeypatch: pytest.MonkeyPatch) -> None:
     body = "return torch.ones(2, 3) @ torch.ones(4, 5)"
-    broken = function("simulation/trace/cuda_paths/attention.py", body)
+    broken = function("simulation/trace/cuda_paths/attention_choice.py", body)
     monkeypatch.setattr(
-        "bsfind.simulation.trace.cuda_paths.attention.kernels",
+        "bsfind.simulation.trace.cuda_paths.attention_choice.kernels",
         lambda _gpu: {"scaled_dot_product_attention": broken},
     )
     assert type(failure("Masked", 6, 16)) is InternalError

@@ -17,7 +17,7 @@ from bsfind.simulation.kernels.recurrent import (
     RecurrentShape,
     temporary_bytes,
 )
-from bsfind.simulation.trace.cuda_paths.recurrent import flatten_parameters
+from bsfind.simulation.trace.cuda_paths.recurrent_choice import flatten_parameters
 
 without_gpu = why_there_is_none()
 

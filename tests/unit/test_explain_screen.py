@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bsfind.errors import ExitCode
 from bsfind.explain.explanation import explain
-from bsfind.explain.render import print_explanation
+from bsfind.explain.screen import print_explanation
 
 RANK = (
     "[rank{rank}]: torch.OutOfMemoryError: CUDA out of memory. Tried to allocate {tried}. GPU {rank} has a "

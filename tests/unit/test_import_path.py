@@ -221,7 +221,11 @@ def test_a_value_and_its_text(value: object) -> None:
     assert type(found) is type(value)
 
 
-@pytest.mark.parametrize("value", [object(), len, float("nan"), Path("x"), [object()]], ids=str)
+@pytest.mark.parametrize(
+    "value",
+    [object(), len, float("nan"), Path("x"), [object()]],
+    ids=("object", "function", "nan", "path", "list"),
+)
 def test_values_that_have_no_text(value: object) -> None:
     with pytest.raises(ValueError, match="no text stands for a"):
         value_text(value)

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from bsfind.inspect.compose import Origin
-from bsfind.inspect.records import (
+from bsfind.inspect.inspection import (
     CATEGORIES,
     Category,
     Composition,
@@ -24,7 +24,7 @@ from bsfind.inspect.records import (
     Moment,
     PrecisionInspection,
 )
-from bsfind.inspect.render import print_inspection
+from bsfind.inspect.screen import print_inspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
 from bsfind.report.json import inspection_schema, to_json
 from bsfind.units import GIB, MIB, format_bytes

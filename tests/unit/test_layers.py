@@ -36,17 +36,17 @@ LAYERS = {
     "devices": f"{LEAVES} failures workload devices.nvml simulation simulation.kernels "
     "simulation.trace torch",
     "devices.nvml": f"{LEAVES} pynvml",
-    "inspect.records": "records",
-    "inspect.attribution": f"{LEAVES} devices inspect.records inspect.compose simulation.trace torch",
-    "inspect.compose": f"{LEAVES} inspect.records simulation",
+    "inspect.inspection": "records",
+    "inspect.attribution": f"{LEAVES} devices inspect.inspection inspect.compose simulation.trace torch",
+    "inspect.compose": f"{LEAVES} inspect.inspection simulation",
     "worker.loop": f"{LEAVES} worker devices inspect.attribution simulation.trace",
     # In the process of the command: no torch, not even lazily.
-    "worker": f"{LEAVES} failures inspect.records simulation",
+    "worker": f"{LEAVES} failures inspect.inspection simulation",
     "search": f"{LEAVES} failures worker simulation",
-    "report": f"{LEAVES} search simulation inspect.records matplotlib rich",
-    "inspect": f"{LEAVES} inspect.records search worker report rich",
+    "report": f"{LEAVES} search simulation inspect.inspection matplotlib rich",
+    "inspect": f"{LEAVES} inspect.inspection search worker report rich",
     "explain": f"{LEAVES} failures report rich",
-    "cli": f"{LEAVES} option_types search report inspect inspect.records explain worker "
+    "cli": f"{LEAVES} option_types search report inspect inspect.inspection explain worker "
     "devices.nvml rich typer",
     # The library works without the command line, and without what only that needs.
     "api": f"{LEAVES} option_types search report",

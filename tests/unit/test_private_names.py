@@ -25,7 +25,7 @@ ALLOWED = {
     ("workload/outputs.py", "storage._cdata"),
     # Not torch's.
     ("worker/loop.py", "os._exit"),
-    ("workload/blame.py", "sys._getframe"),
+    ("workload/user_errors.py", "sys._getframe"),
     ("workload/draws.py", "sys._getframe"),
     ("simulation/trace/assumed_reads.py", "sys._getframe"),
 }

@@ -35,6 +35,7 @@ from bsfind.errors import UsageError
 from bsfind.inputs import DTYPES, InputSpec
 from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning, Trial
 from bsfind.report import export, wording
+from bsfind.report.columns import cells_of
 from bsfind.report.csv import to_csv
 from bsfind.report.export import EXPORT_FORMATS
 from bsfind.report.json import schema, to_json
@@ -162,7 +163,7 @@ def rows_of(text: str, report: Report) -> Iterator[tuple[list[str], dict[str, st
     table = text.split("\n\n")[1].splitlines()
     for result in report.results:
         (row,) = (line for line in table if re.match(rf"{result.precision}\s", line))
-        yield row.split(), wording.cells(result, report)
+        yield row.split(), cells_of(result, report)
 
 
 OPTIONAL = ("max batch", "peak allocated", "of the card", "samples/s", "speed-up")
@@ -199,7 +200,7 @@ def test_figures_are_never_cut(found: tuple[PrecisionResult, ...], width: int) -
     if "─" not in text:  # not even the narrowest table is narrow enough: a line for each figure
         assert width < 60
         for result in found:
-            for name, cell in wording.cells(result, report).items():
+            for name, cell in cells_of(result, report).items():
                 assert f"{name}: {cell}" in lines or not cell
         return
     assert all(len(line) <= width for line in text.split("\n\n")[1].splitlines())
@@ -221,7 +222,7 @@ def test_cells_are_written_for_people() -> None:
         peak_fraction=0.004,
         samples_per_s=12_345.6,
     )
-    assert wording.cells(result, example_report()) == {
+    assert cells_of(result, example_report()) == {
         "precision": "amp-bf16",
         "max batch": "1,234,567",
         "recommended": "392",
@@ -232,7 +233,7 @@ def test_cells_are_written_for_people() -> None:
         "speed-up": "30.9 x",
     }
     unknown = PrecisionResult(precision="bf16", status="unsupported")
-    cells = wording.cells(unknown, example_report())
+    cells = cells_of(unknown, example_report())
     assert set(cells.values()) == {"bf16", "–", ""}
 
 

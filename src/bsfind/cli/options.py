@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bsfind import option_types as types
-from bsfind.cli.option import REQUIRED, Option, configure, gpus, one_of, option, profiles
+from bsfind.cli.parameters import REQUIRED, Option, configure, gpus, one_of, option, profiles
 from bsfind.option_types import OptionType
 from bsfind.report.export import EXPORT_FORMATS
 from bsfind.settings import LOSSES, PRECISIONS, REMEDIES

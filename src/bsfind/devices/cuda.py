@@ -26,10 +26,10 @@ from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, Repo
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
 from bsfind.units import format_bytes
-from bsfind.workload.blame import text_of, user_error
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.step import LoadedWorkload
+from bsfind.workload.user_errors import text_of, user_error
 
 _EXHAUSTED_FRACTION = 0.01
 """With less than this part of the device free, an inconclusive error counts as out of memory."""

@@ -48,8 +48,8 @@ from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.workload.blame import text_of
 from bsfind.workload.precision import precision_plan
+from bsfind.workload.user_errors import text_of
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.building import FixedMemory

@@ -23,7 +23,7 @@ from bsfind.devices.base import DoesNotFit
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.errors import BsfindError
 from bsfind.inspect.compose import Allocation, AttributedTrial, Origin, compose
-from bsfind.inspect.records import Category, PrecisionInspection
+from bsfind.inspect.inspection import Category, PrecisionInspection
 from bsfind.settings import Workload
 from bsfind.simulation.trace.calls import flat_tensors
 from bsfind.simulation.trace.module_stack import ModuleStack

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from bsfind.inspect.records import (
+from bsfind.inspect.inspection import (
     CATEGORIES,
     Category,
     Composition,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from bsfind import __version__
 from bsfind.errors import NoDeviceError, NoGpuError
-from bsfind.inspect.records import InspectionReport, PrecisionInspection
+from bsfind.inspect.inspection import InspectionReport, PrecisionInspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
 from bsfind.search.assumptions import assumption_of_output, assumptions_of, stand_in_warning
 from bsfind.search.events import Events, Progress

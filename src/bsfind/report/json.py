@@ -6,7 +6,7 @@ import json
 from importlib import resources
 from typing import Any
 
-from bsfind.inspect.records import InspectionReport
+from bsfind.inspect.inspection import InspectionReport
 from bsfind.records import Report
 
 

@@ -7,6 +7,7 @@ from html import escape
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
+from bsfind.report.columns import cells_of, title_of
 from bsfind.report.sentences import answer, problems, sentences
 
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]")
@@ -22,10 +23,10 @@ def to_markdown(report: Report) -> str:
     lines = [f"**bsfind** · {subject}", ""]
     for text in conditions:
         lines.extend([text, ""])
-    rows = [wording.cells(result, report) for result in wording.rows(report)]
+    rows = [cells_of(result, report) for result in wording.rows(report)]
     if rows:
         columns = list(rows[0])
-        titles = [wording.title(column, report) for column in columns]
+        titles = [title_of(column, report) for column in columns]
         lines.append("| " + " | ".join(titles) + " |")
         lines.append("|---|" + "---:|" * (len(columns) - 1))
         lines.extend("| " + " | ".join(row.values()) + " |" for row in rows)
@@ -77,9 +78,9 @@ def to_html(report: Report) -> str:
 
 
 def _table(report: Report, rows: list[PrecisionResult]) -> str:
-    columns = list(wording.cells(rows[0], report))
+    columns = list(cells_of(rows[0], report))
     head = "".join(
-        f'<th scope="col"{_style(column)}>{escape(wording.title(column, report))}</th>'
+        f'<th scope="col"{_style(column)}>{escape(title_of(column, report))}</th>'
         for column in columns
     )
     body = "\n".join(_row(result, report) for result in rows)
@@ -89,7 +90,7 @@ def _table(report: Report, rows: list[PrecisionResult]) -> str:
 def _row(result: PrecisionResult, report: Report) -> str:
     is_best = result is wording.recommended(report) and len(report.results) > 1
     cells = []
-    for column, cell in wording.cells(result, report).items():
+    for column, cell in cells_of(result, report).items():
         text = f"<strong>{escape(cell)}</strong>" if is_best else escape(cell)
         cells.append(f"<td{_style(column)}>{text}</td>")
     return f"<tr>{''.join(cells)}</tr>"

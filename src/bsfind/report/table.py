@@ -9,6 +9,7 @@ from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
+from bsfind.report.columns import SPEED_UP, cells_of, title_of
 from bsfind.report.sentences import (
     accuracy,
     answer,
@@ -21,7 +22,7 @@ from bsfind.report.width import fits, is_utf8, labelled, sentence
 from bsfind.units import format_bytes, format_count
 
 _FITTED = ("precision", "max batch", "recommended")
-_TIMES = ("samples/s", wording.SPEED_UP)
+_TIMES = ("samples/s", SPEED_UP)
 _LAYOUTS = (
     (*_FITTED, "peak allocated", "peak reserved", "card bar", *_TIMES),
     (*_FITTED, "peak allocated", "peak reserved", "of the card", *_TIMES),
@@ -105,15 +106,15 @@ def _print_results(report: Report, console: Console) -> None:
                 console.print(table)
                 return
     for result in wording.rows(report):  # narrower than any table: one line per figure
-        for name, cell in wording.cells(result, report).items():
+        for name, cell in cells_of(result, report).items():
             if cell:
-                console.print(Text(f"{wording.title(name, report)}: {cell}"), soft_wrap=True)
+                console.print(Text(f"{title_of(name, report)}: {cell}"), soft_wrap=True)
 
 
 def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
-    known = {"card bar", *wording.cells(report.results[0], report)}
+    known = {"card bar", *cells_of(report.results[0], report)}
     if len(report.results) == 1:
-        known.discard(wording.SPEED_UP)
+        known.discard(SPEED_UP)
     columns = tuple(name for name in columns if name in known)
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -122,7 +123,7 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
         padding=(0, 1 if two_lines else 2, 0, 0),
     )
     for name in columns:
-        header = "of the card" if name == "card bar" else wording.title(name, report)
+        header = "of the card" if name == "card bar" else title_of(name, report)
         if two_lines:
             header = _TWO_LINES.get(header, header)
         table.add_column(
@@ -132,7 +133,7 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
         )
     best = wording.recommended(report)
     for result in wording.rows(report):
-        cells = wording.cells(result, report)
+        cells = cells_of(result, report)
         cells["card bar"] = _bar(result, console)
         table.add_row(
             *(cells[name] for name in columns),

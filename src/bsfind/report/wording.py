@@ -6,15 +6,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bsfind.inspect.records import PrecisionInspection
+from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.records import Assumption, PrecisionResult, Report
-from bsfind.search.recommend import baseline, speed_up
-from bsfind.units import format_bytes, format_count, format_parameters
+from bsfind.units import format_bytes, format_parameters
 
-SPEED_UP = "speed-up"
-"""Name of the column of speed-ups."""
-
-_NOTHING = "–"
 _NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "model")
 """Keyword arguments that name the model to a factory."""
 
@@ -160,47 +155,6 @@ def full_label(result: PrecisionResult) -> str:
     return name if result.remedy is None else f"{name} + {result.remedy}"
 
 
-def cells(result: PrecisionResult, report: Report) -> dict[str, str]:
-    """Return the cells of a row of the comparison table, by column.
-
-    A prediction has no times, and no columns for them.
-    """
-    ratio = speed_up(result, report.results)
-    timed = {
-        "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
-        SPEED_UP: f"{ratio:.1f} x" if ratio else "",
-    }
-    instead = {"nothing_fits": "none", "error": "failed"}
-    largest = instead.get(result.status) or _count(result.max_batch_size)
-    return {
-        "precision": label(result),
-        "max batch": largest,
-        "recommended": _count(result.recommended_batch_size),
-        "peak allocated": _bytes(result.peak_allocated_bytes),
-        "peak reserved": _bytes(result.peak_reserved_bytes),
-        "of the card": _NOTHING
-        if result.peak_fraction is None
-        else percentage(result.peak_fraction),
-        **({} if report.simulated else timed),
-    }
-
-
 def percentage(fraction: float) -> str:
     """Write a fraction of the GPU's memory: `92%`, `<1%`."""
     return "<1%" if 0 < fraction < 0.005 else f"{fraction:.0%}"
-
-
-def title(column: str, report: Report) -> str:
-    """Return the title of a column of `cells`: that of speed-ups names the precision of the baseline."""
-    if column != SPEED_UP:
-        return column
-    reference = baseline(report.results)
-    return f"vs {reference.precision}" if reference else "vs fp32"
-
-
-def _count(value: int | None) -> str:
-    return _NOTHING if value is None else f"{value:,}"
-
-
-def _bytes(value: int | None) -> str:
-    return _NOTHING if value is None else format_bytes(value)

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from bsfind.errors import BsfindError, InternalError, TimeLimitError, WorkerError
 from bsfind.failures.memory_watch import MemoryLeft, MemoryWatch
-from bsfind.inspect.records import PrecisionInspection
+from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.records import (
     Assumption,
     DeviceInfo,

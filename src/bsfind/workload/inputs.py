@@ -10,7 +10,7 @@ import torch
 
 from bsfind.import_path import resolve_function
 from bsfind.inputs import DTYPES, InputSpec
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 
 @dataclass

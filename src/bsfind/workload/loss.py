@@ -12,10 +12,10 @@ from torch import nn
 
 from bsfind.errors import TargetError
 from bsfind.import_path import is_import_path, parse_import_path, resolve
-from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.criteria import Criterion, Kind, Targets, Term, class_dimension
 from bsfind.workload.inputs import Batch
 from bsfind.workload.outputs import Path, float_leaves, named, tensor_at
+from bsfind.workload.user_errors import stands_for_torch
 
 TermsOf = Callable[[Any, Batch], Sequence[Term]]
 """Returns the terms of the loss of an output."""

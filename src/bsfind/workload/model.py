@@ -16,8 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from bsfind.errors import TargetError
 from bsfind.import_path import parse_import_path, parse_value, resolve
-from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.inputs import Batch
+from bsfind.workload.user_errors import stands_for_torch
 
 DATA_PARALLEL_NOTE = (
     "the model is wrapped in `nn.DataParallel`: the batch size is that of one GPU, on which the "

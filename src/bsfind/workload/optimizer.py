@@ -12,7 +12,7 @@ from torch import nn
 
 from bsfind.errors import TargetError, UsageError
 from bsfind.import_path import is_import_path, resolve_function
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 
 @stands_for_torch

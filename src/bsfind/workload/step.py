@@ -24,7 +24,6 @@ from bsfind.errors import TargetError
 from bsfind.import_path import resolve_function
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
-from bsfind.workload.blame import stands_for_torch
 from bsfind.workload.inputs import Batch, batch_maker
 from bsfind.workload.loss import Loss, LossOfTerms, lightning_loss, make_loss
 from bsfind.workload.loss_choice import LossChoice
@@ -43,6 +42,7 @@ from bsfind.workload.model import (
 from bsfind.workload.optimizer import configured_optimizer, make_optimizer
 from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
+from bsfind.workload.user_errors import stands_for_torch
 
 _SMALL_BATCH = 2
 """Samples of the forward pass that tries labels; batch normalisation needs two."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bsfind import option_types as types
-from bsfind.cli.option import reader
+from bsfind.cli.parameters import reader
 from bsfind.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:

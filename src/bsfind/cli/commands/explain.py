@@ -30,7 +30,7 @@ def explain(
     """
     from bsfind.cli.console import Terminal
     from bsfind.explain import explanation
-    from bsfind.explain.render import print_explanation
+    from bsfind.explain.screen import print_explanation
 
     try:
         with _open(log) as stream:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from bsfind.cli.option import command
 from bsfind.cli.options import options_of
+from bsfind.cli.parameters import command
 from bsfind.errors import ExitCode, Terminated
 
 
@@ -24,7 +24,7 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     from bsfind.cli.console import print_answer
     from bsfind.cli.progress import TerminalEvents
     from bsfind.inspect.inspector import Inspector
-    from bsfind.inspect.render import print_inspection
+    from bsfind.inspect.screen import print_inspection
     from bsfind.report.json import to_json
     from bsfind.search.request import settings_from
 

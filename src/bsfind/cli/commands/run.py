@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bsfind.cli.option import command
 from bsfind.cli.options import options_of
+from bsfind.cli.parameters import command
 
 
 @command(options_of("run"))

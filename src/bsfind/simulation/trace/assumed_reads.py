@@ -19,7 +19,7 @@ import torch
 
 from bsfind.errors import BsfindError, UntraceableError
 from bsfind.simulation.trace.value_rules import Range
-from bsfind.workload.blame import is_raised, is_user_frame
+from bsfind.workload.user_errors import is_raised, is_user_frame
 
 _OURS = str(Path(__file__).resolve().parents[2])
 _MODULE = str(Path("torch", "nn", "modules", "module.py"))

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import torch
 
+from bsfind.simulation.kernels.argument_checks.registry import Check, checks_for, refuse
 from bsfind.simulation.kernels.call import Rule, rule_for
-from bsfind.simulation.kernels.checks.check import Check, checks_for, refuse
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
 from bsfind.simulation.trace.calls import Args, KnownCall, Kwargs, call_of, flat_tensors, key_of
@@ -35,7 +35,7 @@ from bsfind.simulation.trace.torch_private import (
     without_fake,
 )
 from bsfind.simulation.trace.values import Values
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 _VIEWS = (
     *("detach", "view", "t", "transpose.int", "permute", "expand", "slice.Tensor", "select.int"),

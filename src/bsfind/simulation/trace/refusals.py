@@ -15,10 +15,10 @@ from typing import Any, NoReturn
 import torch
 
 from bsfind.errors import BsfindError, InternalError, UntraceableError
-from bsfind.simulation.kernels.checks.check import in_words_of_cuda
+from bsfind.simulation.kernels.argument_checks.registry import in_words_of_cuda
 from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.torch_private import TorchFunctionOff, without_fake
-from bsfind.workload.blame import (
+from bsfind.workload.user_errors import (
     is_bsfinds_own,
     is_from_cpp,
     is_message_of_torch,

@@ -17,7 +17,7 @@ from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import with_long_labels
 from bsfind.simulation.trace.dispatch import OperatorFacts
 from bsfind.simulation.trace.refusals import untraceable
 from bsfind.simulation.trace.torch_private import without_fake
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, Handler

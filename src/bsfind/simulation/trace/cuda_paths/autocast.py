@@ -32,7 +32,7 @@ from bsfind.simulation.trace.torch_private import (
     unload,
     unsupported_torch,
 )
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 _LISTS = ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE")
 

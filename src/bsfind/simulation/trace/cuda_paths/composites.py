@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from bsfind.errors import UntraceableError
+from bsfind.simulation.kernels.argument_checks.indexing import check_one_hot
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, allocates, rule_for
-from bsfind.simulation.kernels.checks.indexing import check_one_hot
 from bsfind.simulation.trace.cuda_paths import (
-    attention,
+    attention_choice,
     backward,
-    batch_norm,
+    batch_norm_choice,
     meta_kernel_gaps,
-    recurrent,
+    recurrent_choice,
 )
 from bsfind.simulation.trace.refusals import refusing
 from bsfind.simulation.trace.torch_private import (
@@ -353,20 +353,20 @@ class CudaComposites:
     """
 
     def __init__(self, gpu: GpuSpec) -> None:
-        self._recurrent = recurrent.RecurrentLayers()
+        self._recurrent = recurrent_choice.RecurrentLayers()
         self.kernels: dict[str, Callable[..., Any]] = {
-            **attention.kernels(gpu),
+            **attention_choice.kernels(gpu),
             **backward.KERNELS,
-            **batch_norm.KERNELS,
+            **batch_norm_choice.KERNELS,
             **_KERNELS,
             **self._recurrent.kernels(),
         }
         self._meta_kernels: dict[str, Callable[..., Any]] = {
-            **attention.META_KERNELS,
-            **batch_norm.META_KERNELS,
+            **attention_choice.META_KERNELS,
+            **batch_norm_choice.META_KERNELS,
             **_META_KERNELS,
             **meta_kernel_gaps.meta_kernels(),
-            **recurrent.meta_kernels(gpu),
+            **recurrent_choice.meta_kernels(gpu),
         }
 
     def forget(self) -> None:
@@ -386,7 +386,7 @@ class CudaComposites:
 
         def flatten_parameters(module: torch.nn.RNNBase) -> None:
             with TorchFunctionOff():
-                recurrent.flatten_parameters(module, is_on_gpu)
+                recurrent_choice.flatten_parameters(module, is_on_gpu)
 
         kernels = [
             *(
@@ -394,7 +394,7 @@ class CudaComposites:
                 for name, kernel in self.kernels.items()
             ),
             *((name, kernel, "Meta") for name, kernel in self._meta_kernels.items()),
-            ("_cudnn_rnn", recurrent.autocast_kernel, "AutocastCUDA"),
+            ("_cudnn_rnn", recurrent_choice.autocast_kernel, "AutocastCUDA"),
         ]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of each kernel that is replaced

@@ -24,7 +24,7 @@ from bsfind.simulation.trace.torch_private import (
     values_of,
     without_fake,
 )
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, Handler, OperatorFacts

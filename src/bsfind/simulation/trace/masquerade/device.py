@@ -29,7 +29,7 @@ from bsfind.simulation.trace.torch_private import (
     parse_to,
     replacing_backward_engine,
 )
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 _CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 from bsfind.simulation.trace.masquerade.device import TENSOR_TYPES
 from bsfind.simulation.trace.torch_private import native_module
-from bsfind.workload.blame import user_line
+from bsfind.workload.user_errors import user_line
 
 
 class SimulatedGpu(SimpleNamespace):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
-from bsfind.workload.blame import is_bsfinds_own, stands_for_torch, user_error
+from bsfind.workload.user_errors import is_bsfinds_own, stands_for_torch, user_error
 
 PACKAGE = Path(__file__).parents[2] / "src" / "bsfind"
 
@@ -98,7 +98,7 @@ def test_what_only_a_cuda_build_has(name: str) -> None:
     told = user_error(error, doing="building the model")
     assert isinstance(told, UntraceableError)
     assert f"`torch._C.{name}`" in told.message
-    assert "test_blame.py" in told.message
+    assert "test_user_errors.py" in told.message
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="of the CPU build")

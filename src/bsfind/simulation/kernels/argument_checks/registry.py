@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Sequence
 
 import torch
 
+from bsfind.simulation.kernels.argument_checks.devices import check_devices
 from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.kernels.checks.devices import check_devices
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 HALVES = frozenset({torch.float16, torch.bfloat16})
 FLOATING = frozenset({torch.float32, torch.float64, *HALVES})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.kernels.checks.check import (
+from bsfind.simulation.kernels.argument_checks.registry import (
     checks,
     cpp_name,
     expects,
@@ -16,7 +15,8 @@ from bsfind.simulation.kernels.checks.check import (
     scalar_name,
     tensor_name,
 )
-from bsfind.workload.blame import stands_for_torch
+from bsfind.simulation.kernels.call import Call, TensorSpec
+from bsfind.workload.user_errors import stands_for_torch
 
 _INT64 = (torch.int64,)
 _INDICES = (torch.int64, torch.int32)

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsfind.simulation.kernels.argument_checks.layers import validate_attention
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.checks.layers import validate_attention
 from bsfind.simulation.trace.torch_private import (
     is_cudnn_attention_enabled,
     is_efficient_attention_enabled,
@@ -30,7 +30,7 @@ from bsfind.simulation.trace.torch_private import (
     is_reduced_math_attention_allowed,
     sdp_priorities,
 )
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 HALVES = (torch.float16, torch.bfloat16)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bsfind.simulation.trace.torch_private import suggested_format
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 aten = torch.ops.aten
 

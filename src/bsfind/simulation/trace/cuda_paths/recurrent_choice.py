@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bsfind.simulation.kernels.argument_checks.layers import check_devices_of_layer
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.checks.layers import check_devices_of_layer
 from bsfind.simulation.kernels.recurrent import (
     MODES,
     RecurrentShape,
@@ -29,7 +29,7 @@ from bsfind.simulation.trace.torch_private import (
     flat_weights,
     flat_weights_names,
 )
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 aten = torch.ops.aten
 

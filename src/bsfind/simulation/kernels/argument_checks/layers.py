@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.kernels.checks.check import (
+from bsfind.simulation.kernels.argument_checks.registry import (
     FLOATING,
     HALVES,
     checks,
@@ -19,9 +18,10 @@ from bsfind.simulation.kernels.checks.check import (
     scalar_name,
     tensor_name,
 )
+from bsfind.simulation.kernels.call import Call, TensorSpec
 from bsfind.simulation.kernels.convolution_backend import output_memory_format
 from bsfind.simulation.kernels.normalization import is_channels_last
-from bsfind.workload.blame import stands_for_torch
+from bsfind.workload.user_errors import stands_for_torch
 
 _ANY_COMPLEX = FLOATING | {torch.complex64, torch.complex128}
 _ANY_NUMBER = _ANY_COMPLEX | {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsfind.inspect.records import (
+from bsfind.inspect.inspection import (
     CATEGORIES,
     Composition,
     InspectionReport,

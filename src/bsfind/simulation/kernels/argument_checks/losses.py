@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.kernels.call import Call
-from bsfind.simulation.kernels.checks.arithmetic import TWO_BOOLS, can_be_stored
-from bsfind.simulation.kernels.checks.check import (
+from bsfind.simulation.kernels.argument_checks.arithmetic import TWO_BOOLS, can_be_stored
+from bsfind.simulation.kernels.argument_checks.registry import (
     FLOATING,
     Check,
     checks,
@@ -16,6 +15,7 @@ from bsfind.simulation.kernels.checks.check import (
     same_dtype,
     scalar_name,
 )
+from bsfind.simulation.kernels.call import Call
 
 _UNPROMOTED = "Found dtype {1} but expected {0}"
 """A TensorIterator without promotion refuses operands of another dtype than the first one's."""

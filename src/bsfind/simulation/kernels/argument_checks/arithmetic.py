@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.kernels.checks.check import (
+from bsfind.simulation.kernels.argument_checks.registry import (
     FLOATING,
     Check,
     checks,
@@ -20,6 +19,7 @@ from bsfind.simulation.kernels.checks.check import (
     same_dtype,
     scalar_name,
 )
+from bsfind.simulation.kernels.call import Call, TensorSpec
 
 _REAL = (torch.float32, torch.float64)
 _COMPLEX = (torch.complex64, torch.complex128)
