@@ -253,7 +253,7 @@ def rule_for(operator: str, overload: str) -> Rule | None:
 _MODULES = (
     *("attention", "convolution", "elementwise", "embedding", "indexing", "losses", "matmul"),
     *("normalization", "pooling", "recurrent", "reductions", "sorting"),
-    *("checks.arithmetic", "checks.indexing", "checks.layers", "checks.losses"),
+    *(f"argument_checks.{name}" for name in ("arithmetic", "indexing", "layers", "losses")),
 )
 
 
