@@ -18,6 +18,8 @@ from tests.cli.test_prediction import IMAGES, MODELS, NET, ROOT, at_a_terminal, 
 
 from bsfind.report.json import inspection_schema
 
+pytestmark = pytest.mark.slow
+
 ON_3090 = ("--gpu", "rtx-3090")
 
 
