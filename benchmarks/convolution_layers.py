@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bsfind.simulation.kernels.cudnn_problem import convolved_size
+
 LAYERS = Path(__file__).parent / "data" / "convolution_layers.csv.gz"
 PUBLISHED, HELD_OUT = "published", "held out: "
 IMAGE_SIDES = (96, 128, 160, 192, 224, 240, 256, 288, 320, 384, 416)
@@ -55,12 +57,7 @@ class Layer(NamedTuple):
     @property
     def out_size(self) -> tuple[int, ...]:
         """Size of the output in space."""
-        return tuple(
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(
-                self.size, self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
+        return convolved_size(self.size, self.kernel, self.stride, self.padding, self.dilation)
 
     @property
     def elements(self) -> float:

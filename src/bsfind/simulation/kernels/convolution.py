@@ -14,7 +14,6 @@ the fastest engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +26,11 @@ from bsfind.simulation.kernels.convolution_backend import (
     select_backend,
     view_as_2d,
 )
-from bsfind.simulation.kernels.cudnn_problem import ConvolutionPass, ConvolutionProblem
+from bsfind.simulation.kernels.cudnn_problem import (
+    ConvolutionPass,
+    ConvolutionProblem,
+    convolved_size,
+)
 from bsfind.simulation.kernels.cudnn_workspace import workspace_bytes
 from bsfind.simulation.kernels.layouts import contiguous, contiguous_in, suggested_format
 from bsfind.simulation.kernels.matmul import cublas_workspace
@@ -107,21 +110,13 @@ class _Prepared:
 
     def output_shape(self) -> tuple[int, ...]:
         """Return the sizes of the output."""
-        numbers = self.numbers
-        rows: Iterator[tuple[int, ...]] = zip(
-            self.x.shape[2:],
-            self.w.shape[2:],
-            numbers.stride,
-            numbers.padding,
-            numbers.dilation,
-            numbers.output_padding,
-            strict=True,
-        )
-        if numbers.transposed:
-            space = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in rows]
-            return (self.x.shape[0], self.w.shape[1] * numbers.groups, *space)
-        space = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in rows]
-        return (self.x.shape[0], self.w.shape[0], *space)
+        numbers, size, kernel = self.numbers, self.x.shape[2:], self.w.shape[2:]
+        lists = (numbers.stride, numbers.padding, numbers.dilation)
+        if not numbers.transposed:
+            return (self.x.shape[0], self.w.shape[0], *convolved_size(size, kernel, *lists))
+        rows = zip(size, kernel, *lists, numbers.output_padding, strict=True)
+        space = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o for n, k, s, p, d, o in rows]
+        return (self.x.shape[0], self.w.shape[1] * numbers.groups, *space)
 
     def cudnn_workspace(self, kind: ConvolutionPass, layout: torch.memory_format) -> int | None:
         """Allocate cuDNN's workspace, which is given up if it does not fit (`try_configs`).

@@ -6,6 +6,7 @@ Also the sizes of the copies of these tensors that cuDNN's kernels work on.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -19,6 +20,18 @@ _INDEX_LIMIT = 2**31
 
 # Groups that a kernel without padding takes at a time.
 _SLICE = 8
+
+
+def convolved_size(
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, ...]:
+    """Return the size in space of the output of a convolution; one number per dimension everywhere."""
+    numbers = zip(size, kernel, stride, padding, dilation, strict=True)
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in numbers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +78,7 @@ class ConvolutionProblem:
     @cached_property
     def out_size(self) -> tuple[int, ...]:
         """Size of y in space."""
-        return tuple(
-            (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
-            for size, padding, dilation, kernel, stride in zip(
-                self.size, self.padding, self.dilation, self.kernel, self.stride, strict=True
-            )
-        )
+        return convolved_size(self.size, self.kernel, self.stride, self.padding, self.dilation)
 
     @cached_property
     def pixels(self) -> int:

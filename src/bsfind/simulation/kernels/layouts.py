@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import torch
@@ -67,7 +67,9 @@ def dense_strides(spec: TensorSpec) -> tuple[int, ...]:
         return spec.stride
     strides = [0] * spec.dim
     step = 1
-    for dim in sorted_dimensions(spec.dim, lambda a, b: _comes_after(spec, a, b)):
+    for dim in sorted_dimensions(
+        spec.dim, lambda a, b: comes_after(spec.shape, (spec.stride,), a, b)
+    ):
         strides[dim] = step
         step *= max(spec.shape[dim], 1)
     return tuple(strides)
@@ -109,20 +111,9 @@ def elementwise(*specs: TensorSpec, dtype: torch.dtype | None = None) -> TensorS
     ]
     strides = [(0,) * (dim - len(stride)) + stride for stride in strides]
 
-    def comes_after(first: int, second: int) -> int:
-        for stride in strides:
-            a, b = stride[first], stride[second]
-            if a == 0 or b == 0:
-                continue
-            if a != b:
-                return -1 if a < b else 1
-            if shape[first] > shape[second]:
-                return 1
-        return 0
-
     result = [0] * dim
     step = 1
-    for at in sorted_dimensions(dim, comes_after):
+    for at in sorted_dimensions(dim, lambda a, b: comes_after(shape, strides, a, b)):
         result[at] = step
         step *= shape[at]
     return TensorSpec(shaped, tuple(result), dtype)
@@ -196,13 +187,29 @@ def sorted_dimensions(count: int, comes_after: Callable[[int, int], int]) -> lis
     return order
 
 
-def _comes_after(spec: TensorSpec, first: int, second: int) -> int:
-    a, b = spec.stride[first], spec.stride[second]
-    if a == 0 or b == 0:
-        return 0
-    if a != b:
-        return -1 if a < b else 1
-    return 1 if spec.shape[first] > spec.shape[second] else 0
+def comes_after(
+    shape: Sequence[int], operands: Iterable[Sequence[int]], first: int, second: int
+) -> int:
+    """Compare two dimensions as `TensorIteratorBase::reorder_dimensions` does, torch 2.13.
+
+    Args:
+        shape: sizes of the iteration.
+        operands: strides of each operand, all in elements or all in bytes.
+        first: a dimension.
+        second: another.
+
+    Returns:
+        1: `first` is slower than `second`; -1: it is faster; 0: the operands do not decide.
+    """
+    for strides in operands:
+        a, b = strides[first], strides[second]
+        if a == 0 or b == 0:
+            continue
+        if a != b:
+            return -1 if a < b else 1
+        if shape[first] > shape[second]:
+            return 1
+    return 0
 
 
 def _looks_channels_last(spec: TensorSpec, order: tuple[int, ...]) -> bool:

@@ -19,6 +19,7 @@ import torch
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import (
     cast,
+    comes_after,
     contiguous,
     dense_strides,
     is_line,
@@ -139,7 +140,7 @@ def _iteration(spec: TensorSpec, dims: set[int]) -> _Iteration:
             step *= spec.shape[dim]
     into = [stride * spec.element_size for stride in spec.stride]
     order = sorted_dimensions(
-        spec.dim, lambda first, second: _comes_after(spec.shape, out, into, first, second)
+        spec.dim, lambda first, second: _slower(spec.shape, out, into, first, second)
     )
     merged: list[list[int]] = []
     for dim in order:
@@ -157,20 +158,12 @@ def _iteration(spec: TensorSpec, dims: set[int]) -> _Iteration:
     return _Iteration(tuple(shape), tuple(outs), tuple(intos))
 
 
-def _comes_after(
+def _slower(
     shape: Sequence[int], out: Sequence[int], into: Sequence[int], first: int, second: int
 ) -> int:
     if (out[first] == 0) != (out[second] == 0):
         return 1 if out[second] == 0 else -1
-    for strides in (out, into):
-        a, b = strides[first], strides[second]
-        if a == 0 or b == 0:
-            continue
-        if a != b:
-            return -1 if a < b else 1
-        if shape[first] > shape[second]:
-            return 1
-    return 0
+    return comes_after(shape, (out, into), first, second)
 
 
 def _scratch(
