@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table cudnn-samples cudnn-trees cudnn-accuracy docs clean
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table cudnn-samples cudnn-trees cudnn-accuracy docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -54,14 +54,22 @@ DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
 demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or predicted for one
 	$(BIN)/$(DEMO) $(if $(HAS_GPU),,--gpu rtx-4090)
 
-test: setup ## Run all tests but those of `make faults`, on a fake GPU where there is no real one
-	$(BIN)/python -m pytest -n auto -m "not faults" tests
+test: setup ## Run all tests but those of `make faults` and `make fuzz`, on a fake GPU where there is no real one
+	$(BIN)/python -m pytest -n auto --durations=40 --durations-min=5 -m "not faults and not fuzz" tests
 
 test-fast: $(VENV)/.ready ## Run the tests of the units, the command line and the training step (some minutes)
 	$(BIN)/python -m pytest -n auto -m "not faults and not slow" tests/unit tests/cli tests/workload
 
 faults: setup ## Run the tests that kill, hang, fill disks and take memory away
 	$(BIN)/python -m pytest -n auto -m faults tests
+
+# The seed decides what is thrown, and FUZZ_TIMES how much: `make fuzz FUZZ_SEED=$$RANDOM FUZZ_TIMES=10`.
+FUZZ_SEED ?= 1
+FUZZ_TIMES ?= 1
+
+fuzz: $(VENV)/.ready ## Throw random logs, reports, settings and streams at bsfind (some minutes; FUZZ_SEED, FUZZ_TIMES)
+	@echo "FUZZ_SEED=$(FUZZ_SEED) FUZZ_TIMES=$(FUZZ_TIMES)"
+	FUZZ_TIMES=$(FUZZ_TIMES) $(BIN)/python -m pytest -n auto --hypothesis-seed=$(FUZZ_SEED) --timeout=1800 -m fuzz tests/fuzz
 
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
 	$(BIN)/python -m pytest -n auto tests/gpu

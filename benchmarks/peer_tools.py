@@ -101,6 +101,7 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
     from benchmarks.workloads import workload_of
 
     from bsfind.cli.main import main
+    from bsfind.option_fields import arguments_of
     from bsfind.search.precision import PrecisionSearch
     from bsfind.settings import DeviceChoice, Settings
     from bsfind.worker.client import TrialAnswer, Worker
@@ -136,7 +137,7 @@ def _bsfind(model: str, precision: str, answer: Answer) -> None:
         device=DeviceChoice(device="cuda"),
     )
     output = io.StringIO()
-    sys.argv[1:] = [*settings.to_argv(), "--json"]
+    sys.argv[1:] = [*arguments_of(settings), "--json"]
     with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
         main()
     result = json.loads(output.getvalue())["results"][0]
@@ -185,7 +186,7 @@ def _lightning(mode: str) -> Callable[[str, str, Answer], None]:
                 return batch, loaded.make_batch(batch)
 
             def configure_optimizers(self) -> Any:
-                return loaded.make_optimizer()
+                return loaded.make_optimizers()[0]
 
             def on_train_start(self) -> None:
                 self.is_new = True

@@ -33,6 +33,7 @@ from typing import Any
 
 from benchmarks import card, fresh
 
+from bsfind.option_fields import arguments_of
 from bsfind.settings import DeviceChoice, Settings, Workload
 from bsfind.units import parse_size
 
@@ -109,7 +110,7 @@ def held(workload: Workload, precision: str, limit_bytes: int) -> dict[str, Any]
     )
     start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-m", "bsfind", *settings.to_argv(), "--json"],
+        [sys.executable, "-m", "bsfind", *arguments_of(settings), "--json"],
         check=False,
         capture_output=True,
         text=True,

@@ -35,6 +35,7 @@ from typing import Any
 
 from benchmarks import card
 
+from bsfind.option_fields import arguments_of
 from bsfind.settings import DeviceChoice, Settings, Workload
 
 MODELS = ("resnet50", "vit", "bert", "lstm", "mlp")
@@ -83,7 +84,7 @@ def compare(workload: Workload, repeat: int, environment: dict[str, str]) -> dic
     for _ in range(repeat):
         begin = _now()
         done = subprocess.run(
-            [sys.executable, "-m", "bsfind", *settings.to_argv(), "--json"],
+            [sys.executable, "-m", "bsfind", *arguments_of(settings), "--json"],
             check=True,
             capture_output=True,
             text=True,

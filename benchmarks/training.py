@@ -56,7 +56,7 @@ def train(
         steps: how many.
         after_step: called after each, the device synchronised.
     """
-    optimizer, loss = loaded.make_optimizer(), loaded.make_loss()
+    (optimizer,), loss = loaded.make_optimizers(), loaded.make_loss()
     scaler = torch.amp.GradScaler("cuda", enabled=loaded.plan.grad_scaler)
     for _ in range(steps):
         batch = loaded.make_batch(batch_size)

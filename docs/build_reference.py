@@ -24,13 +24,16 @@ _INTRODUCTION = """\
 
 Written by `docs/build_reference.py` from the options themselves; `bsfind COMMAND --help` shows the same.
 
-An option of `run`, `check` and `inspect` can be given on the command line, by its environment variable, in
-a profile of the nearest `pyproject.toml` (`[tool.bsfind.profiles.NAME]`, chosen with `--profile NAME`), or
-there for all (`[tool.bsfind]`); the first of these that has it wins. `-v` shows where each value is from.
-Options that may be repeated take a list in a file, and values separated by spaces in a variable.
+An option of `run`, `launch`, `check` and `inspect` can be given on the command line, by its environment
+variable, in a profile of the nearest `pyproject.toml` (`[tool.bsfind.profiles.NAME]`, chosen with
+`--profile NAME`), or there for all (`[tool.bsfind]`); the first of these that has it wins. `-v` shows where
+each value is from. Options that may be repeated take a list in a file, and values separated by spaces in a
+variable. In a file, a flag is `true` or `false`, and a number is one of TOML's or the text of the command
+line.
 
-Sizes: `24GiB` is binary, `24GB` decimal, a plain number bytes. Durations: `90s`, `10m`, `1h`, a plain
-number seconds.
+Sizes: `24GiB` is binary, `24GB` decimal, a plain number bytes; at most 1024 TiB. Durations: `90s`, `10m`,
+`1h`, a plain number seconds; from 1 ms to 8760 h. Batch sizes: at most 2,147,483,647; steps and GPUs: at most
+1,000,000.
 """
 
 _EXIT_CODES = {
@@ -38,7 +41,7 @@ _EXIT_CODES = {
     ExitCode.DOES_NOT_FIT: "the answer is no",
     ExitCode.USAGE: "usage or configuration error",
     ExitCode.NO_DEVICE: "no usable GPU, and none named with `--gpu`",
-    ExitCode.TARGET_FAILED: "the model's code failed, and no precision gave an answer",
+    ExitCode.TARGET_FAILED: "the code of the model or the command failed, and no row has an answer",
     ExitCode.STOPPED_EARLY: "stopped early by a limit",
     ExitCode.INTERNAL: "a bug in bsfind",
     ExitCode.HUNG_UP: "the terminal went away",
@@ -57,9 +60,10 @@ def reference() -> str:
 def _command(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
-    usage = " ".join(["bsfind", name, *map(_argument, arguments)])
+    usage = " ".join(["bsfind", name, *(_argument(a) for a in arguments if a.nargs == 1)])
     if options:
         usage += " [OPTIONS]"
+    usage += "".join(f" -- {_argument(a)}…" for a in arguments if a.nargs != 1)
     parts = [f"## `{usage}`\n", _description(inspect.getdoc(command.callback) or "")]
     parts += [f"`{argument.metavar}`: {_cell(argument.help)}\n" for argument in arguments]
     panels: dict[str, list[str]] = {}

@@ -10,11 +10,12 @@ From Python, in a notebook or a test:
 Importing bsfind imports neither torch nor anything else: names are looked up when they are used.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bsfind.api import Report, check, find
+    from bsfind.api import check, find
     from bsfind.errors import (
         BsfindError,
         NoDeviceError,
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from bsfind.inputs import InputSpec
-    from bsfind.records import PrecisionResult, Recommendation, Trial
+    from bsfind.python.report import Report
+    from bsfind.records import PrecisionResult, Recommendation
+    from bsfind.trial import Trial
 
 __version__ = "0.1.0"
 
@@ -43,10 +46,12 @@ __all__ = [
     "__version__",
     "check",
     "find",
+    "step",
 ]
 
 _HOMES = {
-    **dict.fromkeys(("Report", "check", "find"), "bsfind.api"),
+    **dict.fromkeys(("check", "find"), "bsfind.api"),
+    "Report": "bsfind.python.report",
     **dict.fromkeys(
         (
             *("BsfindError", "NoDeviceError", "TargetError", "TimeLimitError"),
@@ -58,6 +63,16 @@ _HOMES = {
     **dict.fromkeys(("PrecisionResult", "Recommendation", "Trial"), "bsfind.records"),
 }
 """The modules of the public names (PEP 562)."""
+
+
+def step() -> None:
+    """Tell `bsfind launch` that a training loop without an optimizer of torch's has made a step.
+
+    Anywhere else it does nothing.
+    """
+    probe = sys.modules.get("_bsfind_probe")
+    if probe is not None:
+        probe.step()
 
 
 def __getattr__(name: str) -> Any:

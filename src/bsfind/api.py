@@ -9,27 +9,31 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
+from types import FunctionType
 from typing import Any, ParamSpec, TypedDict
 
 from bsfind import option_types as types
-from bsfind import records
-from bsfind.errors import BsfindError, TimeLimitError, UsageError
-from bsfind.import_path import ModelRef, callable_name, locate, value_text
+from bsfind.errors import BsfindError, TargetError, TimeLimitError, UsageError
+from bsfind.import_path import value_text
 from bsfind.inputs import input_specs
-from bsfind.records import ReportWarning, Trial
-from bsfind.report.export import DRAWN_FORMATS, write_report
-from bsfind.report.markup import to_html, to_markdown
-from bsfind.report.plot import check_can_draw, to_svg
-from bsfind.report.sentences import answer
-from bsfind.search.events import Events
+from bsfind.option_fields import SETTINGS
+from bsfind.option_types import OptionType
+from bsfind.python import notebook
+from bsfind.python.object_paths import ModelRef
+from bsfind.python.objects import PassedObjects
+from bsfind.python.report import Report
+from bsfind.records import ReportWarning
+from bsfind.search.events import Events, Progress
 from bsfind.search.finder import Finder
 from bsfind.search.request import settings_from
-from bsfind.settings import SETTINGS, Settings
+from bsfind.settings import Settings
+from bsfind.trial import Trial
+from bsfind.worker import processes
 
 if sys.version_info >= (3, 11):
     from typing import Unpack
@@ -50,7 +54,10 @@ class CheckOptions(TypedDict, total=False):
 
     model_arg: Mapping[str, Any] | None
     app_dir: str | None
+    seq_len: int | str | Sequence[int] | None
+    image_size: int | None
     batch_fn: Function | None
+    batch_arg: Mapping[str, Any] | None
     mode: str
     loss: Function
     optimizer: Function
@@ -60,6 +67,8 @@ class CheckOptions(TypedDict, total=False):
     channels_last: bool
     compile: bool
     grad_accum: int
+    with_eval: bool
+    eval_batch_size: int | None
     precision: Names
     steps: int
     trial_timeout: str | float
@@ -75,6 +84,10 @@ class FindOptions(CheckOptions, total=False):
 
     min_batch_size: int
     max_batch_size: int | None
+    axis: str | None
+    batch_size: int | None
+    min_size: int | None
+    max_size: int | None
     multiple_of: int
     tolerance: str | float
     headroom: str | int
@@ -127,6 +140,7 @@ def find(
     inputs: Any = None,
     *,
     on_trial: OnTrial | None = None,
+    progress: bool = True,
     **options: Unpack[FindOptions],
 ) -> Report:
     """Find the batch size that a model should train with (see `bsfind run`).
@@ -137,30 +151,47 @@ def find(
 
     Args:
         model: an import path (`"package.module:Net"`, `"path/file.py:Net"`); an `nn.Module` class or a
-            function that returns one, if they can be imported by their name; or an instance, which is
-            pickled: it must be on the CPU, its class importable.
+            function that returns one; or an instance, which must be on the CPU. What another process
+            cannot import (of a notebook's cells, say) is pickled, with the extra `bsfind[notebook]`.
         inputs: what the model is called with, without the batch dimension: a shape `(3, 224, 224)`
             (float32), the text of an option (`"128:int64:0..30522"`), an `InputSpec`, or an example,
             the tensor of one sample, whose shape, dtype and range of integers are taken. A list of
-            them: several positional inputs; a dict: keyword inputs. None with `batch_fn`.
-        on_trial: called as `on_trial(precision, trial)` after each trial, in this thread.
-        model_arg: keyword arguments of the class or function; Python literals.
+            them: several positional inputs; a dict: keyword inputs, among which there may be constants
+            (True, None, a number), `"@name"` for the tensor of another input, and dicts. None with
+            `batch_fn`, or where they follow from the model: of transformers, timm, torchvision or
+            diffusers, or with an example.
+        on_trial: called as `on_trial(precision, trial)` after each trial, in this thread; with several
+            lengths, as `on_trial("fp32 at 512 tokens", trial)`.
+        progress: in a notebook, show a line that says what is tried, until the end.
+        model_arg: keyword arguments of the class or function.
         app_dir: folder that is put first on `sys.path`; None: where the model's module is, if it
             was passed as an object, else the current folder.
+        seq_len: tokens of each sample, where inputs follow from the model or `batch_fn` takes it; several
+            lengths, `(128, 512)`, have results of their own, and the longest has the recommendation.
+        image_size: height and width of images, likewise.
         batch_fn: makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or
             `(args, kwargs)`.
+        batch_arg: keyword arguments of `batch_fn`; Python literals.
         mode: `"train"`: training steps; `"infer"`: forward passes alone.
         loss: `"auto"`, `"cross-entropy"`, `"mse"`, `"mean"`, or a function of the output.
         optimizer: a name or class of `torch.optim`, or a function of the parameters.
         optimizer_arg: keyword arguments of the optimizer; Python literals.
-        step: the forward pass: `fn(model, *args, **kwargs)`, runs inside autocast, returns the loss.
+        step: the forward pass: `fn(model, *args, **kwargs)`, runs inside autocast, returns the loss; None if
+            it has stepped its own optimizers.
         grad_checkpoint: recompute activations in the backward pass.
         channels_last: use the channels_last memory format.
         compile: run the model through `torch.compile`.
         grad_accum: micro-batches for each optimizer step.
+        with_eval: evaluate after the steps of a trial, as a trainer does between epochs.
+        eval_batch_size: samples in a batch of the evaluation; None: as many as in training.
         precision: of fp32, tf32, amp-fp16, amp-bf16, bf16 and amp.
         min_batch_size: smallest useful answer, samples.
-        max_batch_size: largest batch size to try, samples; None: what memory allows.
+        max_batch_size: largest batch size to try, samples.
+        axis: search this size instead of the batch size: `"seq-len"`, `"image-size"`, or a name that stands
+            in place of a number in `inputs`: `{"ids": "L:int64:0..50257"}`. The answer is `axis_size`.
+        batch_size: with `axis`: samples in each batch.
+        min_size: with `axis`: the smallest useful answer.
+        max_size: with `axis`: the largest size to try.
         multiple_of: every size that is tried is a multiple of this.
         tolerance: gap that may remain between the largest that ran and the smallest that did not,
             as a part of it; 0: exact.
@@ -199,7 +230,9 @@ def find(
         >>> ids, labels = torch.randint(0, 30522, (128,)), "int64:0..2"
         >>> bsfind.find(make_bert, {"input_ids": ids, "labels": f":{labels}"}, precision=["amp"])
     """
-    return _search(model, inputs, dict(options), on_trial)
+    if options.get("batch_size") is not None and options.get("axis") is None:
+        raise UsageError("`batch_size` goes with `axis`; `bsfind.check` tries one batch size")
+    return _search(model, inputs, dict(options), _Observer(on_trial, shows=progress))
 
 
 @_with_options(CheckOptions)
@@ -209,6 +242,7 @@ def check(
     *,
     batch_size: int,
     on_trial: OnTrial | None = None,
+    progress: bool = True,
     **options: Unpack[CheckOptions],
 ) -> Report:
     """Try one batch size: does it fit (see `bsfind check`)?
@@ -218,6 +252,7 @@ def check(
         inputs: as for `find`.
         batch_size: samples in the (micro-)batch.
         on_trial: as for `find`.
+        progress: as for `find`.
         options: as for `find`, without those of a search.
 
     Returns:
@@ -230,22 +265,34 @@ def check(
     Example:
         >>> assert bsfind.check("mypkg.models:Net", (3, 224, 224), batch_size=64, gpu="a10g").fits
     """
-    return _search(model, inputs, {**options, "batch_size": batch_size}, on_trial)
+    if batch_size is None:  # which would ask for a search
+        raise UsageError("`batch_size` is None: `bsfind.find` looks for one")
+    observer = _Observer(on_trial, shows=progress)
+    return _search(model, inputs, {**options, "batch_size": batch_size}, observer)
 
 
-def _search(
-    model: Any, inputs: Any, options: Mapping[str, Any], on_trial: OnTrial | None
-) -> Report:
+def _search(model: Any, inputs: Any, options: Mapping[str, Any], observer: _Observer) -> Report:
     given = {name: value for name, value in options.items() if value is not None}
     try:
         if _is_worker():
             raise UsageError(
                 "a search was started by the module that it imports the model from",
-                hint='put the call under `if __name__ == "__main__":`',
+                hint='put the call under `if __name__ == "__main__":`, or install `bsfind[notebook]`',
             )
-        with tempfile.TemporaryDirectory(prefix="bsfind-") as folder:
-            target = locate(model, Path(folder))
-            return _run(_settings(target, inputs, given), target, given, on_trial)
+        with _temporary_folder() as folder:
+            passed = PassedObjects(Path(folder))
+            model, given = _with_arguments(model, given)
+            settings = _settings(passed.model(model), inputs, given, passed)
+            passed.write()
+            try:
+                return _run(settings, passed, given, observer)
+            except BsfindError as error:
+                error.message, error.hint = map(passed.shown, (error.message, error.hint))
+                error.args = (error.message,)
+                if passed.on_host and isinstance(error, TargetError):
+                    told = _on_host(passed.on_host)
+                    error.hint = f"{told.message}; {told.hint}"
+                raise
     except BsfindError as error:
         # What the command line prints below the message, a traceback shows as notes.
         if sys.version_info >= (3, 11):
@@ -255,38 +302,83 @@ def _search(
         raise
 
 
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    try:
+        return tempfile.TemporaryDirectory(prefix="bsfind-", ignore_cleanup_errors=True)
+    except OSError as error:
+        raise UsageError(
+            "there is no folder for temporary files",
+            detail=str(error),
+            hint="the variable TMPDIR names one",
+        ) from None
+
+
 def _is_worker() -> bool:
     """Tell whether this process is a worker, which runs the module that a model is in."""
-    entry = getattr(sys.modules.get("__main__"), "main", None)
-    return getattr(entry, "__module__", None) == "bsfind.worker.loop"
+    return processes.MARK in os.environ
 
 
-def _settings(target: ModelRef, inputs: Any, given: Mapping[str, Any]) -> Settings:
+def _with_arguments(model: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a model that has the arguments which no text stands for, and the options without these."""
+    arguments = given.get("model_arg")
+    if not isinstance(model, (type, FunctionType)) or not isinstance(arguments, Mapping):
+        return model, given
+    others = {key: value for key, value in arguments.items() if not _has_text(value)}
+    if not others or not all(isinstance(key, str) for key in others):
+        return model, given
+    rest = {key: value for key, value in arguments.items() if key not in others}
+    return functools.partial(model, **others), {**given, "model_arg": rest}
+
+
+def _settings(
+    target: ModelRef, inputs: Any, given: Mapping[str, Any], passed: PassedObjects
+) -> Settings:
     specs = input_specs(inputs)
-    values = {name: _read(name, value) for name, value in given.items() if name in SETTINGS}
+    values = {
+        name: _read(name, passed.function(value, name) if name in _FUNCTIONS else value)
+        for name, value in given.items()
+        if name in SETTINGS
+    }
+    _value(types.IMPORT_PATH, "model", target.path)
     if target.app_dir is not None:
         values.setdefault("app_dir", target.app_dir)
     return settings_from(target.path, {**values, "input": specs}, given)
 
 
 def _read(name: str, value: Any) -> Any:
-    """Return the value of an option, checked; functions by their import paths.
+    """Return the value of an option, checked.
 
     Raises:
         UsageError: a value that the option does not take.
     """
-    kind = SETTINGS[name].kind if name in SETTINGS else types.FLAG
+    kind = SETTINGS[name].kind
+    if kind is types.KEY_VALUE:
+        if not isinstance(value, Mapping):
+            raise UsageError(f"`{name}` is a `{type(value).__name__}`, not a mapping")
+        return tuple((key, _argument(name, key, text)) for key, text in value.items())
+    return _value(kind, name, value)
+
+
+def _value(kind: OptionType, name: str, value: Any) -> Any:
     try:
-        if kind is types.KEY_VALUE:
-            return tuple((key, _argument(name, key, text)) for key, text in value.items())
-        return kind.read(callable_name(value, name) if name in _FUNCTIONS else value)
-    except (TypeError, ValueError) as error:
+        return kind.read(value)
+    except ValueError as error:
         raise UsageError(f"`{name}`: {error}") from None
+    except UsageError as error:
+        raise error.about(f"`{name}`") from None
 
 
-def _argument(option: str, key: str, value: Any) -> str:
-    if not key.isidentifier():
-        raise ValueError(f"`{key}` is not a name of an argument")
+def _has_text(value: Any) -> bool:
+    try:
+        value_text(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _argument(option: str, key: Any, value: Any) -> str:
+    if not isinstance(key, str) or not key.isidentifier():
+        raise UsageError(f"`{option}`: `{key}` is not a name of an argument")
     try:
         return value_text(value)
     except ValueError:
@@ -299,23 +391,51 @@ def _argument(option: str, key: str, value: Any) -> str:
 
 
 def _run(
-    settings: Settings, target: ModelRef, given: Mapping[str, Any], on_trial: OnTrial | None
+    settings: Settings, passed: PassedObjects, given: Mapping[str, Any], observer: _Observer
 ) -> Report:
-    no_lock = _read("no_lock", given.get("no_lock", False))
-    finder = Finder(settings, events=_TrialEvents(on_trial), use_lock=not no_lock)
-    report = finder.run()
+    no_lock = _value(types.FLAG, "no_lock", given.get("no_lock", False))
+    finder = Finder(settings, events=observer, use_lock=not no_lock)
+    with observer:
+        report = finder.run()
     if not report.results or not all(isinstance(e, TimeLimitError) for e in finder.errors):
         raise finder.errors[0]
-    if target.is_pickled:
-        report = dataclasses.replace(report, warnings=(*report.warnings, _NOT_REPRODUCIBLE))
+    if passed:
+        named = {
+            name: passed.shown(value) if isinstance(value, str) else value
+            for name, value in report.workload.items()
+        }
+        warnings = (*report.warnings, _NOT_REPRODUCIBLE)
+        if passed.on_host and report.simulated:
+            warnings = (*warnings, _on_host(passed.on_host))
+        report = dataclasses.replace(report, workload=named, warnings=warnings)
     return Report.of(report)
 
 
-class _TrialEvents(Events):
-    """Passes trials on to a function of the user's."""
+class _Observer(Events):
+    """Passes trials on to a function of the user's, and shows a line in a notebook while inside.
 
-    def __init__(self, on_trial: OnTrial | None) -> None:
+    Raises:
+        UsageError: it is no function.
+    """
+
+    def __init__(self, on_trial: OnTrial | None, *, shows: bool) -> None:
+        if on_trial is not None and not callable(on_trial):
+            raise UsageError(f"`on_trial` is a `{type(on_trial).__name__}`, not a function")
         self._on_trial = on_trial
+        self._shows = shows
+        self._show: Callable[[str], object] | None = None
+
+    def __enter__(self) -> None:
+        self._show = notebook.line() if self._shows else None
+
+    def __exit__(self, *_: object) -> None:
+        if self._show is not None:
+            self._show("")
+
+    def progress(self, progress: Progress) -> None:
+        """Called before each step."""
+        if self._show is not None:
+            self._show(" · ".join((progress.precision, *progress.words)))
 
     def trial(self, precision: str, trial: Trial) -> None:
         """Called after each trial."""
@@ -325,87 +445,18 @@ class _TrialEvents(Events):
 
 _NOT_REPRODUCIBLE = ReportWarning(
     code="not_reproducible",
-    message="the model was passed as an object: the command that reproduces the search cannot find it",
-    hint="put the model into a module, and pass its class or its import path",
+    message="the model or a function was passed as an object: the command that reproduces the search "
+    "cannot find it",
+    hint="put it into a module, and pass the class, the function, or an import path",
 )
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A picture of memory, which a notebook shows.
-
-    Attributes:
-        report: what it is of.
-    """
-
-    report: records.Report
-
-    def save(self, path: str | Path) -> None:
-        """Write the picture as `.svg` or `.png`.
-
-        Raises:
-            UsageError: another ending, or the file cannot be written.
-        """
-        file = Path(path)
-        if file.suffix.lower() not in DRAWN_FORMATS:
-            raise UsageError(f"`{file}` is not a picture, end it in .svg or .png")
-        write_report(self.report, file)
-
-    def _repr_svg_(self) -> str:
-        """Return what a notebook shows."""
-        return to_svg(self.report)
-
-
-class Report(records.Report):
-    """What `bsfind.find` and `bsfind.check` found out.
-
-    The fields are those of the JSON document, sizes in bytes and times in seconds, None for what is
-    not known. A notebook shows the comparison table.
-
-    Example:
-        >>> report = bsfind.find("mypkg.models:Net", (3, 224, 224), gpu="rtx-4090")
-        >>> report.batch_size, report.recommendation.precision
-        (392, 'amp-bf16')
-        >>> [(r.precision, r.max_batch_size, r.peak_reserved_bytes) for r in report.results]
-        [('fp32', 215, 23192403968), ('amp-bf16', 419, 23246929920)]
-    """
-
-    @classmethod
-    def of(cls, report: records.Report) -> Report:
-        """Return the same report, with what notebooks show of it."""
-        return cls(**{field.name: getattr(report, field.name) for field in fields(report)})
-
-    @property
-    def batch_size(self) -> int | None:
-        """The recommended batch size, samples in a micro-batch; None if nothing is recommended."""
-        return self.recommendation.batch_size if self.recommendation else None
-
-    @property
-    def fits(self) -> bool:
-        """Whether the answer is yes in every precision that gave one.
-
-        For `check`: the batch size fits. For `find`: something fits.
-        """
-        answered = [r for r in self.results if r.status in ("ok", "nothing_fits", "unfinished")]
-        return bool(answered) and all(result.max_batch_size is not None for result in answered)
-
-    def to_markdown(self) -> str:
-        """Return the comparison table and the sentences below it as Markdown."""
-        return to_markdown(self)
-
-    def plot(self) -> Plot:
-        """Return the picture of peak memory against batch size, with the limits of the GPU.
-
-        Raises:
-            UsageError: matplotlib is not installed (the extra `bsfind[plot]`).
-        """
-        check_can_draw()
-        return Plot(self)
-
-    def _repr_html_(self) -> str:
-        """Return what a notebook shows."""
-        return to_html(self)
-
-    def __repr__(self) -> str:
-        said = answer(self) or self.message or "nothing is recommended."
-        return f"<bsfind.Report ({self.status}{', predicted' if self.simulated else ''}): {said}>"
+def _on_host(names: Sequence[str]) -> ReportWarning:
+    listed = ", ".join(f"`{name}`" for name in names)
+    return ReportWarning(
+        code="host_device",
+        message=f"{listed}: not on the GPU that is predicted, as this machine has none; what the code puts "
+        "on that device is not counted",
+        hint='take the device of the inputs (`x.device`), or write `device = "cuda" if '
+        'torch.cuda.is_available() else "cpu"` in a cell or a script: it is asked again for the GPU',
+    )

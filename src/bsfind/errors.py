@@ -8,6 +8,7 @@ BsfindError
 │   └── GpuFaultError      3   it failed or went away during the search
 ├── TargetError            4   the user's code failed
 │   └── UntraceableError   4   it cannot be traced: it needs values, or a kernel of its own
+├── ShortBatchError        4   the user's code delivered fewer samples than it was asked for
 ├── WorkerError            4   the process that ran the user's code died
 ├── TimeLimitError         5   the worker did not answer in time
 └── InternalError         70   a bug in bsfind
@@ -62,6 +63,10 @@ class BsfindError(Exception):
         self.detail = detail
         self.hint = hint
 
+    def without_frames(self) -> BsfindError:
+        """Return the same error without its traceback, whose frames hold the tensors of the user's code."""
+        return type(self)(self.message, detail=self.detail, hint=self.hint)
+
 
 class BelowMinimumError(BsfindError):
     """The recommended batch size is less than what was asked for."""
@@ -70,9 +75,23 @@ class BelowMinimumError(BsfindError):
 
 
 class UsageError(BsfindError):
-    """The command line, an environment variable or the configuration file is wrong."""
+    """The command line, an environment variable or the configuration file is wrong.
+
+    Attributes:
+        limit: the largest number that the model takes, where a larger one was asked for.
+    """
 
     exit_code = ExitCode.USAGE
+
+    def __init__(
+        self, message: str, *, detail: str = "", hint: str = "", limit: int | None = None
+    ) -> None:
+        super().__init__(message, detail=detail, hint=hint)
+        self.limit = limit
+
+    def about(self, option: str) -> UsageError:
+        """Return the error with the name of an option, and where it stands, in front of its message."""
+        return UsageError(f"{option}: {self.message}", detail=self.detail, hint=self.hint)
 
 
 class NoDeviceError(BsfindError):
@@ -97,6 +116,22 @@ class TargetError(BsfindError):
 
 class UntraceableError(TargetError):
     """The user's code may run on a GPU, but cannot be traced without one."""
+
+
+class ShortBatchError(BsfindError):
+    """The user's code delivered fewer samples than the batch size that it was asked for.
+
+    Attributes:
+        delivered: the most that it delivers; None if it delivers larger batches for larger sizes.
+    """
+
+    exit_code = ExitCode.TARGET_FAILED
+
+    def __init__(
+        self, message: str, *, detail: str = "", hint: str = "", delivered: int | None = None
+    ) -> None:
+        super().__init__(message, detail=detail, hint=hint)
+        self.delivered = delivered
 
 
 class WorkerError(BsfindError):

@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from bsfind.trial import Leak, RefusedSizes, Trial
 
 SCHEMA_VERSION = "1.0"
 
+LAUNCHED = "launched"
+"""What stands for the precision of a launched command, which bsfind does not know."""
+
 Record = TypeVar("Record")
 
-TrialStatus = Literal["ok", "oom", "error", "timeout"]
-ErrorKind = Literal["kernel_limit", "refused", "batch_norm", "leak"]
 ResultStatus = Literal["ok", "nothing_fits", "error", "unsupported", "unfinished"]
 ReportStatus = Literal["complete", "partial", "failed"]
 DeviceKind = Literal["cuda", "simulated"]
@@ -90,79 +93,6 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leak:
-    """Memory that grows from step to step: no batch size lasts.
-
-    Attributes:
-        lasts_steps: after how many steps the device is full, at the batch size of the trial.
-    """
-
-    bytes_per_step: int
-    lasts_steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """One batch size tried in one precision.
-
-    Attributes:
-        batch_size: samples in a (micro-)batch.
-        status: `ok`, `oom` (out of memory), `error` (see `error_kind`), `timeout`.
-        peak_allocated_bytes, peak_reserved_bytes: `torch.cuda.max_memory_allocated()` and
-            `max_memory_reserved()` over the trial; None unless ok.
-        resident_bytes: allocated between two steps: parameters, buffers, optimizer state.
-        activation_bytes: what the forward pass leaves allocated for the backward pass.
-        num_alloc_retries: how often the allocator freed its cache to satisfy a request.
-        steady_alloc_retries: how many of these came in the second half of the steps: a longer run would
-            go on like that.
-        peaks_by_step: peak allocated of each step, in their order.
-        error_kind: what the status `error` means: `kernel_limit` (a kernel cannot index so many elements),
-            `refused` (the model's code raised; other sizes may run), `batch_norm` (it refuses a batch of
-            one in training), `leak`; None with any other status.
-        steps: optimizer steps that ran.
-        step_time_s: mean time of the steps after the first (warm-up), synchronised.
-    """
-
-    batch_size: int
-    status: TrialStatus
-    peak_allocated_bytes: int | None = None
-    peak_reserved_bytes: int | None = None
-    resident_bytes: int | None = None
-    activation_bytes: int | None = None
-    num_alloc_retries: int = 0
-    steady_alloc_retries: int = 0
-    peaks_by_step: tuple[int, ...] = ()
-    error_kind: ErrorKind | None = None
-    leak: Leak | None = None
-    steps: int = 0
-    step_time_s: float | None = None
-    samples_per_s: float | None = None
-    message: str | None = None
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the model does not accept this size, whatever the memory."""
-        return self.error_kind in ("refused", "batch_norm")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RefusedSizes:
-    """Batch sizes at which the model's own code raised, though others run.
-
-    Attributes:
-        batch_sizes: sizes that were tried and refused, in ascending order.
-        error: message of the error at the first of them.
-        multiple_of: number that every size tried afterwards is a multiple of; None if none was found.
-        accepted: form of the sizes that run: `multiples of 4`, `powers of two`; None if none was found.
-    """
-
-    batch_sizes: tuple[int, ...]
-    error: str
-    multiple_of: int | None
-    accepted: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ErrorBound:
     """Absolute errors of predicted peaks, as parts of the real ones (0.01 is 1 %)."""
 
@@ -214,6 +144,18 @@ class PredictedPeaks:
     recommended_batch_size: int | None
     peak_allocated_bytes: int | None
     peak_reserved_bytes: int | None
+    max_axis_size: int | None = None
+    recommended_axis_size: int | None = None
+
+    @property
+    def max_size(self) -> int:
+        """The largest batch size, or size of the axis."""
+        return self.max_axis_size or self.max_batch_size
+
+    @property
+    def recommended_size(self) -> int | None:
+        """The recommended batch size, or size of the axis."""
+        return self.recommended_axis_size or self.recommended_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +193,9 @@ class PrecisionResult:
     `peak_*` and the times are those of the trial at `recommended_batch_size`.
 
     Attributes:
-        precision: the precision that ran (never `amp`).
+        precision: the precision that ran (never `amp`); of a launched command, the name of the variant.
         remedy: what `--compare` changed for this row; None in a row of `--precision`.
+        seq_len: which of several `--seq-len` this row is at, tokens; None where there are not several.
         status: `ok`; `nothing_fits`; `error` (the user's code failed); `unsupported` by the
             device; `unfinished` (stopped before there was an answer).
         max_batch_size: the largest that ran within the capacity.
@@ -272,10 +215,13 @@ class PrecisionResult:
         message: why the status is not `ok`, or nothing is recommended.
         weights_dtype: dtype of the floating-point parameters, where they are not all float32 and the
             precision does not convert them: `bfloat16`, `mixed bfloat16/float32`.
+        max_axis_size, recommended_axis_size, smallest_failed_axis_size: the same of an axis that is
+            searched; the fields with `batch_size` have the batch size then.
     """
 
     precision: str
     remedy: str | None = None
+    seq_len: int | None = None
     status: ResultStatus
     max_batch_size: int | None = None
     recommended_batch_size: int | None = None
@@ -299,6 +245,24 @@ class PrecisionResult:
     predicted: PredictedPeaks | None = None
     message: str | None = None
     weights_dtype: str | None = None
+    max_axis_size: int | None = None
+    recommended_axis_size: int | None = None
+    smallest_failed_axis_size: int | None = None
+
+    @property
+    def max_size(self) -> int | None:
+        """The largest batch size that ran, or size of the axis."""
+        return self.max_axis_size or self.max_batch_size
+
+    @property
+    def recommended_size(self) -> int | None:
+        """The recommended batch size, or size of the axis."""
+        return self.recommended_axis_size or self.recommended_batch_size
+
+    @property
+    def smallest_failed_size(self) -> int | None:
+        """The smallest size above the maximum that did not run, of the batch or the axis."""
+        return self.smallest_failed_axis_size or self.smallest_failed_batch_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,14 +271,23 @@ class Recommendation:
 
     Attributes:
         batch_size: samples in a batch; in a micro-batch with `--global-batch`.
+        seq_len: the longest of several `--seq-len`, which it is for, tokens; else None.
         check: the command that tries it again.
+        axis_size: size of the axis, where one is searched at this batch size.
     """
 
     batch_size: int
     precision: str
+    seq_len: int | None = None
     reason: str
     global_batch: GlobalBatch | None = None
     check: str | None = None
+    axis_size: int | None = None
+
+    @property
+    def size(self) -> int:
+        """The number that was searched: the batch size, or the size of the axis."""
+        return self.batch_size if self.axis_size is None else self.axis_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,7 +323,12 @@ class Assumption:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything that one `run` or `check` found out. `to_json` returns the public document."""
+    """Everything that one `run`, `check` or `launch` found out. `to_json` returns the public document.
+
+    Attributes:
+        workload: what one step is; {} of a launched command, which says it itself.
+        launch: the command, its placeholders, and the folder of its logs; None where bsfind trains.
+    """
 
     bsfind_version: str
     status: ReportStatus
@@ -368,12 +346,24 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
     prediction: Prediction | None = None
+    launch: dict[str, Any] | None = None
     message: str | None = None
 
     @property
     def simulated(self) -> bool:
         """Whether the figures are predicted: nothing ran."""
         return self.device is not None and self.device.kind == "simulated"
+
+    @property
+    def axis(self) -> str | None:
+        """The name of what was searched instead of the batch size; None: the batch size was."""
+        axis = self.workload.get("axis")  # reports of older versions have none
+        return str(axis["name"]) if axis else None
+
+    @property
+    def searched(self) -> str:
+        """The name of the number that was searched."""
+        return self.axis or "batch size"
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON document (schema version `SCHEMA_VERSION`)."""
@@ -384,6 +374,7 @@ class Report:
         if self.model is not None:
             model = asdict(self.model)
             del model["weights_dtype"]  # each result has that of its precision
+        assumptions = [asdict(assumption) for assumption in self.assumptions]
         return {
             "schema_version": SCHEMA_VERSION,
             "bsfind_version": self.bsfind_version,
@@ -394,18 +385,27 @@ class Report:
             "reproduce": self.reproduce,
             "device": device,
             "model": model,
-            "workload": {
-                **self.workload,
-                "assumptions": [asdict(assumption) for assumption in self.assumptions],
-            },
+            "workload": {**self.workload, "assumptions": assumptions} if self.workload else None,
+            "launch": {**self.launch, "assumptions": assumptions} if self.launch else None,
             "search": self.search,
-            "results": [asdict(result) for result in self.results],
-            "recommendation": asdict(self.recommendation) if self.recommendation else None,
+            "results": [self._row(result) for result in self.results],
+            "recommendation": self._row(self.recommendation) if self.recommendation else None,
             "warnings": [asdict(warning) for warning in self.warnings],
             "message": self.message,
             "environment": self.environment,
             "duration_s": round(self.duration_s, 3),
         }
+
+    def _row(self, record: PrecisionResult | Recommendation) -> dict[str, Any]:
+        """Return a row as JSON: one of a launched command has the name of a variant for its precision."""
+        row: dict[str, Any] = {}
+        for name, value in asdict(record).items():
+            row[name] = value
+            if name == "precision":
+                row["variant"] = None
+                if self.launch is not None:
+                    row |= {"precision": LAUNCHED, "variant": value}
+        return row
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Report:
@@ -418,33 +418,65 @@ class Report:
             raise ValueError(f"schema version {data.get('schema_version')}, not {SCHEMA_VERSION}")
         device = dict(data["device"]) if data["device"] else None
         budget = device.pop("budget_bytes") if device else None
-        workload = dict(data["workload"])
-        assumptions = workload.pop("assumptions", [])  # reports of older versions have none
-        own = {"device": device, "workload": workload, "assumptions": assumptions}
+        workload = dict(data["workload"] or {})
+        launch = dict(data["launch"]) if data.get("launch") else None
+        # Reports of older versions have none.
+        assumptions = (workload if launch is None else launch).pop("assumptions", [])
+        recommendation = data.get("recommendation")
+        own = {
+            **{"device": device, "workload": workload, "launch": launch},
+            "assumptions": assumptions,
+            "results": [_named(row) for row in data["results"]],
+            "recommendation": _named(recommendation) if recommendation else None,
+        }
         known = {f.name for f in fields(cls)}
         values = {name: value for name, value in data.items() if name in known}
         return record_of(cls, {**values, **own, "budget_bytes": budget})
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row with the name of its variant, if it has one, for its precision."""
+    fields = {name: value for name, value in row.items() if name != "variant"}
+    return {**fields, "precision": row.get("variant") or row["precision"]}
 
 
 def record_of(kind: type[Record], data: Mapping[str, Any]) -> Record:
     """Return the record that `dataclasses.asdict` wrote as JSON.
 
     Raises:
-        TypeError: a field that the record does not have, or a missing one that has no default.
+        TypeError: a field that the record does not have, a missing one that has no default, or a value of
+            another type.
     """
+    if not isinstance(data, Mapping):
+        raise TypeError(f"a {kind.__name__} is no object but {type(data).__name__}")
     hints = get_type_hints(kind)
     return kind(**{name: _value(hints.get(name), value) for name, value in data.items()})
 
 
 def _value(hint: Any, value: Any) -> Any:
-    """Return the value of a field, given its type."""
-    if value is None:
-        return None
-    choices = [choice for choice in get_args(hint) if choice is not type(None)]
-    if isinstance(hint, UnionType) and len(choices) == 1:
-        return _value(choices[0], value)
-    if get_origin(hint) is tuple and hasattr(choices[0], "__dataclass_fields__"):
-        return tuple(record_of(choices[0], part) for part in value)
+    """Return the value of a field, given its type.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    origin, choices = get_origin(hint), get_args(hint)
+    if hint is None or hint is Any:
+        return value
+    if origin in (Union, UnionType):
+        rest = [choice for choice in choices if choice is not NoneType]
+        return None if value is None and len(rest) < len(choices) else _value(rest[0], value)
     if hasattr(hint, "__dataclass_fields__"):
         return record_of(hint, value)
-    return tuple(value) if get_origin(hint) is tuple else value
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_value(choices[0], part) for part in value)
+    if origin is Literal:
+        is_right = value in choices
+    elif hint is float:
+        is_right = isinstance(value, (int, float)) and not isinstance(value, bool)
+    elif hint is int:
+        is_right = isinstance(value, int) and not isinstance(value, bool)
+    else:
+        is_right = isinstance(value, origin or hint)
+    if not is_right:
+        raise TypeError(f"{value!r:.100} is no {getattr(hint, '__name__', hint)}")
+    return value

@@ -12,20 +12,23 @@ Nothing here knows torch: the parent process handles settings without importing 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from bsfind import option_types as types
 from bsfind.inputs import InputSpec
 from bsfind.option_types import OptionType
-from bsfind.units import Headroom
+from bsfind.units import Headroom, brief
 
-LARGEST_BATCH_SIZE = 2**31 - 1
-"""Where the search ends if memory does not end it: CUDA kernels index samples with int32."""
+LARGEST_BATCH_SIZE = types.LARGEST_BATCH_SIZE
+"""The largest batch size that any option takes."""
 
 PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
 """The precisions that a step can run in."""
+
+FIRST_SIZE_OF_AXIS = 128
+"""Where a search of an axis begins: tokens, or pixels of an image, that nearly all models take."""
 
 REQUESTABLE_PRECISIONS = (*PRECISIONS, "amp")
 """What may be asked for: `amp` becomes amp-bf16 or amp-fp16 once the GPU is known."""
@@ -52,12 +55,6 @@ _PRECISIONS = types.names(
 _COMPARE = types.names(tuple(REMEDIES), "unknown comparison `{}`")
 _OBJECTIVE = types.choice(*get_args(Objective))
 
-_LAST = (
-    *("compare", "time_budget", "steps", "trial_timeout"),
-    *("device", "gpu", "context_memory", "memory_limit"),
-)
-"""The options that a reproducing command line names behind the others, in this order."""
-
 
 def _option(kind: OptionType, name: str = "") -> dict[str, Any]:
     """Return the metadata of a field that an option sets.
@@ -70,24 +67,59 @@ def _option(kind: OptionType, name: str = "") -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What is searched instead of the batch size.
+
+    Attributes:
+        name: `seq-len`, `image-size`, or the name of a dimension in the shapes of the inputs.
+        batch_size: samples in each (micro-)batch.
+    """
+
+    name: str
+    batch_size: int
+
+    @property
+    def option(self) -> str | None:
+        """The field of the workload that has the size; None where a dimension of the inputs has it."""
+        return {"seq-len": "seq_len", "image-size": "image_size"}.get(self.name)
+
+
+def _axis_name(text: str) -> str:
+    if text not in ("seq-len", "image-size") and not re.fullmatch(r"[A-Za-z_]\w*", text):
+        raise ValueError(
+            f"`{brief(text)}` is not a name of a dimension: `seq-len`, `image-size`, or one that a shape "
+            "has in place of a number"
+        )
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Workload:
     """Everything that makes one step, except its batch size and its precision.
 
     Attributes:
-        target: `package.module:attr` or `path/file.py:attr`.
+        target: `package.module:attr`, `path/file.py:attr`, `timm:NAME`, `torchvision:NAME` or `hf:NAME`.
         model_args: keyword arguments of the class or factory, as (name, text) pairs.
         app_dir: folder put first on `sys.path`.
-        inputs: synthetic inputs; empty if `batch_fn` makes them.
+        inputs: synthetic inputs; empty if `batch_fn` makes them, or if they follow from the model.
+        seq_len: tokens of the sequences that follow from the model, or that `batch_fn` makes; None: its own,
+            or one of `Settings.seq_lens` at a time.
+        image_size: height and width of images, pixels, likewise.
+        axis: what is searched instead of the batch size; None: the batch size is.
         batch_fn: `pkg.mod:fn`, called as `fn(batch_size, device)`.
+        batch_args: keyword arguments of that function, as (name, text) pairs.
         mode: train, or infer (forward only, no gradients).
         loss: `auto`, `cross-entropy`, `mse`, `mean` or `pkg.mod:fn`, called as `fn(output)`.
         optimizer: `adamw`, any name of torch.optim, or `pkg.mod:fn`, called with the parameters.
         optimizer_args: keyword arguments of the optimizer, as (name, text) pairs.
-        step: `pkg.mod:fn`, called as `fn(model, *args, **kwargs)` inside autocast; the loss.
+        step: `pkg.mod:fn`, called as `fn(model, *args, **kwargs)` inside autocast; returns the loss, or None
+            if it has stepped its own optimizers.
         grad_checkpoint: recompute activations in the backward pass.
         channels_last: model and image inputs in channels_last memory format.
         compile: run the model through torch.compile.
         grad_accum: micro-batches for each optimizer step.
+        with_eval: an evaluation pass follows the steps of a trial.
+        eval_batch_size: samples in a batch of that pass; None: as many as in training.
     """
 
     target: str
@@ -96,7 +128,18 @@ class Workload:
     )
     app_dir: str = field(default=".", metadata=_option(types.TEXT))
     inputs: tuple[InputSpec, ...] = field(default=(), metadata=_option(types.INPUT, "input"))
+    seq_len: int | None = None
+    image_size: int | None = field(default=None, metadata=_option(types.COUNT))
+    axis: Axis | None = field(
+        default=None,
+        metadata=_option(
+            types.of_text(_axis_name, lambda axis: axis if isinstance(axis, str) else axis.name)
+        ),
+    )
     batch_fn: str | None = field(default=None, metadata=_option(types.IMPORT_PATH))
+    batch_args: tuple[tuple[str, str], ...] = field(
+        default=(), metadata=_option(types.KEY_VALUE, "batch_arg")
+    )
     mode: Mode = field(default="train", metadata=_option(_MODE))
     loss: str = field(default="auto", metadata=_option(types.function_or(LOSSES)))
     optimizer: str = field(default="adamw", metadata=_option(types.OPTIMIZER))
@@ -108,13 +151,42 @@ class Workload:
     channels_last: bool = field(default=False, metadata=_option(types.FLAG))
     compile: bool = field(default=False, metadata=_option(types.FLAG))
     grad_accum: int = field(default=1, metadata=_option(types.COUNT))
+    with_eval: bool = field(default=False, metadata=_option(types.FLAG))
+    eval_batch_size: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
+
+    def evaluated(self, batch_size: int) -> int:
+        """Return the samples in a batch of the evaluation pass, given those of training."""
+        return self.eval_batch_size or batch_size
+
+    @property
+    def searched(self) -> str:
+        """The name of the number that a search is about."""
+        return "batch size" if self.axis is None else self.axis.name
+
+    def samples(self, size: int) -> int:
+        """Return the samples in a batch, given the number that a search is about."""
+        return size if self.axis is None else self.axis.batch_size
+
+    def at(self, size: int) -> Workload:
+        """Return the workload in which the axis has a size."""
+        if self.axis is None:
+            return self
+        if self.axis.option == "seq_len":
+            return replace(self, axis=None, seq_len=size)
+        if self.axis.option == "image_size":
+            return replace(self, axis=None, image_size=size)
+        return replace(
+            self, axis=None, inputs=tuple(spec.at(self.axis.name, size) for spec in self.inputs)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
             **{field.name: getattr(self, field.name) for field in fields(self)},
+            "axis": None if self.axis is None else asdict(self.axis),
             "model_args": dict(self.model_args),
             "inputs": [spec.to_json() for spec in self.inputs],
+            "batch_args": dict(self.batch_args),
             "optimizer_args": dict(self.optimizer_args),
         }
 
@@ -124,7 +196,9 @@ class Workload:
         return cls(
             **{
                 **data,
+                "axis": None if data["axis"] is None else Axis(**data["axis"]),
                 "model_args": tuple(data["model_args"].items()),
+                "batch_args": tuple(data["batch_args"].items()),
                 "optimizer_args": tuple(data["optimizer_args"].items()),
                 "inputs": tuple(InputSpec.from_json(spec) for spec in data["inputs"]),
             }
@@ -137,7 +211,9 @@ class SearchLimits:
 
     Attributes:
         min_batch_size: smallest size that is worth an answer.
-        max_batch_size: largest size to try.
+        max_batch_size: largest size to try; hardly anyone trains with more samples than its default.
+        min_size: the same of the axis; None: 1.
+        max_size: the same of the axis; None: no other than for batch sizes.
         multiple_of: every size that is tried is a multiple of this.
         tolerance: stop when the gap between the largest that ran and the smallest that did not is
             at most this part of the former, or 1; 0 is exact.
@@ -153,15 +229,17 @@ class SearchLimits:
         time_budget_s: longest time for the whole search, seconds; None: no limit.
     """
 
-    min_batch_size: int = field(default=1, metadata=_option(types.COUNT))
-    max_batch_size: int = field(default=LARGEST_BATCH_SIZE, metadata=_option(types.COUNT))
-    multiple_of: int = field(default=1, metadata=_option(types.COUNT))
+    min_batch_size: int = field(default=1, metadata=_option(types.BATCH_SIZE))
+    max_batch_size: int = field(default=1 << 20, metadata=_option(types.BATCH_SIZE))
+    min_size: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
+    max_size: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
+    multiple_of: int = field(default=1, metadata=_option(types.BATCH_SIZE))
     tolerance: float = field(default=0.005, metadata=_option(types.FRACTION))
     headroom: Headroom = field(default=Headroom(fraction=0.05), metadata=_option(types.HEADROOM))
     objective: Objective = field(default="largest", metadata=_option(_OBJECTIVE))
     steps: int = field(default=3, metadata=_option(types.COUNT))
     confirm_steps: int = field(default=20, metadata=_option(types.COUNT))
-    global_batch: int | None = field(default=None, metadata=_option(types.COUNT))
+    global_batch: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
     world_size: int = field(default=1, metadata=_option(types.COUNT))
     trial_timeout_s: float = field(default=600.0, metadata=_option(types.DURATION, "trial_timeout"))
     time_budget_s: float | None = field(
@@ -174,20 +252,20 @@ class SearchLimits:
         Raises:
             ValueError: they leave nothing to search; names the options.
         """
-        if self.min_batch_size > self.max_batch_size:
-            raise ValueError(
-                f"`--min-batch-size {self.min_batch_size}` is above "
-                f"`--max-batch-size {self.max_batch_size}`"
-            )
-        if self.max_batch_size < self.multiple_of:
+        minimum, maximum = "--min-batch-size", "--max-batch-size"
+        if self.min_size is not None or self.max_size is not None:
+            minimum, maximum = "--min-size", "--max-size"
+        if self.least > self.most:
+            raise ValueError(f"`{minimum} {self.least}` is above `{maximum} {self.most}`")
+        if self.most < self.multiple_of:
             raise ValueError(
                 f"no multiple of {self.multiple_of} (`--multiple-of`) is at most "
-                f"`--max-batch-size {self.max_batch_size}`"
+                f"`{maximum} {self.most}`"
             )
-        if self.max_batch_size - self.max_batch_size % self.multiple_of < self.min_batch_size:
+        if self.most - self.most % self.multiple_of < self.least:
             raise ValueError(
-                f"no multiple of {self.multiple_of} (`--multiple-of`) lies between `--min-batch-size "
-                f"{self.min_batch_size}` and `--max-batch-size {self.max_batch_size}`"
+                f"no multiple of {self.multiple_of} (`--multiple-of`) lies between `{minimum} "
+                f"{self.least}` and `{maximum} {self.most}`"
             )
         if self.global_batch is not None and self.global_batch < self.world_size:
             raise ValueError(
@@ -195,19 +273,59 @@ class SearchLimits:
                 f"{self.world_size} GPUs (`--world-size`)"
             )
 
+    @property
+    def least(self) -> int:
+        """The smallest size that is worth an answer, of the batch or the axis."""
+        return self.min_size or self.min_batch_size
+
+    @property
+    def most(self) -> int:
+        """The largest size to try, of the batch or the axis."""
+        return self.max_size or self.max_batch_size
+
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types; `max_batch_size` is null where memory is the limit."""
-        unlimited = self.max_batch_size == LARGEST_BATCH_SIZE
+        """Return the fields as JSON types."""
+        return {**asdict(self), "headroom": str(self.headroom)}
+
+
+BATCH_SIZE_PLACEHOLDER = "{batch_size}"
+VARIANT_PLACEHOLDER = "{variant}"
+"""What stands in a launched command for the batch size, and for the arguments of a variant."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A training command of the user's, whose batch size is to be found.
+
+    Attributes:
+        command: the program and its arguments, with placeholders.
+        set_env: environment variables of the command, as (name, text) pairs; placeholders are filled in.
+        substitute: files with placeholders, of which the command gets filled copies.
+        variants: names and arguments to compare, which stand for `{variant}`.
+    """
+
+    command: tuple[str, ...]
+    set_env: tuple[tuple[str, str], ...] = field(default=(), metadata=_option(types.KEY_VALUE))
+    substitute: tuple[str, ...] = field(default=(), metadata=_option(types.FILES))
+    variants: tuple[tuple[str, str], ...] = field(
+        default=(), metadata=_option(types.VARIANT, "variant")
+    )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON types."""
         return {
-            **asdict(self),
-            "max_batch_size": None if unlimited else self.max_batch_size,
-            "headroom": str(self.headroom),
+            "command": list(self.command),
+            "set_env": dict(self.set_env),
+            "substitute": list(self.substitute),
+            "variants": dict(self.variants),
         }
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cuda(:[0-9]+)?|sim", text):
-        raise ValueError(f"`{text}` is not a device, write `auto`, `cuda`, `cuda:1` or `sim`")
+    if not re.fullmatch(r"auto|cuda(:[0-9]{1,4})?|sim", text):
+        raise ValueError(
+            f"`{brief(text)}` is not a device, write `auto`, `cuda`, `cuda:1` or `sim`"
+        )
     return text
 
 
@@ -223,10 +341,10 @@ class DeviceChoice:
             GPU; None: as modelled.
     """
 
-    device: str = field(default="auto", metadata=_option(OptionType(_device)))
+    device: str = field(default="auto", metadata=_option(types.of_text(_device)))
     gpu: str | None = field(default=None, metadata=_option(types.GPU))
     memory_limit_bytes: int | None = field(
-        default=None, metadata=_option(types.SIZE, "memory_limit")
+        default=None, metadata=_option(types.MEMORY, "memory_limit")
     )
     context_memory_bytes: int | None = field(
         default=None, metadata=_option(types.SIZE, "context_memory")
@@ -265,16 +383,19 @@ class DeviceChoice:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One invocation of `run` or `check`.
+    """One invocation of `run`, `check` or `launch`.
 
     Attributes:
-        workload: what one step is.
+        workload: what one step is; of `launch`, the command is its target, and says the rest itself.
+        launch: the command that trains; None where bsfind does.
         precisions: of `REQUESTABLE_PRECISIONS`, in the order of the table.
         limits: how to search.
         device: where.
         batch_size: `check`: the only size to try; None for a search.
+        seq_lens: lengths of sequences to search at, tokens; one is in the workload already.
         compare: names in `REMEDIES` to try besides, in the recommended precision.
         remedy: the one that these settings are with; it is in the workload already.
+        seq_len: the one of several lengths that these settings are with; likewise.
         given: names of the options that the user gave (`optimizer`), whatever their values.
     """
 
@@ -284,85 +405,10 @@ class Settings:
     )
     limits: SearchLimits = field(default_factory=SearchLimits)
     device: DeviceChoice = field(default_factory=DeviceChoice)
-    batch_size: int | None = field(default=None, metadata=_option(types.COUNT))
+    batch_size: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
+    seq_lens: tuple[int, ...] = field(default=(), metadata=_option(types.COUNTS, "seq_len"))
     compare: tuple[str, ...] = field(default=(), metadata=_option(_COMPARE))
     remedy: str | None = None
+    seq_len: int | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
-
-    def to_argv(self) -> list[str]:
-        """Return the shortest command line (after `bsfind`) that asks for the same again."""
-        is_check = self.batch_size is not None
-        written = [
-            (name, setting.arguments(self))
-            for name, setting in SETTINGS.items()
-            if not (is_check and setting.is_of_search)
-            and not (name == "device" and self.device.is_simulated)  # `--gpu` says so
-        ]
-        written.sort(key=lambda item: _LAST.index(item[0]) if item[0] in _LAST else -1)
-        arguments = [argument for _, found in written for argument in found]
-        return ["check" if is_check else "run", self.workload.target, *arguments]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A field of the settings that an option sets.
-
-    Attributes:
-        option: the option, as a Python identifier: `trial_timeout` for `--trial-timeout`.
-        part: the attribute of `Settings` that has the field; "": `Settings` itself.
-        field: the name of the field.
-        default: its default.
-        kind: how its values are read and written.
-    """
-
-    option: str
-    part: str
-    field: str
-    default: Any
-    kind: OptionType
-
-    @property
-    def shown_default(self) -> Any:
-        """The default as help and signatures show it: a number, a flag, or a text."""
-        if self.default == LARGEST_BATCH_SIZE:  # memory is the limit
-            return None
-        return self.kind.shown(self.default)
-
-    @property
-    def is_of_search(self) -> bool:
-        """Whether a `check`, which tries one size, goes without it."""
-        is_limit = self.part == "limits" or self.option == "compare"
-        return is_limit and self.option not in ("steps", "trial_timeout")
-
-    def arguments(self, settings: Settings) -> list[str]:
-        """Return the arguments of the command line for it; [] where it has its default."""
-        value = getattr(getattr(settings, self.part) if self.part else settings, self.field)
-        if value == self.default:
-            return []
-        if value is True:
-            return [self._flag(value)]
-        values = value if self.kind.repeats else (value,)
-        return [argument for one in values for argument in (self._flag(one), self.kind.write(one))]
-
-    def _flag(self, value: Any) -> str:
-        if isinstance(value, InputSpec) and value.name is None:
-            return "--input-shape"
-        return f"--{self.option.replace('_', '-')}"
-
-
-def _settings_of(cls: type, part: str) -> Iterator[Setting]:
-    for found in fields(cls):
-        if "kind" in found.metadata:
-            option = found.metadata["option"] or found.name
-            yield Setting(option, part, found.name, found.default, found.metadata["kind"])
-
-
-SETTINGS: Mapping[str, Setting] = {
-    setting.option: setting
-    for cls, part in (
-        *((Workload, "workload"), (Settings, "")),
-        *((SearchLimits, "limits"), (DeviceChoice, "device")),
-    )
-    for setting in _settings_of(cls, part)
-}
-"""The fields that options set, by the options' names."""
+    launch: Launch | None = None

@@ -23,14 +23,25 @@ _UNITS = {
     "gb": 10**9,
     "tb": 10**12,
 }
-_NUMBER_AND_UNIT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
+_NUMBER_AND_UNIT = re.compile(
+    r"\s*([0-9]{1,999}(?:\.[0-9]{1,999})?|\.[0-9]{1,999})\s*([A-Za-z%]*)\s*"
+)
 _DURATION_UNITS = {"": 1.0, "s": 1.0, "ms": 0.001, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def brief(value: object) -> str:
+    """Return a value as an error message quotes it: the beginning of what is long."""
+    try:
+        text = str(value)
+    except Exception:  # of the value's own code; Python writes no integer of more than 4300 digits
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:50]}…{text[-30:]}"
 
 
 def _number_and_unit(text: str, what: str, example: str) -> tuple[str, str]:
     match = _NUMBER_AND_UNIT.fullmatch(text)
     if match is None:
-        raise ValueError(f"`{text}` is not {what}, write it like {example}")
+        raise ValueError(f"`{brief(text)}` is not {what}, write it like {example}")
     return match[1], match[2]
 
 
@@ -47,7 +58,8 @@ def parse_size(text: str) -> int:
         return int(number)
     factor = _UNITS.get(unit.lower())
     if factor is not None:
-        return int(float(number) * factor) if "." in number else int(number) * factor
+        whole, _, decimals = number.partition(".")
+        return int(int(whole + decimals) * factor // 10 ** len(decimals))
     if unit.lower() in ("k", "m", "g", "t"):
         prefix = unit.upper()
         raise ValueError(
@@ -68,7 +80,7 @@ def parse_fraction(text: str) -> float:
     value = float(number) / (100 if unit else 1)
     if value >= 1:
         hint = f", write `{number}%`" if not unit and value < 100 else ""
-        raise ValueError(f"`{text}` must be less than 100%{hint}")
+        raise ValueError(f"`{brief(text)}` must be less than 100%{hint}")
     return value
 
 
@@ -76,16 +88,13 @@ def parse_duration(text: str) -> float:
     """Parse a duration in seconds: `90`, `90s`, `10m`, `1.5h`.
 
     Raises:
-        ValueError: not a duration, or zero.
+        ValueError: not a duration.
     """
     number, unit = _number_and_unit(text, "a duration", "`90s`, `10m` or `1.5h`")
     factor = _DURATION_UNITS.get(unit.lower())
     if factor is None:
         raise ValueError(f"`{text}` has an unknown unit `{unit}`, write `s`, `m` or `h`")
-    seconds = float(number) * factor
-    if seconds <= 0:
-        raise ValueError(f"`{text}` must be more than zero")
-    return seconds
+    return float(number) * factor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,32 +6,17 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from tests.cli.processes import MODELS, bsfind
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "tests" / "models"
 NET = f"{MODELS}/well_behaved.py:ConvNet"
 WORKLOAD = (NET, "--input-shape", "3,32,32", "--gpu", "2GiB", "--precision", "fp32")
 SVG = "{http://www.w3.org/2000/svg}"
-
-
-def bsfind(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bsfind", *map(str, arguments)],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=120,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
-    )
 
 
 @pytest.fixture
@@ -106,8 +91,9 @@ def test_files_of_a_step_that_cannot_be_written_are_found_out_first(tmp_path: Pa
     missing = str(tmp_path / "no" / "folder")
     done = bsfind("run", *WORKLOAD, "--github", GITHUB_OUTPUT=missing)
     assert done.returncode == 2
-    assert (
-        done.stderr.splitlines()[0] == f"error: cannot write `{missing}`, which GITHUB_OUTPUT names"
+    assert done.stderr.splitlines()[0] == (
+        f"error: cannot write `{missing}`: there is no folder `{tmp_path / 'no'}`, "
+        "which GITHUB_OUTPUT names"
     )
     assert done.stdout == ""
 
@@ -256,9 +242,9 @@ def test_a_report_of_check(files: dict[str, Path]) -> None:
     ("content", "why"),
     [
         ("not JSON", "it is not JSON"),
-        ("[]", "it has other fields"),
-        ('{"schema_version": "0.9"}', "schema version 0.9, not 1.0"),
-        ('{"schema_version": "1.0"}', "it has no 'device'"),
+        ("[]", "it is of the type array, not object"),
+        ('{"schema_version": "0.9"}', '`schema_version` is "0.9", not "1.0"'),
+        ('{"schema_version": "1.0"}', "`bsfind_version` is missing"),
         ("\udcff", "it is not a text file"),
     ],
 )

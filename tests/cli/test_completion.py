@@ -42,7 +42,7 @@ def offered(line: str, folder: Path) -> list[str]:
     [
         ("bsfind ru", ["run"]),
         ("bsfind run --gp", ["--gpu"]),
-        ("bsfind run --max", ["--max-batch-size"]),
+        ("bsfind run --max", ["--max-batch-size", "--max-size"]),
         ("bsfind run --gpu rtx-30", ["rtx-3060", "rtx-3060-ti", "rtx-3090", "rtx-3090-ti"]),
         ("bsfind check a:b --gpu a10", ["a10", "a10g"]),
         ("bsfind run --mode ", ["train", "infer"]),

@@ -14,7 +14,8 @@ from typing import Any
 
 import jsonschema
 import pytest
-from tests.cli.test_prediction import IMAGES, MODELS, NET, ROOT, at_a_terminal, bsfind
+from tests.cli.processes import MODELS, ROOT, bsfind
+from tests.cli.test_prediction import IMAGES, NET, at_a_terminal
 
 from bsfind.report.json import inspection_schema
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+from tests.cli.processes import MODELS, ROOT, bsfind
 
 from bsfind.report.json import schema
 from bsfind.simulation.gpus.catalogue import find_gpu
@@ -23,24 +25,9 @@ import pty
 
 from tests.cli.terminal import all_that_was_shown  # (after the check for pty)
 
-ROOT = Path(__file__).resolve().parents[2]
-MODELS = ROOT / "tests" / "models"
 NET = f"{MODELS}/well_behaved.py:ConvNet"
 IMAGES = ("--input-shape", "3,32,32")
 GIB = 1 << 30
-
-
-def bsfind(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bsfind", *arguments],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=120,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", **environment},
-    )
 
 
 def document(*arguments: str, code: int = 0, **environment: str) -> dict[str, Any]:
@@ -49,6 +36,73 @@ def document(*arguments: str, code: int = 0, **environment: str) -> dict[str, An
     found: dict[str, Any] = json.loads(done.stdout)
     jsonschema.Draft202012Validator(schema()).validate(found)
     return found
+
+
+# ------------------------------------------------------------------------------------ libraries
+
+
+@pytest.mark.slow
+def test_the_inputs_of_a_library_are_written_as_options() -> None:
+    asked = ("--app-dir", f"{MODELS}/libraries", "--gpu", "1GiB", "--precision", "fp32")
+    target = "transformers:TextForCausalLM"
+    found = document("run", target, *asked, "--seq-len", "64")
+    tensor = {"shape": [64], "dtype": "int64", "same_as": None, "constant": None}
+    assert found["workload"]["inputs"] == [
+        {"name": "input_ids", "low": 0, "high": 100, **tensor},
+        {"name": "attention_mask", "low": 1, "high": 2, **tensor},
+    ]
+    options = "--input input_ids=64:int64:0..100 --input attention_mask=64:int64:1..2"
+    assumed = {made["what"]: made["value"] for made in found["workload"]["assumptions"]}
+    assert assumed["inputs"] == options
+    assert assumed["configuration"] == "the defaults of `TextConfig`"
+    assert "from `labels` (N, 64)" in assumed["loss"]
+    assert options in found["reproduce"]
+    assert "--seq-len" not in found["reproduce"]
+    again = document(*shlex.split(found["reproduce"])[1:])
+    assert again["results"] == found["results"]
+    assert again["reproduce"] == found["reproduce"]
+    assert options in found["recommendation"]["check"]
+
+
+@pytest.mark.slow
+def test_inputs_that_are_no_tensors_of_their_own() -> None:
+    given = ("ids=16:int64:0..50", "labels=@ids", "return_loss=true", "scale==3", "mode==sum")
+    settings = ("--gpu", "1GiB", "--precision", "fp32", "-b", "1024")
+
+    def checked(*inputs: str) -> tuple[list[Any], int]:
+        options = [word for text in inputs for word in ("--input", text)]
+        found = document("check", f"{MODELS}/called.py:Named", *options, *settings)
+        described = [(one["same_as"], one["constant"]) for one in found["workload"]["inputs"]]
+        assert all(text in found["reproduce"] for text in ("labels=", "return_loss=True"))
+        return described, found["results"][0]["trials"][0]["peak_allocated_bytes"]
+
+    same, peak = checked(*given)
+    own, peak_of_own = checked(*(text.replace("@ids", "16:int64:0..50") for text in given))
+    assert same == [(None, None), ("ids", None), (None, "True"), (None, "3"), (None, "sum")]
+    assert own[1] == (None, None)
+    assert peak_of_own - peak == 16 * 8 * 1024
+
+
+def test_a_model_that_takes_one_dict() -> None:
+    inputs = ("--input", "image=3,8,8", "--input", "label=:int64:0..10")
+    settings = ("--gpu", "1GiB", "-b", "64", "--precision", "fp32")
+    found = document("check", f"{MODELS}/called.py:OneDict", *inputs, *settings)
+    assert found["workload"]["assumptions"][0]["value"] == "the model's own loss"
+
+
+def test_a_batch_function_gets_the_arguments_that_it_has() -> None:
+    asked = ("check", f"{MODELS}/called.py:OneDict", "-b", "2", "--gpu", "1GiB")
+    done = bsfind(*asked, "--batch-fn", "bsfind.batches:graphs", "--image-size", "64")
+    assert done.returncode == 2
+    assert "`--image-size`: `bsfind.batches:graphs` has no argument `image_size`" in done.stderr
+    assert "it has `nodes`, `edges`" in done.stderr
+
+
+def test_inputs_that_are_not_known_are_asked_for() -> None:
+    done = bsfind("check", NET, "--gpu", "1GiB", "--batch-size", "2")
+    assert done.returncode == 2
+    assert "error: the inputs of `ConvNet` are not known" in done.stderr
+    assert "pass `--input-shape 3,224,224`" in done.stderr
 
 
 # --------------------------------------------------------------------------------------- check
@@ -65,6 +119,7 @@ def test_check_says_what_fits_and_what_is_left() -> None:
     assert "samples/s" not in done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_assumed_is_named() -> None:
     arguments = ("check", NET, *IMAGES, "--gpu", "rtx-4090", "--batch-size", "8")
     done = bsfind(*arguments, "--precision", "fp32")
@@ -97,7 +152,8 @@ def test_check_as_json() -> None:
     assert report["search"]["gpu"] == "rtx-4090"
     for result in report["results"]:
         (trial,) = result["trials"]
-        assert (trial["batch_size"], trial["status"], trial["steps"]) == (8, "ok", 3)
+        assert (trial["batch_size"], trial["status"]) == (8, "ok")
+        assert (trial["steps"], trial["traced_steps"]) == (20, 20)
         assert 0 < trial["peak_allocated_bytes"] <= trial["peak_reserved_bytes"]
         assert trial["step_time_s"] is None
         assert trial["samples_per_s"] is None
@@ -223,6 +279,7 @@ def test_options_of_the_allocator_that_are_wrong() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_users_failures_are_the_users() -> None:
     done = bsfind("check", f"{MODELS}/well_behaved.py:Netz", *IMAGES, "--gpu", "24GiB", "-b", "8")
     assert done.returncode == 4
@@ -399,3 +456,34 @@ def test_weights_of_another_dtype_are_named_with_the_precision() -> None:
     arguments = ("check", f"{LOWER}:mlp", "-b", "8", "--input-shape", "64:bfloat16", *T4)
     assert document(*arguments)["results"][0]["weights_dtype"] == "bfloat16"
     assert "fp32, weights bfloat16" in bsfind(*arguments).stdout
+
+
+# ------------------------------------------------------------------- weights and states of few bits
+
+
+def of_bitsandbytes(target: str, *options: str) -> tuple[int, list[str]]:
+    """Return the peak of a check, and the codes of its warnings."""
+    asked = ("--app-dir", f"{MODELS}/libraries", "--gpu", "4GiB", "--precision", "fp32", "-b", "64")
+    found = document(
+        *("check", f"{MODELS}/quantised.py:{target}", *asked, "--input-shape", "2048"),
+        *("--optimizer", f"{MODELS}/quantised.py:Optimizer", *options),
+    )
+    (trial,) = found["results"][0]["trials"]
+    return trial["peak_allocated_bytes"], [warning["code"] for warning in found["warnings"]]
+
+
+@pytest.mark.slow
+def test_products_with_quantised_weights_take_the_whole_weight() -> None:
+    peak, warnings = of_bitsandbytes("Net")
+    assert peak == of_bitsandbytes("written")[0]
+    assert "custom_operators" not in warnings
+
+
+@pytest.mark.slow
+def test_paged_states_are_not_on_the_gpu() -> None:
+    peak, warnings = of_bitsandbytes("Net")
+    other, others = of_bitsandbytes("Net", "--optimizer-arg", "paged=False")
+    weight = 2048 * 2048 * 4
+    assert 0 < other - peak <= weight + 4 * 2048
+    assert "paged_memory" in warnings
+    assert "paged_memory" not in others

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -32,6 +33,23 @@ SCRIPT = """
         assert report.fits, report
         assert report.simulated
         print(report.model.parameters, [w.code for w in report.warnings])
+"""
+
+
+IN_A_REMOVED_FOLDER = """
+    import os, tempfile
+    import bsfind
+
+    if __name__ == "__main__":
+        os.chdir(tempfile.mkdtemp())
+        os.rmdir(os.getcwd())
+        asked = {"batch_size": 4, "gpu": "a10g", "mode": "infer", "precision": "fp32"}
+        report = bsfind.check("torch.nn:Identity", (3,), **asked)
+        assert report.fits, report
+        try:
+            bsfind.check("net.py:Net", (3,), **asked)
+        except bsfind.BsfindError as error:
+            print(error.message)
 """
 
 
@@ -86,19 +104,151 @@ def test_a_module_that_is_run_by_its_name(tmp_path: Path) -> None:
 def test_a_script_that_starts_a_search_wherever_it_is_imported(tmp_path: Path) -> None:
     """The worker imports it, and must not start a search, which would start a worker, …"""
     text = textwrap.dedent(SCRIPT).format(model="Net").replace('__name__ == "__main__"', "True")
-    script = write(tmp_path, "train.py", text)
+    blocked = "import sys; sys.modules['cloudpickle'] = None\n"
+    script = write(tmp_path, "train.py", blocked + text)
     done = python(str(script), folder=tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
     assert "UsageError: a search was started by the module" in done.stderr
+    pytest.importorskip("cloudpickle")  # then the worker need not import it
+    script = write(tmp_path, "train.py", text)
+    done = python(str(script), folder=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "32 ['not_reproducible']\n", "")
 
 
 def test_at_the_prompt_a_model_has_no_file(tmp_path: Path) -> None:
+    """Nothing but cloudpickle can pass it on, and that is not always there."""
+    blocked = "import sys; sys.modules['cloudpickle'] = None\n" + textwrap.dedent(SCRIPT)
+    for model in ("Net", "Net()"):
+        done = python("-", folder=tmp_path, text=blocked.format(model=model))
+        assert done.returncode == 1
+        assert "bsfind[notebook]" in done.stderr
+    pytest.importorskip("cloudpickle")
     done = python("-", folder=tmp_path, text=SCRIPT.format(model="Net"))
-    assert done.returncode == 1
-    assert "UsageError: `Net` is defined in no file" in done.stderr
-    done = python("-", folder=tmp_path, text=SCRIPT.format(model="Net()"))
-    assert "UsageError: `Net` is defined in no file" in done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "32 ['not_reproducible']\n", "")
+
+
+# A program that starts a search wherever it runs, with a variable that is the CPU on this machine.
+WITH_DEVICE = """
+    import bsfind, torch
+    from torch import nn
+
+    {device}
+
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(512, 512)
+
+    def step(model, x):
+        model.to(device)
+        return model(x.to(device) + torch.arange(512, device=device)).mean()
+
+    asked = {{"batch_size": 4096, "gpu": "a10g", "precision": "fp32"}}
+    report = bsfind.check(Net, (512,), step=step, **asked)
+    peak = report.results[0].trials[0].peak_allocated_bytes
+    print(device, peak > 4 * 4096 * 512 * 4, [w.code for w in report.warnings])
+"""
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        'device = torch.device("cpu")\n    if torch.cuda.is_available(): device = torch.device("cuda:0")',
+    ],
+)
+def test_a_variable_that_depends_on_the_gpu_is_asked_again(device: str, tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    script = write(tmp_path, "train.py", WITH_DEVICE.format(device=device))
+    done = python(str(script), folder=tmp_path)
+    assert (done.stdout, done.stderr) == ("cpu True ['not_reproducible']\n", "")
+
+
+def test_a_step_on_the_cpu_is_refused_and_its_variable_named(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    script = write(tmp_path, "train.py", WITH_DEVICE.format(device='device = "cpu"'))
+    done = python(str(script), folder=tmp_path)
+    assert "TargetError: the step moved the model to the CPU and trained it there" in done.stderr
+    assert "hint: `device`: not on the GPU that is predicted" in done.stderr
+
+
+# Two cells: the second refers to the first, and its function has a mistake.
+CELLS = """
+    import bsfind, torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.layer = nn.Linear(config.width, config.width)
+        def forward(self, x):
+            return self.layer(x)
+    # cell
+    import types
+    name = data = "a variable"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    steps = 0
+    def step(model, x):
+        global steps
+        steps += 1
+        assert isinstance(model, Net) and name == data and x.to(device) is x
+        assert steps < 4  # of one trial
+        if hasattr(model, "good"):
+            return model(x).sum()
+        return model(x).view(-1, 5).sum()
+    def search(**options):
+        config = types.SimpleNamespace(width=8)
+        asked = {"batch_size": 4, "gpu": "a10g", "precision": "fp32", "model_arg": {"config": config}}
+        return bsfind.check(Net, (8,), **asked, **options)
+    class Good(Net):
+        good = True
+    report = bsfind.find(
+        lambda: Good(types.SimpleNamespace(width=4096)), (4096,), step=step, gpu="4GiB", precision="fp32",
+        confirm_steps=3,
+    )
+    report
+    # cell
+    search(step=step)
+"""
+
+
+def test_a_mistake_in_what_the_prompt_defines(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    # What was typed at the prompt is not known: `device` stays what it was.
+    cells = CELLS.replace("report\n    #", "print(report)\n    #").replace(
+        "is x\n", "is not None\n"
+    )
+    done = python("-", folder=tmp_path, text=cells)
+    assert "<bsfind.Report (complete, predicted): Train with" in done.stdout
+    # The line of the mistake in the text that Python reads from its input.
+    line = 1 + textwrap.dedent(CELLS).splitlines().index("    return model(x).view(-1, 5).sum()")
+    assert "shape '[-1, 5]' is invalid for input of size 32" in done.stderr
+    assert f"in stdin:{line}, batch size 4 in fp32" in done.stderr
+
+
+def test_the_cells_of_a_notebook(tmp_path: Path) -> None:
+    nbformat, nbclient = (pytest.importorskip(name) for name in ("nbformat", "nbclient"))
+    pytest.importorskip("ipykernel")
+    cells = textwrap.dedent(CELLS).split("# cell\n")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    nbclient.NotebookClient(notebook, allow_errors=True, kernel_name="python3").execute()
+    _, second, third = (cell.outputs for cell in notebook.cells)
+    assert [output.output_type for output in second] == ["display_data", "execute_result"]
+    assert second[0].data == {"text/plain": ""}  # the line is gone
+    assert second[1].data["text/html"].startswith("<div>\n<p><strong>bsfind</strong> · Good")
+    shown, error = third
+    assert (shown.output_type, error.ename) == ("display_data", "TargetError")
+    assert "in Cell In[2]:12, batch size 4 in fp32" in error.evalue
+    assert "return model(x).view(-1, 5).sum()" in "".join(error.traceback)
+
+
+def test_the_code_of_the_documentation(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    page = (ROOT / "docs" / "notebooks.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL))
+    assert "bsfind.find" in code
+    done = python("-", folder=tmp_path, text=code)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_search_says_nothing_and_tells_each_trial(tmp_path: Path) -> None:
@@ -207,3 +357,10 @@ def test_typer_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     done = python("-c", text, folder=tmp_path)
     assert (done.returncode, done.stdout) == (0, "8\n"), done.stderr
+
+
+def test_in_a_folder_that_was_removed(tmp_path: Path) -> None:
+    script = tmp_path / "search.py"
+    script.write_text(textwrap.dedent(IN_A_REMOVED_FOLDER))
+    done = python(str(script), folder=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "there is no file `net.py`\n"), done.stderr

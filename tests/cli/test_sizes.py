@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from tests.cli.test_prediction import MODELS, bsfind, document
+from tests.cli.processes import MODELS, bsfind
+from tests.cli.test_prediction import document
 
 pytestmark = pytest.mark.slow
 
@@ -164,3 +165,102 @@ def test_a_size_from_half_a_search_is_no_recommendation() -> None:
     report = document("run", *model, *LAYER, *FP32, code=4)
     assert report["recommendation"] is None
     assert report["results"][0]["recommended_batch_size"] is None
+
+
+DELIVERIES = f"{MODELS}/deliveries.py"
+NET = (f"{DELIVERIES}:Net", "--gpu", "2GiB", *FP32)
+
+
+@pytest.mark.parametrize(
+    ("how", "delivered"),
+    [
+        (("--batch-fn", f"{DELIVERIES}:loader"), 500),
+        (("--input-shape", "8", "--step", f"{DELIVERIES}:capped_step"), 300),
+    ],
+)
+def test_the_search_ends_at_the_batch_that_is_delivered(
+    how: tuple[str, ...], delivered: int
+) -> None:
+    report = document("run", *NET, *how)
+    (result,) = report["results"]
+    assert result["max_batch_size"] == result["recommended_batch_size"] == delivered
+    assert result["is_maximum_proven"]
+    assert max(t["batch_size"] for t in result["trials"] if t["status"] == "ok") == delivered
+    (warning,) = [warning for warning in report["warnings"] if warning["code"] == "short_batch"]
+    assert f"delivered {delivered}" in warning["message"]
+    made = {made["what"]: made["value"] for made in report["workload"]["assumptions"]}
+    assert made["largest batch size"] == str(delivered)
+    assert bsfind("check", *NET, *how, "-b", str(delivered)).returncode == 0
+    done = bsfind("check", *NET, *how, "-b", "600")
+    assert done.returncode == 4
+    assert f"was asked for 600 samples and delivered {delivered}" in done.stderr
+
+
+def test_a_loader_without_a_whole_batch_refuses_the_size() -> None:
+    report = document("run", *NET, "--batch-fn", f"{DELIVERIES}:whole_batches")
+    (result,) = report["results"]
+    assert result["max_batch_size"] == 500
+    assert (
+        "raised StopIteration: its iterator has no such batch" in result["refused_sizes"]["error"]
+    )
+
+
+def test_sizes_that_cannot_be_traced_end_the_search_and_not_the_answer() -> None:
+    model = (f"{CHOOSY}:ValuesAbove200", *VECTOR)
+    done = bsfind("run", *model, *FP32)
+    assert done.returncode == 5, done.stderr
+    assert "Train with batch size 200 in fp32 at least (the search is not complete)" in done.stdout
+    assert "200 fits, 201 cannot be traced: more may fit." in done.stdout
+    assert "batch size 201 cannot be traced, smaller ones can: `aten::nonzero`" in done.stderr
+    assert bsfind("check", *model, "-b", "300", *FP32).returncode == 4
+
+
+def test_a_batch_function_that_ignores_the_size_is_refused() -> None:
+    done = bsfind("run", *NET, "--batch-fn", f"{DELIVERIES}:constant")
+    assert done.returncode == 4
+    assert re.search(r"ignores the batch size: 5 samples .* \(7\) is the same", done.stderr)
+    assert bsfind("check", *NET, "--batch-fn", f"{DELIVERIES}:constant", "-b", "7").returncode == 0
+
+
+def test_batches_in_whole_groups_are_searched_among_these() -> None:
+    (result,) = document("run", *NET, "--batch-fn", f"{DELIVERIES}:whole_groups")["results"]
+    assert result["max_batch_size"] > 10_000  # memory is the limit
+    assert result["refused_sizes"]["multiple_of"] == 64
+
+
+def test_a_step_that_ignores_the_size_is_told() -> None:
+    report = document("run", *NET, "--input-shape", "8", "--step", f"{DELIVERIES}:own_batch")
+    assert "batch_ignored" in {warning["code"] for warning in report["warnings"]}
+
+
+def test_rows_for_each_sample_are_assumed() -> None:
+    report = document("check", *NET, "--batch-fn", f"{DELIVERIES}:views", "-b", "100")
+    made = {made["what"]: made["value"] for made in report["workload"]["assumptions"]}
+    assert made["rows of a batch"] == "2 for each sample of the batch size"
+
+
+def test_the_largest_of_batches_that_vary_decides() -> None:
+    varying = document("check", *NET, "--batch-fn", f"{DELIVERIES}:sequences", "-b", "1000")
+    longest = document("check", *NET, "--batch-fn", f"{DELIVERIES}:longest_sequences", "-b", "1000")
+    (trial,), (alike,) = (report["results"][0]["trials"] for report in (varying, longest))
+    assert trial["batches"] == {
+        "batches": 19,
+        "least_elements": 8 * 8 * 1000,
+        "most_elements": 40 * 8 * 1000,
+    }
+    assert trial["steps"] == trial["traced_steps"] == 20  # none stands for another
+    # Blocks that a shorter batch left are not split: up to a few percent apart.
+    assert trial["peak_allocated_bytes"] == pytest.approx(alike["peak_allocated_bytes"], rel=0.01)
+    assert alike["batches"] is None
+
+
+def test_a_search_whose_batches_vary_says_how_much() -> None:
+    search = (*NET, "--batch-fn", f"{DELIVERIES}:sequences", "--max-batch-size", "3000")
+    report = document("run", *search)
+    (result,) = report["results"]
+    assert result["recommended_batch_size"] == 3000
+    assert all(trial["batches"]["batches"] >= 9 for trial in result["trials"])
+    assert [warning["code"] for warning in report["warnings"]] == ["batches_vary"]
+    done = bsfind("run", *search)
+    assert "batches (the largest of 19, 960,000 elements)" in done.stdout
+    assert "which had 192,000 to 960,000 elements; larger ones are not covered" in done.stderr

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.cli.processes import bsfind
 
 pytest.importorskip("pty", reason="terminals are tested where there are any")
 
@@ -26,16 +24,7 @@ COLOR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|9[0-7]|38;)")
 
 
 def in_a_pipe(*arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "bsfind", *arguments],
-        cwd=ROOT,
-        check=False,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=120,
-        env={**os.environ, "TERM": "xterm-256color", "CUDA_VISIBLE_DEVICES": "", **environment},
-    )
+    done = bsfind(*arguments, **{"TERM": "xterm-256color", **environment})
     return done.stdout + done.stderr
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.gpu.gpu import LIMIT, MODELS, Gpu
-from tests.gpu.processes import is_alive, wait_for
+from tests.gpu.processes import is_alive, left_behind, parent_of, wait_for
+from tests.gpu.staged import StagedSearch
 
 pytestmark = pytest.mark.faults
 
@@ -38,7 +39,10 @@ def test_prints_stay_off_stdout(gpu: Gpu) -> None:
         ("NoParameters", ("no parameter that requires a gradient", "--mode infer")),
         ("DetachedOutput", ("does not depend on any parameter",)),
         ("FailsToBuild", ("RuntimeError: cannot be built", "misbehaved.py")),
-        ("Leaks", ("memory leaks: 4.0 MiB more after every step",)),
+        ("Leaks", ("a leak or a cache that fills: 4.0 MiB more after every step",)),
+        ("RaisesFromUnreadable", ("ValueError: a bug of my own", "misbehaved.py")),
+        ("ReplacesSynchronize", ("the code has replaced `torch.cuda.", "which bsfind calls")),
+        ("Forges", ("what the worker wrote is not its answer",)),
     ],
 )
 def test_failures_of_the_user_s_code(gpu: Gpu, model: str, named: tuple[str, ...]) -> None:
@@ -49,6 +53,38 @@ def test_failures_of_the_user_s_code(gpu: Gpu, model: str, named: tuple[str, ...
     assert done.report["recommendation"] is None
     assert done.report["status"] == "failed"
     assert "bsfind/" not in done.err.replace(str(MODELS), "")  # our own frames are left out
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_exceptions_that_cannot_be_read(gpu: Gpu, number: int) -> None:
+    variables = {"UNREADABLE": str(number)}
+    done = gpu.run("misbehaved.py:RaisesUnreadable", *X, variables=variables)
+    assert done.code == 4, done.err
+    assert "misbehaved.py" in done.err
+
+
+@pytest.mark.parametrize("model", ["ReplacesJson", "PrintsMuch", "StartsHelper"])
+def test_what_does_not_stop_a_search(gpu: Gpu, model: str) -> None:
+    variables = {"IS_OF_THIS_TEST": str(gpu.folder)}
+    options = ("--max-batch-size", "6", "--trial-timeout", "60s")
+    done = gpu.run(f"misbehaved.py:{model}", *X, *options, variables=variables)
+    assert done.code == 0, done.err
+    assert done.report["status"] == "complete"
+    assert left_behind(f"IS_OF_THIS_TEST={gpu.folder}") == []
+
+
+def test_a_spare_worker_that_was_killed_is_replaced(gpu: Gpu) -> None:
+    with StagedSearch(gpu, "second trial", "--max-batch-size", "6") as search:
+        worker = search.reach()
+        in_use = {search.process.pid, worker, parent_of(worker)}
+        others = set(left_behind(f"BSFIND_LOCK_DIR={gpu.locks}")) - in_use
+        assert others
+        for pid in others:
+            os.kill(pid, signal.SIGKILL)
+        search.go_on()
+        done = search.end()
+    assert done.code == 0, done.err
+    assert done.only["verified"]
 
 
 def test_inference_of_a_model_without_parameters(gpu: Gpu) -> None:

@@ -88,7 +88,7 @@ def test_several_signals_in_quick_succession(
 
 
 def test_while_a_report_is_exported(gpu: Gpu) -> None:
-    """A FIFO: to open it takes as long as nobody reads."""
+    """A FIFO, which takes the report once, at the end."""
     fifo = Path(gpu.folder, "report.json")
     os.mkfifo(fifo)
     exported: list[str] = []

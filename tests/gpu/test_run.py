@@ -110,8 +110,8 @@ def test_limits_of_the_search(gpu: Gpu) -> None:
     assert result["max_batch_size"] == 12
     assert result["is_maximum_proven"]
     done = gpu.run(
-        *("well_behaved.py:ConvNet", *IMAGES, "--min-batch-size", "100000000"),
-        *("--precision", "fp32"),
+        *("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32"),
+        *("--min-batch-size", "100000000", "--max-batch-size", "100000000"),
     )
     assert done.code == 1
     assert done.only["status"] == "nothing_fits"
@@ -275,3 +275,31 @@ def test_expandable_segments(gpu: Gpu) -> None:
     assert done.report["environment"]["variables"] == {
         "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"
     }
+
+
+def test_the_search_ends_at_the_batch_that_is_delivered(fake_gpu: Gpu) -> None:
+    how = (
+        "deliveries.py:Net",
+        "--batch-fn",
+        f"{MODELS}/deliveries.py:loader",
+        "--precision",
+        "fp32",
+    )
+    done = fake_gpu.run(*how)
+    assert done.code == 0, done.err
+    assert done.only["max_batch_size"] == done.only["recommended_batch_size"] == 500
+    assert done.only["confirmation"]["batch_size"] == 500
+    assert "short_batch" in {warning["code"] for warning in done.report["warnings"]}
+
+
+@pytest.mark.parametrize("where", ["attribute", "global"])
+def test_a_trial_begins_with_the_state_of_a_fresh_model(fake_gpu: Gpu, where: str) -> None:
+    """The kernels of the fake GPU compute nothing: a counter on it stays as it is."""
+    done = fake_gpu.run(
+        *("stateful.py:Seventh", "--model-arg", f"where={where}", "--input-shape", "256"),
+        *("--precision", "fp32", "--confirm-steps", "3"),
+    )
+    assert done.code == 0, done.err
+    assert "steps_differ" not in {warning["code"] for warning in done.report["warnings"]}
+    for trial in done.only["trials"]:
+        assert len(set(trial["peaks_by_step"][1:])) <= 1

@@ -208,3 +208,41 @@ class UsesATableOfItsModule(nn.Module):
 
     def forward(self, x):
         return self.layer(x) + self.table[0, :8]
+
+
+class Int8(torch.Tensor):
+    """Weights of one byte, and a scale for each row, as libraries for quantization have them."""
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        options = {"dtype": scale.dtype, "device": codes.device}
+        return torch.Tensor._make_wrapper_subclass(cls, codes.shape, **options)
+
+    def __init__(self, codes, scale):
+        self.codes, self.scale = codes, scale
+
+    def __tensor_flatten__(self):
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts, *_):
+        return cls(parts["codes"], parts["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, operator, types, args, kwargs=None):
+        kwargs = kwargs or {}
+        if operator in (torch.ops.aten.detach.default, torch.ops.aten._to_copy.default):
+            parts = (args[0].codes, args[0].scale)
+            return cls(*(part.detach().to(kwargs.get("device")) for part in parts))
+        plain = [arg.codes * arg.scale if isinstance(arg, cls) else arg for arg in args]
+        return operator(*plain, **kwargs)
+
+
+def quantized():
+    """A linear layer of 1,000 times 8 bytes, and one of floats that is trained."""
+    model = nn.Sequential(nn.Linear(8, 1000), nn.Linear(1000, 1))
+    weight = model[0].weight.detach()
+    scale = weight.abs().amax(1, keepdim=True) / 127
+    codes = (weight / scale).to(torch.int8)
+    model[0].weight = nn.Parameter(Int8(codes, scale), requires_grad=False)
+    return model

@@ -113,3 +113,15 @@ class FailsIn(nn.Module):
             if self.how == "leaks":
                 self.kept.append(y)
         return y
+
+
+class ValuesAbove200(nn.Module):
+    """Leaves out rows by their values, where there are many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out[out.sum(1) > 0] if len(x) > 200 else out

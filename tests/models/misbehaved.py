@@ -119,14 +119,11 @@ def runs_on_a_gpu() -> bool:
 class Announces(Base):
     """Says, in its second trial, that it runs, and waits: for tests that interrupt it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch_sizes: set[int] = set()
-
     def misbehave(self, x: torch.Tensor) -> None:
-        if runs_on_a_gpu():
-            self.batch_sizes.add(x.shape[0])
-        if len(self.batch_sizes) == 2:
+        if not runs_on_a_gpu():
+            return
+        # In the environment: what the model keeps itself is set back after each trial.
+        if os.environ.setdefault("FIRST_BATCH_SIZE", str(x.shape[0])) != str(x.shape[0]):
             Path(os.environ["ANNOUNCE"]).write_text(str(os.getpid()))
             time.sleep(10_000)
 
@@ -207,3 +204,154 @@ class GrowsLate(Base):
         self.batch_size = x.shape[0]
         if self.steps > 3:
             torch.zeros(x.shape[0] * (1 << 14), device=x.device)
+
+
+# --------------------------------------------------------------- exceptions that cannot be read
+
+
+class NoText(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+    __repr__ = __str__
+
+
+class TextIsNumber(RuntimeError):  # noqa: N818
+    def __str__(self) -> str:
+        return 5  # type: ignore[return-value]
+
+
+class ExitWithoutText(SystemExit):
+    __str__ = __repr__ = NoText.__str__
+
+
+class Nameless(type):
+    def __getattribute__(cls, name: str) -> object:
+        if name in ("__name__", "__qualname__", "__module__"):
+            raise RuntimeError("no name")
+        return super().__getattribute__(name)
+
+
+class NoName(Exception, metaclass=Nameless):  # noqa: N818
+    pass
+
+
+class NoClass(Exception):  # noqa: N818
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        raise RuntimeError("no class")
+
+
+class NoCause(Exception):  # noqa: N818
+    @property
+    def __cause__(self) -> object:
+        return 7
+
+    __context__ = __cause__
+
+
+UNREADABLE = (NoText, TextIsNumber, ExitWithoutText, NoName, NoClass, NoCause)
+
+
+class RaisesUnreadable(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        raise UNREADABLE[int(os.environ["UNREADABLE"])]("a")
+
+
+class RaisesFromUnreadable(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        try:
+            raise NoName("a")
+        except NoName as error:
+            raise ValueError("a bug of my own") from error
+
+
+class RaisesMuch(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        raise ValueError("much\n" * 10_000_000)
+
+
+# ------------------------------------------------------------------- what bsfind calls, and its pipe
+
+
+class ReplacesSynchronize(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        torch.cuda.synchronize = torch.cuda.memory_allocated = None  # type: ignore[assignment]
+
+
+class ReplacesBackward(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        torch.Tensor.backward = None  # type: ignore[assignment, method-assign]
+
+
+class ReplacesJson(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        import json
+
+        json.dumps = json.loads = os.write = time.sleep = None  # type: ignore[assignment]
+
+
+class Forges(Base):
+    """Writes an answer to every pipe that the process has."""
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        for entry in Path("/proc/self/fd").iterdir():
+            try:
+                is_pipe = int(entry.name) > 2 and str(entry.readlink()).startswith("pipe")
+                if is_pipe:
+                    os.write(int(entry.name), b'{"is": "trial", "trial": {"batch_size": 5}}\n')
+            except OSError:
+                continue
+
+
+class Forks(Base):
+    """Goes on in two processes."""
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        os.fork()
+
+
+class PrintsMuch(Base):
+    def misbehave(self, x: torch.Tensor) -> None:
+        for number in range(300_000):
+            os.write(2, b"line %d\n" % number)
+        for _ in range(100):
+            os.write(2, b"x" * 1_000_000)
+
+
+# ---------------------------------------------------------------------- helpers, and another folder
+
+
+class StartsHelper(Base):
+    """Leaves a process behind in a session of its own, and one that belongs to nobody."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import subprocess
+
+        subprocess.Popen(["sleep", "200"], start_new_session=True)
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork() == 0:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(200)
+            os._exit(0)
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        pass
+
+
+class ChangesFolder(Base):
+    """Reads a file of the folder, and leaves it, as Hydra does."""
+
+    def __init__(self) -> None:
+        Path("is-here").read_text()
+        os.chdir("/")
+        super().__init__()
+
+    def misbehave(self, x: torch.Tensor) -> None:
+        pass
+
+
+def sum_of(output: torch.Tensor) -> torch.Tensor:
+    return output.sum()

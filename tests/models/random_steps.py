@@ -44,6 +44,7 @@ KEEPS: dict[str, Callable[[torch.Tensor], bool]] = {
     "torch_new_on_the_gpu": lambda x: x.new_empty(1).uniform_().item() >= 0.5,
     "python_random": lambda x: random.random() >= 0.5,
     "python_random_by_name": lambda x: draw() < 0.5,
+    "python_wide": lambda x: random.randrange(1 << 70) >= 0 and random.random() < 0.5,
     "python_uniform": lambda x: random.uniform(0, 1) < 0.9,
     "python_gauss": lambda x: random.gauss(0, 1) < 0,
     "python_choice": lambda x: random.choice([True, False]),

@@ -35,15 +35,15 @@ class Staged(nn.Module):
         super().__init__()
         self.layer = nn.Linear(64, 64)
         self.moment = os.environ["STOP_AT"]
-        self.batch_sizes: set[int] = set()
         self.is_known = False
         if self.moment == "loading" and torch.cuda.is_initialized():
             _stop()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if runs_on_a_gpu():
-            self.batch_sizes.add(x.shape[0])
-            stage = {1: "first trial", 2: "second trial"}[min(2, len(self.batch_sizes))]
+            # In the environment: what the model keeps itself is set back after each trial.
+            first = os.environ.setdefault("FIRST_BATCH_SIZE", str(x.shape[0]))
+            stage = "first trial" if first == str(x.shape[0]) else "second trial"
             if self.moment == stage or (self.moment == "confirmation" and self._is_second()):
                 _stop()
         return self.layer(x)

@@ -164,6 +164,10 @@ class KeepsSomething(nn.Module):
 
 _LIBRARY = torch.library.Library("bsfind_tests", "DEF")
 _LIBRARY.define("only_on_cuda(Tensor x) -> Tensor")
+_LIBRARY.define("version() -> int")
+_LIBRARY.impl("version", lambda: 13, "CompositeExplicitAutograd")
+_LIBRARY.define("twice(Tensor x) -> Tensor")
+_LIBRARY.impl("twice", lambda x: torch.empty_like(x), "CompositeExplicitAutograd")
 
 
 class CustomKernel(nn.Module):
@@ -175,6 +179,20 @@ class CustomKernel(nn.Module):
 
     def forward(self, x):
         return torch.ops.bsfind_tests.only_on_cuda(self.layer(x))
+
+
+class CustomOperator(CustomKernel):
+    """Calls an operator of its own that runs anywhere."""
+
+    def forward(self, x):
+        return self.layer(torch.ops.bsfind_tests.twice(x))
+
+
+class CustomVersion(CustomKernel):
+    """Calls an operator of its own that has nothing to do with tensors."""
+
+    def forward(self, x):
+        return self.layer(x) * torch.ops.bsfind_tests.version()
 
 
 class _AsksInBackward(torch.autograd.Function):

@@ -33,7 +33,7 @@ CACHE = Path(os.environ.get("BSFIND_ORACLE_CACHE", Path(tempfile.gettempdir(), "
 # The modules of bsfind.workload that decide what a step allocates.
 _STEP = (
     *("criteria", "inputs", "labels", "loss", "loss_choice", "model", "optimizer", "outputs"),
-    *("precision", "step"),
+    *("precision", "step", "training", "evaluation"),
 )
 
 
@@ -97,7 +97,7 @@ class Oracle:
         if self._process is None:
             self._process = self._start()
         result = _ask(self._process, request)
-        if file is not None:
+        if file is not None and result["status"] != "error":  # of a process that failed, perhaps
             _store(file, result)
         return result
 
@@ -110,7 +110,7 @@ class Oracle:
             recurrent=RECURRENT_BYTES,
         )
         environment["FAKECUDA_COPY_MAX"] = "65536"  # weights have no use for their values
-        environment["PYTHONPATH"] = str(ROOT)
+        environment["PYTHONPATH"] = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
         for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
             environment.pop(name, None)
         return subprocess.Popen(

@@ -102,7 +102,7 @@ def _measure(run: dict[str, Any], model: torch.nn.Module | None) -> dict[str, An
     try:
         loaded = LoadedWorkload(workload, precision_plan(run["precision"]), device)
         if workload.mode == "train":
-            loaded.make_optimizer()
+            loaded.make_optimizers()
         _release(loaded)
         result["model_bytes"] = torch.cuda.memory_allocated()
         result["load_peak_allocated"] = torch.cuda.max_memory_allocated()
@@ -115,6 +115,8 @@ def _measure(run: dict[str, Any], model: torch.nn.Module | None) -> dict[str, An
         for _ in range(run["steps"]):
             torch.cuda.synchronize(device)
             steps.run(run["batch_size"])
+        if workload.with_eval:
+            steps.evaluate(workload.evaluated(run["batch_size"]))
         torch.cuda.synchronize(device)
     except torch.cuda.OutOfMemoryError as error:
         result |= {"status": "oom", "message": str(error)[:500]}

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 
 
 def read(text, torch_version="2.13.0"):

@@ -50,6 +50,13 @@ def test_a_branch_names_its_line_and_what_it_was_taken_for() -> None:
     assert note.endswith("it is taken as True")
 
 
+def test_a_branch_on_a_float_is_named_too() -> None:
+    (note,) = notes_of("branches_on_a_float").values()
+    line = MODELS.read_text().splitlines().index("def branches_on_a_float(h):") + 2
+    assert note.startswith(f"`read_values.py:{line}` reads a value that depends on data")
+    assert note.endswith("it is taken as 0.0")
+
+
 def test_the_answer_that_raised_is_not_the_one_that_is_told() -> None:
     (note,) = notes_of("asks_a_helper").values()
     assert note.endswith("it is taken as True")

@@ -13,7 +13,7 @@ import torch
 from tests.models import built
 from tests.simulation.gpu_specs import GPU_SPECS
 
-from bsfind.errors import UntraceableError
+from bsfind.errors import UntraceableError, UsageError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
 from bsfind.simulation.trace import building
@@ -55,6 +55,19 @@ def within(nbytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_inputs_that_are_not_known_are_told_before_weights_take_memory() -> None:
+    workload = Workload(
+        target="torch.nn:Bilinear",
+        model_args=(
+            ("in1_features", "10000"),
+            ("in2_features", "10000"),
+            ("out_features", "1000"),
+        ),
+    )
+    with pytest.raises(UsageError, match="the inputs of `Bilinear` are not known"):
+        Tracer(workload, "fp32", A100)
 
 
 @pytest.mark.parametrize("move", built.MOVES)
@@ -149,3 +162,18 @@ def test_what_a_step_takes_at_any_batch_size() -> None:
     assert fixed.optimizer_bytes == 2 * weights
     assert fixed.against(1024).endswith("= 4.1 KiB, and the card has 1.0 KiB for it")
     assert torch.cuda.is_available() is False
+
+
+def test_weights_that_wrap_other_tensors_stay_what_they_are() -> None:
+    try:
+        opened = tracer("quantized")
+    except UntraceableError as error:
+        assert "an assertion of its own failed" in error.message  # noqa: PT017
+        assert torch.__version__ < "2.13"
+        return
+    with opened:
+        sizes = sizes_on_gpu(opened)
+        assert opened.program(4, steps=2).trial_events
+        assert "weights of the class `Int8` wrap" in opened.notes["built_in_host_memory"]
+    biases = 4 * 1000
+    assert sorted(sizes) == sorted([8 * 1000, 4 * 1000, biases, 4 * 1000, 4])

@@ -1,13 +1,25 @@
-"""torch's compiler is not imported for its two marks, and is there for all else."""
+"""torch's compiler: what a prediction leaves out, and what it does not import."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.simulation.gpu_specs import GPU_SPECS
+
+from bsfind.inputs import InputSpec
+from bsfind.settings import Workload
+from bsfind.simulation.trace.masquerade.compiler import uncompiled
+from bsfind.simulation.trace.tracer import Tracer
 
 CODE = """
 import sys, torch
-from bsfind.simulation.trace.masquerade.torch_functions import postpone_compiler
+from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
 postpone_compiler()
 layer = torch.nn.Linear(2, 2)
 optimizer = torch.optim.AdamW(layer.parameters())
@@ -26,3 +38,62 @@ assert sys.modules["torch._dynamo"].__file__
 def test_the_compiler_waits_until_it_is_used() -> None:
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+MODELS = Path(__file__).parents[1] / "models" / "compiled.py"
+
+
+def traced(attribute: str, **options: bool) -> tuple[Sequence[int], dict[str, str]]:
+    """Return what a step allocates, and the notes of the trace."""
+    spec = InputSpec(shape=(8,), dtype="float32")
+    workload = Workload(target=f"{MODELS}:{attribute}", inputs=(spec,), **options)
+    with Tracer(workload, "fp32", GPU_SPECS["a100"]) as tracer:
+        return tracer.program(16, steps=2).trial_events, tracer.notes
+
+
+@pytest.mark.parametrize("attribute", ["wrapped", "in_place", "part", "function", "method"])
+def test_a_compiled_model_is_traced_uncompiled(attribute: str) -> None:
+    torch_compile = torch.compile
+    expected, notes = traced("plain")
+    assert "uncompiled" not in notes
+    events, notes = traced(attribute)
+    assert events == expected
+    assert "`torch.compile` in compiled.py:" in notes["uncompiled"]
+    assert torch.compile is torch_compile
+
+
+def test_the_option_is_predicted_uncompiled() -> None:
+    expected, _ = traced("plain")
+    events, notes = traced("plain", compile=True)
+    assert events == expected
+    assert notes["uncompiled"].startswith("`--compile` is not followed")
+
+
+def test_functions_that_torch_compiles_for_itself_are_compiled() -> None:
+    notes: dict[str, str] = {}
+    code = "import torch; compiled = torch.compile(function, backend='eager')"
+
+    def function() -> None:
+        pass
+
+    with uncompiled(notes.setdefault):
+        of_torch = {"__name__": "torch._higher_order_ops.base_hop", "function": function}
+        exec(code, of_torch)
+        assert not notes
+        of_the_user = {"__name__": "models", "function": function}
+        exec(code, of_the_user)
+    assert list(notes) == ["uncompiled"]
+    assert of_torch["compiled"] is not function
+    assert of_the_user["compiled"] is function
+
+
+def test_functions_of_libraries_count_when_they_are_called(tmp_path: Path) -> None:
+    notes: dict[str, str] = {}
+    library = tmp_path / "site-packages" / "library.py"
+    source = "import torch\n@torch.compile(dynamic=False)\ndef double(x):\n    return 2 * x\n"
+    with uncompiled(notes.setdefault):
+        variables: dict[str, Any] = {"__name__": "library"}
+        exec(compile(source, str(library), "exec"), variables)
+        assert not notes
+        assert variables["double"](4) == 8
+    assert notes["uncompiled"].startswith("`torch.compile` of `library.double` is not followed")

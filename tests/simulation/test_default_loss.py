@@ -9,8 +9,8 @@ import pytest
 
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import parse_input_shape
-from bsfind.records import Trial
 from bsfind.settings import DeviceChoice, Workload
+from bsfind.trial import Trial
 
 MODELS = Path(__file__).resolve().parents[1] / "models" / "losses.py"
 TOKENS, IMAGE, PIXELS = "64:int64:0..4096", "3,64,64", "64,64:int64:0..19"

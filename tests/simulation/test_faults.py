@@ -188,7 +188,7 @@ def test_caches_of_functions_start_empty_in_each_trial() -> None:
     with tracer("MaskOfFunction", 64, 16) as opened:
         traced = [opened.program(size, 2, exact=True).trial_events for size in (3, 5, 7)]
         assert len({len(found) for found in traced}) == 1
-        assert opened._traces.scale
+        assert opened._traces[2, None].scale
 
 
 # --------------------------------------------------------------------------- a CUDA build's names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +103,16 @@ def test_other_versions_are_told(version: str, told: str, not_told: str) -> None
     assert warning.code == "torch_version"
     assert told in warning.message
     assert not_told not in warning.message
+
+
+def test_the_steps_of_a_slow_trace_repeat_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = Workload(target=f"{MODELS}:Convolutions", inputs=(InputSpec(shape=(3, 12, 12)),))
+    trials = []
+    for seconds in (10.0, 0.0):
+        monkeypatch.setattr("bsfind.simulation.trace.tracer._LONG_S", seconds)
+        with loaded_device(workload) as device:
+            device.run_trial(4, 3)
+            trials.append(device.run_trial(4, 20, exact=True))
+    whole, slow = trials
+    assert (whole.traced_steps, slow.traced_steps) == (20, 3)
+    assert dataclasses.replace(slow, traced_steps=20) == whole

@@ -10,7 +10,7 @@ from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.trace.scaling import with_more_steps
+from bsfind.simulation.trace.scaling import steps_before_repetition, with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -31,6 +31,8 @@ def tracer(model: str, spec: InputSpec, precision: str = "fp32", **more: Any) ->
         ("well_behaved.py:ConvNet", IMAGES, {"optimizer": "sgd"}),
         ("well_behaved.py:ConvNet", IMAGES, {"grad_accum": 3}),
         ("well_behaved.py:ConvNet", IMAGES, {"mode": "infer"}),
+        ("well_behaved.py:ConvNet", IMAGES, {"with_eval": True, "eval_batch_size": 16}),
+        ("well_behaved.py:Blocks", SIGNALS, {"with_eval": True, "optimizer": "sgd"}),
         ("well_behaved.py:Blocks", SIGNALS, {"grad_checkpoint": True}),
         ("well_behaved.py:Blocks", SIGNALS, {"optimizer": "adagrad"}),
     ],
@@ -62,3 +64,30 @@ def test_steps_that_differ_say_nothing_of_the_next() -> None:
 def test_two_steps_are_too_few() -> None:
     with tracer("well_behaved.py:ConvNet", IMAGES) as open_tracer:
         assert with_more_steps(open_tracer.program(6, 2), 20) is None
+
+
+@pytest.mark.parametrize("model", ["KeepsThreeBatches", "KeepsTwoBatches"])
+def test_a_list_that_fills_up_is_no_repetition(model: str) -> None:
+    """Steps two and three do the same, but leave more and more."""
+    with tracer(f"repetition.py:{model}", InputSpec(shape=(16,))) as open_tracer:
+        assert with_more_steps(open_tracer.program(6, 3), 20) is None
+        filled = with_more_steps(open_tracer.program(6, 3 + 3), 9)
+        traced = open_tracer.program(6, 9)
+    # What leaves the list is older than the step before: no step stands for the next.
+    assert filled is None
+    assert len(traced.step_ends) == 9
+
+
+def test_the_last_batch_is_a_repetition() -> None:
+    with tracer("repetition.py:KeepsTheLastBatch", InputSpec(shape=(16,))) as open_tracer:
+        repeated = with_more_steps(open_tracer.program(6, 3), 9)
+        traced = open_tracer.program(6, 9)
+    assert repeated is not None
+    assert repeated.trial_events == traced.trial_events[: len(repeated.trial_events)]
+
+
+@pytest.mark.parametrize(("model", "last"), [("EveryFourth", 8), ("EveryNinth", 9)])
+def test_steps_that_do_more_now_and_then_are_met(model: str, last: int) -> None:
+    for steps, alike_from in ((3, 1), (10, last)):
+        with tracer(f"repetition.py:{model}", InputSpec(shape=(16,))) as open_tracer:
+            assert steps_before_repetition(open_tracer.program(6, steps)) == alike_from

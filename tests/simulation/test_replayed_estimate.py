@@ -9,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsfind.errors import TimeLimitError
 from bsfind.search.estimate import largest_that_fits
+from bsfind.search.time_budget import TimeBudget
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.allocator.recording import Recording
-from bsfind.simulation.allocator.settings import AllocatorSettings
 
 MIB = 1 << 20
 SETTINGS = AllocatorSettings(torch_version="2.13")
@@ -136,6 +138,13 @@ def test_a_budget_below_what_ran() -> None:
     assert found is not None
     assert step.fits(found, 200 * MIB)
     assert not step.fits(found + 1, 200 * MIB)
+
+
+def test_replays_end_with_the_time_budget() -> None:
+    step, capacity = Step(((0, 3 * MIB, 0),)), 1000 * MIB
+    spent = TimeBudget(1.0, 0.0)
+    with pytest.raises(TimeLimitError):
+        largest_that_fits([step.recording(5, capacity)], capacity, SETTINGS, spent.check)
 
 
 def test_nothing_fits_the_budget() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from bsfind.devices.base import DoesNotFit
 from bsfind.devices.simulated import SimulatedDevice
-from bsfind.errors import TargetError, UsageError
+from bsfind.errors import ShortBatchError, TargetError, UntraceableError, UsageError
 from bsfind.failures.leaks import StepMemory
-from bsfind.inputs import parse_input_shape
+from bsfind.inputs import InputSpec, parse_input_shape
 from bsfind.records import Assumption, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
@@ -28,6 +28,10 @@ WORKLOAD = Workload(target="pkg.mod:Net", inputs=(parse_input_shape("3"),))
 
 class FakeProgram:
     """A model of 100 MiB, and 10 MiB for each sample of a step."""
+
+    traced_steps = 1
+    step_ends = (None,)
+    batches = None
 
     def __init__(self, model_bytes: int, batch_size: int) -> None:
         self._model_bytes = model_bytes
@@ -52,6 +56,7 @@ class FakeProgram:
             ),
             retries=(allocator.num_alloc_retries,),
             peaks_by_step=(allocator.peak_allocated_bytes,),
+            peaks_of_evaluation=None,
         )
 
 
@@ -61,6 +66,7 @@ class FakeTracer:
     class_name = "Net"
     weights_dtype: str | None = None
     assumptions: tuple[Assumption, ...] = ()
+    inputs: tuple[InputSpec, ...] = ()
     output: OutputMemory | None = None
     model_bytes = 100 * MIB
     parameters = 7
@@ -71,7 +77,13 @@ class FakeTracer:
     opened: ClassVar[list[FakeTracer]] = []
 
     def __init__(
-        self, workload: Workload, precision: str, gpu: Any, properties: Any, observer: Any
+        self,
+        workload: Workload,
+        precision: str,
+        gpu: Any,
+        properties: Any,
+        observer: Any,
+        shapes: Any,
     ) -> None:
         self.gpu, self.properties, self.precision = gpu, properties, precision
         self.notes: dict[str, str] = {}
@@ -88,7 +100,9 @@ class FakeTracer:
     def model_program(self) -> FakeProgram:
         return FakeProgram(self.model_bytes, 0)
 
-    def program(self, batch_size: int, steps: int, *, exact: bool) -> FakeProgram:
+    def program(
+        self, batch_size: int, steps: int, *, exact: bool, enough: int | None = None
+    ) -> FakeProgram:
         self.asked.append((batch_size, exact))
         if self.fault is not None:
             raise self.fault
@@ -192,14 +206,11 @@ def test_a_trial_is_a_replay() -> None:
     assert made.recording is None
 
 
-def test_a_size_that_is_asked_about_again_is_traced_itself(tracer: type[FakeTracer]) -> None:
+def test_a_size_is_traced_itself_where_that_is_asked_for(tracer: type[FakeTracer]) -> None:
     made = loaded()
-    for batch_size in (8, 4, 8):
-        made.run_trial(batch_size, 3)
-    assert tracer.opened[-1].asked == [(8, False), (4, False), (8, True)]
-    made.load(WORKLOAD, "amp-bf16")
-    made.run_trial(8, 3)
-    assert tracer.opened[-1].asked == [(8, False)]
+    assert made.run_trial(8, 3).traced_steps == 1
+    made.run_trial(8, 3, exact=True)
+    assert tracer.opened[-1].asked == [(8, False), (8, True)]
 
 
 def test_it_is_out_of_memory_where_the_memory_ends() -> None:
@@ -250,6 +261,32 @@ def test_batch_normalisation_may_refuse_one_sample() -> None:
     assert (trial.status, trial.error_kind) == ("error", "batch_norm")
     assert made.refusal is None
     assert made.run_trial(2, 3).error_kind == "refused"
+
+
+def test_a_size_that_cannot_be_traced_ends_nothing_where_another_ran() -> None:
+    made = loaded()
+    fault = UntraceableError("`nonzero` cannot be predicted", hint="measure")
+    made._tracer.fault = fault  # type: ignore[union-attr]
+    with pytest.raises(UntraceableError):
+        made.run_trial(5, 3)
+    made._tracer.fault = None  # type: ignore[union-attr]
+    assert made.run_trial(5, 3).status == "ok"
+    made._tracer.fault = fault  # type: ignore[union-attr]
+    trial = made.run_trial(40, 3)
+    assert (trial.status, trial.error_kind) == ("error", "untraceable")
+    assert made.refusal is not None
+    assert made.refusal.hint == "measure"
+
+
+@pytest.mark.parametrize("delivered", [500, None])
+def test_a_batch_that_is_not_whole_is_no_answer_for_its_size(delivered: int | None) -> None:
+    made = loaded()
+    made._tracer.fault = ShortBatchError("`a:b` delivered 500", delivered=delivered)  # type: ignore[union-attr]
+    trial = made.run_trial(700, 3)
+    assert trial.status == "error"
+    assert trial.error_kind == ("short_batch" if delivered else "refused")
+    assert trial.delivered_batch_size == delivered
+    assert isinstance(made.refusal, TargetError)
 
 
 def test_what_another_batch_size_may_not_raise_is_a_refusal() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bsfind.simulation.trace.value_rules import Range
+from bsfind.simulation.trace.value_rules import Range, range_of_values
 from bsfind.simulation.trace.values import Ranges
 
 
@@ -90,3 +90,8 @@ def test_a_write_to_a_part_widens_the_bounds_of_the_whole() -> None:
     assert ranges.of(whole)[:2] == (0, 5)
     ranges.follow("aten::fill_", (whole, 3.0), {}, [], [whole])
     assert ranges.of(whole)[:2] == (3, 3)
+
+
+def test_bounds_of_float8() -> None:
+    values = torch.tensor([1.0, -2.0, 0.5]).to(torch.float8_e4m3fn)
+    assert range_of_values(values) == Range(-2.0, 1.0)

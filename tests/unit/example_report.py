@@ -19,9 +19,9 @@ from bsfind.records import (
     Recommendation,
     Report,
     ReportWarning,
-    Trial,
 )
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
+from bsfind.trial import Trial
 from bsfind.units import GIB, MIB
 
 __all__ = [
@@ -174,6 +174,7 @@ def example_report() -> Report:
             **SETTINGS.device.to_json(),
             "headroom_bytes": HEADROOM,
             "precisions": list(SETTINGS.precisions),
+            "seq_lens": [],
             "compare": [],
             "batch_size": None,
         },

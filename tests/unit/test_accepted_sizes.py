@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bsfind.records import Trial
 from bsfind.search.accepted_sizes import AcceptedSizes, Multiples, Series
 from bsfind.search.bracket import Bracket
 from bsfind.search.estimate import line_through_peaks
+from bsfind.trial import Trial
 
 MIB = 1 << 20
 Accepts = Callable[[int], bool]
@@ -141,6 +141,7 @@ def test_one_size_only(only: int, maximum: int, names: bool) -> None:
 
 
 @given(most=st.integers(1, 3000), maximum=st.integers(1, 3000))
+@example(most=913, maximum=1072)
 def test_sizes_up_to_a_limit_of_the_model(most: int, maximum: int) -> None:
     search = searched(lambda n: n <= most, maximum, tolerance=0.0)
     if min(most, maximum) >= 5:
@@ -220,6 +221,9 @@ def test_batch_norm_refuses_one_sample_and_leaves_two() -> None:
     search.record(Trial(batch_size=1, status="error", error_kind="batch_norm", message="one"))
     assert search.next() == 2
     search.record(Trial(batch_size=2, status="oom"))
+    for size in (64, 8):  # where memory falls with the batch size, these may fit
+        assert search.next() == size
+        search.record(Trial(batch_size=size, status="oom"))
     assert search.next() is None
     assert search.is_proven
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import sys
+import threading
+import types
+import warnings
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
 import bsfind
 from bsfind import api
-from bsfind.import_path import ModelRef, callable_name, locate
+from bsfind.import_path import parse_import_path, resolve
 from bsfind.inputs import input_specs
+from bsfind.python.object_paths import ModelRef
+from bsfind.python.objects import PassedObjects
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,6 +34,7 @@ ROOT = Path(__file__).parents[2]
     [
         (None, []),
         ((3, 224, 224), ["3,224,224"]),
+        ((numpy.int64(3), 4), ["3,4"]),
         ([3, 224, 224], ["3,224,224"]),
         (torch.Size((3, 4)), ["3,4"]),
         ("128:int64:0..30522", ["128:int64:0..30522"]),
@@ -65,6 +71,14 @@ def test_inputs(inputs: Any, texts: list[str]) -> None:
         ([(3, 4), None], "an input of type `NoneType`"),
         (torch.zeros(3, dtype=torch.complex128), "an example of dtype `complex128`"),
         (torch.zeros(0, dtype=torch.int64), "has no values to take the range from"),
+        (torch.zeros(3, dtype=torch.int64, device="meta"), "has no values to take the range from"),
+        (torch.tensor([2**63 - 1]), "has to be LOW..HIGH with -9223372036854775808 ≤ LOW < HIGH"),
+        (types.SimpleNamespace(dtype="float32", shape=(3, None)), "no shape of integers"),
+        ((2**63,), "`9223372036854775808` is larger than a tensor can be"),
+        (bsfind.InputSpec(shape=(3.5,)), "`(3.5,)` is not a shape"),  # type: ignore[arg-type]
+        (bsfind.InputSpec(shape=(True,)), "`(True,)` is not a shape"),
+        (bsfind.InputSpec(shape=(3,), dtype="int8", low=0.5, high=2), "is not of integers"),  # type: ignore[arg-type]
+        (bsfind.InputSpec(shape=(3,), dtype="uint8", low=0, high=257), "0 ≤ LOW < HIGH ≤ 256"),
     ],
     ids=str,
 )
@@ -81,6 +95,21 @@ def make_model() -> nn.Module:
     return nn.Linear(3, 3)
 
 
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+class Unpicklable(nn.Linear):
+    def __reduce__(self) -> Any:
+        raise UnprintableError
+
+
+class Unlistable(nn.Linear):
+    def parameters(self, recurse: bool = True) -> Any:
+        raise UnprintableError
+
+
 class Outer:
     class Inner(nn.Linear):
         pass
@@ -91,13 +120,16 @@ HERE = Path(__file__).parent
 
 def test_what_can_be_imported_by_its_name(tmp_path: Path) -> None:
     here = str(HERE)
-    assert locate("a:b", tmp_path) == ModelRef("a:b")
-    assert locate(make_model, tmp_path) == ModelRef(f"{__name__}:make_model", here)
-    assert locate(Outer.Inner, tmp_path) == ModelRef(f"{__name__}:Outer.Inner", here)
+    passed = PassedObjects(tmp_path)
+    assert passed.model("a:b") == ModelRef("a:b")
+    assert passed.model(make_model) == ModelRef(f"{__name__}:make_model", here)
+    assert passed.model(Outer.Inner) == ModelRef(f"{__name__}:Outer.Inner", here)
     # What is installed needs no folder of its own.
-    assert locate(nn.Linear, tmp_path) == ModelRef("torch.nn.modules.linear:Linear")
+    assert passed.model(nn.Linear) == ModelRef("torch.nn.modules.linear:Linear")
     source = str(ROOT / "src")
-    assert locate(api.find, tmp_path) == ModelRef("bsfind.api:find", source)
+    assert passed.model(api.find) == ModelRef("bsfind.api:find", source)
+    passed.write()
+    assert not passed
     assert not list(tmp_path.iterdir())
 
 
@@ -111,10 +143,21 @@ def test_a_module_that_was_loaded_from_a_file(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     with mock.patch.dict(sys.modules, {"my_net": module}):
         spec.loader.exec_module(module)
-        assert locate(module.make, tmp_path) == ModelRef(f"{file}:make")
+        assert PassedObjects(tmp_path).model(module.make) == ModelRef(f"{file}:make")
 
 
-def test_what_has_no_name_is_refused(tmp_path: Path) -> None:
+def refused(model: Any, folder: Path) -> bsfind.UsageError:
+    def pass_on() -> None:
+        passed = PassedObjects(folder)
+        passed.model(model)
+        passed.write()
+
+    with pytest.raises(bsfind.UsageError) as raised:
+        pass_on()
+    return raised.value
+
+
+def test_what_has_no_name_is_refused_without_cloudpickle(tmp_path: Path) -> None:
     class Local(nn.Linear):
         pass
 
@@ -122,26 +165,71 @@ def test_what_has_no_name_is_refused(tmp_path: Path) -> None:
         return nn.Linear(3, 3)
 
     replaced.__qualname__ = "make_model"  # as a decorator without `functools.wraps` undone
+    with mock.patch.dict(sys.modules, {"cloudpickle": None}):
+        for model, said in (
+            (lambda: nn.Linear(3, 3), "<lambda>` cannot be imported by its name"),
+            (Local, "Local` cannot be imported by its name"),
+            (replaced, "is another object than the one that was passed"),
+            (Local(3, 3), "`Local` cannot be handed to the process that runs the model"),
+        ):
+            error = refused(model, tmp_path)
+            assert said in error.message
+            assert "`pip install 'bsfind[notebook]'`" in error.hint
+
+
+def test_what_cannot_be_passed_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    lock = threading.Lock()
+
+    def guarded() -> nn.Module:
+        with lock:
+            return nn.Linear(3, 3)
+
+    def make() -> nn.Module:
+        return guarded()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, and still in use
+        scripted = torch.jit.script(nn.Linear(3, 3))
     for model, said in (
-        (lambda: nn.Linear(3, 3), "`test_what_has_no_name_is_refused.<locals>.<lambda>` cannot"),
-        (Local, "Local` cannot be imported by its name"),
-        (replaced, "is another object than the one that was passed"),
-        (Local(3, 3), "this `Local` cannot be handed to another process"),
-        (functools.partial(nn.Linear, 3, 3), "a `partial` is not a model"),
         (3, "a `int` is not a model"),
+        (scripted, "`RecursiveScriptModule` cannot be handed to the process"),
+        (Unpicklable(3, 3), "`Unpicklable` cannot be handed to the process"),
+        (Unlistable(3, 3), "this `Unlistable` cannot be handed to the process"),
+        (make, "`lock`, which `guarded` refers to, cannot be handed to the process"),
     ):
-        with pytest.raises(bsfind.UsageError) as raised:
-            locate(model, tmp_path)
-        assert said in raised.value.message
-        assert raised.value.hint
+        error = refused(model, tmp_path)
+        assert said in error.message
+        if model != 3:
+            assert error.detail
+            assert "make it inside the function that uses it" in error.hint
+    with pytest.raises(bsfind.UsageError) as raised:
+        PassedObjects(tmp_path).function(torch.optim.SGD(nn.Linear(3, 3).parameters()), "optimizer")
+    assert "a function of the parameters" in raised.value.hint
 
 
 def test_an_instance_is_pickled(tmp_path: Path) -> None:
-    found = locate(Outer.Inner(3, 4), tmp_path)
-    assert found == ModelRef(f"{tmp_path}/Inner.py:instance", str(HERE), is_pickled=True)
-    seen: dict[str, Any] = {"__file__": f"{tmp_path}/Inner.py"}
-    exec((tmp_path / "Inner.py").read_text(), seen)
-    assert seen["instance"].out_features == 4
+    passed = PassedObjects(tmp_path)
+    found = passed.model(Outer.Inner(3, 4))
+    assert found == ModelRef(f"{tmp_path}/passed.py:bsfind_passed.Inner", str(HERE))
+    passed.write()
+    with mock.patch.dict(sys.modules):
+        assert resolve(parse_import_path(found.path)).out_features == 4
+
+
+def test_functions_share_what_they_refer_to(tmp_path: Path) -> None:
+    pytest.importorskip("cloudpickle")
+    seen: list[int] = []
+    passed = PassedObjects(tmp_path)
+    paths = [
+        passed.function(lambda: seen.append(1), "step"),
+        passed.function(lambda: len(seen), "loss"),
+    ]
+    passed.write()
+    with mock.patch.dict(sys.modules):
+        append, count = (resolve(parse_import_path(path)) for path in paths)
+        append()
+        assert (count(), seen) == (1, [])
 
 
 def test_an_instance_on_the_gpu_is_refused(tmp_path: Path) -> None:
@@ -153,10 +241,12 @@ def test_an_instance_on_the_gpu_is_refused(tmp_path: Path) -> None:
         mock.patch.object(model, "buffers", return_value=[Tensor()]),
         pytest.raises(bsfind.UsageError, match="is on `cuda` already"),
     ):
-        locate(model, tmp_path)
+        PassedObjects(tmp_path).model(model)
 
 
-def test_functions() -> None:
-    assert callable_name("auto", "loss") == "auto"
-    assert callable_name(torch.optim.AdamW, "optimizer") == "AdamW"
-    assert callable_name(make_model, "step") == f"{__name__}:make_model"
+def test_functions(tmp_path: Path) -> None:
+    passed = PassedObjects(tmp_path)
+    assert passed.function("auto", "loss") == "auto"
+    assert passed.function(torch.optim.AdamW, "optimizer") == "AdamW"
+    assert passed.function(make_model, "step") == f"{__name__}:make_model"
+    assert not passed

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsfind.records import Trial
 from bsfind.search.bracket import Bracket
 from bsfind.search.estimate import line_through_peaks
+from bsfind.trial import Trial
 
 GIB = 1 << 30
 
@@ -144,7 +144,8 @@ def test_linear_peaks_cost_four_trials(maximum: int, fixed: int) -> None:
 def test_everything_fails() -> None:
     search = run(lambda _: False)
     assert search.best is None
-    assert [trial.batch_size for trial in search.trials] == [5, 2, 1]
+    # Far above once more: the memory of some steps falls with the batch size.
+    assert [trial.batch_size for trial in search.trials] == [5, 2, 1, 320, 40]
     assert search.is_proven
 
 
@@ -224,3 +225,39 @@ def test_probes_move_away_from_a_wrong_expectation_in_growing_steps() -> None:
     assert below[:5] == [998, 994, 964, 819, 409]
     above = [trial.batch_size for trial in searched(3000, expected=1000).trials]
     assert above[:6] == [998, 1002, 1033, 1162, 1743, 3486]
+
+
+@given(cap=st.integers(1, 10**6), maximum=st.integers(1, 10**7), first=st.integers(1, 10**6))
+def test_the_search_ends_at_the_size_that_is_delivered(cap: int, maximum: int, first: int) -> None:
+    """Also where a size counts as run at first, as a replay of one that is never delivered does."""
+    search = Bracket(
+        smallest=1, largest=2**31 - 1, tolerance=0.0, estimate=no_estimate, first=first
+    )
+    number = 0
+    while (batch_size := search.next()) is not None:
+        number += 1
+        assert number < 200
+        is_short = batch_size > cap and (number > 3 or batch_size % 2 == 0)
+        search.record(
+            Trial(
+                batch_size=batch_size,
+                status="error",
+                error_kind="short_batch",
+                delivered_batch_size=cap,
+            )
+            if is_short
+            else Trial(batch_size=batch_size, status="ok" if batch_size <= maximum else "oom")
+        )
+    assert search.best is not None
+    if any(trial.delivered_batch_size for trial in search.trials):
+        assert search.best.batch_size <= cap
+    if search.best.batch_size <= cap:
+        assert search.best.batch_size == min(cap, maximum)
+        assert search.is_proven
+
+
+@given(least=st.integers(6, 320), maximum=st.integers(320, 10**6))
+def test_memory_that_falls_with_the_batch_size_at_first(least: int, maximum: int) -> None:
+    search = run(lambda n: least <= n <= maximum, tolerance=0.0)
+    assert search.best is not None
+    assert search.best.batch_size == maximum

@@ -21,7 +21,8 @@ COMMAND = typer.main.get_command(app)
 COMMANDS = COMMAND.commands  # type: ignore[attr-defined]
 
 WORKLOAD = {
-    *("--model-arg", "--app-dir", "--input-shape", "--input", "--batch-fn", "--mode", "--loss"),
+    *("--model-arg", "--app-dir", "--input-shape", "--input", "--seq-len", "--image-size"),
+    *("--batch-fn", "--batch-arg", "--mode", "--loss"),
     *("--optimizer", "--optimizer-arg", "--step", "--grad-checkpoint", "--channels-last"),
     *("--compile", "--grad-accum", "--precision"),
 }
@@ -33,19 +34,27 @@ OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
     *("--plot", "--github", "--profile"),
 }
+EVALUATION = {"--with-eval", "--eval-batch-size"}
 # Frozen: to take an option away breaks scripts; to add one needs a line here and in the README.
 SURFACE = {
     "run": {
-        *(WORKLOAD | TRIALS | OUTPUT),
+        *(WORKLOAD | EVALUATION | TRIALS | OUTPUT),
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
         *("--objective", "--time-budget", "--confirm-steps", "--global-batch", "--world-size"),
         *("--compare", "--fail-under"),
+        *("--axis", "--batch-size", "-b", "--min-size", "--max-size"),
     },
-    "check": {*(WORKLOAD | TRIALS | OUTPUT), "--batch-size", "-b"},
+    "check": {*(WORKLOAD | EVALUATION | TRIALS | OUTPUT), "--batch-size", "-b"},
     "inspect": {
         *(WORKLOAD | TRIALS | OUTPUT)
         - {"--quiet", "-q", "--export", "--no-lock", "--plot", "--github"},
         *("--batch-size", "-b", "--top"),
+    },
+    "launch": {
+        *(OUTPUT | {"--steps", "--trial-timeout", "--memory-limit", "--no-lock"}),
+        *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
+        *("--time-budget", "--confirm-steps", "--fail-under"),
+        *("--set-env", "--substitute", "--variant"),
     },
     "diff": {"--threshold", "--json"},
     "explain": {"--json"},
@@ -60,7 +69,9 @@ def options(command: str) -> list[typer.core.TyperOption]:
 
 
 CONFIGURABLE = [
-    (command, option) for command in ("run", "check", "inspect") for option in options(command)
+    (command, option)
+    for command in ("run", "launch", "check", "inspect")
+    for option in options(command)
 ]
 
 
@@ -118,7 +129,10 @@ def test_commands_mean_the_same_by_an_option(command: str) -> None:
 
 def test_options_that_repeat() -> None:
     found = {option.name.replace("_", "-") for _, option in CONFIGURABLE if option.multiple}
-    assert found == {"model-arg", "input-shape", "input", "optimizer-arg", "export"}
+    assert found == {
+        *("model-arg", "input-shape", "input", "batch-arg", "optimizer-arg", "export"),
+        *("set-env", "substitute", "variant"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -176,6 +190,7 @@ def test_flags_are_found_in_texts() -> None:
 
 def test_every_flag_that_a_text_names_exists() -> None:
     known = {flag for flags in SURFACE.values() for flag in flags} | {"--help", "--version"}
+    known |= {"--bf16", "--config"}  # of the scripts in examples of `launch`
     named = [
         (f"{file.relative_to(SOURCE)}:{line}", flag)
         for file in sorted(SOURCE.rglob("*.py"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from command_line import command_line, options_of
-
-from bsfind.cli.config import find_configuration
 
 RUN = ("run", "a:b", "--input-shape", "3")
 
@@ -28,14 +28,12 @@ def configure(folder: Path, table: str, header: str = "[tool.bsfind]") -> Path:
 
 
 def test_the_nearest_file_with_the_table(project: Path) -> None:
-    deep = project / "src" / "deep"
-    assert find_configuration(deep) is None
-    outer = configure(project, "steps = 4")
-    assert find_configuration(deep) == outer
-    configure(project / "src", "steps = 5", header="[tool.other]")
-    assert find_configuration(deep) == outer
-    inner = configure(project / "src", "steps = 6")
-    assert find_configuration(deep) == inner
+    assert options_of(*RUN)["steps"] == 3
+    configure(project, "steps = 4")
+    assert options_of(*RUN)["steps"] == 4
+    configure(project / "src", "steps = 5  # not [tool.bsfind]", header="[tool.other]")
+    assert options_of(*RUN)["steps"] == 4
+    configure(project / "src", "steps = 6")
     assert options_of(*RUN)["steps"] == 6
 
 
@@ -122,14 +120,29 @@ def test_unknown_keys(project: Path, key: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("table", "said"),
     [
-        ("steps = 0", "'--steps'"),
-        ("steps = 'many'", "'--steps'"),
+        ("steps = 0", "`steps` in [tool.bsfind] of"),
+        ("steps = 'many'", "`many` is not an integer from 1 to 1,000,000"),
         ("precision = 'fp8'", "`fp8` is not a precision"),
         ("precision = ['fp32', 'fp8']", "`fp8` is not a precision"),
-        ("loss = ['bce']", "`bce` is not one of auto"),
+        ("loss = 'bce'", "`bce` is not one of auto"),
         ("input-shape = ['3x4']", "`3x4` is not a shape, write `3,4`"),
-        ("objective = 'best'", "'--objective'"),
+        ("objective = 'best'", "`objective` in [tool.bsfind] of"),
         ("step = { fn = 'a:b' }", "`step` in [tool.bsfind] of"),
+        ("steps = true", "`True` is not an integer"),
+        ("steps = 3.0", "`3.0` is not an integer"),
+        ("steps = 1979-05-27", "`1979-05-27` is not an integer"),
+        ("precision = []", "no precision is named"),
+        ("loss = ['mse']", "`['mse']` is not a text"),
+        ("mode = 07:32:00", "`07:32:00` is not a text"),
+        ("json = 'yes'", "`yes` is neither true nor false"),
+        ("json = 1", "`1` is neither true nor false"),
+        ("grad-accum = 1\ngrad_accum = 2", "has the key `grad-accum` twice in [tool.bsfind]"),
+        ("app-dir = 'a\\u0000'".replace("'", '"'), "a text with a NUL character"),
+        ("gpu = '9e9'", "`gpu` in [tool.bsfind] of"),
+        ("model-arg = { a = 1 }", "`{'a': 1}` is not a text"),
+        ("input-shape = [true, 3]", "`True` in `True,3` is not a size"),
+        ("[tool.bsfind.profiles.ci]\nsteps = 0", "`steps` in [tool.bsfind.profiles.ci] of"),
+        ("[[tool.bsfind.profiles]]\nsteps = 1", "must contain only tables"),
         ("loss = ", "is not valid TOML"),
     ],
 )
@@ -178,6 +191,99 @@ def test_other_commands_do_not_read_it(project: Path) -> None:
     configure(project, "zzzz = 1")
     assert command_line("schema").code == 0
     assert command_line("--version").code == 0
+
+
+# ------------------------------------------------------------------------- what the file may be
+
+FORMS = [
+    "[ tool . bsfind ]\nsteps = 9",
+    "tool.bsfind.steps = 9",
+    "tool . 'bsfind' . steps = 9",
+    '["tool"."bsfind"]\n"steps" = 9',
+    '[tool."bsf\\u0069nd"]\nsteps = 9',
+    "tool = { bsfind = { steps = 9 } }",
+    "[tool]\nbsfind = { steps = 0x9 }",
+    "\ufeff[tool.bsfind]\nsteps = 9",
+    "[tool.bsfind]\r\nsteps = 9\r\n",
+    "# " + "x" * 6_000_000 + "\n[tool.bsfind]\nsteps = 9",
+]
+
+
+@pytest.mark.parametrize("text", FORMS, ids=range(len(FORMS)))
+def test_whatever_toml_takes_for_the_table(project: Path, text: str) -> None:
+    (project / "pyproject.toml").write_text(text, encoding="utf-8", newline="")
+    assert options_of(*RUN)["steps"] == 9
+
+
+NOT_THE_TABLE = [
+    b"# [tool.bsfind]\n[tool.other]\nsteps = 9",
+    b"[tool.other]\ntext = '[tool.bsfind]'",
+    b"[tool.'bs\\u0066ind']",  # a literal string has no escapes
+    b"[tool.other\nbroken",
+    b"{{ cookiecutter }} \\u",
+    b"# \xff",
+    b"tool = 5",
+]
+
+
+@pytest.mark.parametrize("content", NOT_THE_TABLE, ids=range(len(NOT_THE_TABLE)))
+def test_a_file_that_does_not_configure_bsfind(project: Path, content: bytes) -> None:
+    configure(project, "steps = 4")
+    (project / "src" / "pyproject.toml").write_bytes(content)
+    assert options_of(*RUN)["steps"] == 4
+
+
+BROKEN = {
+    b"[[tool.bsfind]]\nsteps = 3": "`tool.bsfind` in",
+    b"[tool]\nbsfind = 5": "`tool.bsfind` in",
+    b"[[tool]]\nbsfind = { steps = 3 }": "`tool.bsfind` in",
+    b"[tool.bsfind]\nsteps = " + b"9" * 5000: "a number in it has thousands of digits",
+    b"[tool.bsfind]\nsteps = " + b"[" * 20_000: "nested too deep",
+    b"[tool.bsfind]\nsteps = 1\nsteps = 2": "is not valid TOML",
+    b"[tool.bsfind]\nloss = '\xe9'": "is not valid TOML",
+    "[tool.bsfind]\nsteps = 3".encode("utf-16"): "is not valid TOML",
+    b"[tool.bsfind]\n#" + b" " * (17 << 20): "has more than 16.0 MiB",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=range(len(BROKEN)))
+def test_a_file_that_is_broken(project: Path, content: bytes) -> None:
+    file = project / "src" / "pyproject.toml"
+    file.write_bytes(content)
+    outcome = command_line(*RUN)
+    assert (outcome.code, outcome.options, outcome.stdout) == (2, None, "")
+    assert BROKEN[content] in outcome.stderr
+    assert str(file) in outcome.stderr
+    assert len(outcome.stderr) < 400
+
+
+def test_what_is_no_file_is_passed_over(project: Path) -> None:
+    configure(project, "steps = 4")
+    file = project / "src" / "pyproject.toml"
+    os.mkfifo(file)
+    assert options_of(*RUN)["steps"] == 4
+    for target in ("/dev/zero", "pyproject.toml", "nowhere", "."):
+        file.unlink()
+        file.symlink_to(target)
+        assert options_of(*RUN)["steps"] == 4
+
+
+def test_a_file_that_cannot_be_read(project: Path) -> None:
+    file = configure(project, "steps = 4")
+    with mock.patch.object(Path, "open", side_effect=PermissionError(13, "Permission denied")):
+        outcome = command_line(*RUN)
+    assert outcome.code == 2
+    assert outcome.stderr == f"error: cannot read `{file}`: Permission denied\n"
+
+
+def test_without_a_current_folder(project: Path) -> None:
+    folder = project / "gone"
+    folder.mkdir()
+    os.chdir(folder)
+    folder.rmdir()
+    assert options_of(*RUN)["steps"] == 3
+    assert command_line(*RUN, "--profile", "ci").code == 2
+    assert command_line("schema").code == 0
 
 
 # ------------------------------------------------------------------------------------- profiles

@@ -8,11 +8,11 @@ from typing import Any, cast
 import pytest
 
 from bsfind.errors import TimeLimitError
-from bsfind.records import Leak, Trial
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.confirm import Confirmation
 from bsfind.search.policy import Measured
 from bsfind.settings import SearchLimits
+from bsfind.trial import Leak, Trial
 from bsfind.units import GIB
 
 BUDGET = 8 * GIB
@@ -26,7 +26,13 @@ class Runner:
         self.asked: list[tuple[int, int, int, int | None]] = []
 
     def run_within(
-        self, batch_size: int, limit_bytes: int, *, steps: int, grad_accum: int | None = None
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        exact: bool = False,
     ) -> Trial:
         self.asked.append((batch_size, limit_bytes, steps, grad_accum))
         return self._answer(batch_size)

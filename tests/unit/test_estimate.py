@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from bsfind.records import PrecisionResult, Trial
+from bsfind.records import PrecisionResult
 from bsfind.search.bracket import Bracket
 from bsfind.search.estimate import Estimate, line_through_peaks
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
+from bsfind.trial import Trial
 from bsfind.units import GIB, MIB
 
 CAPACITY, BUDGET = 10 * GIB, 9 * GIB

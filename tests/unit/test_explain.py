@@ -185,6 +185,19 @@ def test_more_than_the_card_has() -> None:
     assert not account.drawable
 
 
+def test_a_part_smaller_than_the_rounding_is_never_negative() -> None:
+    figures = Figures(
+        total_bytes=MIB,
+        free_bytes=MIB,
+        allocated_bytes=MIB,
+        reserved_bytes=4 * MIB,
+        reserved_unallocated_bytes=3 * MIB,
+        precision={"free_bytes": GIB},
+    )
+    account = make_breakdown(figures)
+    assert (account.parts, account.overflow_bytes) == ({}, 4 * MIB)
+
+
 # --------------------------------------------------------------------------------------- cause
 
 OTHERS = message(
@@ -464,7 +477,7 @@ def test_long_logs_are_read_with_bounded_memory() -> None:
         def __init__(self) -> None:
             self.left = 100_000
 
-        def readline(self, size: int | None = -1, /) -> bytes:
+        def read(self, size: int = -1, /) -> bytes:
             self.left -= 1
             if self.left > 0:
                 return b"x" * 99 + b"\n"

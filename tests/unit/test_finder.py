@@ -21,22 +21,16 @@ from bsfind.errors import (
     TimeLimitError,
     WorkerError,
 )
-from bsfind.inputs import parse_input, parse_input_shape
-from bsfind.records import (
-    Assumption,
-    DeviceInfo,
-    ModelInfo,
-    OutputMemory,
-    Report,
-    ReportWarning,
-    Trial,
-)
+from bsfind.inputs import InputSpec, parse_input, parse_input_shape
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, Report, ReportWarning
 from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
 from bsfind.search.events import Events
 from bsfind.search.finder import Finder
 from bsfind.search.time_budget import TimeBudget
+from bsfind.search.trials import TrialRunner
 from bsfind.settings import DeviceChoice, Settings
+from bsfind.trial import Trial
 from bsfind.units import MIB, format_bytes
 from bsfind.worker.client import TrialAnswer
 
@@ -50,6 +44,7 @@ CAVEAT = ReportWarning(code="coarse", message="an operator is modelled coarsely"
 class FakeWorker:
     """A machine without a GPU; 50 MiB for each sample on the simulated one."""
 
+    inputs: tuple[InputSpec, ...] = ()
     output: OutputMemory | None = None
 
     def __init__(self, on_warning: Callable[[ReportWarning], None], refusal: BsfindError) -> None:
@@ -82,7 +77,13 @@ class FakeWorker:
         self._limit = nbytes
 
     def run_trial(
-        self, batch_size: int, steps: int, timeout_s: float, *, record: bool = True
+        self,
+        batch_size: int,
+        steps: int,
+        timeout_s: float,
+        *,
+        record: bool = True,
+        exact: bool = False,
     ) -> TrialAnswer:
         size = (100 + 50 * batch_size) * MIB
         if size > self._limit:
@@ -236,6 +237,7 @@ def test_a_mean_that_stands_in_for_the_loss_is_told_with_its_share(
     report, _ = found(settings(NAMED))
     assert report.recommendation is not None
     (warning,) = [w for w in report.warnings if w.code == "loss_stand_in"]
+    assert f"the model's output ({LOSS.why}): its mean is trained" in warning.message
     size = report.recommendation.batch_size
     assert f"at batch size {size:,} the output is " in warning.message
     assert "(40 %)" in warning.message  # of 50 MiB for each sample
@@ -342,3 +344,46 @@ def test_only_a_time_limit_leaves_a_recommendation(
     assert [trial.batch_size for trial in result.trials] == [5]
     assert result.recommended_batch_size == answer
     assert (report.recommendation is not None) == (answer is not None)
+
+
+def test_a_worker_that_dies_before_any_code_of_the_user_s_ran_is_replaced(
+    pool: type[FakePool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = FakeWorker.open
+    deaths = [WorkerError("the worker was killed by SIGKILL, opening the device")]
+
+    def die_once(worker: FakeWorker, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
+        if deaths:
+            raise deaths.pop()
+        return opens(worker, choice, timeout_s)
+
+    monkeypatch.setattr(FakeWorker, "open", die_once)
+    runner = TrialRunner(
+        settings(NAMED),
+        "fp32",
+        cast("Any", FakePool(expected=2, on_warning=lambda _: None)),
+        TimeBudget(1.0, None),
+        keeps_worker=False,
+    )
+    assert runner.load().parameters == 7
+    assert runner.run_within(4, 1 << 40, steps=3).status == "ok"
+    assert len(pool.workers) == 3
+
+
+def test_after_a_bug_nothing_is_recommended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even in a precision that was searched before."""
+    load = FakeWorker.load
+
+    def breaks_off(
+        self: FakeWorker, workload: object, precision: str, timeout_s: float
+    ) -> ModelInfo:
+        if precision == "tf32":
+            raise InternalError("a bug")
+        return load(self, workload, precision, timeout_s)
+
+    monkeypatch.setattr(FakeWorker, "load", breaks_off)
+    report, finder = found(settings(NAMED, precisions=("fp32", "tf32")))
+    assert exit_code(report, finder.errors) == ExitCode.INTERNAL
+    assert report.results[0].max_batch_size is not None
+    assert report.recommendation is None
+    assert [result.recommended_batch_size for result in report.results] == [None, None]

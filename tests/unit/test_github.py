@@ -15,6 +15,7 @@ from bsfind.errors import ExitCode, UsageError
 from bsfind.records import PrecisionResult, Report
 from bsfind.report.github import GitHubStep, annotation, outputs
 from bsfind.report.markup import to_markdown
+from bsfind.report.visible import visible_lines
 
 
 def without_answer() -> Report:
@@ -115,4 +116,4 @@ def test_any_message_arrives(message: str) -> None:
     assert "\r" not in text
     properties, data = as_the_runner_reads_it(text.removesuffix("\n"))
     assert properties == {"title": "bsfind: the model failed"}
-    assert data == message
+    assert data == visible_lines(message)

@@ -53,6 +53,9 @@ def test_the_nearest_is_near(asked: int, largest: int) -> None:
         (1021, 500, 340, 3),  # a prime number is not worth 1 x 1021
         (256, 392, 256, 1),
         (7, 1, 1, 7),
+        (1_000_000_007, 1, 1, 1_000_000_007),
+        (1_000_000_007, 46_340, 42_084, 23_762),
+        (2_147_483_647, 1000, 993, 2_162_622),
     ],
 )
 def test_examples(asked: int, largest: int, micro: int, steps: int) -> None:

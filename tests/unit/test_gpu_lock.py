@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -107,6 +110,85 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic link"):
         GpuLock(UUID, tmp_path).take()
     assert precious.read_text() == "precious"
+
+
+def what_is_in(folder: Path) -> dict[str, tuple[int, ...]]:
+    found = {entry.name: entry.lstat() for entry in folder.iterdir()}
+    return {n: (s.st_ino, s.st_mode, s.st_size, s.st_mtime_ns) for n, s in found.items()}
+
+
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, 8 << 30)
+
+
+def bound_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+def hard_link(path: Path) -> None:
+    path.with_name("precious").write_text("12\n")  # as a lock file would be
+    path.hardlink_to(path.with_name("precious"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        os.mkfifo,
+        os.mkdir,
+        bound_socket,
+        hard_link,
+        sparse,
+        lambda path: path.write_text("precious"),
+        lambda path: path.write_text("12"),
+        lambda path: path.write_text("12\n" + "\0" * 40),
+        lambda path: path.symlink_to("/dev/zero"),
+        lambda path: path.symlink_to(path.with_name("not there")),
+    ],
+    ids=[
+        "FIFO",
+        "folder",
+        "socket",
+        "hard link",
+        "sparse",
+        "text",
+        "line",
+        "long",
+        "device",
+        "link",
+    ],
+)
+@pytest.mark.parametrize("is_held", [False, True], ids=["free", "held"])
+def test_what_is_no_lock_file_is_refused_at_once_and_stays_as_it_is(
+    tmp_path: Path, make: Callable[[Path], object], is_held: bool
+) -> None:
+    path = tmp_path / f"bsfind-{UUID}.lock"
+    make(path)
+    before = what_is_in(tmp_path)
+    with contextlib.ExitStack() as held:
+        if is_held and path.is_file():
+            stream = held.enter_context(path.open("rb"))
+            gpu_lock.fcntl.flock(stream, gpu_lock.fcntl.LOCK_EX)
+        lock = GpuLock(UUID, tmp_path)
+        assert lock.holder is None
+        warning = gpu_lock.hold(lock, lambda: None, lambda _: None, alone=True)
+        assert warning is not None
+        assert warning.code == "no_lock"
+        assert str(path) in warning.message
+        assert gpu_lock.hold(lock, lambda: None, lambda _: None, alone=False) is not None
+    assert what_is_in(tmp_path) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to make a device")
+def test_a_device_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / f"bsfind-{UUID}.lock"
+    try:
+        os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(1, 5))
+    except OSError:
+        pytest.skip("no devices can be made here")
+    with pytest.raises(OSError, match="not a regular file"):
+        GpuLock(UUID, tmp_path).take()
 
 
 def test_a_uuid_is_no_path(tmp_path: Path) -> None:

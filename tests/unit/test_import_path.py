@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bsfind import import_path
 from bsfind.errors import TargetError
 from bsfind.import_path import (
     ImportPath,
@@ -125,6 +126,7 @@ def test_a_file_is_run_once_whatever_is_asked_of_it(project: Path) -> None:
         ),
         ("modells.py:Net", "there is no file `modells.py`", "did you mean `models.py`?"),
         ("sub/models.py:Net", "there is no file `sub/models.py`", ""),
+        (f"{'m' * 300}.py:Net", f"cannot read `{'m' * 300}.py`", ""),
     ],
 )
 def test_what_is_not_there(project: Path, text: str, message: str, hint: str) -> None:
@@ -153,6 +155,8 @@ def test_a_module_that_is_nowhere(project: Path) -> None:
     assert failure.value.detail == "No module named `nowhere_to_be_found`"
     assert "`--app-dir`" in failure.value.hint
     assert f"searched `{project}` first" in failure.value.hint
+    with pytest.raises(TargetError, match="cannot import"):
+        find("x" * 300 + ":Net")
 
 
 def test_the_package_around_a_module_is_missing(project: Path) -> None:
@@ -229,3 +233,18 @@ def test_a_value_and_its_text(value: object) -> None:
 def test_values_that_have_no_text(value: object) -> None:
     with pytest.raises(ValueError, match="no text stands for a"):
         value_text(value)
+
+
+def test_paths_are_of_the_folder_in_which_the_process_began(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project / "hydra.py", "class Net: pass")
+    monkeypatch.setattr(import_path, "_folder", None)
+    import_path.keep_folder()
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    assert find("hydra.py:Net").__name__ == "Net"  # type: ignore[attr-defined]
+    assert import_path.in_folder(Path("src")) == project / "src"
+    assert import_path.in_folder(Path("/src")) == Path("/src")
+    with pytest.raises(TargetError, match=r"no file `hydr.py`") as caught:
+        find("hydr.py:Net")
+    assert caught.value.hint == "did you mean `hydra.py`?"

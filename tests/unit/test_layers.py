@@ -12,7 +12,9 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 
 # Parts of bsfind that say what was asked for and what was found: everything may import them.
-LEAVES = "errors units inputs settings records import_path simulation.gpus.catalogue"
+LEAVES = (
+    "errors units inputs settings option_fields records trial import_path simulation.gpus.catalogue"
+)
 
 # Each part of bsfind (a package, or a module that differs from its package), and what it may import besides
 # itself: parts of bsfind, and packages of others. What is not in the table may be imported by all.
@@ -20,13 +22,16 @@ LAYERS = {
     "": "",  # bsfind/__init__.py: the version
     "errors": "",
     "units": "",
-    "inputs": "errors",
+    "inputs": "errors import_path units",
     "demo": "torch",
-    "import_path": "errors",
+    "batches": "errors torch",
+    "import_path": "errors units",
     "simulation.gpus.catalogue": "errors units",
     "option_types": "import_path inputs simulation.gpus.catalogue units",
     "settings": "inputs option_types units",
-    "records": "errors units",
+    "option_fields": "inputs option_types settings",
+    "trial": "",
+    "records": "errors units trial",
     "failures": LEAVES,
     # In the worker's process: torch is imported here, and only here.
     "workload": f"{LEAVES} failures torch numpy",
@@ -39,17 +44,21 @@ LAYERS = {
     "inspect.inspection": "records",
     "inspect.attribution": f"{LEAVES} devices inspect.inspection inspect.compose simulation.trace torch",
     "inspect.compose": f"{LEAVES} inspect.inspection simulation",
-    "worker.loop": f"{LEAVES} worker devices inspect.attribution simulation.trace",
+    "worker.loop": f"{LEAVES} worker workload devices inspect.attribution simulation.trace",
     # In the process of the command: no torch, not even lazily.
     "worker": f"{LEAVES} failures inspect.inspection simulation",
-    "search": f"{LEAVES} failures worker simulation",
+    "search": f"{LEAVES} failures worker launch simulation",
+    "launch": f"{LEAVES} failures worker simulation",
+    # In the processes of a launched command, where there may be no bsfind.
+    "launch.probe": "torch",
     "report": f"{LEAVES} search simulation inspect.inspection matplotlib rich",
     "inspect": f"{LEAVES} inspect.inspection search worker report rich",
     "explain": f"{LEAVES} failures report rich",
     "cli": f"{LEAVES} option_types search report inspect inspect.inspection explain worker "
     "devices.nvml rich typer",
     # The library works without the command line, and without what only that needs.
-    "api": f"{LEAVES} option_types search report",
+    "python": "errors import_path records report",
+    "api": f"{LEAVES} option_types python search worker",
     "__main__": "cli",
 }
 OTHERS = {"torch", "numpy", "pynvml", "matplotlib", "lightning", "pytorch_lightning"}

@@ -17,7 +17,7 @@ from bsfind.failures.leaks import (
     steps_differ,
     steps_of_a_verdict,
 )
-from bsfind.records import Leak
+from bsfind.trial import Leak
 from bsfind.units import GIB, MIB
 
 
@@ -39,8 +39,9 @@ def leak(sizes: list[int], steps: int, left: int = 8 * GIB) -> Leak | None:
 def test_what_every_step_keeps_is_found_in_three_steps() -> None:
     found = leak(held(20, each=4 * MIB), 3)
     assert found == Leak(bytes_per_step=4 * MIB, lasts_steps=2048 + 11)
-    assert leak_message(found) == (
-        "memory leaks: 4.0 MiB more after every step, out of memory after about 2,059 steps"
+    assert leak_message(found, 11) == (
+        "memory still grows after 11 steps, a leak or a cache that fills: 4.0 MiB more after every step, "
+        "out of memory after about 2,059 steps"
     )
 
 
@@ -145,3 +146,32 @@ def test_steps_in_which_the_cache_was_flushed_do_not_differ() -> None:
     pressed = dataclasses.replace(alike[-1], peak_bytes=GIB // 2)
     assert steps_differ([*alike, pressed])
     assert not steps_differ([*alike, dataclasses.replace(pressed, has_retries=True)])
+
+
+@given(batches=st.integers(3, 20), first=st.sampled_from([3, 5, 6, 20]))
+def test_a_cache_of_batches_that_is_still_filling_is_no_leak(batches: int, first: int) -> None:
+    """Of more batches than a trial has steps."""
+    ran = first
+
+    def run_more(count: int) -> list[StepMemory]:
+        nonlocal ran
+        ran += count
+        held = [min(step, batches) for step in range(ran - count + 1, ran + 1)]
+        return steps(*held, warm_up=0)
+
+    asked = [min(step, batches) for step in range(1, first + 1)]
+    assert leak_of(steps(*asked), run_more, 8 * GIB) is None
+
+
+@given(every=st.integers(1, 5))
+def test_what_is_kept_for_ever_is_a_leak_all_the_same(every: int) -> None:
+    ran = 20
+
+    def run_more(count: int) -> list[StepMemory]:
+        nonlocal ran
+        ran += count
+        return steps(*[step // every for step in range(ran - count + 1, ran + 1)], warm_up=0)
+
+    found = leak_of(steps(*[step // every for step in range(1, 21)]), run_more, 8 * GIB)
+    assert found is not None
+    assert 0.6 * MIB / every <= found.bytes_per_step <= 1.7 * MIB / every

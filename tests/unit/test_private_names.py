@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[2] / "src" / "bsfind"
-PARTS = ("simulation/trace", "simulation/kernels", "devices", "workload", "worker")
+PARTS = ("simulation/trace", "simulation/kernels", "devices", "workload", "worker", "launch")
 LOOKUPS = SOURCE / "simulation" / "trace" / "torch_private.py"
 
 ALLOWED = {
@@ -21,13 +21,26 @@ ALLOWED = {
     ("devices/cuda.py", "torch._C"),
     ("devices/cuda.py", "torch._C._cuda_clearCublasWorkspaces"),
     # Of measured steps too, which go without the tracer: tells storages that gradients or outputs share.
-    ("workload/step.py", "storage._cdata"),
+    ("workload/training.py", "storage._cdata"),
     ("workload/outputs.py", "storage._cdata"),
+    # What `module.compile()` sets.
+    ("workload/compilation.py", "module._compiled_call_impl"),
+    ("workload/compilation.py", "module._call_impl"),
+    # In a launched command, likewise. The hook of the first use of the device has no public name.
+    ("launch/probe/_bsfind_probe.py", "torch.cuda.memory._record_memory_history"),
+    ("launch/probe/_bsfind_probe.py", "cuda.memory._snapshot"),
+    ("launch/probe/_bsfind_probe.py", "torch.cuda._lazy_call"),
+    ("launch/probe/_bsfind_probe.py", "self._torch.nn.modules.conv._ConvNd"),
+    ("launch/probe/_bsfind_probe.py", "os._exit"),
     # Not torch's.
     ("worker/loop.py", "os._exit"),
+    ("worker/processes.py", "os._exit"),
+    ("workload/training.py", "os._exit"),
     ("workload/user_errors.py", "sys._getframe"),
     ("workload/draws.py", "sys._getframe"),
     ("simulation/trace/assumed_reads.py", "sys._getframe"),
+    ("simulation/trace/masquerade/compiler.py", "sys._getframe"),
+    ("simulation/trace/value_shapes.py", "sys._getframe"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The recipes of docs/ci.md: every command in them is one that bsfind takes."""
+"""The commands of the recipes in docs are ones that bsfind takes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,24 @@ import pytest
 from command_line import settings_of
 from test_cli_surface import SURFACE
 
-RECIPES = Path(__file__).parents[2] / "docs" / "ci.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = (
+    "ci",
+    "inputs",
+    "libraries",
+    "timm",
+    "torchvision",
+    "transformers",
+    "diffusers",
+    "lightning",
+    "recipes",
+)
 
 
 def commands() -> list[list[str]]:
     """Return the arguments of each `bsfind …` in a block of code."""
-    text = RECIPES.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = "".join((DOCS / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
+    text = text.replace("\\\n", " ")
     blocks = re.findall(r"^```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     found = re.findall(r"\bbsfind ((?:run|check|diff) [^\n&|)]*)", "\n".join(blocks))
     return [shlex.split(command) for command in found]

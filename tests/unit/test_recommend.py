@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.records import PrecisionResult, Trial
+from bsfind.records import PrecisionResult
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.recommend import (
     best_that_leaves,
@@ -19,6 +19,7 @@ from bsfind.search.recommend import (
     step_down,
 )
 from bsfind.search.throughput import SATURATION, next_throughput_probe, saturation
+from bsfind.trial import Trial
 
 
 def trial(batch_size: int, *, peak: int | None = None, speed: float | None = None) -> Trial:
@@ -173,7 +174,7 @@ def test_speed_up_is_relative_to_fp32_or_else_tf32() -> None:
 def test_recommendations(
     results: list[PrecisionResult], objective: str, answer: tuple[str, int] | None, reason: str
 ) -> None:
-    recommendation = recommend(results, objective)
+    recommendation = recommend(results, objective, None)
     if answer is None:
         assert recommendation is None
     else:

@@ -33,7 +33,7 @@ from rich.console import Console
 from bsfind import records
 from bsfind.errors import UsageError
 from bsfind.inputs import DTYPES, InputSpec
-from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning, Trial
+from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning
 from bsfind.report import export, wording
 from bsfind.report.columns import cells_of
 from bsfind.report.csv import to_csv
@@ -41,10 +41,26 @@ from bsfind.report.export import EXPORT_FORMATS
 from bsfind.report.json import schema, to_json
 from bsfind.report.markup import to_html, to_markdown
 from bsfind.report.plot import to_svg
-from bsfind.report.sentences import accuracy
+from bsfind.report.sentences import accuracy, sentences
 from bsfind.report.table import print_check, print_report
 from bsfind.search.finder import Finder
-from bsfind.settings import PRECISIONS, REMEDIES, REQUESTABLE_PRECISIONS, SearchLimits, Workload
+from bsfind.settings import (
+    PRECISIONS,
+    REMEDIES,
+    REQUESTABLE_PRECISIONS,
+    Axis,
+    Launch,
+    SearchLimits,
+    Workload,
+)
+from bsfind.trial import (
+    BatchVariation,
+    Evaluation,
+    Leak,
+    RefusedSizes,
+    Trial,
+    TrialStatus,
+)
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]
@@ -87,6 +103,16 @@ def stopped_early() -> Report:
 
 
 # ---------------------------------------------------------------------------------------- table
+
+
+def test_a_maximum_that_did_not_last_is_that_of_its_steps() -> None:
+    report = example_report()
+    warning = ReportWarning(code="confirmation_failed", message="batch size 200 ran out of memory")
+    (evidence, *_) = sentences(report)
+    (lasting, *_) = sentences(dataclasses.replace(report, warnings=(warning,)))
+    maximum = wording.recommended(report).max_batch_size  # type: ignore[union-attr]
+    assert f"{maximum:,} ran, " in evidence
+    assert f"{maximum:,} ran for 3 steps, " in lasting
 
 
 @pytest.mark.parametrize("width", [120, 80, 60, 40, 30])
@@ -290,6 +316,29 @@ def test_markdown_of_a_prediction(golden: Golden) -> None:
     golden("predicted.md", to_markdown(predicted_report()))
 
 
+@pytest.mark.parametrize(
+    ("traced", "said"),
+    [
+        (20, "20 steps, replayed within the budget."),
+        (3, "3 steps were traced and the last was repeated, up to 20, within the budget."),
+        (0, "steps of other sizes were traced and the last was repeated, up to 20, within the"),
+    ],
+)
+def test_a_prediction_says_how_many_steps_were_traced(traced: int, said: str) -> None:
+    report = predicted_report()
+    results = [
+        dataclasses.replace(
+            result,
+            trials=tuple(
+                dataclasses.replace(trial, steps=20, traced_steps=traced) for trial in result.trials
+            ),
+        )
+        for result in report.results
+    ]
+    report = dataclasses.replace(report, results=tuple(results))
+    assert sentences(report)[0].startswith(f"Predicted, not run: {said}")
+
+
 def test_json_of_a_prediction(golden: Golden) -> None:
     golden("predicted.json", to_json(predicted_report()))
 
@@ -445,7 +494,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 21
+    assert len(found) == 25
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -463,27 +512,33 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
     ("name", "cls", "more"),
     [
         ("trial", Trial, set()),
-        ("result", PrecisionResult, set()),
+        ("result", PrecisionResult, {"variant"}),
         ("process", records.GpuProcess, set()),
         ("device", DeviceInfo, {"budget_bytes"}),
         ("model", records.ModelInfo, set()),
         ("prediction", records.Prediction, set()),
         ("accuracy", records.Accuracy, set()),
         ("error_bound", records.ErrorBound, set()),
-        ("recommendation", records.Recommendation, set()),
+        ("recommendation", records.Recommendation, {"variant"}),
         ("warning", ReportWarning, set()),
-        ("leak", records.Leak, set()),
+        ("leak", Leak, set()),
+        ("axis", Axis, set()),
+        ("predicted_peaks", records.PredictedPeaks, set()),
+        ("refused_sizes", RefusedSizes, set()),
+        ("batches", BatchVariation, set()),
+        ("evaluation", Evaluation, set()),
         ("expandable_segments", records.ExpandableSegments, set()),
         ("global_batch", records.GlobalBatch, set()),
         ("assumption", records.Assumption, set()),
         ("workload", Workload, {"assumptions"}),
+        ("launch", Launch, {"assumptions", "variables", "logs"}),
         ("input", InputSpec, set()),
     ],
 )
 def test_the_schema_has_the_fields_of_the_records(name: str, cls: type, more: set[str]) -> None:
     fields = {field.name for field in dataclasses.fields(cls)}
     if cls is InputSpec:
-        fields -= {"assumed"}  # is among the assumptions
+        fields -= {"assumed", "names"}  # among the assumptions, and in the shape
     if cls is records.ModelInfo:
         fields -= {"weights_dtype"}  # each result has its own
     assert set(schema()["$defs"][name]["properties"]) == fields | more
@@ -496,17 +551,17 @@ def test_the_schema_has_the_values_of_the_records() -> None:
     def values(where: str, field: str) -> tuple[str, ...]:
         return tuple(define[where]["properties"][field]["enum"])
 
-    assert values("trial", "status") == get_args(records.TrialStatus)
+    assert values("trial", "status") == get_args(TrialStatus)
     assert values("result", "status") == get_args(records.ResultStatus)
-    assert values("result", "precision") == PRECISIONS
-    assert values("recommendation", "precision") == PRECISIONS
+    assert values("result", "precision") == (*PRECISIONS, records.LAUNCHED)
+    assert values("recommendation", "precision") == (*PRECISIONS, records.LAUNCHED)
     assert values("input", "dtype") == tuple(DTYPES)
     assert values("device", "kind") == get_args(records.DeviceKind)
     assert values("device", "context_source") == (*get_args(records.ContextSource), None)
     assert values("model", "kind") == (*get_args(records.ModelKind), None)
     assert values("prediction", "model_kind") == (*get_args(records.ModelKind), None)
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
-    assert tuple(precisions) == REQUESTABLE_PRECISIONS
+    assert tuple(precisions) == (*REQUESTABLE_PRECISIONS, records.LAUNCHED)
     assert values("result", "remedy") == (*REMEDIES, None)
     assert tuple(define["search"]["properties"]["compare"]["items"]["enum"]) == tuple(REMEDIES)
     assert tuple(document["properties"]["status"]["enum"]) == get_args(records.ReportStatus)

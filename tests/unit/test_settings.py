@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bsfind.errors import UsageError
-from bsfind.inputs import DTYPES, InputSpec
+from bsfind.inputs import DTYPES, INTEGERS, InputSpec
+from bsfind.option_fields import arguments_of
 from bsfind.settings import REQUESTABLE_PRECISIONS, DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.units import Headroom
 
@@ -31,8 +32,9 @@ def keyword_inputs(draw: st.DrawFn, name: str) -> InputSpec:
     dtype = draw(st.sampled_from(sorted(DTYPES)))
     low, high = (None, None)
     if DTYPES[dtype] == "int":
-        low = draw(st.integers(-5, 5))
-        high = draw(st.integers(low + 1, 99_999))
+        least, most = INTEGERS[dtype]
+        low = draw(st.integers(max(least, -5), 5))
+        high = draw(st.integers(low + 1, min(most, 99_999)))
     shape = tuple(draw(st.lists(DIMENSIONS, max_size=3)))
     return InputSpec(name=name, shape=shape, dtype=dtype, low=low, high=high)
 
@@ -54,6 +56,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         app_dir=draw(st.sampled_from([".", "src", "/my code/$HOME"])),
         inputs=tuple(inputs),
         batch_fn=batch_fn,
+        batch_args=draw(ARGUMENTS) if batch_fn is not None else (),
         mode=mode,
         loss=draw(st.sampled_from(["auto", "cross-entropy", "mse", "mean", "pkg.mod:fn"])),
         optimizer=draw(st.sampled_from(["adamw", "SGD", "pkg.mod:fn"])),
@@ -102,12 +105,12 @@ BYTES = st.none() | st.integers(0, 1 << 33)
 DEVICES = st.builds(
     DeviceChoice,
     device=st.sampled_from(["auto", "cuda", "cuda:0", "cuda:12"]),
-    memory_limit_bytes=st.none() | st.integers(0, 1 << 50),
+    memory_limit_bytes=st.none() | st.integers(1 << 20, 1 << 50),
 ) | st.builds(
     DeviceChoice,
     device=st.just("sim"),
     gpu=st.sampled_from(["rtx-4090", "a100-sxm4-80gb", str(24 << 30)]),
-    memory_limit_bytes=st.none() | st.integers(1, 1 << 50),
+    memory_limit_bytes=st.none() | st.integers(1 << 20, 1 << 50),
     context_memory_bytes=BYTES,
 )
 
@@ -143,24 +146,24 @@ def test_json_round_trips(workload: Workload, device: DeviceChoice) -> None:
 @given(asked=everything())
 @MANY
 def test_the_command_line_that_reproduces_asks_for_the_same(asked: Settings) -> None:
-    assert settings_of(asked.to_argv()) == asked
+    assert settings_of(arguments_of(asked)) == asked
 
 
 @given(asked=everything())
 @settings(max_examples=30)
 def test_it_survives_a_shell(asked: Settings) -> None:
-    argv = asked.to_argv()
+    argv = arguments_of(asked)
     assert shlex.split(shlex.join(argv)) == argv
 
 
 def test_defaults_are_left_out() -> None:
     plain = Settings(workload=Workload(target="a:b", inputs=(InputSpec(shape=(3,)),)))
-    assert plain.to_argv() == ["run", "a:b", "--input-shape", "3"]
-    assert settings_of(plain.to_argv()) == plain
+    assert arguments_of(plain) == ["run", "a:b", "--input-shape", "3"]
+    assert settings_of(arguments_of(plain)) == plain
 
 
 def test_the_example() -> None:
-    assert shlex.join(["bsfind", *SETTINGS.to_argv()]) == (
+    assert shlex.join(["bsfind", *arguments_of(SETTINGS)]) == (
         "bsfind run mypkg.models:Net --model-arg width=64 --input-shape 3,224,224 "
         "--input labels=:int64:0..1000 --multiple-of 8"
     )
@@ -170,7 +173,7 @@ def test_check_asks_for_one_size_and_keeps_nothing_free() -> None:
     asked = settings_of(["check", "a:b", "--input-shape", "3", "-b", "64", "--steps", "5"])
     assert asked.batch_size == 64
     assert asked.limits == SearchLimits(headroom=Headroom(bytes=0), steps=5)
-    assert asked.to_argv() == [
+    assert arguments_of(asked) == [
         *("check", "a:b", "--input-shape", "3"),
         *("--batch-size", "64", "--steps", "5"),
     ]
@@ -215,12 +218,26 @@ def test_limits_that_leave_nothing(values: dict[str, int], message: str) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "the model's inputs are not known"),
         (
             ["--batch-fn", "a:f", "--input-shape", "3"],
             "`--batch-fn` cannot be combined with `--input-shape` or `--input`",
         ),
         (["--input", "x=3", "--input", "y=4", "--input", "x=5"], "`--input x=…` is given twice"),
+        (
+            ["--input-shape", "3", "--seq-len", "64"],
+            "`--seq-len` is for inputs that follow from the model: it has no meaning with `--input-shape` "
+            "or `--input`",
+        ),
+        (["--input", "x=@y"], "`x=@y`: there is no tensor `y` among the inputs"),
+        (
+            ["--input", "x=@y", "--input", "y=@1"],
+            "`x=@y`: there is no tensor `y` among the inputs",
+        ),
+        (
+            ["--input", "x=3", "--input", "x.y=4"],
+            "`x` cannot be an input and a dict with `x.y`",
+        ),
+        (["--input-shape", "3", "--batch-arg", "a=1"], "`--batch-arg` requires `--batch-fn`"),
         (
             ["--input-shape", "3", "--mode", "infer", "--grad-checkpoint"],
             "`--grad-checkpoint` has no meaning with `--mode infer`",
@@ -246,7 +263,7 @@ def test_options_that_do_not_go_together(options: list[str], message: str) -> No
         (["--tolerance", "5"], "`5` must be less than 100%, write `5%`"),
         (["--headroom", "0.05"], "write `5%`"),
         (["--trial-timeout", "3d"], "unknown unit `d`"),
-        (["--time-budget", "0"], "must be more than zero"),
+        (["--time-budget", "0"], "`0` is not a duration from 1ms to 8760h"),
         (["--precision", "fp32,fp8"], "`fp8` is not a precision, choose from fp32, tf32"),
         (["--precision", " , "], "no precision is named"),
         (["--device", "tpu"], "`tpu` is not a device"),
@@ -258,6 +275,7 @@ def test_options_that_do_not_go_together(options: list[str], message: str) -> No
         (["--batch-fn", "fn"], "`fn` is not `MODULE:ATTRIBUTE`"),
         (["--export", "report.pdf"], "end it in .json, .md, .csv"),
         (["--export", "nowhere/report.json"], "there is no folder `nowhere`"),
+        (["--export", "x" * 300 + ".json"], "File name too long"),
         (["--steps", "0"], "'--steps'"),
         (["--mode", "test"], "'--mode'"),
         (["--batchsize", "3"], "--batchsize"),

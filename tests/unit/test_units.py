@@ -131,8 +131,6 @@ def test_durations(text: str, seconds: float) -> None:
         ("soon", "`soon` is not a duration, write it like `90s`, `10m` or `1.5h`"),
         ("-5s", "`-5s` is not a duration, write it like `90s`, `10m` or `1.5h`"),
         ("3d", "`3d` has an unknown unit `d`, write `s`, `m` or `h`"),
-        ("0", "`0` must be more than zero"),
-        ("0.0h", "`0.0h` must be more than zero"),
     ],
 )
 def test_refused_durations(text: str, message: str) -> None:

@@ -15,7 +15,7 @@ from bsfind.search.variants import (
     with_expandable_segments,
 )
 from bsfind.settings import REMEDIES
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 
 BOTH = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 

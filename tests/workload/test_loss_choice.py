@@ -150,6 +150,22 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "binary cross-entropy on the output (N)",
         ),
         (convolution(1), IMAGE, "binary cross-entropy on the output (N, 1, 8, 12)"),
+        (
+            Made(lambda m, x: m.f(x).squeeze(1), f=nn.Conv2d(3, 1, 1)),
+            IMAGE,
+            "binary cross-entropy on the output (N, 8, 12)",
+        ),
+        # What the output says that it is.
+        (
+            Made(lambda m, x: {"predicted_depth": m.f(x)[:, 0]}, f=nn.Conv2d(3, 1, 1)),
+            IMAGE,
+            'mse on output["predicted_depth"] (N, 8, 12)',
+        ),
+        (
+            Made(lambda m, x: SimpleNamespace(sample=m.f(x)), f=nn.Conv2d(3, 6, 1)),
+            IMAGE,
+            'mse on output["sample"] (N, 6, 8, 12)',
+        ),
         # An input's shape, or a larger version of it.
         (linear(16, 16), "16", "mse on the output (N, 16)"),
         (convolution(3), IMAGE, "mse on the output (N, 3, 8, 12)"),
@@ -245,6 +261,11 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "3,8,96",
             "CTC on the output (24, N, 37)",
         ),
+        (
+            Made(lambda m, x: m.f(x).mean(2).permute(2, 0, 1), f=nn.Conv2d(3, 37, (8, 4), (1, 4))),
+            "3,24,96",
+            "CTC on the output (24, N, 37)",
+        ),
         # Time first.
         (
             Made(lambda m, x: m.f(x).transpose(0, 1), f=nn.Linear(16, 5)),
@@ -295,6 +316,15 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "16",
             "the model's own loss",
         ),
+        # As ultralytics returns them: several losses, and what is shown of them.
+        (
+            Made(
+                lambda m, x: (m.f(x).mean(0), {"box": m.f(x).mean().detach()}),
+                f=nn.Linear(16, 3),
+            ),
+            "16",
+            "the model's own loss",
+        ),
         # A term of the loss is not the loss: the decoder's weights would not be trained.
         (
             Made(
@@ -306,6 +336,21 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "mse on output[0] (N, 16) + the model's own output[1]",
         ),
         # Nothing that is known.
+        (
+            Made(lambda m, x: {"last_hidden_state": m.f(x)}, f=nn.Linear(16, 32)),
+            "9,16",
+            'mean of output["last_hidden_state"] (N, 9, 32)',
+        ),
+        (
+            Made(
+                lambda m, x: [h := m.f(x), h := m.g(h), m.h(h)],
+                f=nn.Conv2d(3, 8, 2, 2),
+                g=nn.Conv2d(8, 16, 2, 2),
+                h=nn.Conv2d(16, 32, 2, 2),
+            ),
+            "3,16,16",
+            "mean of 3 outputs",
+        ),
         (
             Made(lambda m, x: m.embedding(x), embedding=nn.Embedding(VOCABULARY, WIDTH)),
             TOKENS,

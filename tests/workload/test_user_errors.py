@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from bsfind.errors import InternalError, TargetError, UntraceableError
+from bsfind.records import Assumption
 from bsfind.workload.user_errors import is_bsfinds_own, stands_for_torch, user_error
 
 PACKAGE = Path(__file__).parents[2] / "src" / "bsfind"
@@ -54,6 +57,21 @@ def test_what_a_frame_of_bsfind_raised_is_its_own(body: str) -> None:
     told = user_error(error, doing="batch size 4 in fp32")
     assert type(told) is InternalError
     assert "made_up.py" in told.detail
+
+
+def test_an_error_of_bsfinds_that_the_model_raises_is_the_models() -> None:
+    def model() -> None:
+        raise InternalError("mine")
+
+    told = user_error(error_of(model), doing="batch size 4 in fp32")
+    assert type(told) is TargetError
+    assert "`InternalError: mine` in test_user_errors.py:" in told.message
+
+
+def test_the_demo_is_a_model_as_any_other() -> None:
+    error = error_of(function("demo.py", "raise ValueError('expected 4D input')"))
+    assert not is_bsfinds_own(error)
+    assert type(user_error(error, doing="batch size 4 in fp32")) is TargetError
 
 
 def test_the_innermost_frame_decides() -> None:
@@ -160,6 +178,11 @@ def test_texts_do_not_say_meta() -> None:
             ),
             "(`device=x.device`)?",
         ),
+        (
+            RuntimeError("operator torchvision::nms does not exist"),
+            "torchvision was built for another PyTorch",
+        ),
+        (IndexError("index out of range: 9, for 5 rows of the embedding"), "LOW..HIGH"),
         (KeyError("a"), ""),
         (ZeroDivisionError("division by zero"), ""),
         (OSError("no such file"), ""),
@@ -170,3 +193,51 @@ def test_the_hint_follows_the_kind_of_error(error: Exception, hint: str) -> None
     assert isinstance(told, TargetError)
     assert hint in told.hint
     assert bool(hint) == bool(told.hint)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "body"),
+    [
+        (torch.cuda, "synchronize", "torch.cuda.synchronize()"),
+        (torch.cuda, "memory_allocated", "return {}['memory']"),
+        (torch.Tensor, "backward", "torch.ones(1).backward()"),
+        (time, "perf_counter", "import time; time.perf_counter()"),
+        (dataclasses, "fields", "import dataclasses; dataclasses.asdict(args[0])"),
+    ],
+)
+def test_what_the_user_s_code_has_replaced_is_not_bsfinds_fault(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, body: str
+) -> None:
+    monkeypatch.setattr(owner, name, None)
+    error = error_of(lambda: function(STEP, body)(Assumption(what="", value="", why="")))
+    told = user_error(error, doing="batch size 4")
+    monkeypatch.undo()
+    assert type(told) is TargetError
+    assert f"{owner.__name__}.{name}" in told.message
+
+
+def test_an_error_in_the_middle_of_one_that_cannot_be_read_is_the_user_s() -> None:
+    class NoText(Exception):  # noqa: N818
+        def __str__(self) -> str:
+            raise ValueError
+
+    def model() -> None:
+        raise NoText
+
+    def step() -> None:
+        try:
+            model()
+        finally:
+            function(STEP, "return {}['shape']")()
+
+    told = user_error(error_of(step), doing="batch size 4")
+    assert type(told) is TargetError
+
+
+def test_a_long_traceback_is_shortened() -> None:
+    def model() -> None:
+        raise ValueError("\n".join(["x" * 50_000] * 1000))
+
+    told = user_error(error_of(model), doing="batch size 4")
+    assert len(told.detail) < 100_000
+    assert len(told.message) < 1000

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from bsfind.errors import TargetError, UsageError
-from bsfind.inputs import parse_input, parse_input_shape
+from bsfind.inputs import InputSpec, parse_input, parse_input_shape
 from bsfind.settings import Workload
-from bsfind.workload.inputs import Batch, batch_maker
+from bsfind.workload.inputs import Batch, batch_function, batch_maker
 from bsfind.workload.loss import make_loss
 from bsfind.workload.model import build_model, enable_checkpointing, repeated_blocks
 from bsfind.workload.optimizer import make_optimizer
@@ -23,6 +23,7 @@ from bsfind.workload.step import LoadedWorkload, TrainingSteps
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 CPU = torch.device("cpu")
+SCORED = {"inputs": (parse_input_shape("16"),)}
 
 
 def loaded(target: str = "well_behaved.py:Blocks", **changes: Any) -> LoadedWorkload:
@@ -77,9 +78,34 @@ class TestInputs:
         file = tmp_path / f"batches_{abs(hash(made))}.py"
         file.write_text(f"import torch\ndef make(n, device):\n    return {made}\n")
         options = {"device": CPU, "float_dtype": None, "channels_last": False}
-        batch = batch_maker((), f"{file}:make", **options)(3)
+        function = batch_function(Workload(target="a:b", batch_fn=f"{file}:make"))
+        batch = batch_maker((), function, **options)(3)
         assert len(batch.args) == args
         assert set(batch.kwargs) == kwargs
+
+    def test_constants_other_tensors_and_dicts(self) -> None:
+        made = self.make("ids=3:int64:0..9", "a.labels=@ids", "a.b.mode==sum", "flag=True")(2)
+        assert made.kwargs["a"]["labels"] is made.kwargs["ids"]
+        assert made.kwargs["a"]["b"] == {"mode": "sum"}
+        assert made.kwargs["flag"] is True
+
+    def test_what_takes_one_argument_gets_the_whole_batch(self) -> None:
+        class Model(nn.Module):
+            def forward(self, batch: Any, scale: float = 1.0) -> Any: ...
+
+        def step(batch: Any) -> Any: ...
+
+        named = ("x=3", "y=4")
+        for function in (Model().forward, step):
+            (whole,) = self.make(*named, taken_by=function)(2).args
+            assert sorted(whole) == ["x", "y"]
+        assert self.make("batch=3", "scale=4", taken_by=Model().forward)(2).args == ()
+        positional = (InputSpec(shape=(3,)), InputSpec(shape=(4,)), InputSpec(shape=(5,)))
+        options = {"device": CPU, "float_dtype": None, "channels_last": False}
+        (whole,) = batch_maker(positional, None, taken_by=step, **options)(2).args
+        assert [tensor.shape[1] for tensor in whole] == [3, 4, 5]
+        model = batch_maker(positional, None, taken_by=Model().forward, **options)(2)
+        assert len(model.args) == 3  # which the model refuses in Python's words
 
 
 class TestLosses:
@@ -147,6 +173,13 @@ class TestOptimizers:
         assert "did you mean `adam" in caught.value.hint
         with pytest.raises(UsageError, match="LBFGS"):
             make_optimizer("lbfgs", {}, nn.Linear(1, 1))
+        with pytest.raises(UsageError, match="LBFGS"):
+            make_optimizer("torch.optim:LBFGS", {}, nn.Linear(1, 1))
+
+    def test_an_optimizer_without_state_is_refused(self) -> None:
+        named = f"{MODELS}/well_behaved.py:Incomplete"
+        with pytest.raises(UsageError, match="`Incomplete` has no `state` of its own"):
+            make_optimizer(named, {}, nn.Linear(1, 1))
 
     def test_arguments(self) -> None:
         optimizer = make_optimizer("sgd", {"momentum": 0.5}, nn.Linear(1, 1))
@@ -245,6 +278,33 @@ class TestSteps:
         steps(workload).run(4)
         assert sizes == [2]
 
+    def test_a_step_function_may_step_its_own_optimizers(self) -> None:
+        workload = loaded(
+            "own_optimizers.py:Pair", step=f"{MODELS}/own_optimizers.py:step", **SCORED
+        )
+        runner = steps(workload)
+        for _ in range(3):
+            runner.run(4)
+        assert runner.completed == 3
+        assert workload.own_optimizers == ["Adam", "RMSprop"]
+        assert [made.value for made in workload.assumptions] == ["Adam, RMSprop"]
+        assert runner.gradient_bytes == sum(p.nbytes for p in workload.model.parameters())
+
+    @pytest.mark.parametrize(
+        ("step", "changes", "said"),
+        [
+            ("idle", {}, "returned None, and no optimizer made a step in it"),
+            ("stray", {}, "hold no parameter of the model"),
+            ("step", {"grad_accum": 2}, "`--grad-accum` has no meaning"),
+        ],
+    )
+    def test_step_functions_that_train_nothing(
+        self, step: str, changes: dict[str, Any], said: str
+    ) -> None:
+        named = f"{MODELS}/own_optimizers.py:{step}"
+        with pytest.raises(TargetError, match=said):
+            steps(loaded("own_optimizers.py:Pair", step=named, **SCORED, **changes)).run(4)
+
     def test_nothing_of_a_step_survives_it(self) -> None:
         workload = loaded()
         alive: list[weakref.ref[torch.Tensor]] = []
@@ -261,49 +321,3 @@ class TestSteps:
         workload = loaded(f"misbehaved.py:{target}", inputs=(parse_input_shape("16"),))
         with pytest.raises(TargetError, match=message):
             steps(workload).run(2)
-
-
-class LightningModule(nn.Module):
-    """Looks like Lightning's, to whoever goes by its name."""
-
-    automatic_optimization = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(16, 2)
-        self.batches: list[Any] = []
-
-    def training_step(self, batch: Any, index: int) -> dict[str, torch.Tensor]:
-        self.batches.append(batch)
-        return {"loss": self.layer(batch).mean()}
-
-    def configure_optimizers(self) -> Any:
-        return {"optimizer": torch.optim.Adagrad(self.parameters())}
-
-
-LightningModule.__module__ = "lightning.pytorch.core.module"
-
-
-class TestLightning:
-    @pytest.fixture
-    def module(self, monkeypatch: pytest.MonkeyPatch) -> LightningModule:
-        module = LightningModule()
-        monkeypatch.setattr("bsfind.workload.step.build_model", lambda *_: module)
-        return module
-
-    def test_its_own_step_and_optimizer(self, module: LightningModule) -> None:
-        workload = loaded(inputs=(parse_input_shape("16"),))
-        steps(workload).run(3)
-        assert [batch.shape for batch in module.batches] == [(3, 16)]
-        assert type(workload.make_optimizer()) is torch.optim.Adagrad
-
-    def test_manual_optimization_is_refused(self, module: LightningModule) -> None:
-        module.automatic_optimization = False
-        with pytest.raises(TargetError, match="manual optimization"):
-            steps(loaded(inputs=(parse_input_shape("16"),))).run(3)
-
-    def test_several_optimizers_are_refused(self, module: LightningModule) -> None:
-        optimizers = [torch.optim.SGD(module.parameters()) for _ in range(2)]
-        module.configure_optimizers = lambda: optimizers  # type: ignore[method-assign]
-        with pytest.raises(TargetError, match="2 optimizers"):
-            steps(loaded(inputs=(parse_input_shape("16"),)))

@@ -14,8 +14,8 @@ Command line > `BSFIND_*` > profile > `[tool.bsfind]` > default.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +23,17 @@ import typer
 
 from bsfind.cli.options import OPTIONS
 from bsfind.errors import UsageError
+from bsfind.option_types import INPUT_SHAPE, OptionType
+from bsfind.units import brief, format_bytes
 
 _TABLE = "[tool.bsfind]"
 _CONFIGURABLE = {option.key: option for option in OPTIONS if option.is_in_file}
 """The options that may stand in a file. One file serves all commands: each takes the options that it has."""
 
-_META = "bsfind.configuration"
-"""The key of the context's `meta` under which the `Configuration` is, where there is a file."""
+_LARGEST_FILE = 16 << 20
 
-
-@dataclass(frozen=True)
-class Configuration:
-    """The options of a configuration file.
-
-    Attributes:
-        file: the pyproject.toml.
-        table: options of `[tool.bsfind]`, by parameter name (`input_shape`).
-        profile: the name of the chosen profile; None without one.
-        overrides: the options of that profile, which take precedence.
-    """
-
-    file: Path
-    table: dict[str, Any]
-    profile: str | None
-    overrides: dict[str, Any]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """All options, those of the profile in place of the general ones."""
-        return {**self.table, **self.overrides}
-
-    def source(self, name: str) -> str:
-        """Return the file and the table that an option comes from."""
-        is_override = name in self.overrides
-        return f"{self.file.name} {_profile_table(self.profile) if is_override else _TABLE}"
+_META = "bsfind.sources"
+"""The key of the context's `meta` under which is where each option of the configuration file stands."""
 
 
 def configure(context: typer.Context, profile: str | None) -> None:
@@ -67,42 +44,33 @@ def configure(context: typer.Context, profile: str | None) -> None:
         profile: the name of the profile to use; None: none.
 
     Raises:
-        UsageError: see `read_configuration`; or a profile is asked for and there is no file.
+        UsageError: see `read_configuration`.
     """
-    file = find_configuration(Path.cwd())
-    if file is not None:
-        found = read_configuration(file, profile)
-        ours = {parameter.name for parameter in context.command.params}
-        context.default_map = {name: value for name, value in found.options.items() if name in ours}
-        context.meta[_META] = found
-    elif profile is not None:
-        raise UsageError(
-            f"there is no profile `{profile}`: no pyproject.toml here or above has a [tool.bsfind]",
-            hint=f"write one as `{_profile_table(profile)}`, its options below",
-        )
+    options, context.meta[_META] = read_configuration(profile)
+    ours = {parameter.name for parameter in context.command.params}
+    context.default_map = {name: value for name, value in options.items() if name in ours}
 
 
-def find_configuration(folder: Path) -> Path | None:
-    """Return the nearest pyproject.toml that has a `[tool.bsfind]`, here or above."""
-    for place in (folder, *folder.parents):
-        file = place / "pyproject.toml"
-        # Most files have no such table: a search of the text is faster than the parser.
-        if file.is_file() and "tool.bsfind" in file.read_text(encoding="utf-8", errors="replace"):
-            return file
-    return None
-
-
-def read_configuration(file: Path, profile: str | None = None) -> Configuration:
-    """Return the options of `[tool.bsfind]`, and of one of its profiles.
+def read_configuration(profile: str | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the options of the nearest `[tool.bsfind]`, those of a profile in place of the general ones.
 
     Args:
-        file: a pyproject.toml.
         profile: the name of the profile; None: none.
 
+    Returns:
+        The options by parameter name (`input_shape`), and the file and the table that each is from.
+
     Raises:
-        UsageError: not TOML, an unknown key or profile, or a value that no option takes.
+        UsageError: the file is not TOML, an unknown key or profile, or a value that no option takes.
     """
-    table = _load(file).get("tool", {}).get("bsfind", {})
+    file, table = _nearest_table()
+    if file is None:
+        if profile is None:
+            return {}, {}
+        raise UsageError(
+            f"there is no profile `{brief(profile)}`: no pyproject.toml here or above has a [tool.bsfind]",
+            hint=f"write one as `{_profile_table(profile)}`, its options below",
+        )
     profiles = table.pop("profiles", {})
     if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
         raise UsageError(
@@ -110,32 +78,98 @@ def read_configuration(file: Path, profile: str | None = None) -> Configuration:
             hint="write a profile as `[tool.bsfind.profiles.NAME]`, its options below",
         )
     options = _read_table(table, file, _TABLE)
+    sources = dict.fromkeys(options, f"{file.name} {_TABLE}")
     overrides = {
         # Every profile is checked, so that typos surface early.
         name: _read_table(entries, file, _profile_table(name))
         for name, entries in profiles.items()
     }
-    if profile is not None and profile not in overrides:
-        raise _unknown_profile(profile, overrides, file)
-    return Configuration(file, options, profile, overrides[profile] if profile else {})
+    if profile is not None:
+        if profile not in overrides:
+            raise _unknown_profile(profile, overrides, file)
+        options |= overrides[profile]
+        sources |= dict.fromkeys(overrides[profile], f"{file.name} {_profile_table(profile)}")
+    return options, sources
 
 
-def profile_names(file: Path) -> list[str]:
-    """Return the names of the profiles in a configuration file.
+def profile_names() -> list[str]:
+    """Return the names of the profiles in the nearest configuration file.
 
     Raises:
         UsageError: not TOML.
     """
-    profiles = _load(file).get("tool", {}).get("bsfind", {}).get("profiles", {})
+    profiles = _nearest_table()[1].get("profiles", {})
     return sorted(profiles) if isinstance(profiles, dict) else []
 
 
-def _profile_table(profile: str | None) -> str:
-    return f"[tool.bsfind.profiles.{profile}]"
+def _nearest_table() -> tuple[Path | None, dict[str, Any]]:
+    """Return the nearest pyproject.toml that has a `tool.bsfind`, here or above, and that table.
+
+    Raises:
+        UsageError: the nearest that names it cannot be read, is not TOML, or has something else there.
+    """
+    try:
+        folder = Path.cwd()
+    except OSError:  # the current folder was deleted
+        return None, {}
+    for place in (folder, *folder.parents):
+        file = place / "pyproject.toml"
+        tool = _load(file).get("tool", {}) if os.path.isfile(file) else {}  # noqa: PTH113 (PermissionError)
+        if isinstance(tool, dict) and "bsfind" not in tool:
+            continue
+        table = tool["bsfind"] if isinstance(tool, dict) else tool
+        if not isinstance(table, dict):
+            raise UsageError(
+                f"`tool.bsfind` in `{file}` is not a table",
+                hint=f"write {_TABLE}, and `KEY = VALUE` below",
+            )
+        return file, table
+    return None, {}
+
+
+def _load(file: Path) -> dict[str, Any]:
+    """Return the content of a TOML file; of one that is certain not to name bsfind, nothing."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_LARGEST_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read `{file}`: {error.strerror or error}") from None
+    if len(data) > _LARGEST_FILE:
+        raise UsageError(f"`{file}` has more than {format_bytes(_LARGEST_FILE)}")
+    names_it = b"bsfind" in data.replace(b"\0", b"")  # in UTF-16 too, which is not TOML
+    if not names_it and b"\\" not in data:  # a key could be written with escapes: "bsf\u0069nd"
+        return {}
+    try:
+        import tomllib as toml
+    except ModuleNotFoundError:  # Python 3.10
+        try:
+            import tomli as toml  # type: ignore[no-redef,import-not-found,unused-ignore]
+        except ModuleNotFoundError:
+            if not names_it:
+                return {}
+            raise UsageError(
+                f"`{file}` has a [tool.bsfind], which Python 3.10 needs `tomli` to read",
+                hint="`pip install tomli`",
+            ) from None
+    try:
+        return toml.loads(data.decode("utf-8-sig"))
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
+        why = brief(error)
+    except RecursionError:
+        why = "arrays or tables in it are nested too deep"
+    except ValueError:
+        why = "a number in it has thousands of digits"
+    if not names_it:
+        return {}
+    raise UsageError(f"`{file}` is not valid TOML: {why}")
+
+
+def _profile_table(profile: str) -> str:
+    return f"[tool.bsfind.profiles.{brief(profile)}]"
 
 
 def _unknown_profile(profile: str, known: Collection[str], file: Path) -> UsageError:
-    message = f"there is no profile `{profile}` in `{file}`"
+    message = f"there is no profile `{brief(profile)}` in `{file}`"
     nearest = difflib.get_close_matches(profile, sorted(known), n=1, cutoff=0.5)
     if nearest:
         return UsageError(message, hint=f"did you mean `--profile {nearest[0]}`?")
@@ -147,7 +181,11 @@ def _unknown_profile(profile: str, known: Collection[str], file: Path) -> UsageE
 
 
 def _read_table(table: dict[str, Any], file: Path, where: str) -> dict[str, Any]:
-    """Return the options of one table by parameter name, as the command line would have them."""
+    """Return the options of one table by parameter name.
+
+    Raises:
+        UsageError: an unknown key, or a value that its option does not take; names file, table and key.
+    """
     options: dict[str, Any] = {}
     for key, value in table.items():
         name = key.replace("_", "-")
@@ -155,48 +193,33 @@ def _read_table(table: dict[str, Any], file: Path, where: str) -> dict[str, Any]
             candidates = sorted(_CONFIGURABLE) + (["profiles"] if where == _TABLE else [])
             nearest = difflib.get_close_matches(name, candidates, n=1, cutoff=0.65)
             hint = f"did you mean `{nearest[0]}`?" if nearest else "`bsfind run --help` lists them"
-            raise UsageError(f"`{file}` has an unknown key `{key}` in {where}", hint=hint)
-        if not isinstance(value, (bool, int, float, str, list)):
-            raise UsageError(
-                f"`{key}` in {where} of `{file}` must be a string, number, boolean or list"
-            )
+            raise UsageError(f"`{file}` has an unknown key `{brief(key)}` in {where}", hint=hint)
         option = _CONFIGURABLE[name]
-        options[option.name] = _as_text(value, repeats=option.kind.repeats)
+        if option.name in options:
+            raise UsageError(f"`{file}` has the key `{name}` twice in {where}")
+        try:
+            options[option.name] = _read(value, option.kind)
+        except (ValueError, UsageError) as error:
+            told = error if isinstance(error, UsageError) else UsageError(str(error))
+            raise told.about(f"`{key}` in {where} of `{file}`") from None
     return options
 
 
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        import tomllib as toml
-    except ModuleNotFoundError:  # Python 3.10
-        try:
-            import tomli as toml  # type: ignore[no-redef,import-not-found,unused-ignore]
-        except ModuleNotFoundError:
-            raise UsageError(
-                f"`{file}` has a [tool.bsfind], which Python 3.10 needs `tomli` to read",
-                hint="`pip install tomli`",
-            ) from None
-    try:
-        return toml.loads(file.read_text(encoding="utf-8"))
-    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"`{file}` is not valid TOML: {error}") from None
+def _read(value: Any, kind: OptionType) -> Any:
+    """Return the value of an option, read from what TOML makes of it.
 
-
-def _as_text(value: Any, *, repeats: bool) -> Any:
-    """Return a value of a TOML file as the command line would have it.
-
-    Args:
-        value: a string, number, boolean or list.
-        repeats: whether the option may be given more than once; its values are a list then.
+    Raises:
+        ValueError: not a value of this type.
     """
-    if isinstance(value, bool):
-        return value
-    items = value if isinstance(value, list) else [value]
-    texts = [",".join(map(str, item)) if isinstance(item, list) else str(item) for item in items]
-    if repeats and not all(isinstance(item, int) for item in items):
-        return texts
-    text = ",".join(texts)  # `input-shape = [3, 224, 224]` is one shape
-    return [text] if repeats else text
+    if not kind.repeats:
+        return kind.read(value)
+    if kind is INPUT_SHAPE:  # `input-shape = [3, 224, 224]` is one shape
+        is_one = (
+            isinstance(value, list) and value and not any(isinstance(v, (str, list)) for v in value)
+        )
+        shapes = value if isinstance(value, list) and not is_one else [value]
+        value = [",".join(map(str, s)) if isinstance(s, list) else str(s) for s in shapes]
+    return [kind.read(item) for item in (value if isinstance(value, list) else [value])]
 
 
 # ------------------------------------------------------------------------------------ provenance
@@ -224,16 +247,15 @@ def tell_provenance(context: typer.Context) -> None:
 
 def _provenance(context: typer.Context) -> list[str]:
     """Return a line for every option that was given: `--steps 5 (from BSFIND_STEPS)`."""
-    configuration: Configuration | None = context.meta.get(_META)
     lines = []
-    for option in OPTIONS:
+    for option in {option.name: option for option in OPTIONS}.values():
         source = context.get_parameter_source(option.name)
         if source is None or option.name not in context.params:
             continue
         origin = {
             "COMMANDLINE": "the command line",
             "ENVIRONMENT": option.variable,
-            "DEFAULT_MAP": configuration.source(option.name) if configuration else None,
+            "DEFAULT_MAP": context.meta.get(_META, {}).get(option.name),
         }.get(source.name)
         if origin is not None:
             value, write = context.params[option.name], option.kind.write

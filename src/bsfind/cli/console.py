@@ -4,65 +4,37 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from typing import IO, TextIO
+from collections.abc import Iterable
+from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-from bsfind.errors import BsfindError, UsageError
+from bsfind.errors import BsfindError
 from bsfind.records import ReportWarning
+from bsfind.report.visible import visible_lines
 from bsfind.report.width import labelled, sentence
 
 _PIPE_WIDTH = 120
 """Width of tables that go to a file or a pipe, if COLUMNS does not say otherwise."""
 
 
-def discard_stdout() -> None:
-    """Discard later writes to stdout, after its reader has closed it (`| head`)."""
-    _discard(sys.stdout)
+class _VisibleConsole(Console):
+    """A console that no text can use for escape sequences, whoever has forgotten to make it visible."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible_lines(segment.text))
 
 
-def print_answer(write: Callable[[], object]) -> None:
-    """Write the answer to stdout, and flush it. A reader that has closed the pipe is not an error.
-
-    Raises:
-        UsageError: the answer cannot be written (a full disk).
-    """
-    try:
-        write()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_stdout()
-    except OSError as error:
-        discard_stdout()
-        raise UsageError(f"cannot write the answer: {error.strerror or error}") from error
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        # Rich would leave with exit code 1, which means "nothing fits".
-        raise BrokenPipeError
-
-
-class _LogConsole(Console):
-    def on_broken_pipe(self) -> None:
-        # Nobody reads stderr any more; the answer is still wanted.
-        _discard(self.file)
-
-
-def _discard(stream: IO[str]) -> None:
-    """Discard what is written to a stream, and what is in its buffer."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
-
-
-def _console(stream: TextIO, color: str, kind: type[Console]) -> Console:
+def _console(stream: TextIO, color: str) -> Console:
     width = None
     if not stream.isatty() and not os.environ.get("COLUMNS"):
         width = _PIPE_WIDTH
-    return kind(
+    return _VisibleConsole(
         file=stream,
         width=width,
         highlight=False,
@@ -87,8 +59,8 @@ class Terminal:
     """
 
     def __init__(self, *, color: str = "auto", verbose: bool = False) -> None:
-        self.out = _console(sys.stdout, color, _Console)
-        self.err = _console(sys.stderr, color, _LogConsole)
+        self.out = _console(sys.stdout, color)
+        self.err = _console(sys.stderr, color)
         self.verbose = verbose
         self._seen: set[str] = set()
 
@@ -96,7 +68,7 @@ class Terminal:
         """Print what failed, why, and what to do about it."""
         self._labelled("error", "bold red", error.message)
         if error.detail:
-            for line in error.detail.splitlines():
+            for line in visible_lines(error.detail.rstrip()).split("\n"):
                 self._line(f"  {line}")
         if error.hint:
             if error.detail:
@@ -121,7 +93,7 @@ class Terminal:
         """Print a line that the user's code printed; each text once, unless verbose."""
         if self.verbose or line not in self._seen:
             self._seen.add(line)
-            self._line(line)
+            self._line(visible_lines(line))
 
     def _labelled(self, label: str, style: str, text: str) -> None:
         self.err.print(labelled(label, style, text, self.err), soft_wrap=True)

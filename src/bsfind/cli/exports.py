@@ -11,7 +11,7 @@ from pathlib import Path
 from bsfind.cli.console import Terminal
 from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report, ReportWarning
-from bsfind.report.export import DRAWN_FORMATS, check_writable, write_report
+from bsfind.report.export import DRAWN_FORMATS, check_writable, is_stream, write_report
 from bsfind.report.github import GitHubStep, annotation
 
 _PAUSE = 9
@@ -21,6 +21,8 @@ milliseconds, as predicted ones do, drawing each would take most of the time."""
 
 class Exports:
     """Keeps the files of `--export` up to date: written after every trial, and at the end.
+
+    What is not a regular file is written once, at the end.
 
     Args:
         paths: the files, the ending of each tells its format.
@@ -51,7 +53,12 @@ class Exports:
 
     def update(self, current: Callable[[], Report]) -> None:
         """Write what is known after a trial; a slow format only when it is due."""
-        due = [p for p in self._paths if self._clock() >= self._not_before_s.get(p, 0.0)]
+        now_s = self._clock()
+        due = [
+            path
+            for path in self._paths
+            if now_s >= self._not_before_s.get(path, 0.0) and not is_stream(path)
+        ]
         if due:
             self._write(current(), due)
 

@@ -1,8 +1,9 @@
-"""Ctrl-C, SIGTERM and SIGHUP during a search: the first one ends it, further ones change nothing.
+"""Ctrl-C, SIGTERM and SIGHUP during a search: the first one ends it; what is known is written and printed.
 
-The first raises wherever the search is; everything that it has started is then ended, and what is known
-is written and printed. A second one in the middle of that would lose the partial report, so it is ignored;
-another Ctrl-C after 5 s exits immediately.
+The first raises wherever the search is; everything that it has started is then ended. A second one in the
+middle of that would lose the partial report, and wrappers pass on what the terminal has sent to all: it ends
+the process as soon as 5 s have passed since the first. So does a single one while only the answer is left to
+be written. Whatever else an interrupted search waits for, it ends after 30 s.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from bsfind.errors import Terminated
 
 _GRACE_S = 5.0
-"""How long an interrupted search may take to end before the next signal ends it on the spot."""
+_LAST_RESORT_S = 30.0
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
 
@@ -41,18 +42,30 @@ class Interruption:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            # After an interruption the process only has to exit.
-            signal.signal(number, handler if self._received is None else signal.SIG_IGN)
+        if self._received is None:  # else the process only has to exit
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._received is None:
             self._received = signal.Signals(number)
             self._since = time.monotonic()
+            self._end_within(_GRACE_S if self._is_held else _LAST_RESORT_S)
             if not self._is_held:
                 self.check()
-        elif time.monotonic() - self._since > _GRACE_S:
-            os._exit(128 + number)
+        else:
+            self._end_within(_GRACE_S)
+
+    def _end_within(self, seconds: float) -> None:
+        """End the process so many seconds after the first signal if it has not ended by then."""
+        assert self._received is not None
+        code = 128 + self._received
+        left = self._since + seconds - time.monotonic()
+        if left <= 0:
+            os._exit(code)
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, lambda *_: os._exit(code))
+            signal.setitimer(signal.ITIMER_REAL, left)
 
     def check(self) -> None:
         """Raise again: Python drops what is raised in a destructor, for example.

@@ -16,12 +16,14 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from bsfind import __version__
+from bsfind.cli import streams
 from bsfind.cli.commands.check import check
 from bsfind.cli.commands.diff import diff
 from bsfind.cli.commands.env import env
 from bsfind.cli.commands.explain import explain
 from bsfind.cli.commands.gpus import gpus
 from bsfind.cli.commands.inspect import inspect as inspect_command
+from bsfind.cli.commands.launch import launch
 from bsfind.cli.commands.run import run
 from bsfind.cli.commands.schema import schema
 from bsfind.errors import BsfindError, ExitCode, InternalError, Terminated, UsageError
@@ -44,9 +46,15 @@ class _Commands(TyperGroup):
                 parameter.default = False
         return parameters
 
+    def get_help(self, ctx: Any) -> str:
+        return streams.as_written(super().get_help(ctx))
+
 
 class _Command(TyperCommand):
     """A command whose help has a heading for each panel, and the examples of its docstring line by line."""
+
+    def get_help(self, ctx: Any) -> str:
+        return streams.as_written(super().get_help(ctx))
 
     def format_help_text(self, ctx: Any, formatter: Any) -> None:
         for block in inspect.cleandoc(self.help or "").split("\n\n"):
@@ -82,6 +90,7 @@ app = typer.Typer(
 _WIDE = {"max_content_width": 1000}  # as wide as the terminal is
 _COMMANDS: dict[str, Callable[..., Any]] = {
     "run": run,
+    "launch": launch,
     "check": check,
     "inspect": inspect_command,
     "diff": diff,
@@ -91,13 +100,15 @@ _COMMANDS: dict[str, Callable[..., Any]] = {
     "schema": schema,
 }
 for _name, _function in _COMMANDS.items():
-    _epilog = _EPILOG if _name in ("run", "check", "inspect") else None
-    app.command(_name, cls=_Command, epilog=_epilog, context_settings=_WIDE)(_function)
+    _epilog = _EPILOG if _name in ("run", "launch", "check", "inspect") else None
+    # The options of a launched command are its own.
+    _settings = {**_WIDE, "allow_interspersed_args": _name != "launch"}
+    app.command(_name, cls=_Command, epilog=_epilog, context_settings=_settings)(_function)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"bsfind {__version__}")
+        sys.stdout.write(f"bsfind {__version__}\n")
         raise typer.Exit
 
 
@@ -119,19 +130,11 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller, as in `bsfind … >&-`
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    streams.prepare()
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # not started by `bsfind.__main__`
         signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        code = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        from bsfind.cli.console import discard_stdout
-
-        discard_stdout()
-        code = ExitCode.OK
+        code = _finished(_run())
     except KeyboardInterrupt:
         code = ExitCode.INTERRUPTED
     except Terminated:
@@ -146,14 +149,14 @@ def _run() -> int:
         return result if isinstance(result, int) else ExitCode.OK
     except BsfindError as error:
         return _tell(error)
+    except SystemExit as leaving:  # completion of a shell
+        return leaving.code if isinstance(leaving.code, int) else ExitCode.OK
     except typer.Abort:
         return ExitCode.INTERRUPTED
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except Terminated:
         return ExitCode.TERMINATED
-    except BrokenPipeError:
-        raise
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # Click's, and Typer's copy of it
             sys.stderr.write(f"{error}\n")
@@ -166,6 +169,17 @@ def _run() -> int:
                 hint="please report it, with what `bsfind env` prints",
             )
         return _tell(usage)
+
+
+def _finished(code: int) -> int:
+    """Return the exit code of a command that has written its answer, as far as stdout took it."""
+    try:
+        streams.finish()
+    except UsageError as error:
+        _tell(error)
+        # A failure is no less one; but a script must not go on with half of an answer.
+        return ExitCode.USAGE if code in (ExitCode.OK, ExitCode.DOES_NOT_FIT) else code
+    return code
 
 
 def _tell(error: BsfindError) -> int:

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bsfind import option_types as types
+from bsfind.errors import UsageError
+from bsfind.option_fields import SETTINGS
 from bsfind.option_types import OptionType
-from bsfind.settings import SETTINGS
 
 Completer = Callable[[str], list[str]]
 
@@ -26,11 +25,10 @@ REQUIRED: Any = inspect.Parameter.empty
 """The option has to be given."""
 
 
-@dataclass(frozen=True)
 class Option:
     """A row of the table.
 
-    Attributes:
+    Args:
         flags: as they are typed; the first that starts with `--` names the option.
         panel: the heading in the help.
         help: what it does.
@@ -42,110 +40,67 @@ class Option:
         is_in_file: whether it can stand in `[tool.bsfind]`: not what one invocation is about.
         shows_default: whether the help shows the default.
         typer: further arguments of `typer.Option`.
+
+    Attributes:
+        flag: the long flag.
+        key: its name in a configuration file: `input-shape`.
+        name: the name of the parameter: `input_shape`.
+        variable: the environment variable.
     """
 
-    flags: tuple[str, ...]
-    panel: str
-    help: str
-    commands: frozenset[str]
-    metavar: str
-    kind: OptionType
-    default: Any
-    complete: Completer | None
-    is_in_file: bool
-    shows_default: bool
-    typer: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def flag(self) -> str:
-        """The long flag."""
-        return next(flag for flag in self.flags if flag.startswith("--"))
-
-    @property
-    def key(self) -> str:
-        """The name in a configuration file: `input-shape`."""
-        return self.flag.removeprefix("--")
-
-    @property
-    def name(self) -> str:
-        """The name of the parameter: `input_shape`."""
-        return self.key.replace("-", "_")
-
-    @property
-    def variable(self) -> str:
-        """The environment variable."""
-        return f"BSFIND_{self.name.upper()}"
+    def __init__(
+        self,
+        *flags: str,
+        panel: str,
+        help: str,
+        commands: Iterable[str],
+        metavar: str = "",
+        kind: OptionType | None = None,
+        default: Any = _DEFAULT,
+        complete: Completer | None = None,
+        is_in_file: bool = True,
+        shows_default: bool = True,
+        **typer: Any,
+    ) -> None:
+        self.flag = next(flag for flag in flags if flag.startswith("--"))
+        self.key = self.flag.removeprefix("--")
+        self.name = self.key.replace("-", "_")
+        self.variable = f"BSFIND_{self.name.upper()}"
+        setting = SETTINGS.get(self.name)
+        self.kind = kind or SETTINGS[self.name].kind
+        self.default = default
+        if default is _DEFAULT:
+            bare = False if kind is types.FLAG else None
+            self.default = setting.shown_default if setting is not None else bare
+        if self.kind.choices and complete is None:
+            complete = (names if self.kind.is_list else one_of)(self.kind.choices)
+        self.commands = frozenset(commands)
+        self.is_in_file = is_in_file
+        self._flags = flags
+        self._typer = {
+            "rich_help_panel": panel,
+            "help": help,
+            "envvar": self.variable,
+            "metavar": metavar or "|".join(self.kind.choices) or None,
+            "show_default": shows_default,
+            "autocompletion": complete,
+            **typer,
+        }
 
     def parameter(self) -> inspect.Parameter:
         """Return the option as a parameter of a function that Typer makes a command of."""
-        annotation, how = self._as_typer_has_it()
-        arguments: dict[str, Any] = {
-            "rich_help_panel": self.panel,
-            "help": self.help,
-            "envvar": self.variable,
-            "metavar": self.metavar or None,
-            "show_default": self.shows_default,
-            "autocompletion": self.complete,
-            **how,
-            **self.typer,
-        }
-        info = typer.Option(*self.flags, **arguments)
+        annotation: Any = bool
+        arguments = self._typer
+        if self.kind is not types.FLAG:
+            one: Any = str if self.default is not None else str | None
+            annotation = list[str] | None if self.kind.repeats else one
+            arguments = {**arguments, "parser": reader(self.kind, self.flag)}
+        info = typer.Option(*self._flags, **arguments)
         return _parameter(self.name, Annotated[annotation, info], self.default)
 
-    def _as_typer_has_it(self) -> tuple[Any, dict[str, Any]]:
-        """Return the type, and how a value is read."""
-        kind, has_default = self.kind, self.default is not None
-        if kind is types.FLAG:
-            return bool, {}
-        if kind.least is not None:
-            return (int if has_default else int | None), {"min": kind.least}
-        if kind.repeats:
-            return list[str] | None, {"parser": reader(kind)}
-        return (str if has_default else str | None), {"parser": reader(kind)}
 
-
-def option(
-    *flags: str,
-    panel: str,
-    help: str,
-    commands: Iterable[str],
-    metavar: str = "",
-    kind: OptionType | None = None,
-    default: Any = _DEFAULT,
-    complete: Completer | None = None,
-    is_in_file: bool = True,
-    shows_default: bool = True,
-    **typer: Any,
-) -> Option:
-    """Return a row of the table; kind and default are by default those of the setting of the same name."""
-    name = next(flag for flag in flags if flag.startswith("--")).removeprefix("--")
-    setting = SETTINGS.get(name.replace("-", "_"))
-    if kind is None and setting is not None:
-        kind = setting.kind
-    assert kind is not None, name
-    if default is _DEFAULT and setting is not None:
-        default = setting.shown_default
-    elif default is _DEFAULT:
-        default = False if kind is types.FLAG else None
-    if kind.choices and complete is None:
-        complete = names(kind.choices) if kind.is_list else one_of(kind.choices)
-    return Option(
-        flags,
-        panel,
-        help,
-        frozenset(commands),
-        metavar or "|".join(kind.choices),
-        kind,
-        default,
-        complete,
-        is_in_file,
-        shows_default,
-        typer,
-    )
-
-
-def reader(kind: OptionType) -> Callable[[Any], Any]:
-    """Return the reader of a type as Typer wants it: its message reaches the user."""
+def reader(kind: OptionType, name: str) -> Callable[[Any], Any]:
+    """Return the reader of a type as Typer wants it: its message reaches the user, and names the option."""
 
     def read(value: Any) -> Any:
         # Typer passes values that are read already through here too.
@@ -155,6 +110,8 @@ def reader(kind: OptionType) -> Callable[[Any], Any]:
             return kind.read(value)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
+        except UsageError as error:
+            raise error.about(f"`{name}`") from None
 
     return read
 
@@ -168,20 +125,39 @@ def _parameter(name: str, annotation: Any, default: Any = REQUIRED) -> inspect.P
 _TARGET = Annotated[
     str,
     typer.Argument(
-        parser=reader(types.IMPORT_PATH),
+        parser=reader(types.IMPORT_PATH, "TARGET"),
         metavar="TARGET",
-        help="The model: `package.module:attr` or `path/file.py:attr`; a class, a function or an instance.",
+        help="The model: `package.module:attr` or `path/file.py:attr`, a class, a function or an instance; "
+        "or `timm:NAME`, `torchvision:NAME`, `hf:NAME`.",
         show_default=False,
     ),
 ]
 
+TARGET = _parameter("target", _TARGET)
+"""The argument of the commands about a model."""
+
+COMMAND = _parameter(
+    "command",
+    Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND",
+            help="The command that trains, with `{batch_size}` where its batch size stands; after `--`.",
+            show_default=False,
+        ),
+    ],
+)
+"""The argument of `launch`."""
+
 Body = Callable[[dict[str, Any], frozenset[str]], int]
 
 
-def command(options: Sequence[Option]) -> Callable[[Body], Callable[..., int]]:
-    """Make a command with a target and options of a function.
+def command(
+    options: Sequence[Option], argument: inspect.Parameter = TARGET
+) -> Callable[[Body], Callable[..., int]]:
+    """Make a command with an argument and options of a function.
 
-    The function is called with the values by the options' names (the target's is `target`), and with the
+    The function is called with the values by the names of the options and of the argument, and with the
     names of those that the command line, a variable or a file gave. Its docstring is the help.
     """
 
@@ -192,7 +168,7 @@ def command(options: Sequence[Option]) -> Callable[[Body], Callable[..., int]]:
             tell_provenance(context)
             return body(context.params, given_options(context))
 
-        own = (_parameter("context", typer.Context), _parameter("target", _TARGET))
+        own = (_parameter("context", typer.Context), argument)
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [*own, *(option.parameter() for option in options)]
         )
@@ -236,15 +212,13 @@ def gpus(incomplete: str) -> list[str]:
 
 def profiles(incomplete: str) -> list[str]:
     """Complete a profile of the nearest configuration file."""
-    from bsfind.cli.config import find_configuration, profile_names
-    from bsfind.errors import UsageError
+    from bsfind.cli.config import profile_names
 
     try:
-        file = find_configuration(Path.cwd())
-        found = profile_names(file) if file else []
+        found = profile_names()
     except UsageError:  # not TOML: stay silent here, the command reports it
         found = []
-    return [name for name in found if name.startswith(incomplete)]
+    return [name for name in found if name.startswith(incomplete) and name.isprintable()]
 
 
 def configure(context: typer.Context, profile: str | None) -> str | None:

@@ -16,10 +16,10 @@ from rich.text import Text
 from bsfind.cli.console import Terminal
 from bsfind.cli.interruption import Interruption
 from bsfind.errors import NoGpuError
-from bsfind.records import Trial
 from bsfind.search.events import Events, Progress
 from bsfind.settings import DeviceChoice
 from bsfind.simulation.gpus.catalogue import DEFAULT_GPU, find_gpu
+from bsfind.trial import Trial
 from bsfind.units import format_bytes, format_count, format_duration
 
 
@@ -112,7 +112,7 @@ class ProgressLine:
         if self._progress is None:
             yield Text(f"starting · {elapsed}", style="dim", no_wrap=True)
             return
-        parts = _what_is_known(self._progress)
+        parts = self._progress.words
         while True:
             text = Text(no_wrap=True, overflow="crop")
             text.append(f"{self._progress.precision}  ", style="bold")
@@ -124,29 +124,9 @@ class ProgressLine:
         yield text
 
 
-def _what_is_known(progress: Progress) -> list[str]:
-    parts = [progress.doing]
-    if progress.doing == "loading":
-        parts = ["loading the model"]
-    elif progress.batch_size is not None:
-        parts = [f"{progress.doing} {progress.batch_size:,}"]
-    if progress.best is not None and progress.failed is not None:
-        parts.append(f"{progress.best:,} ran, {progress.failed:,} did not")
-    elif progress.best is not None:
-        parts.append(f"largest that ran {progress.best:,}")
-    elif progress.failed is not None:
-        parts.append(f"{progress.failed:,} did not run")
-    if progress.trials:
-        trials = f"{progress.trials} trial{'s' if progress.trials > 1 else ''}"
-        if progress.out_of_memory:
-            trials += f", {progress.out_of_memory} out of memory"
-        parts.append(trials)
-    return parts
-
-
-def trial_line(precision: str, trial: Trial, *, simulated: bool) -> str:
+def trial_line(precision: str, trial: Trial, *, simulated: bool, searched: str) -> str:
     """Return a trial as one line of the log (`--verbose`)."""
-    start = f"{precision}  batch size {trial.batch_size:,}: "
+    start = f"{precision}  {searched} {trial.size:,}: "
     if trial.status != "ok":
         words = {"oom": "out of memory", "timeout": "no answer in time", "error": "failed"}
         return start + words[trial.status] + (f" ({trial.message})" if trial.message else "")

@@ -1,4 +1,4 @@
-"""One `run` or `check` from its options to its exit code."""
+"""One `run`, `launch` or `check` from its options to its exit code."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bsfind.cli.console import print_answer
 from bsfind.cli.exports import Exports, GitHubReporter
 from bsfind.cli.progress import TerminalEvents, trial_line
 from bsfind.errors import BelowMinimumError, BsfindError, ExitCode, Terminated, UsageError
-from bsfind.records import Report, Trial
+from bsfind.records import Report
 from bsfind.report import wording
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
 from bsfind.search.finder import Finder
-from bsfind.search.request import settings_from
+from bsfind.search.request import launch_settings_from, settings_from
 from bsfind.settings import Settings
+from bsfind.trial import Trial
 
 
 def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
@@ -30,13 +30,23 @@ def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
     Raises:
         UsageError: the options do not go together, or an export cannot be written.
     """
+    _check_output(options)
+    return _Session(settings_from(options["target"], options, given), options).run()
+
+
+def launch_session(options: Mapping[str, Any], given: Collection[str]) -> int:
+    """Run what a command line of `launch` asks for (see `run_session`); `command` is the command."""
+    _check_output(options)
+    return _Session(launch_settings_from(options["command"], options, given), options).run()
+
+
+def _check_output(options: Mapping[str, Any]) -> None:
     if options["json"] and options["quiet"]:
         raise UsageError("`--json` and `--quiet` exclude each other: each has stdout to itself")
     if options["plot"] and (options["json"] or options["quiet"]):
         raise UsageError(
             "`--plot` draws below the table, which `--json` and `--quiet` do not print"
         )
-    return _Session(settings_from(options["target"], options, given), options).run()
 
 
 class _Session(TerminalEvents):
@@ -67,10 +77,11 @@ class _Session(TerminalEvents):
                 self._finder.stopped_by = self.interruption.name
             report = self._finder.report
             is_written = self._exports.finish(report)
-            is_printed = self._print_to_the_end(report)
+            self._print(report)
+            sys.stdout.flush()
             failures = [*self._finder.errors, *self._below_minimum(report)]
             code = exit_code(report, failures)
-            if not (is_written and is_printed) and code == ExitCode.OK:
+            if not is_written and code == ExitCode.OK:
                 code = ExitCode.USAGE
             stopped = self.interruption.exit_code
             code = code if stopped is None else stopped
@@ -81,28 +92,20 @@ class _Session(TerminalEvents):
     def trial(self, precision: str, trial: Trial) -> None:
         """Log a trial, and write the exports."""
         if self._options["verbose"]:
-            simulated = self._finder.report.simulated
-            self.terminal.note(trial_line(precision, trial, simulated=simulated))
+            simulated, searched = self._finder.report.simulated, self._settings.workload.searched
+            line = trial_line(precision, trial, simulated=simulated, searched=searched)
+            self.terminal.note(line)
         self._exports.update(lambda: self._finder.report)
-
-    def _print_to_the_end(self, report: Report) -> bool:
-        """Print the report; return whether it could be written."""
-        try:
-            print_answer(lambda: self._print(report))
-        except UsageError as error:
-            self.terminal.error(error)
-            return False
-        return True
 
     def _below_minimum(self, report: Report) -> list[BelowMinimumError]:
         """Print and return the error of an answer below `--fail-under`."""
         least, chosen = self._options.get("fail_under"), report.recommendation
         if report.status != "complete":
             return []  # more may fit
-        if least is None or chosen is None or chosen.batch_size >= least:
+        if least is None or chosen is None or chosen.size >= least:
             return []
         error = BelowMinimumError(
-            f"the recommended batch size, {chosen.batch_size:,}, is below `--fail-under {least}`"
+            f"the recommended {report.searched}, {chosen.size:,}, is below `--fail-under {least}`"
         )
         self.terminal.error(error)
         return [error]
@@ -127,12 +130,13 @@ class _Session(TerminalEvents):
         if chosen is None:
             for result in report.results:
                 if result.message and not self._finder.errors:
-                    self.terminal.note(f"{wording.precision(result)}: {result.message}")
+                    self.terminal.note(f"{wording.full_label(result)}: {result.message}")
             return
-        sys.stdout.write(f"{chosen.batch_size}\n")
+        sys.stdout.write(f"{chosen.size}\n")
         best = wording.recommended(report)
         if len(report.results) > 1 and best is not None:
-            self.terminal.note(f"batch size {chosen.batch_size} is for {wording.precision(best)}")
+            number = f"{report.searched} {chosen.size}"
+            self.terminal.note(f"{number} is for {wording.full_label(best)}")
 
     def _print_errors(self) -> None:
         # The same fault in two precisions is one fault: messages end with `, batch size 5 in fp32`.
@@ -159,5 +163,5 @@ def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
     fits = report.recommendation is not None
     if report.search["batch_size"] is not None:
         answered = (result for result in report.results if result.status in ("ok", "nothing_fits"))
-        fits = fits and all(result.max_batch_size is not None for result in answered)
+        fits = fits and all(result.max_size is not None for result in answered)
     return ExitCode.OK if fits else ExitCode.DOES_NOT_FIT

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
-from bsfind.errors import BsfindError
+from bsfind.errors import BsfindError, ShortBatchError, TargetError
 from bsfind.failures.leaks import leak_message, steady_retries
 from bsfind.failures.memory_watch import MemoryLeft
-from bsfind.records import (
-    Assumption,
-    DeviceInfo,
-    Leak,
-    ModelInfo,
-    ModelKind,
-    OutputMemory,
-    ReportWarning,
-    Trial,
-)
+from bsfind.inputs import InputSpec
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, OutputMemory, ReportWarning
 from bsfind.settings import Workload
 from bsfind.simulation.allocator.recording import Recording
+from bsfind.trial import BatchVariation, Evaluation, Leak, Trial
 
 
 class DoesNotFit(Exception):  # noqa: N818 (an answer, not an error)
@@ -46,7 +40,9 @@ class Device(Protocol):
         """Let the allocator of later trials reserve at most `nbytes` of the device."""
         ...
 
-    def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
+    def run_trial(
+        self, batch_size: int, steps: int, *, record: bool = True, exact: bool = False
+    ) -> Trial:
         """Try one batch size.
 
         Out of memory is an answer (status `oom`), not an exception. So is an error of the user's code
@@ -56,6 +52,7 @@ class Device(Protocol):
             batch_size: samples in a (micro-)batch.
             steps: optimizer steps.
             record: whether `recording` is wanted afterwards, which costs some time.
+            exact: whether a prediction traces every step at this very batch size.
 
         Raises:
             TargetError: the user's code failed, and would at every batch size.
@@ -73,6 +70,11 @@ class Device(Protocol):
     @property
     def assumptions(self) -> Sequence[Assumption]:
         """What was chosen for the steps of the loaded workload so far."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[InputSpec]:
+        """The inputs of the loaded workload that follow from the model; none if they were described."""
         ...
 
     @property
@@ -101,6 +103,18 @@ class Device(Protocol):
         ...
 
 
+def short_trial(batch_size: int, error: ShortBatchError) -> tuple[Trial, TargetError]:
+    """Return the trial of a batch size of which not all samples were delivered, and its `refusal`."""
+    trial = Trial(
+        batch_size=batch_size,
+        status="error",
+        error_kind="refused" if error.delivered is None else "short_batch",
+        delivered_batch_size=error.delivered,
+        message=error.message if error.delivered else error.message.replace("`", ""),
+    )
+    return trial, TargetError(error.message, hint=error.hint)
+
+
 def finished_trial(
     batch_size: int,
     *,
@@ -112,8 +126,11 @@ def finished_trial(
     retries: Sequence[int],
     peaks_by_step: Sequence[int],
     leak: Leak | None,
+    traced_steps: int | None = None,
     step_time_s: float | None = None,
     samples_per_s: float | None = None,
+    batches: BatchVariation | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Trial:
     """Return the trial of a batch size whose steps all ran: status `ok`, or `error` if memory leaks.
 
@@ -127,8 +144,11 @@ def finished_trial(
         retries: number of allocation retries until the end of each step.
         peaks_by_step: peak allocated of each step, bytes.
         leak: the memory that every step leaves allocated; None: there is no leak.
+        traced_steps: see `Trial`.
         step_time_s: time of one step, if it was measured.
         samples_per_s: samples per second, if times were measured.
+        batches: see `Trial`.
+        evaluation: see `Trial`.
     """
     return Trial(
         batch_size=batch_size,
@@ -143,7 +163,38 @@ def finished_trial(
         peaks_by_step=tuple(peaks_by_step),
         leak=leak,
         steps=steps,
+        traced_steps=traced_steps,
         step_time_s=step_time_s,
         samples_per_s=samples_per_s,
-        message=None if leak is None else leak_message(leak),
+        message=None if leak is None else leak_message(leak, steps),
+        batches=batches,
+        evaluation=evaluation,
     )
+
+
+def evaluation_that_ran(
+    batch_size: int, peaks: tuple[int, int], peaks_of_steps: tuple[int, int]
+) -> Evaluation:
+    """Return the evaluation pass of a trial.
+
+    Args:
+        batch_size: samples in a batch of it.
+        peaks: peak reserved and peak allocated of the pass, bytes.
+        peaks_of_steps: those of the steps before it.
+    """
+    reserved, allocated = peaks
+    return Evaluation(
+        batch_size=batch_size,
+        peak_allocated_bytes=allocated,
+        peak_reserved_bytes=reserved,
+        is_decisive=peaks > peaks_of_steps,
+    )
+
+
+def failed_in_evaluation(trial: Trial, batch_size: int) -> Trial:
+    """Return a trial that failed, not in its steps but in the evaluation pass, whose batch size is given."""
+    evaluation = Evaluation(
+        batch_size=batch_size, peak_allocated_bytes=None, peak_reserved_bytes=None, is_decisive=True
+    )
+    message = f"in the evaluation of {batch_size:,} samples: {trial.message}"
+    return dataclasses.replace(trial, evaluation=evaluation, message=message)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import gc
+from collections.abc import Callable, Sequence
 
 import torch
 
 from bsfind.devices import nvml
-from bsfind.devices.base import DoesNotFit
+from bsfind.devices.base import DoesNotFit, failed_in_evaluation, short_trial
 from bsfind.devices.cuda_gpu import cuda_device, identity, memory_left, unusable
 from bsfind.devices.cuda_steps import MeasuredSteps, MemoryHistory
-from bsfind.errors import BsfindError, TargetError, UsageError
+from bsfind.errors import BsfindError, ShortBatchError, TargetError, UsageError
+from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import STEPS_DIFFER, draws_assumption, draws_warning
 from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.failures.oom import (
@@ -19,15 +21,20 @@ from bsfind.failures.oom import (
     DEVICE_FAULT,
     FailureKind,
     classify,
+    first_sentence,
     is_batch_norm_refusal,
     may_depend_on_size,
 )
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning, Trial
+from bsfind.inputs import InputSpec
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
+from bsfind.trial import Trial
 from bsfind.units import format_bytes
+from bsfind.workload.delivery import Extents
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
+from bsfind.workload.state import DeviceValues, State
 from bsfind.workload.step import LoadedWorkload
 from bsfind.workload.user_errors import text_of, user_error
 
@@ -83,6 +90,7 @@ class CudaDevice:
         # Without a limit, Windows and WSL would use host memory beyond what is free.
         self.limit_memory(self._capacity_bytes)
         self._loaded: LoadedWorkload | None = None
+        self._state: State | None = None
         self._largest = LargestStep()
         self._new_warnings: list[ReportWarning] = []
         self._told: list[ReportWarning] = []
@@ -127,17 +135,20 @@ class CudaDevice:
 
     def load(self, workload: Workload, precision: str) -> ModelInfo:
         """Build the model and move it to the device (see `base.Device.load`)."""
-        too_large = None
+        too_large = self._state = None
         # Compiled code has to find torch's own functions.
         self._largest = LargestStep(is_watching=not workload.compile)
         try:
             with reproducible_building():
                 self._loaded = LoadedWorkload(workload, precision_plan(precision), self._device)
             info = self._model_info(self._loaded)
-        except BaseException as error:
+            values = DeviceValues(self._device)
+            self._state = State(self._loaded.model, values, self._loaded.functions)
+        except BaseException as raised:
+            error = plain(raised)
             if classify(error, memory_exhausted=self._is_exhausted()) is FailureKind.OTHER:
                 raise user_error(error, doing="building the model") from error
-            too_large = _first_sentence(str(error))
+            too_large = first_sentence(str(error))
         if too_large is not None:
             raise DoesNotFit(too_large)
         self._release()
@@ -147,7 +158,7 @@ class CudaDevice:
     def _model_info(self, loaded: LoadedWorkload) -> ModelInfo:
         optimizer = None
         if loaded.workload.mode == "train":
-            optimizer = type(loaded.make_optimizer()).__name__
+            optimizer = loaded.name_optimizers()
         return ModelInfo(
             class_name=type(loaded.model).__name__,
             parameters=loaded.parameter_count(),
@@ -177,6 +188,11 @@ class CudaDevice:
         return [*chosen, draws_assumption(places)] if places else chosen
 
     @property
+    def inputs(self) -> Sequence[InputSpec]:
+        """Return the inputs that follow from the model (see `base.Device.inputs`)."""
+        return self._loaded.proposed_inputs if self._loaded is not None else ()
+
+    @property
     def output(self) -> OutputMemory | None:
         """Return what the model returned (see `base.Device.output`)."""
         return self._loaded.output if self._loaded is not None else None
@@ -187,7 +203,9 @@ class CudaDevice:
         allowed = _CLEAN_FRACTION * self._properties.total_memory
         return not self._poisoned and self._residual_bytes <= allowed
 
-    def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
+    def run_trial(
+        self, batch_size: int, steps: int, *, record: bool = True, exact: bool = False
+    ) -> Trial:
         """Train for `steps` steps and read the peaks (see `base.Device.run_trial`).
 
         An exception holds the frames, and these the tensors: so it is turned into text inside the
@@ -196,6 +214,7 @@ class CudaDevice:
         if self._loaded is None:
             raise RuntimeError("run_trial before load")
         self.recording = self.refusal = None
+        self._loaded.deliveries.begin()
         history = MemoryHistory(self._device)
         failed: Trial | BsfindError | None = None
         is_over = False
@@ -208,13 +227,13 @@ class CudaDevice:
                 with history.recorded() if record else contextlib.nullcontext():
                     is_over = measured.run(steps, self._capacity_bytes, self._largest)
             except BaseException as error:
-                failed = self._failed_trial(error, batch_size, measured)
+                failed = self._failed_trial(plain(error), batch_size, measured)
             if not is_over:
                 self._release()
                 self._loaded.choice.forget_loss()
         if self._largest.places:
             self._new_warnings.append(draws_warning(self._largest.places))
-        if measured.differ:
+        if measured.differ and not self._loaded.variation.is_there:
             self._new_warnings.append(STEPS_DIFFER)
         if failed is None and record:
             available = torch.cuda.mem_get_info(self._device)[0]
@@ -223,13 +242,49 @@ class CudaDevice:
                 batch_size, available, has_convolutions=self._loaded.has_convolutions
             )
         self._release()
+        if failed is None or self.refusal is not None:  # it may be the reason
+            failed = self._check_delivery(batch_size) or failed
         if failed is None:
-            failed = self._spilled_trial(batch_size, steps, max(measured.peaks_reserved))
+            failed = self._spilled_trial(batch_size, steps, measured.peak_reserved)
         if isinstance(failed, BsfindError):
             raise failed
         if failed is not None:
             return failed
         return measured.trial()
+
+    def _check_delivery(self, batch_size: int) -> Trial | BsfindError | None:
+        """Compare the batch that was trained with what was asked for (see `delivery.Deliveries`).
+
+        Returns:
+            The trial of a batch with too few samples, or the error that ends the search; None if the batch
+            is as it should be.
+        """
+        loaded = self._loaded
+        assert loaded is not None
+
+        def of(size: int, make: Callable[[int], Extents]) -> Extents | None:
+            try:
+                return make(size)
+            except Exception:  # not kept: its frames hold the tensors
+                return None
+            finally:
+                self._release()
+
+        try:
+            note = loaded.deliveries.check(
+                batch_size,
+                lambda size: of(size, loaded.batch_extents),
+                lambda size: of(size, loaded.step_extents),
+            )
+        except ShortBatchError as error:
+            trial, self.refusal = short_trial(batch_size, error)
+            self.recording = None
+            return trial
+        except TargetError as error:
+            return TargetError(error.message, hint=error.hint)
+        if note is not None:
+            loaded.notes["batch_ignored"] = note
+        return None
 
     def _spilled_trial(self, batch_size: int, steps: int, peak_bytes: int) -> Trial | None:
         """Return the trial of a size that ran in host memory; None if it ran on the device.
@@ -257,17 +312,23 @@ class CudaDevice:
         self, error: BaseException, batch_size: int, measured: MeasuredSteps
     ) -> Trial | BsfindError:
         """Turn an exception into a trial, or into the error that ends the search."""
+        if isinstance(error, ShortBatchError):
+            trial, self.refusal = short_trial(batch_size, error)
+            return trial
         kind = classify(error, memory_exhausted=self._is_exhausted())
         if kind is FailureKind.OTHER or (kind is FailureKind.SIZE_LIMIT and batch_size == 1):
             return self._refused(error, batch_size)
         is_too_large = kind is FailureKind.SIZE_LIMIT
-        return Trial(
+        trial = Trial(
             batch_size=batch_size,
             status="error" if is_too_large else "oom",
             error_kind="kernel_limit" if is_too_large else None,
             steps=len(measured.resident),
-            message=_first_sentence(str(error)),
+            message=first_sentence(str(error)),
         )
+        if measured.is_evaluating and self._loaded is not None:
+            return failed_in_evaluation(trial, self._loaded.workload.evaluated(batch_size))
+        return trial
 
     def _refused(self, error: BaseException, batch_size: int) -> Trial | BsfindError:
         """Return the trial of a batch size that the step refuses, or the error that ends the search."""
@@ -277,7 +338,7 @@ class CudaDevice:
             )
         reported = user_error(
             error,
-            doing=f"batch size {batch_size} in {self._plan_name()}",
+            doing=f"{self._searched()} {batch_size} in {self._plan_name()}",
             inputs=self._loaded.last_batch if self._loaded else None,
         )
         # A fault of a kernel poisons the context; what bsfind itself reports holds at every size.
@@ -289,6 +350,9 @@ class CudaDevice:
         return Trial(
             batch_size=batch_size, status="error", error_kind="refused", message=text_of(error)
         )
+
+    def _searched(self) -> str:
+        return self._loaded.workload.searched if self._loaded else "batch size"
 
     def _plan_name(self) -> str:
         return self._loaded.plan.name if self._loaded else "?"
@@ -304,7 +368,9 @@ class CudaDevice:
         return free + cached < _EXHAUSTED_FRACTION * total
 
     def _release(self) -> None:
-        """Free all memory but the model's."""
+        """Set the model back to its state after loading, and free all memory but the model's."""
+        if self._state is not None and not self._state.restore():
+            self._poisoned = True
         if self._loaded is not None:
             self._loaded.clear_gradients()
         gc.collect()
@@ -332,11 +398,3 @@ def _context_bytes(free_before: int | None, free_after: int) -> int | None:
     if free_before is None or free_before <= free_after:
         return None
     return free_before - free_after
-
-
-def _first_sentence(message: str) -> str:
-    """Return the beginning of an error text, without advice on settings and documentation."""
-    text = " ".join(message.split())
-    for end in (" Of the allocated memory", " If reserved", " Including non-PyTorch", " Process "):
-        text = text.split(end)[0]
-    return text[:300]

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from bsfind.devices.base import finished_trial
-from bsfind.errors import TargetError
+from bsfind.devices.base import evaluation_that_ran, finished_trial
 from bsfind.failures.leaks import StepMemory, leak_of, steps_differ
-from bsfind.records import Leak, Trial
-from bsfind.simulation.allocator.recording import Recording, resident_blocks
+from bsfind.simulation.allocator.recording import Recording, numbered_events
+from bsfind.trial import Evaluation, Leak, Trial
 from bsfind.workload.randomness import LargestStep, StepSize
-from bsfind.workload.step import LoadedWorkload, TrainingSteps
+from bsfind.workload.step import LoadedWorkload
+from bsfind.workload.training import TrainingSteps
 
 
 @dataclass
@@ -26,7 +26,7 @@ class MeasuredSteps:
 
     Args:
         loaded: the workload on the device.
-        batch_size: samples in a (micro-)batch.
+        batch_size: samples in a (micro-)batch, or the size of the axis that is searched.
 
     Attributes:
         step_times: seconds of each step after the first, which warms up; synchronised.
@@ -39,6 +39,8 @@ class MeasuredSteps:
         completed: optimizer steps that ran and were not skipped by the GradScaler.
         leak: the memory that every step leaves allocated; None: there is no leak.
         differ: whether steps needed different amounts of memory.
+        is_evaluating: whether the evaluation pass has begun.
+        evaluation: the evaluation pass; None before its end, or without one.
     """
 
     loaded: LoadedWorkload
@@ -53,6 +55,8 @@ class MeasuredSteps:
     completed: int = 0
     leak: Leak | None = None
     differ: bool = False
+    is_evaluating: bool = False
+    evaluation: Evaluation | None = None
 
     def run(self, steps: int, capacity_bytes: int, largest: LargestStep) -> bool:
         """Run the steps of a trial, and more where memory seems to leak or steps differ.
@@ -67,10 +71,10 @@ class MeasuredSteps:
             step the largest.
 
         Raises:
-            TargetError: GradScaler skips every step.
+            TargetError: no step updates parameters: GradScaler skips every one, say.
             Exception: out of memory, or whatever the user's code raises.
         """
-        with largest.searched(self.batch_size):
+        with largest.searched(self.loaded.workload.samples(self.batch_size)):
             before = 0
             retries_before = self._counter("num_alloc_retries")
 
@@ -87,11 +91,7 @@ class MeasuredSteps:
             if self.loaded.workload.mode == "infer":
                 # Nothing is kept for a backward pass: what scales with the batch is the peak.
                 self.activation_bytes = self._requested("peak") - before
-            if runner.completed == 0:
-                raise TargetError(
-                    f"GradScaler skipped all of {runner.attempts} steps: the gradients are never finite",
-                    hint="float16 overflows in this model; try `--precision amp-bf16`",
-                )
+            runner.check_completed()
 
             def run_more(count: int) -> list[StepMemory]:
                 for _ in range(count):
@@ -102,7 +102,21 @@ class MeasuredSteps:
             self.leak = leak_of(list(self.memory), run_more, left)
             self.differ = steps_differ(self.memory)
             self.completed = runner.completed
+            if self.loaded.workload.with_eval and self.leak is None:
+                self._evaluate(runner)
             return True
+
+    def _evaluate(self, runner: TrainingSteps) -> None:
+        device, batch_size = self.loaded.device, self.loaded.workload.evaluated(self.batch_size)
+        torch.cuda.reset_peak_memory_stats(device)
+        self.is_evaluating = True
+        runner.evaluate(batch_size)
+        torch.cuda.synchronize(device)
+        self.evaluation = evaluation_that_ran(
+            batch_size,
+            (torch.cuda.max_memory_reserved(device), torch.cuda.max_memory_allocated(device)),
+            (max(self.peaks_reserved), max(self.peaks_allocated)),
+        )
 
     def _size_of_step(self, runner: TrainingSteps) -> StepSize:
         self.loaded.clear_gradients()
@@ -140,15 +154,28 @@ class MeasuredSteps:
     def _requested(self, which: str = "current") -> int:
         return self._counter(f"requested_bytes.all.{which}")
 
+    @property
+    def peak_allocated(self) -> int:
+        """Peak allocated of the steps and of the evaluation pass, bytes."""
+        evaluated = self.evaluation.peak_allocated_bytes if self.evaluation else None
+        return max(*self.peaks_allocated, evaluated or 0)
+
+    @property
+    def peak_reserved(self) -> int:
+        """Peak reserved of the steps and of the evaluation pass, bytes."""
+        evaluated = self.evaluation.peak_reserved_bytes if self.evaluation else None
+        return max(*self.peaks_reserved, evaluated or 0)
+
     def trial(self) -> Trial:
         """Return the trial of these steps, once they have run."""
         step_time = statistics.median(self.step_times) if self.step_times else None
-        samples = self.batch_size * self.loaded.workload.grad_accum
+        workload = self.loaded.workload
+        samples = workload.samples(self.batch_size) * workload.grad_accum
         return finished_trial(
             self.batch_size,
             steps=self.completed,
-            peak_allocated_bytes=max(self.peaks_allocated),
-            peak_reserved_bytes=max(self.peaks_reserved),
+            peak_allocated_bytes=self.peak_allocated,
+            peak_reserved_bytes=self.peak_reserved,
             resident_bytes=self.resident[-1],
             activation_bytes=self.activation_bytes,
             retries=self.retries,
@@ -156,18 +183,14 @@ class MeasuredSteps:
             leak=self.leak,
             step_time_s=step_time,
             samples_per_s=samples / step_time if step_time else None,
+            batches=self.loaded.variation.found(),
+            evaluation=self.evaluation,
         )
 
 
 _MAX_ENTRIES = 500_000
 _SEGMENT_KEYS = ("address", "total_size", "stream", "segment_type")
 _BLOCK_KEYS = ("address", "size", "requested_size", "state")
-_IGNORED_ACTIONS = frozenset(
-    (
-        *("segment_alloc", "segment_free", "segment_map", "segment_unmap"),
-        *("free_completed", "oom", "snapshot"),
-    )
-)
 
 
 class MemoryHistory:
@@ -217,7 +240,7 @@ class MemoryHistory:
             return None
         try:
             segments = tuple(_slim_segment(segment) for segment in self._segments)
-            events = _numbered(segments, self._entries)
+            events = numbered_events(segments, self._entries)
         except (KeyError, ValueError):
             return None
         return Recording(
@@ -241,33 +264,3 @@ def _slim_segment(segment: dict[str, Any]) -> dict[str, Any]:
     slim["is_expandable"] = bool(segment.get("is_expandable", False))
     slim["blocks"] = [{key: block[key] for key in _BLOCK_KEYS} for block in segment["blocks"]]
     return slim
-
-
-def _numbered(
-    segments: tuple[dict[str, Any], ...], entries: list[dict[str, Any]]
-) -> tuple[int, ...]:
-    """Return the events of `Recording`, with blocks numbered instead of addressed.
-
-    Raises:
-        ValueError: several streams, an unknown action, or an unknown block is freed.
-    """
-    numbers = {block["address"]: number for number, block in enumerate(resident_blocks(segments))}
-    count = len(numbers)
-    streams = set()
-    events = []
-    for entry in entries:
-        action = entry["action"]
-        if action == "alloc":
-            streams.add(entry["stream"])
-            numbers[entry["addr"]] = count
-            count += 1
-            events.append(entry["size"])
-        elif action == "free_requested":
-            if entry["addr"] not in numbers:
-                raise ValueError("an unknown block is freed")
-            events.append(-numbers.pop(entry["addr"]) - 1)
-        elif action not in _IGNORED_ACTIONS:
-            raise ValueError(f"unknown action {action}")
-    if len(streams) > 1:
-        raise ValueError("several streams")
-    return tuple(events)

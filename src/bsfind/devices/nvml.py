@@ -160,6 +160,6 @@ def _processes(nvml: Any, handle: Any) -> Iterator[GpuProcess]:
 
 def _process_name(nvml: Any, pid: int) -> str | None:
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return _text(Path(f"/proc/{pid}/comm").read_bytes()).strip()
     name = _ask(nvml.nvmlSystemGetProcessName, pid)
     return None if name is None else Path(_text(name)).name

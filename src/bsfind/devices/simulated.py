@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bsfind.devices.base import DoesNotFit, finished_trial
+from bsfind.devices.base import (
+    DoesNotFit,
+    evaluation_that_ran,
+    failed_in_evaluation,
+    finished_trial,
+    short_trial,
+)
 from bsfind.devices.prediction_limits import setting_warnings, version_warnings
-from bsfind.errors import BsfindError, TargetError, UsageError
+from bsfind.errors import BsfindError, ShortBatchError, TargetError, UntraceableError, UsageError
+from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import (
     STEPS_DIFFER,
     StepMemory,
@@ -29,25 +36,19 @@ from bsfind.failures.oom import (
     is_batch_norm_refusal,
     may_depend_on_size,
 )
-from bsfind.records import (
-    Assumption,
-    DeviceInfo,
-    ModelInfo,
-    ModelKind,
-    OutputMemory,
-    ReportWarning,
-    Trial,
-)
+from bsfind.inputs import InputSpec
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.trial import Trial
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_errors import text_of
 
@@ -57,6 +58,10 @@ if TYPE_CHECKING:
     from bsfind.simulation.trace.program import Program
     from bsfind.simulation.trace.recorder import Observer
     from bsfind.simulation.trace.tracer import Tracer
+    from bsfind.simulation.trace.value_shapes import ValueShapes
+
+_FEWEST_TRACED = 3
+"""Steps of a trace that takes long: the first one warms up, and the others have to be alike."""
 
 
 class SimulatedDevice:
@@ -102,11 +107,12 @@ class SimulatedDevice:
             )
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None
+        self._shapes: tuple[Workload, ValueShapes] | None = None
         self._fixed: FixedMemory | None = None
         self._model_bytes = 0
-        self._asked: set[int] = set()
         self._traced_steps: int | None = None
-        self._steps_differ = False
+        self._fewest_steps = 0
+        self._steps_differ = self._has_run = False
         self._told: list[ReportWarning] = []
         self.refusal: BsfindError | None = None
 
@@ -140,18 +146,21 @@ class SimulatedDevice:
             observer: told what the traces do, if given.
         """
         from bsfind.simulation.trace.tracer import Tracer
+        from bsfind.simulation.trace.value_shapes import ValueShapes
 
         if self._tracer is not None:
             self._tracer.close()
             self._tracer = None
         self._limit_bytes = self._memory_limit
         self._fixed = None
-        self._asked.clear()
         self._traced_steps = None
-        self._steps_differ = False
+        self._fewest_steps = 0
+        self._steps_differ = self._has_run = False
+        if self._shapes is None or self._shapes[0] != workload:
+            self._shapes = (workload, ValueShapes())
         tracer = self._tracer = Tracer(
             *(workload, precision, _target(self._gpu, precision), self._seen_by_user_code()),
-            observer,
+            *(observer, self._shapes[1]),
         )
         allocator = self.new_allocator()
         try:
@@ -240,52 +249,70 @@ class SimulatedDevice:
         return operators.kind if operators is not None else None
 
     @property
+    def inputs(self) -> Sequence[InputSpec]:
+        """Return the inputs that follow from the model (see `base.Device.inputs`)."""
+        return self._tracer.inputs if self._tracer is not None else ()
+
+    @property
     def output(self) -> OutputMemory | None:
         """Return what the model returned (see `base.Device.output`)."""
         return self._tracer.output if self._tracer is not None else None
 
-    def run_trial(self, batch_size: int, steps: int, *, record: bool = True) -> Trial:
+    def run_trial(
+        self, batch_size: int, steps: int, *, record: bool = True, exact: bool = False
+    ) -> Trial:
         """Replay `steps` steps (see `base.Device.run_trial`).
 
-        As many steps are traced as the first trial has. Where these are alike, the further steps of a
-        longer trial are taken to be like them.
+        As many steps are traced as the first trial has. Where the last of these are alike, the further
+        steps of a longer trial that is not exact, or whose trace takes long, are taken to be like them.
         """
         self.refusal = None
-        # A size that is tried again is the recommended one: it is traced itself then, and does not
-        # follow from the traces of other sizes.
-        exact = batch_size in self._asked
-        self._asked.add(batch_size)
-        self._traced_steps = self._traced_steps or steps
+        self._traced_steps = self._traced_steps or (min(steps, _FEWEST_TRACED) if exact else steps)
         allocator = self.new_allocator()
+        traced_steps = 0
         try:
             program = self._program(batch_size, steps, exact=exact)
+            traced_steps = program.traced_steps
             replayed = program.replay(allocator, program.load(allocator))
 
             def run_more(count: int) -> Sequence[StepMemory]:
-                nonlocal allocator, replayed
+                nonlocal allocator, replayed, traced_steps
                 done = len(replayed.memory)
                 longer = self._traced(batch_size, done + count, exact=True)
+                traced_steps = longer.traced_steps
                 allocator = self.new_allocator()
                 replayed = longer.replay(allocator, longer.load(allocator))
                 return replayed.memory[done:]
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
             leak = leak_of(replayed.memory, run_more, left)
+        except ShortBatchError as error:
+            trial, self.refusal = short_trial(batch_size, error)
+            return trial
         except BsfindError as error:
             return self.trial_of_refusal(error, batch_size)
         except SimulatedOutOfMemoryError as error:
-            return Trial(
+            trial = Trial(
                 batch_size=batch_size,
                 status="oom",
                 num_alloc_retries=allocator.num_alloc_retries,
+                traced_steps=traced_steps,
                 message=self._why_out_of_memory(error, batch_size),
             )
-        if leak is None and not self._steps_differ and steps_differ(replayed.memory):
-            self._steps_differ = True
-            self._traced_steps = len(replayed.memory)  # as many for the sizes to come
+            if error.is_in_evaluation:
+                return failed_in_evaluation(trial, self._evaluated(batch_size))
+            return trial
+        ran = len(replayed.memory)
+        if ran > len(program.step_ends) and replayed.memory[-1].held_bytes == (
+            replayed.memory[-2].held_bytes
+        ):
+            self._traced_steps = self._fewest_steps = ran  # as many for the sizes to come
+        self._has_run = True
+        if leak is None and program.batches is None:
+            self._steps_differ = self._steps_differ or steps_differ(replayed.memory)
         return finished_trial(
             batch_size,
-            steps=max(steps, len(replayed.memory)),
+            steps=ran if program.batches is not None else max(steps, ran),
             peak_allocated_bytes=replayed.peak_allocated_bytes,
             peak_reserved_bytes=replayed.peak_reserved_bytes,
             resident_bytes=replayed.resident_bytes[-1],
@@ -293,7 +320,16 @@ class SimulatedDevice:
             retries=replayed.retries,
             peaks_by_step=replayed.peaks_by_step,
             leak=leak,
+            evaluation=replayed.peaks_of_evaluation
+            and evaluation_that_ran(
+                self._evaluated(batch_size), replayed.peaks_of_evaluation, replayed.peaks_of_steps
+            ),
+            traced_steps=traced_steps,
+            batches=program.batches,
         )
+
+    def _evaluated(self, batch_size: int) -> int:
+        return self.tracer.workload.evaluated(batch_size)
 
     def _fixed_memory(self) -> FixedMemory:
         if self._fixed is None:
@@ -306,7 +342,8 @@ class SimulatedDevice:
         is_fixed_too_large = 4 * self._model_bytes > self._capacity_bytes
         if batch_size > 1 and not is_fixed_too_large:
             return str(error)
-        return f"{error}; at any batch size: {self._fixed_memory().against(self._capacity_bytes)}"
+        fixed = self._fixed_memory().against(self._capacity_bytes)
+        return f"{error}; at any {self.tracer.workload.searched}: {fixed}"
 
     @property
     def _capacity_bytes(self) -> int:
@@ -314,13 +351,20 @@ class SimulatedDevice:
 
     def _program(self, batch_size: int, steps: int, *, exact: bool) -> Program:
         assert self._traced_steps is not None
-        if self._steps_differ:
-            steps = max(steps, self._traced_steps)
-        if steps <= self._traced_steps:
+        steps = max(steps, self._fewest_steps)
+        enough = max(self._traced_steps, _FEWEST_TRACED)
+        if exact and steps > enough:
+            program = self.tracer.program(batch_size, steps, exact=True, enough=enough)
+            if len(program.step_ends) >= steps or program.batches is not None:
+                return program
+        elif exact or steps <= self._traced_steps:
             return self._traced(batch_size, steps, exact=exact)
+        else:
+            program = self._traced(batch_size, self._traced_steps, exact=False)
+            if program.batches is not None:  # other steps have other batches
+                return self.tracer.program(batch_size, steps, exact=True, enough=enough)
         from bsfind.simulation.trace.scaling import with_more_steps
 
-        program = self._traced(batch_size, self._traced_steps, exact=exact)
         longer = with_more_steps(program, steps)
         return longer or self._traced(batch_size, steps, exact=True)
 
@@ -342,7 +386,15 @@ class SimulatedDevice:
             return Trial(
                 batch_size=batch_size, status="error", error_kind="kernel_limit", message=message
             )
-        raised = error.__cause__
+        if isinstance(error, UntraceableError) and self._has_run:
+            self.refusal = error.without_frames()
+            return Trial(
+                batch_size=batch_size,
+                status="error",
+                error_kind="untraceable",
+                message=error.message,
+            )
+        raised = plain(error.__cause__) if error.__cause__ is not None else None
         if isinstance(error, TargetError) and isinstance(raised, Exception):
             # What bsfind itself reports holds at every size.
             is_own = type(error) is TargetError and raised is not error

@@ -290,7 +290,7 @@ def make_breakdown(figures: Figures) -> Breakdown:
     if total is None:
         return breakdown
     excess = sum(parts.values()) - total
-    if excess > figures.rounding():
+    if excess > min(figures.rounding(), max(parts.values(), default=0)):
         unknown: dict[str, Any] = dict.fromkeys(_PARTS)
         return replace(breakdown, overflow_bytes=excess, **unknown)
     if excess > 0:  # of rounding

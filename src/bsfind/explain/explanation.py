@@ -7,52 +7,41 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, BinaryIO
 
+from bsfind.errors import UsageError
 from bsfind.explain.advice import Advice, advise
 from bsfind.explain.breakdown import Breakdown, Figures, make_breakdown, read_figures
 from bsfind.explain.cause import Cause, CauseKind, find_cause
+from bsfind.explain.decoding import text_parts
 from bsfind.explain.log import (
-    LogPosition,
+    Log,
     Piece,
     Source,
     join,
-    pieces,
     readings,
     without_prefix,
     words_known,
 )
-from bsfind.explain.texts import (
-    HEAD,
-    KEYS,
-    OTHER_ERRORS,
-    VAGUE_KEYS,
-    Kind,
-    Match,
-    OtherError,
-    Strength,
-    find_other_error,
-    is_fault,
-    match_text,
-)
+from bsfind.explain.other_errors import OTHER_ERRORS, OtherError, find_other_error, is_fault
+from bsfind.explain.texts import HEAD, Kind, Match, Strength, match_text, may_hold_error
 
 SCHEMA_VERSION = "1.0"
 
 _MOST_ERRORS = 64
-_MOST_PIECES = 2000
-"""Pieces with different texts: after that, only those that begin like an allocator's message are read."""
+_MOST_SEEN = 10_000
+_MOST_WORK = 1_200_000
+"""Characters that are searched for errors, in all readings of all pieces that differ: about a second. After
+that, as many again in pieces that are likely errors, and then in allocators' messages with sizes."""
+_WORK_OF_A_PIECE = 300
 _LONGEST_MESSAGE = 4000
 _HOST_KINDS = (Kind.CPU_OOM, Kind.HOST_OOM_KILL)
 _BEFORE = 2
 """Lines before the first that matters, in which a wrapped message may begin."""
 _LIKELY = 2
 """Readings of which one is right, unless lines were lost or mixed."""
-_TROUBLE = re.compile(
-    r"fail|error|exception|warn|abort|crash|terminat|insuff|enough|exceed|requir|limit|avail|greater|reject"
-    r"|lowon|lowmem|pressure|short|invalid|out.?of|tried|trying|bad_|already|capac|reservedby|allocatedby"
-    r"|mpsall",
-    re.IGNORECASE,
-)
-"""What a report of memory in use lacks, all spaces taken out."""
-_TELLING_KEYS = tuple(key for key in KEYS if key not in VAGUE_KEYS)
+
+
+_URGENT = re.compile(r"out.?of.?memory|oom.?kill|MemoryError|bad_alloc|ALLOC_FAILED", re.IGNORECASE)
+_SIZE = re.compile(r"\d ?[KMGT]i?B\b|\d bytes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +99,14 @@ class Explanation:
         cause: that of the first error; or why there is none.
         advice: the same.
         lines: how long the log is.
+        notes: what of the log was not read, and why.
     """
 
     errors: tuple[Error, ...]
     cause: Cause
     advice: tuple[Advice, ...]
     lines: int
+    notes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> Kind:
@@ -136,6 +127,7 @@ class Explanation:
             **_verdict_to_json(self.cause, self.advice),
             "errors": [error.to_json() for error in self.errors],
             "lines": self.lines,
+            "notes": list(self.notes),
         }
 
 
@@ -168,34 +160,42 @@ def explain(stream: BinaryIO) -> Explanation:
 
     Args:
         stream: the log; read once, with bounded memory.
+
+    Raises:
+        UsageError: it is compressed in a way that cannot be read, damaged before any error, or no text.
     """
-    position = LogPosition()
+    notes: list[str] = []
+    log = Log(text_parts(stream, notes))
     found: dict[tuple[object, ...], _Found] = {}
     other_errors: dict[OtherError, int] = {}
-    has_fault = False
-    seen: dict[str, _Found | None] = {}
-    for piece in pieces(stream, position):
+    has_fault, work = False, 0
+    skipped: list[int] = []
+    seen: dict[int, _Found | None] = {}
+    for piece in log.pieces():
         # Logs repeat themselves: what has been read once is counted, not read again.
-        text = f"{piece.source}\n{piece.text}"
+        text = hash((piece.source, *piece.lines))
         if text in seen:
             again = seen[text]
             if again is not None:
                 again.count += 1
             continue
-        is_kept = len(seen) < _MOST_PIECES
-        if is_kept:
+        if len(seen) < _MOST_SEEN:
             seen[text] = None
-        elif HEAD.search(piece.text) is None:
+        if not _may_hold_error(piece):
+            log.dismiss(piece)
             continue
-        if _is_report(piece):
+        if work > _MOST_WORK * _urgency(piece):
+            skipped.append(piece.line)
             continue
-        likely = readings(piece.lines, piece.context[-_BEFORE:])[:_LIKELY]
-        has_fault = has_fault or any(map(is_fault, likely))
-        other = next(filter(None, map(find_other_error, likely)), None)
+        texts = readings(piece.lines, piece.context[-_BEFORE:])
+        work += sum(map(len, texts)) + _WORK_OF_A_PIECE
+        has_fault = has_fault or any(map(is_fault, texts[:_LIKELY]))
+        other = next(filter(None, map(find_other_error, texts[:_LIKELY])), None)
         if other is not None:
             other_errors.setdefault(other, piece.line)
-        one = _read(piece)
+        one = _read(piece, texts)
         if one is None:
+            log.dismiss(piece)
             continue
         key = (piece.source, one.match.kind, one.figures)
         if key in found:
@@ -205,35 +205,59 @@ def explain(stream: BinaryIO) -> Explanation:
             found[key] = one
         else:
             continue
-        if is_kept:
+        if text in seen:
             seen[text] = one
     errors = tuple(map(_error, _decide(list(found.values()), has_fault=has_fault)))
+    if notes and not errors:
+        raise UsageError(
+            "the log can be read only in part, or not at all",
+            detail=f"{notes[0]} What could be read holds no out-of-memory error.",
+            hint="give the whole log as text, or decompress what is left of it",
+        )
+    if skipped:
+        notes.append(
+            f"{len(skipped):,} parts of the log that may speak of memory were not read, the first in line "
+            f"{skipped[0]:,}: there are too many different ones."
+        )
     if errors:
         cause, advice = errors[0].cause, errors[0].advice
     else:
-        cause, advice = _no_error(other_errors)
-    return Explanation(errors=errors, cause=cause, advice=advice, lines=position.lines)
+        cause, advice = _no_error(other_errors, is_read=not skipped)
+    return Explanation(
+        errors=errors, cause=cause, advice=advice, lines=log.lines, notes=tuple(notes)
+    )
 
 
-def _is_report(piece: Piece) -> bool:
-    """Tell a report of memory in use, which many programs print at every step, from an error."""
-    text = "\n".join((*piece.context[-_BEFORE:], *piece.lines)).lower()
-    if any(map(text.__contains__, _TELLING_KEYS)):
-        return False
-    return _TROUBLE.search("".join(text.split())) is None
+def _may_hold_error(piece: Piece) -> bool:
+    before = piece.context[-_BEFORE:]
+    whole = (*before, *piece.lines)
+    # A prefix may stand between the parts of a word.
+    without = without_prefix(piece.lines, before)
+    return may_hold_error("".join(whole)) or (
+        without is not piece.lines and may_hold_error("".join(without))
+    )
 
 
-def _read(piece: Piece) -> _Found | None:
+def _urgency(piece: Piece) -> int:
+    text = "\n".join(piece.lines)
+    if piece.has_head and _SIZE.search(text):
+        return 3
+    return 2 if _URGENT.search(text) else 1
+
+
+def _read(piece: Piece, texts: list[str]) -> _Found | None:
     """Return the error in a piece of the log; None if there is none.
 
     Of the ways to read its lines, the first that is an error says which, and the one that yields most
     figures, of which most words are whole, says how much.
     """
-    texts = readings(piece.lines, piece.context[-_BEFORE:])
     lines = "\n".join(without_prefix(piece.lines, piece.context[-_BEFORE:]))
     # A hint needs the text as it most likely was; a proof is one in any reading.
     likely = {*texts[:_LIKELY], join(piece.lines)}
-    matches = ((text in likely, match_text(text, lines)) for text in texts)
+    matches = (
+        (text in likely, match_text(text, "" if at else lines))
+        for at, text in enumerate(dict.fromkeys((*texts, join(piece.lines))))
+    )
     match = next(
         (m for is_likely, m in matches if m and (is_likely or m.strength > Strength.HINT)), None
     )
@@ -303,9 +327,12 @@ def _error(one: _Found) -> Error:
     )
 
 
-def _no_error(other_errors: dict[OtherError, int]) -> tuple[Cause, tuple[Advice, ...]]:
+def _no_error(
+    other_errors: dict[OtherError, int], *, is_read: bool
+) -> tuple[Cause, tuple[Advice, ...]]:
     if not other_errors:
-        reason = "The log holds no error about memory that bsfind knows."
+        what = "The log" if is_read else "What was read of the log"
+        reason = f"{what} holds no error about memory that bsfind knows."
         return Cause(CauseKind.NOT_MEMORY, False, reason), ()
     best = min(other_errors, key=OTHER_ERRORS.index)
     reason = f"{best.meaning} (line {other_errors[best]:,})"

@@ -1,33 +1,41 @@
 """A log, cut into the pieces that may hold an error, and the ways to read a piece that was wrapped.
 
-Reads any stream of bytes once, with bounded memory: lines are cleaned of colours, carriage returns,
-time stamps and the prefixes of launchers; a line that may matter opens a piece, which takes the lines
-around it. Lines of different ranks belong to different pieces.
+Reads a text once, with bounded memory: lines are cleaned of colours, carriage returns, time stamps and
+the prefixes of launchers; a line that may matter opens a piece, which takes the lines around it. Lines
+of different ranks belong to different pieces.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO
 
 from bsfind.explain.texts import HEAD, KEYS
 
 _LONGEST_LINE = 4 << 10
 _CONTEXT = 40  # lines of a traceback kept from before the line that matters
+_WIDEST_CONTEXT = 1000  # characters of each
 _FOLLOWING = 8  # lines after it in which its message may go on
 _LONGEST_PIECE = 60
 _WIDEST_PIECE = 12 << 10  # characters
 _ACTIVE = 60  # lines after which an open piece ends, whichever rank wrote them
 _MOST_STREAMS = 512
 _RECENT = 200  # lines kept as they are, from before a line that matters: of all ranks together
+_MOST_SHAPES = 20_000
 
-_KEYS = tuple(key.encode() for key in KEYS)
-_QUOTED = re.compile(rb"[\"'].{0,2000}(?<!\\)\\n", re.DOTALL)
+_NUMBERS = {ord(character): None for character in "0123456789"}
+_KEPT_APART = re.compile(
+    r"out.?of.?(?:\w+.)?mem|\boom|\bkill|(?<![\d.,:/\[])-?(?:137|1455|14|12|9|8|2)(?![\d.,:/])",
+    re.IGNORECASE,
+)
+"""What makes a line with an error of one without: names of errors, codes, signals."""
+
+_LITERAL = re.compile(r"[^\"']*[\"'].*(?<!\\)\\n", re.DOTALL)
+_LITERAL_BREAK = re.compile(r"(?:\\r)?\\n")
 _ESCAPES = re.compile(
-    r"(?:\x1b|\\x1b|\\033|\\u001b|\^\[)\[[0-9;?]*[A-Za-z]|\x1b\][^\x07]*\x07|\x1b[()][A-Z0-9]"
+    r"(?:\x1b|\\x1b|\\033|\\u001b|\^\[)\[[0-9;?]*[A-Za-z]|\x1b\][^\x07\x1b]*\x07|\x1b[()][A-Z0-9]"
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _DIRTY = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\\^│┃║|>*#/]|^E   |\.py:\d+\s*$")
@@ -35,7 +43,7 @@ _QUOTED_CHARACTER = re.compile(r"\\([_*<>`\"])")
 """Characters as Markdown and quoted texts write them."""
 
 _FRAME = re.compile(
-    r"^\s*(?:(?:[│┃║|>*]|#+|//)\s)+\s*(?=\S)|^E {3,}|\s*[│┃║]\s*$|\s{3,}\S+\.py:\d+\s*$"
+    r"^\s*(?:(?:[│┃║|>*]|#+|//)\s)+\s*(?=\S)|^E {3,}|(?<!\s)\s*[│┃║]\s*$|(?<!\s)\s{3,}\S+\.py:\d+\s*$"
 )
 """Borders and columns of rich's tracebacks and logs, marks of quotations and comments, pytest's `E`."""
 
@@ -76,47 +84,54 @@ class Source:
 
 
 @dataclass
-class LogPosition:
-    """How far a log was read.
-
-    Attributes:
-        step: the highest step or iteration that the log named.
-        lines: lines read.
-    """
-
-    step: int | None = None
-    lines: int = 0
-
-
-@dataclass
 class Piece:
     """Lines that belong together, around one that may hold an error.
 
     Attributes:
         source: who wrote them.
         line: number of the first, from 1.
-        lines: as they stand in the log, without prefixes.
-        context: lines before the first.
         step: the highest step that the log had named by then.
+        context: lines before the first.
+        lines: as they stand in the log, without prefixes.
+        width: characters in all lines.
+        has_head: whether a message of an allocator begins in them.
+        shapes: of the lines that matter, what is left without numbers, hashed.
     """
 
     source: Source
     line: int
-    lines: list[str]
-    context: list[str] = field(default_factory=list)
-    step: int | None = None
-
-    @property
-    def text(self) -> str:
-        """The lines."""
-        return "\n".join(self.lines)
+    step: int | None
+    context: list[str]
+    lines: list[str] = field(default_factory=list)
+    width: int = 0
+    has_head: bool = False
+    shapes: list[int] = field(default_factory=list)
 
 
 @dataclass
 class _Stream:
+    """The lines of one source: the piece that is open, or those before the next one."""
+
     context: deque[str] = field(default_factory=lambda: deque(maxlen=_CONTEXT))
     piece: Piece | None = None
     silent: int = 0
+
+    def is_at_end(self, *, is_head: bool) -> bool:
+        """Tell whether the open piece ends before a line, which may be the head of a message."""
+        piece = self.piece
+        return piece is not None and (
+            (is_head and piece.has_head)
+            or self.silent > _FOLLOWING
+            or len(piece.lines) >= _LONGEST_PIECE
+            or piece.width > _WIDEST_PIECE
+        )
+
+    def close(self) -> Iterator[Piece]:
+        """End the open piece, if there is one, and yield it."""
+        if self.piece is not None:
+            self.context.extend(line[:_WIDEST_CONTEXT] for line in self.piece.lines)
+            yield self.piece
+            self.piece = None
 
 
 def clean(line: str) -> tuple[Source | None, str]:
@@ -145,103 +160,133 @@ def clean(line: str) -> tuple[Source | None, str]:
     return source, _FRAME.sub("", line[at:]) if at else line
 
 
-def pieces(stream: BinaryIO, position: LogPosition) -> Iterator[Piece]:
-    """Read a log and yield its pieces, in the order in which they end.
+class Log:
+    """A log that is read once.
 
-    Args:
-        stream: the log, as bytes; what is not UTF-8 is replaced.
-        position: brought up to date while the log is read.
+    Attributes:
+        lines: lines read so far.
+        step: the highest step or iteration that they named.
     """
-    streams: dict[Source, _Stream] = {}
-    recent: deque[bytes] = deque(maxlen=_RECENT)
-    last = Source()
-    before = last, ""
-    active = 0  # lines for which pieces may still be open
-    for raw in _lines(stream, position):
-        lowered = raw.lower()
-        matters = any(
-            map(lowered.__contains__, _KEYS)
-        )  # runs for every line of a log: no generator
-        if not matters and active == 0:
-            recent.append(raw)  # most lines of a log end here
-            continue
-        active = _ACTIVE if matters else active - 1
-        recent.append(raw)
-        while recent:
-            number = position.lines - len(recent) + 1
-            is_last = len(recent) == 1
-            source, line = _attribute(recent.popleft(), last, streams)
-            last = source
-            _note_step(line, position)
-            if is_last and source not in streams and len(streams) >= _MOST_STREAMS:
-                dropped = streams.pop(next(iter(streams)))
-                if dropped.piece is not None:
-                    yield dropped.piece
-            state = streams.setdefault(source, _Stream())
-            if is_last and source == Source() != before[0]:
-                state.context.append(before[1])  # a line may go on without its prefix
-            before = source, line
-            yield from _take(state, source, line, number, position, matters and is_last)
-        if active == 0:
-            yield from _close(streams)
-    yield from _close(streams)
+
+    def __init__(self, parts: Iterable[str]) -> None:
+        self.lines = 0
+        self.step: int | None = None
+        self._parts = parts
+        self._streams: dict[Source, _Stream] = {}
+        self._harmless: set[int] = set()
+
+    def pieces(self) -> Iterator[Piece]:
+        """Read the log and yield its pieces, in the order in which they end."""
+        recent: deque[tuple[int, str]] = deque(maxlen=_RECENT)
+        last, before = Source(), ""
+        active = 0  # lines for which pieces may still be open
+        for number, raw, has_key in self._numbered_lines():
+            recent.append((number, raw))
+            shape = _shape(raw) if has_key else 0
+            opens = has_key and shape not in self._harmless
+            if not opens and active == 0:
+                continue  # most lines of a log end here
+            active = _ACTIVE if opens else active - 1
+            while recent:
+                at, text = recent.popleft()
+                matters = opens and not recent
+                source, line = self._attribute(text, last)
+                self._note_step(line)
+                if (
+                    not recent
+                    and source not in self._streams
+                    and len(self._streams) >= _MOST_STREAMS
+                ):
+                    yield from self._streams.pop(next(iter(self._streams))).close()
+                state = self._streams.setdefault(source, _Stream())
+                if not recent and source == Source() != last:
+                    state.context.append(before)  # a line may go on without its prefix
+                last, before = source, line[:_WIDEST_CONTEXT]
+                is_head = matters and HEAD.search(line) is not None
+                state.silent = 0 if matters else state.silent + 1
+                if state.is_at_end(is_head=is_head):
+                    yield from state.close()
+                if matters and state.piece is None:
+                    state.piece = Piece(source, at, self.step, list(state.context))
+                if state.piece is None:
+                    state.context.append(before)
+                    continue
+                state.piece.lines.append(line)
+                state.piece.width += len(line)
+                state.piece.has_head = state.piece.has_head or is_head
+                if matters:
+                    state.piece.shapes.append(shape)
+            if active == 0:
+                for state in self._streams.values():
+                    yield from state.close()
+        for state in self._streams.values():
+            yield from state.close()
+
+    def dismiss(self, piece: Piece) -> None:
+        """Pass over lines that differ only in numbers from those of a piece without an error."""
+        if len(self._harmless) > _MOST_SHAPES:
+            self._harmless.clear()
+        self._harmless.update(piece.shapes)
+
+    def _numbered_lines(self) -> Iterator[tuple[int, str, bool]]:
+        """Yield each line with its number and whether it has a key.
+
+        Long lines come in parts. A message that was written as JSON or as a literal has lines of its own
+        within; of a line with carriage returns, those parts count that were not overwritten, or have a key.
+        """
+        rest = ""
+        for part in self._parts:
+            text = rest + part
+            lowered = text.lower()
+            keys = [key for key in KEYS if key in lowered]  # most logs have few of them
+            *lines, rest = text.split("\n")
+            for line in lines:
+                self.lines += 1
+                yield from _within(line, self.lines, keys)
+            if len(rest) > _LONGEST_LINE:
+                end = rest.rfind("\r") + 1 or len(rest) // _LONGEST_LINE * _LONGEST_LINE
+                yield from _within(rest[:end], self.lines + 1, keys)
+                rest = rest[end:]
+        if rest:
+            self.lines += 1
+            yield from _within(rest, self.lines, KEYS)
+
+    def _attribute(self, raw: str, last: Source) -> tuple[Source, str]:
+        source, line = clean(raw)
+        if source is None:
+            # A wrapped line has lost the prefix of the line that it continues.
+            is_open = last in self._streams and self._streams[last].piece is not None
+            source = last if is_open and line.strip() else Source()
+        return source, line
+
+    def _note_step(self, line: str) -> None:
+        if not any(word in line for word in ("/", "step", "iter", "batch")):
+            return
+        found = _STEP.search(line[-400:])
+        if found is not None:
+            step = int((found[1] or found[2])[:15])
+            self.step = max(step, self.step or 0)
 
 
-def _lines(stream: BinaryIO, position: LogPosition) -> Iterator[bytes]:
-    """Read line after line; a message that was written as JSON or a literal has its own lines within."""
-    while raw := stream.readline(_LONGEST_LINE):
-        position.lines += 1
-        if b"\\n" in raw and _QUOTED.search(raw):
-            yield from re.split(rb"(?:\\r)?\\n", raw)
-        else:
-            yield raw
-
-
-def _attribute(raw: bytes, last: Source, streams: dict[Source, _Stream]) -> tuple[Source, str]:
-    source, line = clean(raw.decode("utf-8", errors="replace"))
-    if source is None:
-        # A wrapped line has lost the prefix of the line that it continues.
-        is_open = last in streams and streams[last].piece is not None
-        source = last if is_open and line.strip() else Source()
-    return source, line
-
-
-def _close(streams: dict[Source, _Stream]) -> Iterator[Piece]:
-    for state in streams.values():
-        if state.piece is not None:
-            yield state.piece
-            state.context.extend(state.piece.lines)
-            state.piece = None
-
-
-def _take(
-    state: _Stream, source: Source, line: str, number: int, position: LogPosition, matters: bool
-) -> Iterator[Piece]:
-    piece = state.piece
-    if piece is not None:
-        again = matters and HEAD.search(line) and HEAD.search(piece.text)
-        state.silent = 0 if matters else state.silent + 1
-        is_full = len(piece.lines) >= _LONGEST_PIECE or sum(map(len, piece.lines)) > _WIDEST_PIECE
-        if again or state.silent > _FOLLOWING or is_full:
-            yield piece
-            state.context.extend(piece.lines)
-            piece = state.piece = None
-    if piece is not None:
-        piece.lines.append(line)
-    elif matters:
-        state.silent = 0
-        state.piece = Piece(source, number, [line], list(state.context), position.step)
-    else:
-        state.context.append(line)
-
-
-def _note_step(line: str, position: LogPosition) -> None:
-    if not any(word in line for word in ("/", "step", "iter", "batch")):
+def _within(line: str, number: int, keys: Sequence[str]) -> Iterator[tuple[int, str, bool]]:
+    """Yield the lines within a line."""
+    if len(line) <= _LONGEST_LINE and "\r" not in line and "\\n" not in line:
+        lowered = line.lower() if keys else ""
+        yield number, line, any(map(lowered.__contains__, keys))
         return
-    found = _STEP.search(line[-400:])
-    if found is not None:
-        step = int((found[1] or found[2])[:15])
-        position.step = max(step, position.step or 0)
+    written = line.rstrip("\r").split("\r")
+    for place, overwritten in enumerate(written, start=1 - len(written)):
+        for start in range(0, len(overwritten) or 1, _LONGEST_LINE):
+            part = overwritten[start : start + _LONGEST_LINE]
+            for text in _LITERAL_BREAK.split(part) if _LITERAL.match(part) else (part,):
+                lowered = text.lower()
+                has_key = any(map(lowered.__contains__, keys))
+                if has_key or not place:
+                    yield number, text, has_key
+
+
+def _shape(line: str) -> int:
+    return hash(line if _KEPT_APART.search(line) else line.translate(_NUMBERS))
 
 
 # ------------------------------------------------------------------------------- wrapped lines
@@ -287,7 +332,7 @@ def readings(lines: Sequence[str], before: Sequence[str] = ()) -> list[str]:
     return list(
         dict.fromkeys(
             text
-            for some in (without_prefix(lines, before), lines, [*before, *lines])
+            for some in (without_prefix(lines, before), [*before, *lines])
             for text in (join(some), _one_space(" ".join(some)), _one_space("".join(some)))
         )
     )

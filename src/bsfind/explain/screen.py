@@ -13,7 +13,8 @@ from bsfind.explain.breakdown import Breakdown
 from bsfind.explain.cause import CauseKind
 from bsfind.explain.explanation import Error, Explanation
 from bsfind.explain.texts import Kind
-from bsfind.report.width import fits, is_utf8, sentence
+from bsfind.report.visible import visible
+from bsfind.report.width import fits, is_utf8, print_sentence
 from bsfind.units import format_bytes
 
 _TITLES = {
@@ -55,36 +56,38 @@ _BAR_WIDTH = 72
 def print_explanation(explanation: Explanation, console: Console) -> None:
     """Print an explanation in the width of the console."""
     if not explanation.errors:
-        console.print(Text(_TITLES[Kind.NOT_OOM], style="bold"), soft_wrap=True)
-        _sentence(console, explanation.cause.reason)
+        part = " in what was read" if explanation.notes else ""
+        print_sentence(console, _TITLES[Kind.NOT_OOM] + part, style="bold")
+        print_sentence(console, explanation.cause.reason)
         _remedies(console, explanation)
+        _notes(console, explanation)
         return
     error = explanation.errors[0]
-    _sentence(console, _title(error), style="bold")
+    print_sentence(console, _title(error), style="bold")
     breakdown = error.breakdown
     if breakdown.drawable:
         console.print()
         _draw(breakdown, console)
     if breakdown.total_bytes is not None and breakdown.overflow_bytes:
         console.print()
-        _sentence(console, _no_breakdown(breakdown, breakdown.total_bytes))
+        print_sentence(console, _no_breakdown(breakdown, breakdown.total_bytes))
     console.print()
     label = "Likely cause" if error.cause.likely else "Possible cause"
     if error.cause.kind is CauseKind.UNKNOWN:
         label = "Cause"
-    _sentence(console, f"{label}: {_CAUSES[error.cause.kind]}", style="bold")
-    _sentence(console, error.cause.reason)
+    print_sentence(console, f"{label}: {_CAUSES[error.cause.kind]}", style="bold")
+    print_sentence(console, error.cause.reason)
     _remedies(console, explanation)
     if len(explanation.errors) > 1:
         console.print()
         _others(explanation.errors, console)
+    _notes(console, explanation)
 
 
-def _sentence(
-    console: Console, text: str, *, indent: str = "", first: str = "", style: str = ""
-) -> None:
-    wrapped = sentence(text, console, first=first or indent, indent=indent)
-    console.print(Text(wrapped, style=style), soft_wrap=True)
+def _notes(console: Console, explanation: Explanation) -> None:
+    for note in explanation.notes:
+        console.print()
+        print_sentence(console, note)
 
 
 def _title(error: Error) -> str:
@@ -176,9 +179,9 @@ def _remedies(console: Console, explanation: Explanation) -> None:
     console.print()
     console.print(Text("What to do", style="bold"))
     for number, remedy in enumerate(explanation.advice, start=1):
-        _sentence(console, remedy.text, indent="   ", first=f"{number}. ")
+        print_sentence(console, remedy.text, indent="   ", first=f"{number}. ")
         if remedy.command is not None:  # in one line, to be copied
-            console.print(Text(f"   {remedy.command}", style="cyan"), soft_wrap=True)
+            console.print(Text(f"   {visible(remedy.command)}", style="cyan"), soft_wrap=True)
 
 
 def _others(errors: tuple[Error, ...], console: Console) -> None:
@@ -202,7 +205,7 @@ def _others(errors: tuple[Error, ...], console: Console) -> None:
         console.print(table)
         return
     for who, line, tried, allocated, free, cause in rows:
-        _sentence(
+        print_sentence(
             console,
             f"rank {who}, line {line}: {tried} asked for, {allocated} allocated, {free} free; {cause}",
             indent="  ",
@@ -213,4 +216,4 @@ def _others(errors: tuple[Error, ...], console: Console) -> None:
 def _who(error: Error) -> str:
     if error.source.rank is not None:
         return str(error.source.rank)
-    return error.source.name or "-"
+    return visible(error.source.name or "-")

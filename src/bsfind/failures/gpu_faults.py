@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from bsfind.errors import BsfindError, GpuFaultError, NoGpuError, TargetError
+from bsfind.failures.exceptions import plain
 
 # `failures.oom` and `bsfind explain` read these texts too, in logs that may have cut them.
 HARDWARE = (
@@ -76,7 +77,7 @@ def device_fault(error: BaseException, *, doing: str, traceback: str) -> BsfindE
 def causes(error: BaseException) -> Iterator[BaseException]:
     """Yield an error and what it was raised from or during, innermost last."""
     seen: set[int] = set()
-    current: BaseException | None = error
+    current: BaseException | None = plain(error)
     while current is not None and id(current) not in seen:
         seen.add(id(current))
         yield current

@@ -2,7 +2,8 @@
 
 The lock is a `flock` on a small file for each GPU, in a folder that all users of the machine share. The
 system releases it when the process that holds it ends: there are no stale locks. The files stay, since
-removing one that somebody waits for would make two locks.
+removing one that somebody waits for would make two locks. Anybody can put something else in their place: what
+is not such a file is refused, and neither waited for nor written to.
 
 BSFIND_LOCK_DIR names another folder: for containers that share a GPU but not `/tmp`.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -27,6 +29,8 @@ except ImportError:  # Windows
 
 _POLL_S = 0.2
 _FOR_EVERYONE = 0o666
+_NOTE = re.compile(rb"(\d{1,30}\n)?")
+"""All that a lock file holds: the PID of the process that has the lock."""
 
 
 def lock_folder(environment: Mapping[str, str] = os.environ) -> Path:
@@ -59,8 +63,8 @@ class GpuLock:
         """Take the lock if nobody has it; return whether it is ours.
 
         Raises:
-            OSError: there can be no lock: a folder that is not writable, a file system or a system
-                without `flock`.
+            OSError: there can be no lock: a folder that is not writable, something else in the place of
+                the file, a file system or a system without `flock`.
         """
         if fcntl is None:
             raise OSError("this system has no file locks that bsfind could use")
@@ -86,19 +90,50 @@ class GpuLock:
         (fs.protected_regular), and without following links, which anybody could have put there.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_CLOEXEC | os.O_NOFOLLOW
+        flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         while True:
-            try:
-                return os.open(self._path, os.O_RDWR | flags)
-            except FileNotFoundError:
-                pass
-            except PermissionError:
-                return os.open(self._path, os.O_RDONLY | flags)  # enough to lock it
+            with contextlib.suppress(FileNotFoundError):
+                self._check(self._path.lstat())  # before it is opened, which some devices act upon
+                try:
+                    descriptor = os.open(self._path, os.O_RDWR | flags)
+                except PermissionError:
+                    descriptor = os.open(self._path, os.O_RDONLY | flags)  # enough to lock it
+                try:
+                    self._note(descriptor)
+                except OSError:
+                    os.close(descriptor)
+                    raise
+                return descriptor
             with contextlib.suppress(FileExistsError):  # somebody was faster
                 descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags)
                 with contextlib.suppress(OSError):
                     os.fchmod(descriptor, _FOR_EVERYONE)  # whatever the umask: for all users
                 return descriptor
+
+    def _check(self, status: os.stat_result) -> None:
+        """Make sure that a lock file is there.
+
+        Raises:
+            OSError: it is something else: a link, a pipe, another name of somebody's file.
+        """
+        if stat.S_ISLNK(status.st_mode):
+            raise OSError(f"`{self._path}` is a symbolic link")
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(f"`{self._path}` is not a regular file")
+        if status.st_nlink > 1:
+            raise OSError(f"`{self._path}` is a hard link: another file would be written to")
+
+    def _note(self, descriptor: int) -> bytes:
+        """Return what a lock file holds.
+
+        Raises:
+            OSError: it is no lock file.
+        """
+        self._check(os.fstat(descriptor))
+        text = os.pread(descriptor, 32, 0)
+        if _NOTE.fullmatch(text) is None:
+            raise OSError(f"`{self._path}` is a file of another program")
+        return text
 
     def _write(self, text: str) -> None:
         """Leave a note to those who wait; the lock does not depend on it."""
@@ -111,11 +146,18 @@ class GpuLock:
     def holder(self) -> int | None:
         """The PID of the process that has the lock; None: unknown."""
         try:
-            pid = int(self._path.read_text())
+            descriptor = self._open()
+            try:
+                pid = int(self._note(descriptor))
+            finally:
+                os.close(descriptor)
+        except (OSError, ValueError):
+            return None
+        try:
             os.kill(pid, 0)
-        except PermissionError:
+        except PermissionError:  # another user's
             return pid
-        except (OSError, ValueError, OverflowError):
+        except (OSError, OverflowError):
             return None
         return pid
 

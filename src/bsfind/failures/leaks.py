@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from bsfind.records import Assumption, Leak, ReportWarning
+from bsfind.records import Assumption, ReportWarning
+from bsfind.trial import Leak
 from bsfind.units import format_bytes
 
 _WARM_UP_STEPS = 2
@@ -68,18 +70,29 @@ def leak_of(
     """
     for _ in range(_VERDICTS):
         settled = _settled(steps)
-        sizes = [step.held_bytes for step in settled]
+        sizes = held_after(settled)
         grows = is_growing(sizes)
         are_few = len(settled) <= _FEWEST_STEPS_OF_A_VERDICT
         if not grows and not (are_few and steps_differ(settled)):
             return None
         more = run_more(steps_of_a_verdict(len(sizes)))
         if not any(step.is_warm_up for step in more):
-            return (
-                leak_after(sizes, [step.held_bytes for step in more], left_bytes) if grows else None
-            )
+            if not grows or leak_after(sizes, held_after(more), left_bytes) is None:
+                return None
+            # A leak ends the search: a cache of a dozen batches is told from it by as many steps again.
+            sizes += held_after(more)
+            further = held_after(run_more(len(sizes)))
+            grew_always = all(a < b for a, b in itertools.pairwise(sizes[1:]))
+            if grew_always and further[-1] <= further[-2]:
+                return None
+            return leak_after(sizes, further, left_bytes)
         steps = [*steps, *more]
     return None
+
+
+def held_after(steps: Sequence[StepMemory]) -> list[int]:
+    """Return the bytes that tensors hold after each step."""
+    return [step.held_bytes for step in steps]
 
 
 def is_growing(sizes: Sequence[int]) -> bool:
@@ -149,11 +162,12 @@ def draws_assumption(places: Sequence[str]) -> Assumption:
     )
 
 
-def leak_message(leak: Leak) -> str:
-    """Return one sentence about a leak."""
+def leak_message(leak: Leak, steps: int) -> str:
+    """Return one sentence about a leak that showed in a number of steps."""
     return (
-        f"memory leaks: {format_bytes(leak.bytes_per_step)} more after every step, "
-        f"out of memory after about {leak.lasts_steps:,} steps"
+        f"memory still grows after {steps} steps, a leak or a cache that fills: "
+        f"{format_bytes(leak.bytes_per_step)} more after every step, out of memory after about "
+        f"{leak.lasts_steps:,} steps"
     )
 
 

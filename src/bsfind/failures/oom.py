@@ -184,3 +184,11 @@ def is_batch_norm_refusal(error: BaseException) -> bool:
     return any(
         isinstance(link, ValueError) and _BATCH_NORM.search(str(link)) for link in causes(error)
     )
+
+
+def first_sentence(message: str) -> str:
+    """Return the beginning of an error text, without advice on settings and documentation."""
+    text = " ".join(message.split())
+    for end in (" Of the allocated memory", " If reserved", " Including non-PyTorch", " Process "):
+        text = text.split(end)[0]
+    return text[:300]

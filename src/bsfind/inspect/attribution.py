@@ -129,7 +129,9 @@ class Attribution(Observer):
             self._end_recomputation()
             return _Place("backward", self._modules.of_node())
         self._end_recomputation()
-        return _Place(self._origin, self._modules.current)
+        # A step with several backward passes goes forward again after each.
+        is_forward = self._origin == "backward" and self._modules.is_inside
+        return _Place("forward" if is_forward else self._origin, self._modules.current)
 
     def _end_recomputation(self) -> None:
         # Not when the recomputation returns, but when something else is allocated: the locals of
@@ -274,6 +276,7 @@ class InspectedModel:
             if device.refusal is not None:
                 raise device.refusal from error
             return PrecisionInspection(**model, status="refused", message=message)
+        model["optimizer"] = tracer.optimizer  # those that the steps have made
         trial = self._attribution.attributed(program, sources, trains=self._trains)
         composition = compose(trial, device.new_allocator())
         failed = composition.failed

@@ -9,8 +9,14 @@ from collections.abc import Sequence
 from bsfind import __version__
 from bsfind.errors import NoDeviceError, NoGpuError
 from bsfind.inspect.inspection import InspectionReport, PrecisionInspection
+from bsfind.option_fields import arguments_of
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
-from bsfind.search.assumptions import assumption_of_output, assumptions_of, stand_in_warning
+from bsfind.search.assumptions import (
+    assumption_of_output,
+    assumptions_of,
+    stand_in_warning,
+    with_proposed_inputs,
+)
 from bsfind.search.events import Events, Progress
 from bsfind.search.finder import precisions_of, unsupported
 from bsfind.search.predict_first import simulated_counterpart
@@ -63,11 +69,12 @@ class Inspector:
                 self._inspect(worker, device, name)
                 for name in precisions_of(self._settings, device)
             )
-        settings = dataclasses.replace(self._settings, device=choice)
+        settings = with_proposed_inputs(self._settings, worker.inputs)
+        settings = dataclasses.replace(settings, device=choice)
         return InspectionReport(
             bsfind_version=__version__,
             command=self._command,
-            reproduce=shlex.join(["bsfind", "inspect", *settings.to_argv()[1:]]),
+            reproduce=shlex.join(["bsfind", "inspect", *arguments_of(settings)[1:]]),
             device=device,
             stands_for=real.name if real else None,
             workload=settings.workload.to_json(),
@@ -124,7 +131,9 @@ class Inspector:
         told = assumption_of_output(worker.output, self._batch_size, peak)
         if told is not None and not any(made.what == told.what for made in self._assumptions):
             self._assumptions[told] = None
-        warning = stand_in_warning(worker.output, self._batch_size, peak)
+        warning = stand_in_warning(
+            worker.output, self._batch_size, peak, assumptions=self._assumptions
+        )
         if warning is not None and not any(w.code == warning.code for w in self._warnings):
             self._warnings.append(warning)
         return inspected

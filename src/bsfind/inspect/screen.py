@@ -17,7 +17,8 @@ from bsfind.inspect.inspection import (
     ModuleShare,
     PrecisionInspection,
 )
-from bsfind.report.width import excess, fits
+from bsfind.report.visible import visible
+from bsfind.report.width import excess, fits, print_sentence
 from bsfind.report.wording import assumed, model_name, percentage, precision, trained_loss
 from bsfind.units import format_bytes, format_parameters
 
@@ -71,12 +72,12 @@ def print_inspection(report: InspectionReport, console: Console, *, top: int) ->
         console: the console to print to.
         top: number of modules that are listed; 0: all.
     """
-    _print(console, _subject(report), style="bold")
+    print_sentence(console, _subject(report), style="bold")
     for text in _conditions(report):
-        _print(console, text, style="dim")
+        print_sentence(console, text, style="dim")
     for result in report.results:
         console.print()
-        _print(console, f"{precision(result)}: {_verdict(result, report)}", _style(result))
+        print_sentence(console, f"{precision(result)}: {_verdict(result, report)}", _style(result))
         if result.composition is None:
             continue
         console.print()
@@ -87,11 +88,6 @@ def print_inspection(report: InspectionReport, console: Console, *, top: int) ->
 
 def _style(result: PrecisionInspection) -> str:
     return {"fits": "green", "unsupported": "yellow"}.get(result.status, "red")
-
-
-def _print(console: Console, text: str, style: str = "") -> None:
-    # In a pipe a sentence is one line; at a terminal it wraps between words.
-    console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
 
 
 def _subject(report: InspectionReport) -> str:
@@ -227,7 +223,7 @@ def _module_table(
         justify = "left" if column == "class" else "right"
         table.add_column(_COLUMN_TITLES.get(column, column), justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for name, share in zip(names, listed, strict=True):
-        table.add_row(name, *_cells(share.categories, share.class_name or "", columns))
+        table.add_row(name, *_cells(share.categories, visible(share.class_name or ""), columns))
     if rest:
         title = f"{len(rest)} other{'s' if len(rest) > 1 else ''}"
         table.add_row(title, *_cells(_sum(rest), "", columns), style="dim")
@@ -257,7 +253,7 @@ def _sum(shares: Sequence[ModuleShare]) -> Mapping[str, int]:
 
 
 def _name(share: ModuleShare) -> str:
-    return share.path or "the model itself"
+    return visible(share.path or "the model itself")
 
 
 def _shortened(name: str, width: int) -> str:

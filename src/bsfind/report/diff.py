@@ -14,12 +14,11 @@ from typing import Any, Literal
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
-from bsfind.report.width import fits
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.report.width import fits, print_sentence
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.units import MIB, format_bytes, plain_number
 
 SCHEMA_VERSION = "1.0"
@@ -31,7 +30,14 @@ _SEGMENT_BYTES = AllocatorSettings.large_segment_size_mb * MIB
 _ANSWERED = ("ok", "nothing_fits")
 """Status of a result that has an answer."""
 
-FigureName = Literal["max_batch_size", "recommended_batch_size", "peak_allocated", "peak_reserved"]
+FigureName = Literal[
+    "max_batch_size",
+    "recommended_batch_size",
+    "max_axis_size",
+    "recommended_axis_size",
+    "peak_allocated",
+    "peak_reserved",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +68,12 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """The changes in one precision, with one variant of `--compare` at most."""
+    """The changes in one precision, at one of several lengths, with one variant of `--compare` at most."""
 
     name: str
     precision: str
     remedy: str | None
+    seq_len: int | None
     changes: tuple[Change, ...]
 
     @property
@@ -81,7 +88,7 @@ class Difference:
 
     Attributes:
         threshold: part of the old figure by which a new one may differ.
-        rows: one for each precision that both reports have.
+        rows: one for each row of the table that both reports have.
         warnings: other reasons than a change of the code that a figure may have changed for.
     """
 
@@ -109,6 +116,7 @@ class Difference:
                 {
                     "precision": row.precision,
                     "remedy": row.remedy,
+                    "seq_len": row.seq_len,
                     "verdict": row.verdict,
                     "changes": [_json(change) for change in row.changes],
                 }
@@ -147,14 +155,17 @@ def compare(old: Report, new: Report, threshold: float) -> Difference:
         names = ("max_batch_size", "recommended_batch_size")
         if old.search["batch_size"] is not None:  # `check` recommends what it tried
             names = ("max_batch_size",)
+    if old.axis is not None or new.axis is not None:
+        names = ("max_axis_size", "recommended_axis_size") if _same_axis(old, new) else ()
     rows = []
     for key, result in before.items():
-        if key in after:
+        if key in after and _same_axis(old, new):
             sizes = _batch_sizes(result, after[key], names, threshold)
             row = Row(
                 name=wording.full_label(result),
                 precision=result.precision,
                 remedy=result.remedy,
+                seq_len=result.seq_len,
                 changes=(*sizes, *_peaks(result, after[key], threshold)),
             )
             rows.append(row)
@@ -170,7 +181,7 @@ def _batch_sizes(
 ) -> Iterator[Change]:
     for name in names:
         before, after = getattr(old, name), getattr(new, name)
-        if before is not None or after is not None or name == "max_batch_size":
+        if before is not None or after is not None or name.startswith("max_"):
             verdict = _verdict(before or 0, after or 0, threshold, more_is_better=True)
             yield Change(figure=name, old=before, new=after, verdict=verdict)
 
@@ -178,11 +189,11 @@ def _batch_sizes(
 def _peaks(old: PrecisionResult, new: PrecisionResult, threshold: float) -> Iterator[Change]:
     """Yield the changes of peaks at the largest size that ran in both, or at the recommended sizes."""
     # Of a size that ran twice the later trial counts: it is the confirmation.
-    before = {t.batch_size: t for t in (*old.timings, *old.trials) if t.status == "ok"}
-    after = {t.batch_size: t for t in (*new.timings, *new.trials) if t.status == "ok"}
+    before = {t.size: t for t in (*old.timings, *old.trials) if t.status == "ok"}
+    after = {t.size: t for t in (*new.timings, *new.trials) if t.status == "ok"}
     common = max(before.keys() & after.keys(), default=None)
-    first = before.get(common or old.recommended_batch_size or 0)
-    second = after.get(common or new.recommended_batch_size or 0)
+    first = before.get(common or old.recommended_size or 0)
+    second = after.get(common or new.recommended_size or 0)
     if first is None or second is None:
         return
     peaks: tuple[tuple[FigureName, int | None, int | None], ...] = (
@@ -193,15 +204,15 @@ def _peaks(old: PrecisionResult, new: PrecisionResult, threshold: float) -> Iter
         if was is None or now is None:
             continue
         verdict: Verdict | None = None
-        if first.batch_size == second.batch_size:
+        if first.size == second.size:
             is_rounding = figure == "peak_reserved" and abs(now - was) <= _SEGMENT_BYTES
             verdict = "same" if is_rounding else _verdict(was, now, threshold, more_is_better=False)
         yield Change(
             figure=figure,
             old=was,
             new=now,
-            old_batch_size=first.batch_size,
-            new_batch_size=second.batch_size,
+            old_batch_size=first.size if first.axis_size is None else None,
+            new_batch_size=second.size if second.axis_size is None else None,
             verdict=verdict,
         )
 
@@ -222,8 +233,13 @@ def _overall(verdicts: Iterator[Verdict | None]) -> Verdict:
 # ------------------------------------------------------------------------------------ warnings
 
 
-def _key(result: PrecisionResult) -> tuple[str, str | None]:
-    return result.precision, result.remedy
+def _same_axis(old: Report, new: Report) -> bool:
+    """Tell whether the same number was searched in both, of batches of one size."""
+    return bool(old.workload.get("axis") == new.workload.get("axis"))
+
+
+def _key(result: PrecisionResult) -> tuple[str, str | None, int | None]:
+    return result.precision, result.remedy, result.seq_len
 
 
 def _context(old: Report, new: Report) -> Iterator[str]:
@@ -241,6 +257,9 @@ def _context(old: Report, new: Report) -> Iterator[str]:
     workload = _changed(old.workload, new.workload, ignored=("app_dir",))
     if workload:
         yield f"different workloads: {workload}"
+    launch = _changed(old.launch or {}, new.launch or {}, ignored=("logs",))
+    if launch:
+        yield f"different commands: {launch}"
     search = _changed(old.search, new.search, ignored=_IRRELEVANT)
     if search:
         yield f"different searches: {search}"
@@ -251,7 +270,7 @@ def _context(old: Report, new: Report) -> Iterator[str]:
 
 # Settings that do not change which batch size fits, are compared elsewhere, or follow from the device.
 _IRRELEVANT = (
-    *("precisions", "compare", "trial_timeout_s", "time_budget_s", "confirm_steps"),
+    *("precisions", "seq_lens", "compare", "trial_timeout_s", "time_budget_s", "confirm_steps"),
     *("device", "gpu", "headroom_bytes"),
 )
 
@@ -295,6 +314,8 @@ _STYLES = {"worse": "red", "better": "green", "same": "", None: "dim"}
 _NAMES = {
     "max_batch_size": "max batch",
     "recommended_batch_size": "recommended",
+    "max_axis_size": "max size",
+    "recommended_axis_size": "recommended",
     "peak_allocated": "peak allocated",
     "peak_reserved": "peak reserved",
 }
@@ -311,10 +332,10 @@ def print_difference(difference: Difference, console: Console) -> None:
             for change in row.changes:
                 old, new, by = _cells(change)
                 line = f"{row.name} {_figure(change)}: {old} → {new} {by}"
-                console.print(Text(line.rstrip(), _STYLES[change.verdict]), soft_wrap=True)
+                print_sentence(console, line.rstrip(), _STYLES[change.verdict])
     console.print()
     for text, style in _sentences(difference):
-        console.print(Text(text, style=style), soft_wrap=not console.is_terminal)
+        print_sentence(console, text, style)
 
 
 def _table(difference: Difference, *, with_verdict: bool) -> Table:

@@ -5,7 +5,6 @@ https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-comm
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,9 @@ from pathlib import Path
 from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report
 from bsfind.report import wording
+from bsfind.report.export import append_text, check_writable
 from bsfind.report.markup import to_markdown
+from bsfind.report.visible import visible_lines
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _OUTPUT = "GITHUB_OUTPUT"
@@ -43,10 +44,11 @@ class GitHubStep:
             name = environment.get(variable)
             if not name:
                 return None
-            path = Path(name)
-            if not os.access(path if path.exists() else path.parent, os.W_OK):
-                raise UsageError(f"cannot write `{path}`, which {variable} names")
-            return path
+            try:
+                check_writable(Path(name))
+            except UsageError as error:
+                raise UsageError(f"{error.message}, which {variable} names") from None
+            return Path(name)
 
         return cls(summary=file(_SUMMARY), output=file(_OUTPUT))
 
@@ -67,8 +69,12 @@ class GitHubStep:
         Raises:
             UsageError: a file cannot be written.
         """
-        _append(self.summary, f"{to_markdown(report)}\n")
-        _append(self.output, outputs(report))
+        for file, text in (
+            (self.summary, f"{to_markdown(report)}\n"),
+            (self.output, outputs(report)),
+        ):
+            if file is not None:
+                append_text(file, text)
 
 
 def outputs(report: Report) -> str:
@@ -78,7 +84,10 @@ def outputs(report: Report) -> str:
     """
     chosen = report.recommendation
     batch_size, precision = (chosen.batch_size, chosen.precision) if chosen else ("", "")
-    return f"batch_size={batch_size}\nprecision={precision}\n"
+    written = f"batch_size={batch_size}\nprecision={precision}\n"
+    return (
+        written if report.axis is None else f"{written}axis_size={chosen.size if chosen else ''}\n"
+    )
 
 
 def annotation(code: int, report: Report, message: str) -> str | None:
@@ -107,24 +116,16 @@ def annotation(code: int, report: Report, message: str) -> str | None:
 def _reasons(report: Report) -> str:
     """Return why there is no answer, for each precision."""
     reasons = [
-        f"{wording.precision(r)}: {r.message}" for r in report.results if r.message and not r.remedy
+        f"{wording.full_label(r)}: {r.message}"
+        for r in report.results
+        if r.message and not r.remedy
     ]
-    return "\n".join([report.workload["target"], *reasons])
-
-
-def _append(file: Path | None, text: str) -> None:
-    if file is None:
-        return
-    try:
-        with file.open("a", encoding="utf-8") as stream:
-            stream.write(text)
-    except OSError as error:
-        raise UsageError(f"cannot write `{file}`: {error.strerror or error}") from error
+    return "\n".join([wording.target(report), *reasons])
 
 
 # As @actions/core does (toolkit, packages/core/src/command.ts).
 def _escape_data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return visible_lines(text).replace("%", "%25").replace("\n", "%0A")
 
 
 def _escape_property(text: str) -> str:

@@ -3,16 +3,85 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from bsfind.inspect.inspection import InspectionReport
 from bsfind.records import Report
+from bsfind.report.validation import validated
+
+_Item = TypeVar("_Item", bound=Hashable)
+
+_TO_ESCAPE = re.compile(
+    r"(\\\\|\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\ud[89a-f][0-9a-f]{2}|#(?=#\w*\[)"
+)
+"""In ASCII JSON: an escaped backslash or a pair of surrogates, which stay (group 1); a lone surrogate; the
+beginning of a command of a CI runner (see `visible`)."""
+
+_MOST_DIGITS = 20
+"""From so many digits on an integer is larger than any that bsfind writes (64 bits)."""
+
+
+def dumps(document: Any) -> str:
+    r"""Return a document as indented JSON in ASCII, with a newline at its end.
+
+    Lone surrogates, which stand for bytes that are not UTF-8 and which strict parsers refuse, become
+    visible: the text `\udcff`.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    text = json.dumps(document, indent=2, allow_nan=False)
+    escapes = {"#": r"\u0023"}
+    return _TO_ESCAPE.sub(lambda f: f[1] or escapes.get(f[0], f"\\{f[0]}"), text) + "\n"
 
 
 def to_json(report: Report | InspectionReport) -> str:
-    """Return the document, indented, with a newline at its end."""
-    return json.dumps(report.to_json(), indent=2, allow_nan=False) + "\n"
+    """Return the JSON document of a report."""
+    return dumps(report.to_json())
+
+
+def read_report(content: bytes) -> Report:
+    """Return the report that a JSON file holds, in UTF-8, UTF-16 or UTF-32.
+
+    Raises:
+        ValueError: it is not a report of this schema version; the message says what is wrong where.
+    """
+
+    def integer(text: str) -> float:
+        return int(text) if len(text) < _MOST_DIGITS else math.inf
+
+    try:
+        document = json.loads(content, parse_int=integer, object_pairs_hook=_without_duplicates)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("it is not a text file") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    report = Report.from_json(validated(document, schema()))
+    twice = _repeated([(r.precision, r.remedy, r.seq_len) for r in report.results])
+    if twice is not None:
+        raise ValueError(f"`results` has {twice[0]} twice")
+    return report
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = _repeated([name for name, _ in pairs])
+    if twice is not None:
+        raise ValueError(f"`{twice}` is there twice in one object")
+    return dict(pairs)
+
+
+def _repeated(items: Sequence[_Item]) -> _Item | None:
+    """Return an item that is there more than once; None if there is none."""
+    if len(set(items)) == len(items):
+        return None
+    return Counter(items).most_common(1)[0][0]
 
 
 def schema() -> dict[str, Any]:

@@ -7,7 +7,6 @@ the capacity, which it would have crossed. matplotlib comes with the extra `bsfi
 from __future__ import annotations
 
 import io
-import re
 import textwrap
 import warnings
 from collections.abc import Iterable
@@ -17,20 +16,18 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from bsfind.errors import UsageError
-from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
+from bsfind.report.visible import visible
+from bsfind.trial import Trial
 from bsfind.units import GIB, KIB, MIB, format_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_HEADING = "Peak memory against batch size"
 _WHY_NOT = {"oom": "out of memory", "timeout": "took too long", "error": "failed"}
 _BATCH_SIZE_MARGIN, _MEMORY_MARGIN = 1.05, 1.06
 """Length of an axis as a multiple of the largest value: marks at the edge are not cut."""
-
-_NOT_XML = "[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
-"""What XML 1.0 cannot hold, not even escaped: control characters, lone surrogates."""
 
 # ----------------------------------------------------------------------------- what is drawn
 
@@ -63,6 +60,7 @@ class Picture:
         series: at least one trial each.
         limits: lines across the picture, bytes by label, from the highest down: the capacity, and the
             budget below it that keeps the headroom. Empty before a device was opened.
+        searched: the name of the number that was searched.
         batch_size_high: end of the axis of batch sizes, which begins at 0.
         memory_high: end of the axis of memory in bytes, which begins at 0.
     """
@@ -70,8 +68,14 @@ class Picture:
     subject: str
     series: tuple[Series, ...]
     limits: dict[str, int]
+    searched: str
     batch_size_high: int
     memory_high: int
+
+    @property
+    def heading(self) -> str:
+        """What the picture shows."""
+        return f"Peak memory against {self.searched}"
 
     @property
     def ceiling_bytes(self) -> int:
@@ -98,11 +102,12 @@ def picture_of(report: Report) -> Picture:
     trials = [trial for s in series for trial in (*s.ran, *s.failed)]
     peaks = [peak or 0 for t in trials for peak in (t.peak_reserved_bytes, t.peak_allocated_bytes)]
     memory = max((*limits.values(), *peaks), default=1)
-    sizes = [trial.batch_size for trial in trials]
+    sizes = [trial.size for trial in trials]
     return Picture(
-        subject=re.sub(_NOT_XML, "\ufffd", wording.subject(report)),
+        subject=visible(wording.subject(report)),
         series=series,
         limits=limits,
+        searched=report.searched,
         batch_size_high=int(max(sizes, default=1) * _BATCH_SIZE_MARGIN) + 1,
         memory_high=int(memory * _MEMORY_MARGIN) + 1,
     )
@@ -110,13 +115,11 @@ def picture_of(report: Report) -> Picture:
 
 def _series(result: PrecisionResult, report: Report) -> Series:
     # Of a size that ran twice the later trial counts: it is the confirmation.
-    trials = sorted((*result.timings, *result.trials), key=lambda trial: trial.batch_size)
-    ran = {
-        t.batch_size: t for t in trials if t.status == "ok" and t.peak_reserved_bytes is not None
-    }
-    failed = {t.batch_size: t for t in trials if t.status != "ok"}
-    tried, most = report.search["batch_size"], result.max_batch_size
-    chosen = result.recommended_batch_size
+    trials = sorted((*result.timings, *result.trials), key=lambda trial: trial.size)
+    ran = {t.size: t for t in trials if t.status == "ok" and t.peak_reserved_bytes is not None}
+    failed = {t.size: t for t in trials if t.status != "ok"}
+    tried, most = report.search["batch_size"], result.max_size
+    chosen = result.recommended_size
     if tried is not None:  # `check` recommends nothing
         summary, chosen = f"{tried:,} {'does not fit' if most is None else 'fits'}", None
     elif most is None:
@@ -254,7 +257,7 @@ def _drawn(report: Report, file_format: str) -> tuple[bytes, dict[str, str]]:
     from matplotlib.figure import Figure
 
     picture = picture_of(report)
-    title = f"{_HEADING}: {picture.subject}"
+    title = f"{picture.heading}: {picture.subject}"
     metadata = {"svg": {"Title": title, "Date": None}, "png": {"Software": None}}[file_format]
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # not what the user set for other plots
@@ -279,7 +282,7 @@ def _draw_series(axes: Axes, series: Series, picture: Picture, index: int) -> di
     colour, marker = _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)]
 
     def line(trials: Iterable[Trial], peaks: Iterable[Any], style: str, **more: Any) -> None:
-        axes.plot([trial.batch_size for trial in trials], list(peaks), style, color=colour, **more)
+        axes.plot([trial.size for trial in trials], list(peaks), style, color=colour, **more)
 
     allocated = [trial for trial in series.ran if trial.peak_allocated_bytes is not None]
     line(allocated, (trial.peak_allocated_bytes for trial in allocated), ":.", ms=4)
@@ -292,7 +295,7 @@ def _draw_series(axes: Axes, series: Series, picture: Picture, index: int) -> di
     tooltips: dict[str, str] = {}
     for trial in (*series.ran, *series.failed):
         name = f"trial-{index}-{len(tooltips)}"
-        text = f"{series.name}, batch size {trial.batch_size:,}: "
+        text = f"{series.name}, {picture.searched} {trial.size:,}: "
         if trial in series.failed:
             line([trial], [picture.ceiling_bytes], "x", ms=7, mew=1.5, gid=name)
             tooltips[name] = text + _WHY_NOT[trial.status]
@@ -317,7 +320,9 @@ def _draw_limits(axes: Axes, picture: Picture) -> None:
 
 
 def _draw_axes(axes: Axes, picture: Picture) -> None:
-    axes.set(xlim=(0, picture.batch_size_high), ylim=(0, picture.memory_high), xlabel="batch size")
+    axes.set(
+        xlim=(0, picture.batch_size_high), ylim=(0, picture.memory_high), xlabel=picture.searched
+    )
     batch_sizes = batch_size_ticks(picture.batch_size_high, _MOST_TICKS)
     axes.set_xticks(list(batch_sizes), list(batch_sizes.values()))
     memory = memory_ticks(picture.memory_high, _MOST_TICKS)
@@ -327,7 +332,7 @@ def _draw_axes(axes: Axes, picture: Picture) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     # A dollar sign in a path begins no formula.
     subject = textwrap.fill(picture.subject, _SUBJECT_WIDTH)
-    axes.set_title(f"{_HEADING}\n{subject}", fontsize=9, loc="left", parse_math=False)
+    axes.set_title(f"{picture.heading}\n{subject}", fontsize=9, loc="left", parse_math=False)
     key = ["solid: reserved", "dotted: allocated"]
     if any(series.recommended for series in picture.series):
         key.append("ring: recommended")

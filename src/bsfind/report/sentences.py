@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bsfind.records import PrecisionResult, Report, Trial
+from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
-from bsfind.search.recommend import baseline, is_fragmented, speed_up
+from bsfind.search.recommend import baseline, is_fragmented, recommend, speed_up
+from bsfind.trial import Trial
 from bsfind.units import format_bytes, format_count
 
 _NAMED_SIZES = 4
@@ -21,13 +22,16 @@ def answer(report: Report) -> str | None:
     recommendation, result = report.recommendation, wording.recommended(report)
     if recommendation is None or result is None:
         return None
-    verb = "Train" if report.workload["mode"] == "train" else "Infer"
-    text = f"{verb} with batch size {recommendation.batch_size} in {wording.precision(result)}"
+    verb = "Train" if wording.is_training(report) else "Infer"
+    number = f"batch size {recommendation.batch_size}"
+    if recommendation.axis_size is not None:
+        number = f"{report.axis} up to {recommendation.axis_size:,} at {number}"
+    text = f"{verb} with {number}{wording.in_which(result, report)}"
     if report.status == "partial":
         text += " at least (the search is not complete)"
     reasons = []
     ratio = speed_up(result, report.results)
-    reference = baseline(report.results)
+    reference = baseline(report.results, result.seq_len)
     if ratio is not None and reference is not None:
         reasons.append(f"{ratio:.1f} x the samples per second of {reference.precision}")
     if report.device is not None and result.peak_reserved_bytes is not None:
@@ -42,32 +46,68 @@ def sentences(report: Report) -> list[str]:
     lines = [] if result is None else [_evidence(result, report)]
     lines += _refused_sizes(report)
     if result is not None:
-        lines += [*_global_batch(report), *_gpu_memory(result, report), *_throughput(result)]
+        lines += [*_global_batch(report), *_evaluation(result)]
+        lines += [*_gpu_memory(result, report), *_throughput(result)]
         lines += _estimate(result, report)
     bound = accuracy(report)
-    return [*lines, *([] if bound is None else [bound]), *_variants(report)]
+    lines += [] if bound is None else [bound]
+    return [*lines, *_other_lengths(report), *_variants(report)]
 
 
 def _evidence(result: PrecisionResult, report: Report) -> str:
     """Return what the recommendation is based on."""
     if report.simulated:
-        steps = report.search["confirm_steps"]
-        confirmed = f"Predicted, not run: {steps} steps, replayed within the budget."
+        confirmed = _predicted(result)
     elif result.confirmation is not None:
         confirmed = _confirmed(result.confirmation)
     else:
         confirmed = "Not confirmed in a fresh process."
     outcomes = _outcomes(report)
-    maximum = f"{result.max_batch_size:,} {outcomes['ok']}"
-    if result.smallest_failed_batch_size is not None:
-        failed = next(t for t in result.trials if t.batch_size == result.smallest_failed_batch_size)
+    maximum = f"{result.max_size:,} {outcomes['ok']}"
+    largest = [trial for trial in result.trials if trial.size == result.max_size]
+    if any(trial.traced_steps == 0 for trial in largest):
+        maximum += " as far as other sizes tell"
+    if largest and any(warning.code == "confirmation_failed" for warning in report.warnings):
+        steps = largest[0].steps
+        maximum += f" for {steps} step{'s' * (steps != 1)}"
+    if result.smallest_failed_size is not None:
+        failed = next(t for t in result.trials if t.size == result.smallest_failed_size)
         why = {"timeout": "did not end in time", "error": "failed", **outcomes}[failed.status]
         if failed.is_refused and failed.status == "error":
-            why = "is refused by the model"
-        return f"{confirmed} {maximum}, {failed.batch_size:,} {why}."
+            why = "is refused"
+        if failed.status == "oom" and failed.evaluation is not None:
+            why += " in the evaluation"
+        if failed.error_kind == "untraceable":
+            why = "cannot be traced: more may fit"
+        return f"{confirmed} {maximum}, {failed.size:,} {why}."
     if result.is_maximum_proven:
-        return f"{confirmed} {maximum}, the largest that was allowed."
+        is_short = any(trial.is_at_limit for trial in result.trials)
+        limit = (
+            "was allowed (`--max-batch-size`)"
+            if report.axis is None
+            else "was allowed (`--max-size`)"
+        )
+        if is_short:
+            limit = "is delivered" if report.axis is None else "the model takes"
+        return f"{confirmed} {maximum}, the largest that {limit}."
     return f"{confirmed} {maximum}, more may fit."
+
+
+def _predicted(result: PrecisionResult) -> str:
+    """Return what the recommended size of a prediction is based on."""
+    size = result.recommended_size
+    trial = next(t for t in reversed(result.trials) if t.size == size)
+    if trial.traced_steps in (None, trial.steps):
+        return f"Predicted, not run: {trial.steps} steps, replayed within the budget."
+    traced = (
+        f"{trial.traced_steps} steps were traced"
+        if trial.traced_steps
+        else "steps of other sizes were traced"
+    )
+    return (
+        f"Predicted, not run: {traced} and the last was repeated, up to {trial.steps}, within the "
+        "budget."
+    )
 
 
 def _outcomes(report: Report) -> dict[str, str]:
@@ -102,19 +142,20 @@ def _refused_sizes(report: Report) -> list[str]:
         refused = result.refused_sizes
         if result.status != "ok" or refused is None or refused.accepted in lines:
             continue
-        sizes = [f"{size:,}" for size in refused.batch_sizes]
+        sizes = [f"{size:,}" for size in refused.sizes]
         if len(sizes) > _NAMED_SIZES:
             sizes[_NAMED_SIZES:] = [f"{len(sizes) - _NAMED_SIZES} others"]
         *first, last = sizes
         listed = f"{', '.join(first)} and {last}" if first else last
-        fail = f"Batch sizes {listed} fail" if first else f"Batch size {listed} fails"
+        name = report.axis or ("Batch sizes" if first else "Batch size")
+        fail = f"{name} {listed} fail{'' if first else 's'}"
         text = f"{fail} with `{refused.error}`"
         if refused.batch_sizes == (1,):
             text = f"Batch size 1 does not run: {refused.error}"
         elif refused.accepted is not None:
             text += f"; {refused.accepted} run"
-        elif result.max_batch_size is not None:
-            text += f"; {result.max_batch_size:,} runs"
+        elif result.max_size is not None:
+            text += f"; {result.max_size:,} runs"
         lines[refused.accepted] = f"{text} ({wording.full_label(result)})." if lines else f"{text}."
     return list(lines.values())
 
@@ -128,6 +169,29 @@ def _global_batch(report: Report) -> Iterator[str]:
     gpus = f"{parts.world_size} GPU{'s' * (parts.world_size > 1)}"
     factors = f"micro-batch {parts.micro_batch_size:,} x {steps} x {gpus}"
     yield f"Global batch {parts.reached:,}{nearest}: {factors}."
+
+
+def _evaluation(result: PrecisionResult) -> Iterator[str]:
+    """Yield whether training or evaluation sets the peak at the recommended batch size."""
+    size = result.recommended_batch_size
+    trial = next((t for t in reversed(result.trials) if t.batch_size == size), None)
+    text = evaluation_against_training(result.confirmation or trial)
+    if text is not None:
+        yield f"{text}."
+
+
+def evaluation_against_training(trial: Trial | None) -> str | None:
+    """Return whether training or evaluation sets the peak of a trial; None without an evaluation."""
+    evaluation = trial.evaluation if trial is not None else None
+    if trial is None or evaluation is None or evaluation.peak_allocated_bytes is None:
+        return None
+    training = f"training up to {format_bytes(max(trial.peaks_by_step))}"
+    evaluating = (
+        f"the evaluation of {evaluation.batch_size:,} samples up to "
+        f"{format_bytes(evaluation.peak_allocated_bytes)}"
+    )
+    who = "Evaluation" if evaluation.is_decisive else "Training"
+    return f"{who} sets the peak: {training} allocated, {evaluating}"
 
 
 def _gpu_memory(result: PrecisionResult, report: Report) -> Iterator[str]:
@@ -146,7 +210,7 @@ def _gpu_memory(result: PrecisionResult, report: Report) -> Iterator[str]:
 
 def _throughput(result: PrecisionResult) -> Iterator[str]:
     """Yield from which batch size on throughput no longer grows."""
-    enough, chosen = result.saturation_batch_size, result.recommended_batch_size or 0
+    enough, chosen = result.saturation_batch_size, result.recommended_size or 0
     if enough is None:
         return
     if enough > chosen:
@@ -161,12 +225,12 @@ def _estimate(result: PrecisionResult, report: Report) -> Iterator[str]:
     predicted = result.predicted
     if report.simulated or predicted is None:
         return
-    text = f"Predicted maximum: {predicted.max_batch_size:,}"
+    text = f"Predicted maximum: {predicted.max_size:,}"
     if predicted.peak_reserved_bytes is not None:
         text += f", peak reserved {format_bytes(predicted.peak_reserved_bytes)}"
-        if predicted.recommended_batch_size != result.recommended_batch_size:
-            text += f" at batch size {predicted.recommended_batch_size:,}"
-    measured = f"measured: {result.max_batch_size:,}, {format_bytes(result.peak_reserved_bytes)}"
+        if predicted.recommended_size != result.recommended_size:
+            text += f" at {report.searched} {predicted.recommended_size:,}"
+    measured = f"measured: {result.max_size:,}, {format_bytes(result.peak_reserved_bytes)}"
     yield f"{text}; {measured}."
 
 
@@ -194,19 +258,30 @@ def _error(part: float) -> str:
     return f"{part * 100:.2g} %" if part else "0 %"
 
 
-def _variants(report: Report) -> Iterator[str]:
-    """Yield what each variant of `--compare` changes against the plain row of its precision."""
-    plain = {r.precision: r for r in report.results if r.remedy is None}
-    for result in report.results:
-        if result.remedy is None or not result.recommended_batch_size:
+def _other_lengths(report: Report) -> Iterator[str]:
+    """Yield what would be recommended at the lengths that the recommendation is not for."""
+    recommendation = report.recommendation
+    for seq_len in wording.lengths(report):
+        if seq_len is None or (recommendation and recommendation.seq_len == seq_len):
             continue
-        beside = plain[result.precision]
-        text = f"With {result.remedy}: batch size {result.recommended_batch_size:,}"
-        if beside.recommended_batch_size:
-            text += f" ({result.recommended_batch_size / beside.recommended_batch_size:.2f} x)"
+        best = recommend(report.results, report.search["objective"], seq_len)
+        if best is not None:
+            yield f"At {seq_len:,} tokens: batch size {best.batch_size:,} in {best.precision}."
+
+
+def _variants(report: Report) -> Iterator[str]:
+    """Yield what each variant of `--compare` changes against the plain row."""
+    plain = {wording.row_of(r): r for r in report.results if r.remedy is None}
+    for result in report.results:
+        if result.remedy is None or not result.recommended_size:
+            continue
+        beside = plain[wording.row_of(result)]
+        text = f"With {result.remedy}: {report.searched} {result.recommended_size:,}"
+        if beside.recommended_size:
+            text += f" ({result.recommended_size / beside.recommended_size:.2f} x)"
         if result.samples_per_s:
             text += f", {format_count(result.samples_per_s)} samples/s"
-            if beside.samples_per_s:
+            if beside.samples_per_s and report.axis is None:
                 text += f" ({result.samples_per_s / beside.samples_per_s:.2f} x)"
         yield f"{text}."
 
@@ -215,7 +290,7 @@ def problems(report: Report) -> list[str]:
     """Return why a precision has no answer, one line each."""
     lines = []
     for result in report.results:
-        if result.message and result.recommended_batch_size is None:
+        if result.message and result.recommended_size is None:
             tried = _tried(result, report) if result.status == "error" else ""
             text = f"{wording.full_label(result)}: {result.message}"
             lines.append(f"{text}; before that, {tried}" if tried else text)
@@ -231,8 +306,8 @@ def _tried(result: PrecisionResult, report: Report) -> str:
     """Return the outcomes of trials before an error ended the search; empty if there are none."""
     outcomes = _outcomes(report)
     return ", ".join(
-        f"{trial.batch_size:,} {outcomes[trial.status]}"
-        for trial in sorted(result.trials, key=lambda trial: trial.batch_size)
+        f"{trial.size:,} {outcomes[trial.status]}"
+        for trial in sorted(result.trials, key=lambda trial: trial.size)
         if trial.status in outcomes
     )
 
@@ -245,8 +320,8 @@ def hints(report: Report) -> list[str]:
         return list(_ways_to_fit(report)) if has_answer else []
     hints = []
     expandable = result.expandable_segments
-    if expandable is not None and result.recommended_batch_size:
-        more = expandable.batch_size / result.recommended_batch_size - 1
+    if expandable is not None and result.recommended_size:
+        more = expandable.batch_size / result.recommended_size - 1
         hints.append(
             "`PYTORCH_ALLOC_CONF=expandable_segments:True` ran batch size "
             f"{expandable.batch_size:,} in the same memory ({more:+.0%})"
@@ -260,6 +335,8 @@ def hints(report: Report) -> list[str]:
         and not (report.prediction and report.prediction.allocator.get("expandable_segments"))
     ):
         hints.append("what less fragmentation would buy: `--compare expandable-segments`")
+    if report.launch is not None and recommendation.check:
+        hints.append(f"this trains with it: `{recommendation.check}`")
     if recommendation.global_batch is not None and recommendation.check:
         hints.append(f"this tries the micro-batch again: `{recommendation.check}`")
     return hints
@@ -276,11 +353,28 @@ def _ways_to_fit(report: Report) -> Iterator[str]:
         return
     if not any(trial.status == "oom" for trial in trials):
         return
+    evaluated = [t.evaluation.batch_size for t in trials if t.status == "oom" and t.evaluation]
+    if evaluated and min(evaluated) > 1:
+        half = min(evaluated) // 2
+        yield f"a smaller batch may fit in the evaluation: `--eval-batch-size {half}`"
+    if report.launch is not None:
+        yield (
+            "mixed precision, recomputed activations (checkpointing) or smaller inputs need less memory: "
+            "compare them with `--variant`"
+        )
+        return
     if not precisions & {"amp-fp16", "amp-bf16", "bf16"}:
         yield "mixed precision may make it fit: `--precision amp`"
     is_training = report.workload["mode"] == "train"
     if is_training and not report.workload["grad_checkpoint"]:
         yield "recomputing activations saves memory for time: `--grad-checkpoint`"
+    if report.axis is not None:
+        smallest, batch_size = report.search["min_size"] or 1, report.workload["axis"]["batch_size"]
+        if smallest > 1:
+            yield f"a smaller {report.axis} may fit: `--min-size {max(1, smallest // 2)}`"
+        if batch_size > 1:
+            yield f"fewer samples need less memory: `--batch-size {max(1, batch_size // 2)}`"
+        return
     smallest = report.search["min_batch_size"]
     if smallest > 1:
         yield f"a smaller batch may fit: `--min-batch-size {max(1, smallest // 2)}`"

@@ -9,32 +9,34 @@ from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
-from bsfind.report.columns import SPEED_UP, cells_of, title_of
+from bsfind.report.columns import SEQ_LEN, SPEED_UP, cells_of, title_of
 from bsfind.report.sentences import (
     accuracy,
     answer,
+    evaluation_against_training,
     hints,
     problems,
     sentences,
     tried_before_an_error,
 )
-from bsfind.report.width import fits, is_utf8, labelled, sentence
+from bsfind.report.width import fits, is_utf8, labelled, print_sentence, sentence
 from bsfind.units import format_bytes, format_count
 
-_FITTED = ("precision", "max batch", "recommended")
+_FITTED = ("precision", SEQ_LEN, "max batch", "recommended")
 _TIMES = ("samples/s", SPEED_UP)
 _LAYOUTS = (
     (*_FITTED, "peak allocated", "peak reserved", "card bar", *_TIMES),
     (*_FITTED, "peak allocated", "peak reserved", "of the card", *_TIMES),
     (*_FITTED, "peak reserved", "of the card", *_TIMES),
     (*_FITTED, "peak reserved", "samples/s"),
-    ("precision", "recommended", "peak reserved"),
+    ("precision", SEQ_LEN, "recommended", "peak reserved"),
 )
 """Columns from the widest table to the narrowest: columns are left out, numbers are never cut."""
 
 _TWO_LINES = {
     "peak allocated": "peak\nallocated",
     "peak reserved": "peak\nreserved",
+    SEQ_LEN: "seq\nlen",
     "max batch": "max\nbatch",
     "of the card": "of the\ncard",
 }
@@ -52,14 +54,14 @@ def print_report(report: Report, console: Console) -> None:
         _print_results(report, console)
         console.print()
     if report.status == "partial":
-        _print(
-            console, f"{report.status}: {report.message or 'a trial took too long'}", style="yellow"
+        print_sentence(
+            console, f"{report.status}: {report.message or wording.UNFINISHED}", style="yellow"
         )
     text = answer(report)
     if text is not None:
-        _print(console, text, style="bold green")
+        print_sentence(console, text, style="bold green")
     for text in (*sentences(report), *problems(report)):
-        _print(console, text)
+        print_sentence(console, text)
     _print_hints(report, console)
 
 
@@ -67,30 +69,26 @@ def print_check(report: Report, console: Console) -> None:
     """Print the report of `check`: one line per precision."""
     _print_heading(report, console)
     if report.status == "failed" and not report.results:
-        _print(console, f"failed: {report.message}", style="yellow")
-    width = max((len(wording.precision(result)) for result in report.results), default=0)
+        print_sentence(console, f"failed: {report.message}", style="yellow")
+    width = max((len(wording.full_label(result)) for result in report.results), default=0)
     for result in report.results:
-        style = "red" if result.max_batch_size is None else "green"
-        start = f"{wording.precision(result):<{width}}  "
+        style = "red" if result.max_size is None else "green"
+        start = f"{wording.full_label(result):<{width}}  "
         indent = " " * len(start)
         text = sentence(_verdict(result, report), console, first=start, indent=indent)
         console.print(Text.assemble(start, (text[len(start) :], style)), soft_wrap=True)
     bound = accuracy(report)
     if bound is not None:
-        _print(console, f"Predicted, not run. {bound}")
-    if not all(result.max_batch_size for result in report.results):
+        print_sentence(console, f"Predicted, not run. {bound}")
+    if not all(result.max_size for result in report.results):
         _print_hints(report, console)
-
-
-def _print(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(sentence(text, console), style=style), soft_wrap=True)
 
 
 def _print_heading(report: Report, console: Console) -> None:
     subject, *rest = wording.heading(report)
-    _print(console, subject, style="bold")
+    print_sentence(console, subject, style="bold")
     for text in rest:
-        _print(console, text, style="dim")
+        print_sentence(console, text, style="dim")
 
 
 def _print_hints(report: Report, console: Console) -> None:
@@ -108,7 +106,7 @@ def _print_results(report: Report, console: Console) -> None:
     for result in wording.rows(report):  # narrower than any table: one line per figure
         for name, cell in cells_of(result, report).items():
             if cell:
-                console.print(Text(f"{title_of(name, report)}: {cell}"), soft_wrap=True)
+                print_sentence(console, f"{title_of(name, report)}: {cell}")
 
 
 def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
@@ -125,7 +123,7 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
     for name in columns:
         header = "of the card" if name == "card bar" else title_of(name, report)
         if two_lines:
-            header = _TWO_LINES.get(header, header)
+            header = _TWO_LINES.get(header, header.replace("max ", "max\n"))
         table.add_column(
             header,
             justify="left" if name in ("precision", "card bar") else "right",
@@ -171,6 +169,9 @@ def _verdict(result: PrecisionResult, report: Report) -> str:
     if report.device is not None and trial.peak_reserved_bytes is not None:
         left = report.device.capacity_bytes - trial.peak_reserved_bytes
         text += f", {format_bytes(left)} left"
+    compared = evaluation_against_training(trial)
+    if compared is not None:
+        text += f". {compared}"
     if trial.samples_per_s:
         text += f", {format_count(trial.samples_per_s)} samples/s"
     return text

@@ -8,9 +8,10 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from bsfind.records import Report, Trial
+from bsfind.records import Report
 from bsfind.report.plot import Picture, Series, batch_size_ticks, memory_ticks, picture_of
 from bsfind.report.width import is_utf8
+from bsfind.trial import Trial
 
 _NARROWEST = 32
 """Columns below which a plot shows less than the table."""
@@ -49,7 +50,7 @@ def print_plot(report: Report, console: Console) -> None:
         return
     glyphs = _UNICODE if is_utf8(console) else _ASCII
     console.print()
-    console.print(Text("Peak reserved against batch size", style="dim"), soft_wrap=True)
+    console.print(Text(f"Peak reserved against {picture.searched}", style="dim"), soft_wrap=True)
     for line in _plot(picture, glyphs, console.width):
         console.print(line, no_wrap=True, soft_wrap=True)
     for line in _legend(picture, glyphs, console.width):
@@ -71,7 +72,7 @@ def _plot(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
 
     def place(trial: Trial) -> tuple[float, float]:
         peak = trial.peak_reserved_bytes if trial.status == "ok" else picture.ceiling_bytes
-        return trial.batch_size / picture.batch_size_high, (peak or 0) / picture.memory_high
+        return trial.size / picture.batch_size_high, (peak or 0) / picture.memory_high
 
     def mark(trial: Trial, character: str, style: str) -> None:
         column, row = cell(*place(trial))
@@ -121,7 +122,7 @@ def _plot(picture: Picture, glyphs: _Glyphs, width: int) -> list[Text]:
         if not touches and start + len(label) <= width:
             below = f"{below:<{start}}{label}"
     room = width - len(below)
-    name = f"{'batch size':>{room}}" if room > len("batch size") + 1 else ""
+    name = f"{picture.searched:>{room}}" if room > len(picture.searched) + 1 else ""
     return [*lines, Text(below + name, style="dim")]
 
 

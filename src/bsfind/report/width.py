@@ -10,7 +10,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from bsfind.report.visible import visible
+
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 _BEFORE_UNIT = re.compile(r"(?<=\d) (?=(?:[KMGT]i?B|B|%|x|s|ms|M|K)\b|%)")
 
@@ -31,6 +32,14 @@ def is_utf8(console: Console) -> bool:
     return console.encoding.lower().replace("-", "") == "utf8"
 
 
+def print_sentence(
+    console: Console, text: str, style: str = "", *, first: str = "", indent: str = ""
+) -> None:
+    """Print a text as one paragraph (see `sentence`)."""
+    wrapped = sentence(text, console, first=first, indent=indent)
+    console.print(Text(wrapped, style=style), soft_wrap=True)
+
+
 def labelled(label: str, style: str, text: str, console: Console) -> Text:
     """Return a sentence with a coloured label, `hint: …`, wrapped for printing with `soft_wrap`."""
     _, _, rest = sentence(f"{label}: {text}", console).partition(":")
@@ -38,18 +47,18 @@ def labelled(label: str, style: str, text: str, console: Console) -> Text:
 
 
 def sentence(text: str, console: Console, *, first: str = "", indent: str = "") -> str:
-    """Return a text without control characters, wrapped for printing with `soft_wrap`.
+    r"""Return a text as one line without control characters, wrapped for printing with `soft_wrap`.
 
     At a terminal it is wrapped between words, but not between a number and its unit; a terminal would
     break the line within a number. In a pipe it stays one line.
 
     Args:
-        text: a text without line breaks.
+        text: a text; a line break in it is shown as `\n`.
         console: the console that prints it.
         first: prefix of the first line.
         indent: prefix of each further line.
     """
-    text = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+    text = visible(text)
     if not console.is_terminal:
         return first + text
     lines = textwrap.wrap(

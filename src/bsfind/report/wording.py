@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.records import Assumption, PrecisionResult, Report
+from bsfind.report.visible import visible
+from bsfind.search.variants import row_name
 from bsfind.units import format_bytes, format_parameters
 
 _NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "model")
@@ -15,6 +18,10 @@ _NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "m
 
 _CONTAINERS = ("Sequential", "ModuleList", "ModuleDict", "DataParallel", "OptimizedModule")
 """Classes whose names say nothing about the model."""
+
+
+UNFINISHED = "the search is not complete"
+"""The message of a partial report that has none: of one that goes on."""
 
 
 def model_name(workload: Mapping[str, Any], class_name: str | None) -> str:
@@ -60,18 +67,25 @@ def trained_loss(workload: Mapping[str, Any], assumptions: Iterable[Assumption])
     return f"loss {asked}" if ":" in asked else asked
 
 
+def target(report: Report) -> str:
+    """Return what was asked about: the import path of the model, or the command that was launched."""
+    if report.launch is not None:
+        return shlex.join(report.launch["command"])
+    return str(report.workload["target"])
+
+
+def is_training(report: Report) -> bool:
+    """Tell whether the steps are training steps: those of a launched command are."""
+    return report.launch is not None or report.workload["mode"] == "train"
+
+
 def subject(report: Report) -> str:
     """Return the model, what is done with it, and the device, in one line."""
-    model = report.model
-    parts = [model_name(report.workload, model.class_name if model else None)]
-    if report.model is not None:
-        parts.append(f"{format_parameters(report.model.parameters)} parameters")
-        if report.model.optimizer is not None:
-            parts.append(report.model.optimizer)
-    loss = trained_loss(report.workload, report.assumptions)
-    if loss is not None:
-        parts.append(loss)
-    parts.append("training" if report.workload["mode"] == "train" else "inference")
+    parts = [target(report)] if report.launch is not None else _model(report)
+    doing = "training and evaluation" if report.workload.get("with_eval") else "training"
+    parts.append(doing if is_training(report) else "inference")
+    if report.axis is not None:
+        parts.append(f"batch size {report.workload['axis']['batch_size']:,}")
     device = report.device
     if device is not None:
         memory = f"{format_bytes(device.total_bytes)} ({format_bytes(device.free_bytes)} free"
@@ -80,6 +94,18 @@ def subject(report: Report) -> str:
         name = f"simulated {device.name}" if report.simulated else device.name
         parts.append(f"{name}, {memory})")
     return " · ".join(parts)
+
+
+def _model(report: Report) -> list[str]:
+    """Return what the model is, and the loss that is trained."""
+    model = report.model
+    parts = [model_name(report.workload, model.class_name if model else None)]
+    if model is not None:
+        parts.append(f"{format_parameters(model.parameters)} parameters")
+        if model.optimizer is not None:
+            parts.append(model.optimizer)
+    loss = trained_loss(report.workload, report.assumptions)
+    return parts if loss is None else [*parts, loss]
 
 
 def conditions(report: Report) -> str | None:
@@ -121,27 +147,40 @@ def recommended(report: Report) -> PrecisionResult | None:
     return next(
         result
         for result in report.results
-        if result.precision == recommendation.precision and result.remedy is None
+        if (result.precision, result.seq_len, result.remedy)
+        == (recommendation.precision, recommendation.seq_len, None)
     )
 
 
 def rows(report: Report) -> list[PrecisionResult]:
-    """Return the rows of the table: variants stand below the plain row of their precision."""
+    """Return the rows of the table: variants stand below the plain row that they change."""
     plain = [result for result in report.results if result.remedy is None]
     return [
         row
         for result in plain
         for row in (
             result,
-            *(r for r in report.results if r.remedy and r.precision == result.precision),
+            *(r for r in report.results if r.remedy and row_of(r) == row_of(result)),
         )
     ]
+
+
+def row_of(result: PrecisionResult) -> tuple[str, int | None]:
+    """Return what tells a plain row from the others: the precision, and which of several lengths."""
+    return result.precision, result.seq_len
+
+
+def lengths(report: Report) -> list[int | None]:
+    """Return the lengths that the rows are at; [None] where there are not several."""
+    return list(dict.fromkeys(result.seq_len for result in report.results))
 
 
 def precision(result: PrecisionResult | PrecisionInspection) -> str:
     """Return the precision, with the dtype of the weights where it does not say it."""
     weights = result.weights_dtype
-    return result.precision if weights is None else f"{result.precision}, weights {weights}"
+    if weights is None:
+        return result.precision
+    return visible(f"{result.precision}, weights {weights}")
 
 
 def label(result: PrecisionResult) -> str:
@@ -150,9 +189,16 @@ def label(result: PrecisionResult) -> str:
 
 
 def full_label(result: PrecisionResult) -> str:
-    """Return the label of a result outside the table: `amp-bf16 + checkpointing`."""
-    name = precision(result)
+    """Return the label of a result outside the table: `amp-bf16 at 512 tokens + checkpointing`."""
+    name = row_name(precision(result), result.seq_len)
     return name if result.remedy is None else f"{name} + {result.remedy}"
+
+
+def in_which(result: PrecisionResult, report: Report) -> str:
+    """Return the precision or the variant of an answer: ` in amp-bf16`, ` (variant amp)`."""
+    if report.launch is None:
+        return f" in {full_label(result)}"
+    return f" (variant {result.precision})" if report.launch["variants"] else ""
 
 
 def percentage(fraction: float) -> str:

@@ -10,6 +10,7 @@ Pure: no torch, no clock, no I/O.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from bsfind.records import RefusedSizes, Trial
+from bsfind.trial import RefusedSizes, Trial
 
 _SMALL_UNITS = (8, 4, 2, 1, 64, 48, 240, 256, 100, 420)
 """Sizes that are tried while none has run. Eight is a multiple of 2, 4 and 8 and divides most queues; models
@@ -137,14 +138,20 @@ class Divisors:
         )
         return fits and self.of % batch_size == 0  # type: ignore[operator]
 
+    @functools.cached_property
+    def _sizes(self) -> list[int]:
+        small = [size for size in range(1, math.isqrt(self.of) + 1) if self.of % size == 0]
+        return sorted(
+            size for size in {*small, *(self.of // size for size in small)} if size in self
+        )
+
     def at_most(self, batch_size: int) -> int:
         """Return the largest divisor up to this size (see `Form.at_most`)."""
-        return next((size for size in range(batch_size, 0, -1) if size in self), 0)
+        return max((size for size in self._sizes if size <= batch_size), default=0)
 
     def above(self, batch_size: int) -> int:
         """Return the smallest divisor above this size (see `Form.above`); none is `sys.maxsize`."""
-        larger = range(batch_size + 1, self.of + 1)
-        return next((size for size in larger if size in self), sys.maxsize)
+        return min((size for size in self._sizes if size > batch_size), default=sys.maxsize)
 
     def __str__(self) -> str:
         return f"divisors of {self.of}"
@@ -157,13 +164,15 @@ class AcceptedSizes:
 
     Args:
         multiple_of: every size that is tried is a multiple of it (`--multiple-of`).
+        is_of_axis: whether sizes are those of an axis, of which models take only so many.
 
     Attributes:
         form: the form of sizes that may be tried.
         refused: the sizes that the model refused, with the messages of its errors.
     """
 
-    def __init__(self, multiple_of: int = 1) -> None:
+    def __init__(self, multiple_of: int = 1, *, is_of_axis: bool = False) -> None:
+        self._is_of_axis = is_of_axis
         self._multiple_of = multiple_of
         self.form: Form = Multiples(multiple_of)
         self.refused: dict[int, str] = {}
@@ -204,6 +213,8 @@ class AcceptedSizes:
 
     def record(self, trial: Trial) -> None:
         """Learn from a trial whether its size is accepted."""
+        if trial.error_kind == "short_batch":
+            return  # the bracket ends there
         if trial.is_refused:
             self.refused[trial.batch_size] = trial.message or ""
         elif trial.status == "ok":
@@ -229,6 +240,8 @@ class AcceptedSizes:
         model, whatever the reason.
         """
         before = self._ran_before = max(self._ran, default=0)
+        if before and self._is_of_axis and (yield from self._is_limit(refused, may_ask)):
+            return
         common = Multiples(math.gcd(*(size for size in self._ran if size >= self.unit)))
         if self.unit > self._multiple_of and refused.batch_size not in common:
             yield from self._narrow(before, common, may_ask)
@@ -248,6 +261,18 @@ class AcceptedSizes:
                     return
         if not any(size < before for size in self.refused):
             self.form = Multiples(self._multiple_of)
+
+    def _is_limit(self, refused: Trial, may_ask: MayAsk) -> Generator[int, Trial, bool]:
+        """Tell whether the error names the largest size that runs: the next one is refused again."""
+        for named in reversed(_numbers_in(refused)):
+            size = self.form.at_most(named)
+            if not self._ran_before < size < refused.batch_size or not may_ask(size):
+                continue
+            above = self.form.above(size)
+            if (yield size).status == "ok" and may_ask(above) and (yield above).is_refused:
+                self._inquiries = _INQUIRIES  # the form is right: what was refused is too large
+                return True
+        return False
 
     def _ask_divisors(self, refused: Trial, may_ask: MayAsk) -> Generator[int, Trial, bool]:
         """Look for the largest size that divides what all that ran divide; return whether one runs."""
@@ -310,7 +335,10 @@ class AcceptedSizes:
         """Find the smallest number whose multiples run, given a size of the form that ran."""
         unit = self.unit
         may_be_right = self._ran_before and not self._speaks_against(unit, ran)
-        if may_be_right and may_ask(ran - unit) and (yield ran - unit).status == "ok":
+        if may_be_right and may_ask(ran - unit):
+            yield ran - unit
+        is_late = ran > 2 * unit  # one and two units are of any series
+        if may_be_right and is_late and self.has_run(ran - unit):
             self._inquiries = _INQUIRIES  # the form is right: what was refused is too large
             return
         whole = of = form.of if isinstance(form, Multiples) else ran

@@ -17,8 +17,8 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 
-from bsfind.records import Trial
 from bsfind.search.accepted_sizes import AcceptedSizes, Inquiry
+from bsfind.trial import Trial
 
 FIRST_BATCH_SIZE = 5
 """Small enough to run nearly everywhere; not 1, which batch normalisation refuses in training; and a
@@ -30,6 +30,13 @@ that runs out of memory teaches less than one that runs."""
 
 _SHARES_BELOW_EXPECTED = (0.97, 0.85)
 """Where to look when the expected size fails, and the size just below it too."""
+
+_USUAL = 32
+"""Sizes of an axis are multiples of it where nothing speaks against that: kernels are made for them."""
+
+_FAR_ABOVE = (64, 8)
+"""Times the first size that are tried where it and all smaller ones run out of memory: the memory of some
+steps falls with the batch size, as that of a buffer that is divided by it."""
 
 _DIVISORS_ABOVE_EXPECTED = (128, 32, 8, 2, 1)
 """Steps above the expected size where nothing has failed, as divisors of the best size: the expectation is
@@ -53,6 +60,7 @@ class Bracket:
         estimate: where to look, once a trial has run.
         first: the first batch size to ask for (moved into the limits).
         expected: the answer that a prediction expects: the search begins there.
+        is_of_axis: whether sizes are those of an axis: their multiples of 32 are tried first.
         sizes: what is known of the sizes that the model accepts; learns from every trial.
 
     Whatever the trials say, it never asks twice, never asks outside its limits or for a size that
@@ -70,6 +78,7 @@ class Bracket:
         first: int = FIRST_BATCH_SIZE,
         expected: int | None = None,
         sizes: AcceptedSizes | None = None,
+        is_of_axis: bool = False,
     ) -> None:
         if not 1 <= smallest <= largest:
             raise ValueError(f"no batch size between {smallest} and {largest}")
@@ -79,6 +88,7 @@ class Bracket:
         self._tolerance = tolerance
         self._estimate = estimate
         self._expected = expected
+        self._is_of_axis = is_of_axis
         if expected is not None:
             first = self._just_below(expected)
         self._first = self._nearest(first, self._smallest - 1, self._largest)
@@ -122,6 +132,14 @@ class Bracket:
         if any(trial.status == "timeout" for trial in self._trials.values()):
             return False
         failed = self.smallest_failed
+        if failed is not None and self._trials[failed].error_kind == "untraceable":
+            return False  # it may fit
+        return self._is_settled
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether no size is left between the best and the smallest that failed."""
+        failed = self.smallest_failed
         if self._best is None:
             return failed is not None and self.sizes.at_most(failed - 1) < self._smallest
         best = self._best.batch_size
@@ -135,16 +153,35 @@ class Bracket:
         self._expected, self._estimate = None, lambda _: None
 
     def record(self, trial: Trial) -> None:
-        """Take in the trial of a batch size that was asked for; a second one replaces the first."""
+        """Take in the trial of a batch size that was asked for; a second one replaces the first.
+
+        Where fewer samples were delivered, no larger size than that runs: replays of larger ones, which
+        made no batch, are forgotten.
+        """
         self._trials[trial.batch_size] = trial
         self.sizes.record(trial)
+        if trial.delivered_batch_size is not None:
+            self._largest = self.sizes.at_most(min(self._largest, trial.delivered_batch_size))
+            self._trials = {
+                size: known
+                for size, known in self._trials.items()
+                if size <= self._largest or known.status != "ok"
+            }
+        self._find_ends()
+        self._inquire(trial)
+
+    def forget(self, is_forgotten: Callable[[Trial], bool]) -> None:
+        """Forget trials that do not hold any more."""
+        self._trials = {n: t for n, t in self._trials.items() if not is_forgotten(t)}
+        self._find_ends()
+
+    def _find_ends(self) -> None:
         ran = [t for t in self._trials.values() if t.status == "ok"]
         self._best = max(ran, key=lambda t: t.batch_size, default=None)
         best = self._best.batch_size if self._best else 0
         # What failed below the best says nothing about the maximum.
         failed = (t for t in self._trials.values() if t.status != "ok" and not t.is_refused)
         self._failed = min((t.batch_size for t in failed if t.batch_size > best), default=None)
-        self._inquire(trial)
 
     def _inquire(self, trial: Trial) -> None:
         """Begin to ask which sizes the model accepts, or go on asking."""
@@ -175,8 +212,12 @@ class Bracket:
             return None
         if self._asked is not None:
             return self._asked
-        if self.is_proven:
-            return None
+        if any(trial.delivered_batch_size for trial in self.trials) and self._may_ask(
+            self._largest
+        ):
+            return self._largest
+        if self._is_settled:
+            return self._far_above() if self._best is None else None
         if self._best is None:
             return self._below_failures()
         best, failed = self._best.batch_size, self.smallest_failed
@@ -203,6 +244,14 @@ class Bracket:
         size = max(self.sizes.at_most(below), self.sizes.above(self._smallest - 1))
         return size if self._may_ask(size) else None
 
+    def _far_above(self) -> int | None:
+        """Return a size far above small ones that all ran out of memory, twice: it may take less."""
+        kinds = {trial.error_kind for trial in self.trials if trial.status != "oom"}
+        if self._first >= max(_FAR_ABOVE) or kinds - {"batch_norm"}:
+            return None
+        sizes = (self.sizes.at_most(min(self._largest, n * self._first)) for n in _FAR_ABOVE)
+        return next((n for n in sizes if n > self._first and n not in self._trials), None)
+
     def _probe_below(self, failed: int) -> int:
         """Return where to look below the smallest size: half, but near an expectation not at once."""
         num_failed = len(self._trials)
@@ -228,6 +277,8 @@ class Bracket:
         if len(self._trials) == 1 and self._expected is None:
             unit = self.sizes.unit
             share = int(_SHARE_AFTER_ONE_TRIAL * estimate)
+            if self._is_of_axis:
+                return max(share - share % _USUAL, best + 1)
             return unit * _prime_near(share // unit, above=best // unit)
         return max(self._just_below(estimate), best + self._guided_step(best))
 

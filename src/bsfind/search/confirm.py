@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bsfind.errors import TimeLimitError
-from bsfind.records import GlobalBatch, ReportWarning, Trial
+from bsfind.records import GlobalBatch, ReportWarning
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.recommend import split_global_batch, step_down
-from bsfind.search.trials import TrialRunner
+from bsfind.search.trials import Trials
 from bsfind.settings import SearchLimits
+from bsfind.trial import Trial
 from bsfind.worker.client import ModelDoesNotFit
 
 _MAX_ATTEMPTS = 8
@@ -36,7 +37,7 @@ class Confirmation:
     which costs time, gives way to a slightly smaller one at which it reaches a steady state, if one is found.
 
     Args:
-        precision: named in the warnings.
+        name: what the search is called in the warnings.
         limits: limits of the search.
         sizes: the sizes that the model accepts.
         budget_bytes: what the process may use.
@@ -44,6 +45,8 @@ class Confirmation:
         before_attempt: called with the size before each trial.
         is_everything: whether the budget is the whole capacity: no headroom is kept.
         reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
+        exact: whether predictions trace every step at each size.
+        searched: the name of the number that is searched.
 
     Attributes:
         trial: the trial of the size that holds; None before there is one.
@@ -56,17 +59,20 @@ class Confirmation:
 
     def __init__(
         self,
-        precision: str,
+        name: str,
         limits: SearchLimits,
         sizes: AcceptedSizes,
         budget_bytes: int,
-        runner: TrialRunner,
+        runner: Trials,
         before_attempt: Callable[[int], None],
         *,
         is_everything: bool,
         reductions: Sequence[float],
+        exact: bool = False,
+        searched: str = "batch size",
     ) -> None:
-        self._precision = precision
+        self._name = name
+        self._searched = searched
         self._limits = limits
         self._sizes = sizes
         self._budget = budget_bytes
@@ -74,6 +80,7 @@ class Confirmation:
         self._before_attempt = before_attempt
         self._is_everything = is_everything
         self._reductions = reductions
+        self._exact = exact
         self._last_parts: GlobalBatch | None = None
         self.trial: Trial | None = None
         self.global_batch: GlobalBatch | None = None
@@ -108,7 +115,7 @@ class Confirmation:
         """Run the largest useful size up to `largest`; None if there is none."""
         self._last_parts = parts = self._parts(largest)
         candidate = parts.micro_batch_size if parts else self._sizes.at_most(largest)
-        if candidate < max(self._limits.min_batch_size, 1):
+        if candidate < max(self._limits.least, 1):
             return None
         self._before_attempt(candidate)
         trial = self.run(candidate, self._limits.confirm_steps, accumulates=_accumulates(parts))
@@ -143,7 +150,16 @@ class Confirmation:
         """Tell whether a trial failed later than the trials of the search could see."""
         return trial.steps >= self._limits.steps
 
-    def run(self, batch_size: int, steps: int, *, accumulates: bool = False) -> Trial:
+    def trace(self, found: Trial) -> Trial:
+        """Trace every step of the size that holds, of which a prediction knows no more than a few."""
+        self._before_attempt(found.batch_size)
+        accumulates = _accumulates(self.global_batch)
+        steps = self._limits.confirm_steps
+        return self.run(found.batch_size, steps, accumulates=accumulates, exact=True)
+
+    def run(
+        self, batch_size: int, steps: int, *, accumulates: bool = False, exact: bool = False
+    ) -> Trial:
         """Run a size within the budget; out of memory and out of time are answers too."""
         try:
             trial = self._runner.run_within(
@@ -151,6 +167,7 @@ class Confirmation:
                 self._budget,
                 steps=steps,
                 grad_accum=_ACCUMULATED if accumulates else None,
+                exact=exact or self._exact,
             )
             self._sizes.record(trial)
             return trial
@@ -193,7 +210,7 @@ class Confirmation:
         self.warnings.append(
             ReportWarning(
                 code="confirmation_failed",
-                message=f"{self._precision}: batch size {reported.batch_size} {where} {what} after "
+                message=f"{self._name}: {self._searched} {reported.batch_size} {where} {what} after "
                 f"{reported.steps} steps; {instead} recommended",
             )
         )
@@ -202,8 +219,8 @@ class Confirmation:
         self.warnings.append(
             ReportWarning(
                 code="alloc_retries",
-                message=f"{self._precision}: batch size {trial.batch_size} fits, but the allocator keeps "
-                f"flushing its cache ({trial.steady_alloc_retries} retries in the last "
+                message=f"{self._name}: {self._searched} {trial.batch_size} fits, but the allocator "
+                f"keeps flushing its cache ({trial.steady_alloc_retries} retries in the last "
                 f"{trial.steps - trial.steps // 2} of {trial.steps} steps), which slows training",
                 hint="try PYTORCH_ALLOC_CONF=expandable_segments:True, or more `--headroom`",
             )

@@ -17,9 +17,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-from bsfind.records import PrecisionResult, Trial
+from bsfind.records import PrecisionResult
 from bsfind.search.bracket import Bracket
 from bsfind.settings import LARGEST_BATCH_SIZE
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.allocator.blocks import Block
 from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
@@ -27,7 +28,7 @@ from bsfind.simulation.allocator.caching_allocator import (
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.allocator.recording import Recording, replay, resident_blocks
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.trial import Trial
 
 _LARGE = 1 << 20
 _CUBLAS_WORKSPACES = frozenset((8320 << 10, 32 << 20))
@@ -42,6 +43,8 @@ class Estimate:
         recordings: what trials asked of the allocator, by batch size; grows with the search.
         allocator: how the allocator is configured.
         predicted: the result of a prediction; None without one.
+        check_time: raises TimeLimitError when the time for the whole search is over.
+        is_of_axis: whether sizes are those of an axis: memory may grow faster than they do.
     """
 
     def __init__(
@@ -50,11 +53,16 @@ class Estimate:
         recordings: Mapping[int, Recording],
         allocator: AllocatorSettings,
         predicted: PrecisionResult | None = None,
+        check_time: Callable[[], None] = lambda: None,
+        *,
+        is_of_axis: bool = False,
     ) -> None:
+        self._is_of_axis = is_of_axis
         self._capacity = capacity_bytes
         self._recordings = recordings
         self._allocator = allocator
         self._predicted = predicted
+        self._check_time = check_time
 
     @property
     def expected(self) -> int | None:
@@ -79,9 +87,44 @@ class Estimate:
         return predicted.recommended_batch_size + min(0, best.batch_size - expected)
 
     def _from_trials(self, trials: Sequence[Trial], limit_bytes: int) -> int | None:
+        if self._is_of_axis:
+            return self.through_peaks(trials, limit_bytes)
         recordings = list(self._recordings.values())
-        replayed = largest_that_fits(recordings, limit_bytes, self._allocator)
+        replayed = largest_that_fits(recordings, limit_bytes, self._allocator, self._check_time)
         return replayed if replayed is not None else line_through_peaks(trials, limit_bytes)
+
+    def through_peaks(self, trials: Sequence[Trial], limit_bytes: int) -> int | None:
+        """Return what the peaks of trials say of a limit; None if they say too little."""
+        through = curve_through_peaks if self._is_of_axis else line_through_peaks
+        return through(trials, limit_bytes)
+
+
+def curve_through_peaks(trials: Sequence[Trial], limit_bytes: int) -> int | None:
+    """Return the size of an axis at which the curve through the two largest that ran meets a limit.
+
+    What is not resident grows with a power of the size from 1 to 2: attention and images grow with its
+    square. After one trial the square is taken. None if no trial ran, or peaks do not grow.
+    """
+    ran = sorted((t for t in trials if t.status == "ok"), key=lambda trial: trial.batch_size)
+    if not ran:
+        return None
+    high, resident = ran[-1], ran[-1].resident_bytes
+    if resident is None or high.peak_reserved_bytes is None:
+        return None
+
+    def moving(trial: Trial) -> int:
+        return (trial.peak_reserved_bytes or 0) - resident
+
+    if moving(high) <= 0 or limit_bytes <= resident:
+        return None
+    power = 2.0
+    if len(ran) > 1:
+        low = ran[-2]
+        if not 0 < moving(low) < moving(high):
+            return None
+        power = math.log(moving(high) / moving(low)) / math.log(high.batch_size / low.batch_size)
+    share = (limit_bytes - resident) / moving(high)
+    return max(1, int(high.batch_size * share ** (1 / min(2.0, max(1.0, power)))))
 
 
 def line_through_peaks(trials: Sequence[Trial], limit_bytes: int) -> int | None:
@@ -117,7 +160,10 @@ def line_through_peaks(trials: Sequence[Trial], limit_bytes: int) -> int | None:
 
 
 def largest_that_fits(
-    recordings: Sequence[Recording], limit_bytes: int, settings: AllocatorSettings
+    recordings: Sequence[Recording],
+    limit_bytes: int,
+    settings: AllocatorSettings,
+    check_time: Callable[[], None] = lambda: None,
 ) -> int | None:
     """Return the largest batch size whose replay fits into `limit_bytes`.
 
@@ -130,6 +176,7 @@ def largest_that_fits(
         recordings: what trials that ran asked of the allocator.
         limit_bytes: what the allocator may reserve.
         settings: how the allocator is configured.
+        check_time: called before each replay; raises TimeLimitError when there is no time for it.
 
     Returns:
         The batch size; None without recordings, or if the settings are beyond the model.
@@ -148,6 +195,7 @@ def largest_that_fits(
     resident = [block["address"] for block in resident_blocks(high.segments)]
 
     def fits(batch_size: int) -> bool:
+        check_time()
         allocator = start.copy(memory.copy())
         blocks: list[Block | None] = [allocator.block_at(address) for address in resident]
         try:

@@ -1,12 +1,14 @@
-"""Opens the device, searches precision after precision, keeps the report current."""
+"""Opens the device, searches row after row of the report, keeps the report current."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bsfind.errors import (
     BsfindError,
@@ -18,23 +20,44 @@ from bsfind.errors import (
 from bsfind.failures.gpu_faults import gone
 from bsfind.failures.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.failures.memory_watch import MemoryWatch
-from bsfind.records import DeviceInfo, ModelInfo, PrecisionResult, Report, ReportWarning
+from bsfind.launch.placeholders import names_of
+from bsfind.records import (
+    DeviceInfo,
+    ModelInfo,
+    PrecisionResult,
+    Recommendation,
+    Report,
+    ReportWarning,
+)
 from bsfind.search.events import Events
+from bsfind.search.launched import LaunchedTrials
 from bsfind.search.policy import Policy, policy_for
 from bsfind.search.precision import PrecisionSearch, Predict
 from bsfind.search.predict_first import Predictor
 from bsfind.search.recommend import recommend
 from bsfind.search.report_builder import SearchState, is_answered, report_of
 from bsfind.search.time_budget import TimeBudget
-from bsfind.search.trials import TrialRunner
-from bsfind.search.variants import remedied, variables_of, why_unsupported
-from bsfind.settings import Settings
+from bsfind.search.trials import TrialRunner, Trials
+from bsfind.search.variants import (
+    at_length,
+    lengths_of,
+    remedied,
+    variables_of,
+    why_unsupported,
+)
+from bsfind.settings import Launch, Settings
 from bsfind.units import format_bytes
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
 _OF_ONE_PRECISION = (TargetError, WorkerError)
 """Errors that end the search in one precision, and leave the others alone."""
+
+
+_LAUNCH_HINT = (
+    "a command is measured on a GPU; `bsfind env` shows what the driver and torch see, and `bsfind run` "
+    "predicts for a GPU that is not here"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,15 +107,18 @@ class Finder:
         self._events = events or Events()
         self._use_lock = use_lock
         self._make_pool = make_pool
+        self._lengths = lengths_of(settings)
         self._watch = MemoryWatch()
         self._clock = TimeBudget(settings.limits.trial_timeout_s, settings.limits.time_budget_s)
         self._opened: _Opened | None = None
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
-        self._searches: dict[str, PrecisionSearch] = {}  # those of `--compare` aside
+        # By precision and length; those of `--compare` aside.
+        self._searches: dict[tuple[str, int | None], PrecisionSearch] = {}
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
+        self._logs: Path | None = None
         self.errors: list[BsfindError] = []
         self.stopped_by: str | None = None
 
@@ -103,8 +129,9 @@ class Finder:
         Errors are in `errors`.
         """
         expected = 1
-        if not self._settings.device.is_simulated:
-            num_searches = len(self._settings.precisions) + len(self._settings.compare)
+        if not self._settings.device.is_simulated and self._settings.launch is None:
+            num_rows = len(self._settings.precisions) * len(self._lengths)
+            num_searches = num_rows + len(self._settings.compare)
             is_check = self._settings.batch_size is not None
             expected = num_searches * (1 if is_check else 2)  # one searches, one confirms
         with (
@@ -135,29 +162,38 @@ class Finder:
         return error
 
     def _settle_failures(self) -> None:
-        """Turn failures of single precisions into warnings where another one gave an answer, else errors."""
+        """Turn failures of single precisions into warnings where another one gave an answer, else errors.
+
+        Of several lengths, the longest needs an answer.
+        """
         failed = {
-            precision: search.error
-            for precision, search in self._searches.items()
+            search: search.error
+            for search in self._searches.values()
             if isinstance(search.error, _OF_ONE_PRECISION)
         }
-        if not is_answered(self._results):
+        if not is_answered([r for r in self._results if r.seq_len == self._lengths[0]]):
             broken_off = [error for error in self.errors if not isinstance(error, TimeLimitError)]
             self.errors[len(broken_off) : len(broken_off)] = failed.values()
             return
-        for precision, error in failed.items():
+        for search, error in failed.items():
+            alone = f"--precision {search.precision}"
+            if search.seq_len is not None:
+                alone += f" --seq-len {search.seq_len}"
             self._warn(
                 ReportWarning(
                     code="precision_failed",
-                    message=f"{precision} failed: {error.message}",
-                    hint=f"`--precision {precision}` alone shows the traceback"
-                    if error.detail
+                    message=f"{search.name} failed: {error.message}",
+                    hint=f"`{alone}` alone shows the traceback"
+                    if error.detail and self._settings.launch is None
                     else error.hint or None,
                 )
             )
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
+        if self._settings.launch is not None:
+            self._launch(self._settings.launch, pool, worker, held)
+            return
         with Predictor(self._settings, self._make_pool) as predictor:
             opened = self._opened = self._open(pool, worker, held)
             self._warn_about_other_processes(opened.device)
@@ -165,8 +201,9 @@ class Finder:
                 pool.expect_no_more()
             pool.prepare()
             precisions = precisions_of(self._settings, opened.device)
-            predictor.begin(opened.device, precisions)
-            left_over = self._search_all(opened, precisions, worker, predictor.result)
+            rows = [(precision, seq_len) for seq_len in self._lengths for precision in precisions]
+            predictor.begin(opened.device, rows)
+            left_over = self._search_all(opened, rows, worker, predictor.result)
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
             self._compare(opened, left_over)
@@ -183,24 +220,51 @@ class Finder:
                     self._warn(warning)
             device = worker.open(choice, self._clock.for_start())
         except NoGpuError as error:
+            if settings.launch is not None:
+                raise NoGpuError(error.message, detail=error.detail, hint=_LAUNCH_HINT) from None
             other = self._events.no_gpu(error) if choice.device == "auto" else None
             if other is None:
                 raise
             settings = dataclasses.replace(settings, device=other)
             device = worker.open(other, self._clock.for_start())
-        return _Opened(settings=settings, device=device, policy=policy_for(device), pool=pool)
+        policy = policy_for(device, is_launched=settings.launch is not None)
+        return _Opened(settings=settings, device=device, policy=policy, pool=pool)
+
+    def _launch(
+        self, launch: Launch, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack
+    ) -> None:
+        """Search every variant of a command, once a worker has told which device there is."""
+        opened = self._opened = self._open(pool, worker, held)
+        self._warn_about_other_processes(opened.device)
+        pool.close()  # the worker's context takes memory
+        self._logs = Path(tempfile.mkdtemp(prefix="bsfind-launch-"))
+        for name in names_of(launch):
+            runner = LaunchedTrials(
+                *(launch, name, self._settings.limits, opened.device, self._clock),
+                logs=self._logs,
+                on_line=self._events.output,
+                on_warning=self._warn,
+            )
+            self._search(opened, opened.settings, name, runner)
+        self._look_at_fragmentation()
 
     def _search_all(
-        self, opened: _Opened, precisions: Sequence[str], worker: Worker, predict: Predict
+        self,
+        opened: _Opened,
+        rows: Sequence[tuple[str, int | None]],
+        worker: Worker,
+        predict: Predict,
     ) -> Worker | None:
-        """Search every precision; return a worker that is left over."""
+        """Search every precision at every length; return a worker that is left over."""
         left_over: Worker | None = worker
-        for precision in precisions:
+        for precision, seq_len in rows:
             why_not = unsupported(precision, opened.device)
             if why_not is not None:
-                self._add_unsupported(precision, None, why_not)
+                self._add_unsupported(precision, seq_len, None, why_not)
                 continue
-            search = self._search(opened, opened.settings, precision, left_over, predict=predict)
+            settings = at_length(opened.settings, seq_len)
+            runner = self._runner(opened, settings, precision, left_over)
+            search = self._search(opened, settings, precision, runner, predict)
             left_over = search.runner.left_over
             if search.error is not None and self._model is None:
                 break  # the model could not be built: it will not be in another precision either
@@ -208,52 +272,66 @@ class Finder:
 
     def _look_at_fragmentation(self) -> None:
         """See what expandable segments gain in the recommended precision."""
-        best = recommend(self._results, self._settings.limits.objective)
+        best = self._best
         if best is None:
             return
-        search = self._searches[best.precision]
+        key = (best.precision, best.seq_len)
+        search = self._searches[key]
         search.look_at_fragmentation()
         self._results = [
-            search.result if result.precision == best.precision else result
+            search.result if (result.precision, result.seq_len) == key else result
             for result in self._results
         ]
 
+    @property
+    def _best(self) -> Recommendation | None:
+        settings = self._settings
+        objective, axis = settings.limits.objective, settings.workload.axis
+        return recommend(self._results, objective, self._lengths[0], axis)
+
     def _compare(self, opened: _Opened, left_over: Worker | None) -> None:
-        """Search once more with each change of `--compare`, in the precision that is recommended."""
-        best = recommend(self._results, self._settings.limits.objective)
-        tried = [result.precision for result in self._results if result.status != "unsupported"]
+        """Search once more with each change of `--compare`, in the row that is recommended."""
+        best = self._best
+        tried = [result for result in self._results if result.status != "unsupported"]
         if not tried:
             return
-        precision = best.precision if best else tried[-1]
+        precision = best.precision if best else tried[-1].precision
+        longest = at_length(opened.settings, self._lengths[0])
         for remedy in self._settings.compare:
             why_not = why_unsupported(remedy, simulated=not opened.policy.is_measured)
             if why_not is not None:
-                self._add_unsupported(precision, remedy, why_not)
+                self._add_unsupported(precision, longest.seq_len, remedy, why_not)
                 continue
-            settings = remedied(opened.settings, remedy, precision)
-            if variables := variables_of(remedy, os.environ):
-                self._search(opened, settings, precision, None, variables)
-            else:
-                left_over = self._search(opened, settings, precision, left_over).runner.left_over
+            settings = remedied(longest, remedy, precision)
+            variables = variables_of(remedy, os.environ)
+            worker = None if variables else left_over
+            runner = self._runner(opened, settings, precision, worker, variables)
+            self._search(opened, settings, precision, runner)
+            if not variables:
+                left_over = runner.left_over
 
-    def _add_unsupported(self, precision: str, remedy: str | None, message: str) -> None:
+    def _add_unsupported(
+        self, precision: str, seq_len: int | None, remedy: str | None, message: str
+    ) -> None:
         self._results.append(
             PrecisionResult(
-                precision=precision, remedy=remedy, status="unsupported", message=message
+                precision=precision,
+                remedy=remedy,
+                seq_len=seq_len,
+                status="unsupported",
+                message=message,
             )
         )
 
-    def _search(
+    def _runner(
         self,
         opened: _Opened,
         settings: Settings,
         precision: str,
         worker: Worker | None,
         variables: Mapping[str, str] | None = None,
-        predict: Predict | None = None,
-    ) -> PrecisionSearch:
-        """Search in one precision, and keep what is found, whatever ends it."""
-        runner = TrialRunner(
+    ) -> TrialRunner:
+        return TrialRunner(
             settings,
             precision,
             opened.pool,
@@ -262,11 +340,21 @@ class Finder:
             opened=worker,
             variables=variables,
         )
+
+    def _search(
+        self,
+        opened: _Opened,
+        settings: Settings,
+        precision: str,
+        runner: Trials,
+        predict: Predict | None = None,
+    ) -> PrecisionSearch:
+        """Search in one precision, and keep what is found, whatever ends it."""
         search = self._current = PrecisionSearch(
             precision, settings, opened.device, runner, opened.policy, self._events
         )
         if search.is_asked_for:
-            self._searches[precision] = search
+            self._searches[precision, settings.seq_len] = search
         try:
             search.run(predict)
         finally:
@@ -302,7 +390,10 @@ class Finder:
     def report(self) -> Report:
         """What is known so far."""
         current = [self._current] if self._current is not None else []
-        runners = [search.runner for search in self._searches.values()]
+        # The answer is that of the longest of several lengths, and so is what was assumed.
+        longest, asked = self._lengths[0], self._settings.seq_lens
+        runners = [search.runner for search in self._searches.values() if search.seq_len == longest]
+        results = (*self._results, *(search.result for search in current))
         taken = self._watch.warning
         opened = self._opened
         return report_of(
@@ -311,7 +402,9 @@ class Finder:
                 command=self._command,
                 device=opened.device if opened else None,
                 model=self._model,
-                results=(*self._results, *(search.result for search in current)),
+                results=tuple(
+                    sorted(results, key=lambda r: asked.index(r.seq_len) if r.seq_len else 0)
+                ),
                 warnings=(
                     *self._warnings,
                     *(warning for search in current for warning in search.all_warnings),
@@ -319,9 +412,11 @@ class Finder:
                 ),
                 # Each worker chooses for itself, all by the same rules.
                 assumptions=tuple(made for runner in runners for made in runner.assumptions),
+                inputs=next((r.inputs for r in runners if r.inputs), ()),
                 output=next((r.output for r in runners if r.output is not None), None),
                 errors=tuple(self.errors),
                 stopped_by=self.stopped_by,
+                logs=self._logs,
                 is_finished=self._is_finished,
                 duration_s=self._clock.elapsed_s,
             )

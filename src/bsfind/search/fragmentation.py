@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 
 from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
-from bsfind.records import ExpandableSegments, Trial
+from bsfind.records import ExpandableSegments
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.estimate import largest_that_fits
 from bsfind.search.recommend import step_down
-from bsfind.search.trials import TrialRunner
+from bsfind.search.trials import Trials
 from bsfind.search.variants import with_expandable_segments
 from bsfind.settings import SearchLimits
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
+from bsfind.trial import Trial
 from bsfind.worker.client import ModelDoesNotFit
 
 _MAX_ATTEMPTS = 3
 
 
 def try_expandable_segments(
-    runner: TrialRunner,
+    runner: Trials,
     beside: Trial,
     limits: SearchLimits,
     sizes: AcceptedSizes,
@@ -41,11 +42,13 @@ def try_expandable_segments(
     """
     variables = with_expandable_segments(os.environ)
     settings = AllocatorSettings.from_environment({**os.environ, **variables}, torch_version)
-    estimate = largest_that_fits(list(runner.recordings.values()), budget_bytes, settings)
+    estimate = largest_that_fits(
+        list(runner.recordings.values()), budget_bytes, settings, runner.check_time
+    )
     if estimate is None:
         idle = (beside.peak_reserved_bytes or 0) - (beside.peak_allocated_bytes or 0)
         estimate = beside.batch_size + beside.batch_size * idle // max(1, budget_bytes)
-    candidate = sizes.at_most(min(estimate, limits.max_batch_size))
+    candidate = sizes.at_most(min(estimate, limits.most))
     for attempt in range(1, _MAX_ATTEMPTS + 1):
         if candidate <= beside.batch_size:
             return None

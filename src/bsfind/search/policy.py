@@ -7,11 +7,14 @@ nothing to time.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from typing import TYPE_CHECKING
 
-from bsfind.records import DeviceInfo, ReportWarning, Trial
+from bsfind.records import DeviceInfo, ReportWarning
+from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.bracket import Bracket
-from bsfind.search.estimate import line_through_peaks
+from bsfind.trial import Trial
 
 if TYPE_CHECKING:
     from bsfind.search.precision import PrecisionSearch
@@ -23,17 +26,35 @@ nearer, one that is slightly wrong is no help."""
 _REPLAYED_STEPS = 6
 """Steps of a replay within the budget: by then most allocators have reached a steady state, or never will."""
 
+_SLOW_S = 30.0
+"""Processor time of a search in which every size has to be traced, after which it leaves the rest to the
+tolerance; seconds."""
+
+_FEW_TRACES = 4
+"""Traces that may be needed until other sizes follow from them."""
+
+_FACTORS = (2, 3, 4, 5, 8, 16, 32, 64)
+"""Factors that a batch size may have to have to need less memory."""
+
 
 class Measured:
     """Trials run on a GPU.
 
+    Args:
+        times_smaller: whether smaller sizes are timed, too: where each takes seconds, they are not.
+
     Attributes:
         is_measured: whether trials run: their times are known, and a process can confirm the answer.
+        longest_s: processor time of trials after which no further size is tried, where one fits; seconds.
         reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
     """
 
     is_measured = True
+    longest_s = math.inf
     reductions: tuple[float, ...] = (0.98, 0.94, 0.88, 0.82, 0.76)  # one process for each
+
+    def __init__(self, *, times_smaller: bool = True) -> None:
+        self._times_smaller = times_smaller
 
     def tolerance(self, asked: float) -> float:
         """Return the tolerance of the search, given the one that was asked for."""
@@ -42,6 +63,10 @@ class Measured:
     def find_maximum(self, search: PrecisionSearch) -> None:
         """Try sizes until the maximum is known, to within the tolerance."""
         search.try_all(search.bracket)
+
+    def is_proven(self, search: PrecisionSearch) -> bool:
+        """Tell whether the answer is what ran: it is."""
+        return True
 
     def largest_within_budget(self, search: PrecisionSearch, largest: int) -> int:
         """Return what may be the largest batch size up to `largest` that leaves the headroom."""
@@ -53,9 +78,12 @@ class Measured:
 
     def size_to_confirm(self, search: PrecisionSearch, largest: int) -> int:
         """Find out where throughput saturates; return the size to confirm."""
+        if search.axis is not None:
+            return largest  # samples per second fall with its size
         if search.limits.objective == "fastest":
             return search.timing.fastest_up_to(largest, search.bracket.trials)
-        search.timing.down_from(largest, search.bracket.trials)
+        if self._times_smaller:
+            search.timing.down_from(largest, search.bracket.trials)
         return largest
 
 
@@ -66,6 +94,7 @@ class Simulated:
     """
 
     is_measured = False
+    longest_s = 600.0
     reductions: tuple[float, ...] = tuple(1 - percent / 100 for percent in range(1, 25))
 
     def tolerance(self, asked: float) -> float:
@@ -73,22 +102,49 @@ class Simulated:
         return max(_COARSE, asked)
 
     def find_maximum(self, search: PrecisionSearch) -> None:
-        """Find the maximum, to within the tolerance and then exactly, and have it traced itself.
+        """Find the maximum, to within the tolerance and then exactly, and have both ends traced.
 
         Most trials follow from the traces of others, which do not tell whether the model accepts their
-        size. A size that is asked for again is traced: where it is refused, the search goes on.
+        size, nor whether it does there what it does at others. Where a trace says something else than
+        what followed, the search goes on with what was traced.
         """
         bracket = search.bracket
+        if search.is_check:
+            search.try_all(bracket, max(search.steps, search.limits.confirm_steps), exact=True)
+            return
         search.try_all(bracket)
+        if _is_slow(search):
+            return
         bracket.be_exact()
-        traced: Trial | None = None
+        follows = False
         while not any(t.leak or t.status == "timeout" for t in bracket.trials):
             search.try_all(bracket)
-            best = bracket.best
-            if best is None or best is traced or search.is_check:
-                return
-            traced = search.try_size(best.batch_size)
+            follows = follows or any(trial.traced_steps == 0 for trial in bracket.trials)
+            ends = (bracket.best and bracket.best.batch_size, bracket.smallest_failed)
+            at_ends = (trial for trial in bracket.trials if trial.batch_size in ends)
+            found = next((trial for trial in at_ends if trial.traced_steps == 0), None)
+            if found is None:
+                if follows or len(bracket.trials) <= _FEW_TRACES or not _goes_on_above(search):
+                    return
+                continue
+            traced = search.try_size(found.batch_size, exact=True)
+            if not traced.is_refused and not _are_same(traced, found):
+                bracket.forget(lambda trial: trial.traced_steps == 0)
+                follows = False
             bracket.record(traced)
+
+    def is_proven(self, search: PrecisionSearch) -> bool:
+        """Trace all steps of the recommended size; tell whether they are as they were replayed."""
+        found = search.confirmation.trial
+        if found is None or found.traced_steps in (None, found.steps):
+            return True
+        traced = search.confirmation.trace(found)
+        if traced.status == "timeout" or traced.error_kind == "untraceable":
+            return True  # the report says how many steps were traced
+        if not _are_same(traced, found):
+            return False
+        search.confirmation.trial = traced
+        return True
 
     def largest_within_budget(self, search: PrecisionSearch, largest: int) -> int:
         """Return the largest batch size up to `largest` that replays within the budget."""
@@ -101,18 +157,20 @@ class Simulated:
         self, search: PrecisionSearch, largest: int, *, accumulates: bool
     ) -> int:
         limits, budget = search.limits, search.budget
-        smallest = min(limits.min_batch_size, largest)
+        smallest = min(limits.least, largest)
         bracket = Bracket(
             smallest=smallest,
             largest=largest,
             tolerance=self.tolerance(limits.tolerance),
-            estimate=lambda trials: line_through_peaks(trials, budget),
-            first=line_through_peaks(search.bracket.trials, budget) or largest,
+            estimate=lambda trials: search.estimate.through_peaks(trials, budget),
+            first=search.estimate.through_peaks(search.bracket.trials, budget) or largest,
             sizes=search.sizes,
         )
-        steps = max(limits.steps, min(limits.confirm_steps, _REPLAYED_STEPS))
+        steps = max(search.steps, min(limits.confirm_steps, _REPLAYED_STEPS))
         for is_exact in (False, True):
             if is_exact:
+                if _is_slow(search):
+                    break
                 bracket.be_exact()
             while (batch_size := bracket.next()) is not None:
                 search.report_progress("trying", batch_size)
@@ -127,6 +185,55 @@ class Simulated:
         return largest
 
 
+def _is_slow(search: PrecisionSearch) -> bool:
+    """Tell whether a search takes long, and sizes do not follow from those that were traced.
+
+    A search whose batches vary counts as such: each size is traced by itself, with other batches.
+    """
+    if any(trial.batches is not None for trial in search.bracket.trials):
+        return True
+    follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
+    return search.runner.busy_s > _SLOW_S and not follows
+
+
+def _goes_on_above(search: PrecisionSearch) -> bool:
+    """Look whether sizes above the maximum fit again, multiples of some number; narrow the search to those.
+
+    Memory of a step whose sizes do not follow from each other may depend on more than how large the batch
+    is: on whether it is odd, say.
+    """
+    bracket, sizes, failed = search.bracket, search.sizes, search.bracket.smallest_failed
+    if failed is None or bracket.best is None or not isinstance(sizes.form, Multiples):
+        return False
+    for factor in _FACTORS:
+        unit = math.lcm(sizes.form.of, factor)
+        size = Multiples(unit).above(failed)
+        if failed % unit == 0 or size > search.limits.most:
+            continue
+        trial = search.try_size(size, exact=True)
+        if trial.status != "ok":
+            continue
+        search.warnings.append(
+            ReportWarning(
+                code="memory_not_monotonic",
+                message=f"{search.name}: {search.searched} {failed} runs out of memory, {size} fits: "
+                f"memory does not grow steadily with it; only multiples of {unit} were searched",
+                hint="`check` tries any other size",
+            )
+        )
+        sizes.form = Multiples(unit)
+        break
+    else:
+        return False
+    bracket.forget(lambda trial: trial.batch_size not in sizes.form)
+    bracket.record(trial)
+    return True
+
+
+def _are_same(traced: Trial, found: Trial) -> bool:
+    return dataclasses.replace(found, traced_steps=traced.traced_steps) == traced
+
+
 _SPEED_UNKNOWN = ReportWarning(
     code="speed_unknown",
     message="a prediction knows no speed: the largest batch size is recommended, not the fastest",
@@ -135,6 +242,6 @@ _SPEED_UNKNOWN = ReportWarning(
 Policy = Measured | Simulated
 
 
-def policy_for(device: DeviceInfo) -> Policy:
-    """Return how trials on a device are used."""
-    return Measured() if device.kind == "cuda" else Simulated()
+def policy_for(device: DeviceInfo, *, is_launched: bool = False) -> Policy:
+    """Return how trials on a device are used: of bsfind's own steps, or of a command that is launched."""
+    return Measured(times_smaller=not is_launched) if device.kind == "cuda" else Simulated()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import os
 from collections.abc import Callable
 
@@ -14,10 +15,10 @@ from bsfind.records import (
     PredictedPeaks,
     ReportWarning,
     ResultStatus,
-    Trial,
 )
 from bsfind.search.accepted_sizes import AcceptedSizes
-from bsfind.search.bracket import Bracket
+from bsfind.search.axis import trial_on
+from bsfind.search.bracket import FIRST_BATCH_SIZE, Bracket
 from bsfind.search.confirm import Confirmation
 from bsfind.search.estimate import Estimate
 from bsfind.search.events import Events, Progress
@@ -26,19 +27,33 @@ from bsfind.search.policy import Policy
 from bsfind.search.recommend import is_fragmented
 from bsfind.search.report_builder import PrecisionState, result_of
 from bsfind.search.throughput import Timing
-from bsfind.search.trials import TrialRunner
-from bsfind.search.variants import variables_of
-from bsfind.settings import Settings
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.search.trials import Trials
+from bsfind.search.variants import row_name, variables_of
+from bsfind.settings import FIRST_SIZE_OF_AXIS, Settings
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
+from bsfind.trial import Trial
+from bsfind.units import format_duration
 from bsfind.worker.client import ModelDoesNotFit
 
 _LEAK_HINT = (
     "look for a list, attribute or metric that keeps tensors (losses with their graph, say) from step "
-    "to step; keep `loss.detach()` or `loss.item()` instead"
+    "to step; keep `loss.detach()` or `loss.item()` instead. If it is a cache of many batches, "
+    "`--steps` above their number shows that it fills up"
 )
 
-Predict = Callable[[str], PrecisionResult | None]
-"""Returns what is predicted for a precision; None without a prediction."""
+_OTHER_REASONS = {
+    "kernel_limit": "failed for another reason than memory",
+    "untraceable": "cannot be traced, smaller ones can",
+}
+"""What trials say that fail for other reasons than memory, by their `error_kind`."""
+
+_by_size = operator.attrgetter("batch_size")
+
+_FAR_APART = 4
+"""Factor between batch sizes that do not need the same memory, if a step uses its batch."""
+
+Predict = Callable[[str, int | None], PrecisionResult | None]
+"""Returns what is predicted for a precision at one of several lengths; None without a prediction."""
 
 
 class PrecisionSearch:
@@ -53,8 +68,13 @@ class PrecisionSearch:
         events: receives progress and trials; `result` is up to date after each trial.
 
     Attributes:
+        seq_len: which of several lengths it is at; None where there are not several.
+        name: what the search is called in messages.
+        axis: what is searched instead of the batch size; None: the batch size is.
+        searched: the name of the number that is searched.
         is_check: whether one size is tried, and nothing is searched.
         is_asked_for: whether the model is as asked for: not changed by `--compare`.
+        steps: optimizer steps of a trial.
         budget: bytes that the recommended size may use.
         bracket: what is known of the maximum.
         estimate: where the bracket probes.
@@ -69,15 +89,21 @@ class PrecisionSearch:
         precision: str,
         settings: Settings,
         device: DeviceInfo,
-        runner: TrialRunner,
+        runner: Trials,
         policy: Policy,
         events: Events,
     ) -> None:
         limits = settings.limits
         self.precision = precision
+        self.seq_len = settings.seq_len
+        self.name = row_name(precision, self.seq_len)
+        self.axis = settings.workload.axis
+        self.searched = settings.workload.searched
         self.is_check = settings.batch_size is not None
         self.is_asked_for = settings.remedy is None
         self.limits = limits
+        self.steps = limits.steps
+        self._exact = False
         self.runner = runner
         self._settings = settings
         self._device = device
@@ -89,20 +115,7 @@ class PrecisionSearch:
             {**os.environ, **variables_of(settings.remedy, os.environ)},
             torch_version=device.torch_version or "",
         )
-        self.sizes = AcceptedSizes(1 if self.is_check else limits.multiple_of)
-        self._predicted: PrecisionResult | None = None
         self._begin(None)
-        self.confirmation = Confirmation(
-            precision,
-            limits,
-            self.sizes,
-            self.budget,
-            runner,
-            lambda batch_size: self.report_progress("confirming", batch_size),
-            is_everything=self.budget == self._capacity,
-            reductions=policy.reductions,
-        )
-        self.timing = Timing(limits, self.sizes, self._time)
         self._expandable_segments: ExpandableSegments | None = None
         self._status: ResultStatus = "unfinished"
         self._message: str | None = None
@@ -111,20 +124,42 @@ class PrecisionSearch:
         self.warnings: list[ReportWarning] = []
 
     def _begin(self, predicted: PrecisionResult | None) -> None:
-        """Make the bracket, around what is predicted."""
-        self._predicted = predicted
+        """Make the bracket, around what is predicted, and what is to come after it."""
+        self._predicted: PrecisionResult | None = predicted
+        self.sizes = AcceptedSizes(
+            1 if self.is_check else self.limits.multiple_of, is_of_axis=self.axis is not None
+        )
         if predicted is not None:
             self.sizes.assume(predicted.refused_sizes)
-        self.estimate = Estimate(self._capacity, self.runner.recordings, self._allocator, predicted)
+        self.estimate = Estimate(
+            *(self._capacity, self.runner.recordings, self._allocator, predicted),
+            self.runner.check_time,
+            is_of_axis=self.axis is not None,
+        )
         only = self._settings.batch_size
         self.bracket = Bracket(
-            smallest=only or self.limits.min_batch_size,
-            largest=only or self.limits.max_batch_size,
+            smallest=only or self.limits.least,
+            largest=only or self.limits.most,
             tolerance=self._policy.tolerance(self.limits.tolerance),
             estimate=self.estimate.maximum,
             expected=self.estimate.expected,
             sizes=self.sizes,
+            first=FIRST_BATCH_SIZE if self.axis is None else FIRST_SIZE_OF_AXIS,
+            is_of_axis=self.axis is not None,
         )
+        self.confirmation = Confirmation(
+            self.name,
+            self.limits,
+            self.sizes,
+            self.budget,
+            self.runner,
+            lambda batch_size: self.report_progress("confirming", batch_size),
+            is_everything=self.budget == self._capacity,
+            reductions=self._policy.reductions,
+            exact=self._exact,
+            searched=self.searched,
+        )
+        self.timing = Timing(self.limits, self.sizes, self._time)
 
     def run(self, predict: Predict | None = None) -> PrecisionResult:
         """Search to the end, and return the result.
@@ -161,42 +196,63 @@ class PrecisionSearch:
     def _search(self, predict: Predict | None) -> None:
         self.report_progress("loading")
         self.runner.load()
-        self._begin(predict(self.precision) if predict is not None else None)
+        self._begin(predict(self.precision, self.seq_len) if predict is not None else None)
+        self._find_sizes()
+        while not self._policy.is_proven(self):
+            # Later steps are unlike those that stood for them, or sizes unlike those that they follow from.
+            self._exact = self.steps >= self.limits.confirm_steps
+            self.steps = max(self.steps, self.limits.confirm_steps)
+            self._begin(self._predicted)
+            self._find_sizes()
+        self._raise_leak()
+        self._finish()
+
+    def _find_sizes(self) -> None:
         self._policy.find_maximum(self)
         self._raise_refusal()
         if self.bracket.best is not None and not self.is_check:
             self._find_recommendation(self.bracket.best.batch_size)
-        self._raise_leak()
-        self._finish()
 
-    def try_all(self, bracket: Bracket) -> None:
-        """Try what the bracket asks for, until it has its answer or memory leaks."""
+    def try_all(self, bracket: Bracket, steps: int | None = None, *, exact: bool = False) -> None:
+        """Try what the bracket asks for, until it has its answer or memory leaks.
+
+        Args:
+            bracket: asks for sizes, and gets their trials.
+            steps: optimizer steps of a trial; None: as always.
+            exact: whether a prediction traces every step at each of them.
+        """
         while (batch_size := bracket.next()) is not None:
             self.report_progress("trying", batch_size)
-            trial = self.try_size(batch_size)
+            trial = self.try_size(batch_size, steps, exact=exact)
             bracket.record(trial)
-            self._events.trial(self.precision, trial)
+            self._tell(trial)
             if trial.leak is not None:
                 return
 
-    def try_size(self, batch_size: int, steps: int | None = None) -> Trial:
-        """Run a trial; one that takes too long is an answer too.
+    def try_size(self, batch_size: int, steps: int | None = None, *, exact: bool = False) -> Trial:
+        """Run a trial (see `try_all`); one that takes too long is an answer too.
 
         Raises:
             TimeLimitError: the time for everything is over.
         """
+        if self.bracket.best is not None and self.runner.busy_s > self._policy.longest_s:
+            message = f"tracing has taken {format_duration(self._policy.longest_s)}"
+            return self._given_up(batch_size, message, "`check` tries any other size")
         try:
-            return self.runner.run(batch_size, steps)
+            return self.runner.run(batch_size, steps or self.steps, exact=exact or self._exact)
         except TimeLimitError as error:
             self.runner.check_time()
-            self.warnings.append(
-                ReportWarning(
-                    code="trial_timeout",
-                    message=f"{self.precision}: batch size {batch_size} was given up: {error.message}",
-                    hint=error.hint,
-                )
+            return self._given_up(batch_size, error.message, error.hint)
+
+    def _given_up(self, batch_size: int, message: str, hint: str) -> Trial:
+        self.warnings.append(
+            ReportWarning(
+                code="trial_timeout",
+                message=f"{self.name}: {self.searched} {batch_size} was given up: {message}",
+                hint=hint,
             )
-            return Trial(batch_size=batch_size, status="timeout", message=error.message)
+        )
+        return Trial(batch_size=batch_size, status="timeout", message=message)
 
     def _find_recommendation(self, largest: int) -> None:
         if any(trial.leak for trial in self.bracket.trials):
@@ -206,13 +262,16 @@ class PrecisionSearch:
             size = self._policy.largest_within_budget(self, largest)
         confirmed = self.confirmation.confirm(self._policy.size_to_confirm(self, size))
         if confirmed is not None:
-            self._events.trial(self.precision, confirmed)
+            self._tell(confirmed)
 
     def _time(self, batch_size: int, steps: int) -> Trial:
         self.report_progress("timing", batch_size)
         trial = self.try_size(batch_size, steps)
-        self._events.trial(self.precision, trial)
+        self._tell(trial)
         return trial
+
+    def _tell(self, trial: Trial) -> None:
+        self._events.trial(self.name, trial_on(self.axis, trial))
 
     def look_at_fragmentation(self) -> None:
         """Try expandable segments if much of the memory is reserved and not allocated.
@@ -223,7 +282,9 @@ class PrecisionSearch:
         confirmed, limits = self.confirmation.trial, self.limits
         if not self._policy.is_measured or self._allocator.expandable_segments:
             return  # `--compare expandable-segments` predicts what they gain
-        if confirmed is None or limits.objective != "largest" or limits.global_batch is not None:
+        if confirmed is None or self.axis is not None:
+            return
+        if limits.objective != "largest" or limits.global_batch is not None:
             return  # memory does not decide
         if not is_fragmented(confirmed.peak_allocated_bytes, confirmed.peak_reserved_bytes):
             return
@@ -238,9 +299,9 @@ class PrecisionSearch:
         )
 
     def _raise_refusal(self) -> None:
-        """Raise what the model's code said first if it refused sizes and none ran."""
+        """Raise what the user's code said first if it refused sizes or delivered less, and none ran."""
         trials = self.bracket.trials
-        refused = [t.batch_size for t in trials if t.error_kind == "refused"]
+        refused = [t.batch_size for t in trials if t.error_kind in ("refused", "short_batch")]
         if self.bracket.best is not None or not refused:
             return
         first = self.runner.refusals[refused[0]]
@@ -255,7 +316,10 @@ class PrecisionSearch:
         )
         if not tried:
             raise first
-        detail = f"{first.detail}\n\nOther batch sizes were tried: {tried}."
+        if not out_of_memory and len({t.message for t in trials if t.is_refused}) == 1:
+            raise first  # whatever the size
+        others = "batch sizes" if self.axis is None else "sizes"
+        detail = f"{first.detail}\n\nOther {others} were tried: {tried}."
         raise type(first)(first.message, detail=detail, hint=first.hint)
 
     def _raise_leak(self) -> None:
@@ -263,8 +327,8 @@ class PrecisionSearch:
         leaking = self._leaking
         if leaking is not None:
             raise TargetError(
-                f"{leaking.message}, at batch size {leaking.batch_size}",
-                detail="No batch size would last.",
+                f"{leaking.message}, at {self.searched} {leaking.batch_size}",
+                detail=f"If it is a leak, no {self.searched} lasts.",
                 hint=_LEAK_HINT,
             )
 
@@ -278,17 +342,51 @@ class PrecisionSearch:
         if self.bracket.best is not None:
             self._status = "ok"
         elif any(trial.status == "timeout" for trial in trials):
-            self._message = "no batch size ran in the time that was given"
+            self._message = f"no {self.searched} ran in the time that was given"
         else:
             self._status = "nothing_fits"
             self._message = self._why_nothing_runs()
-        limited = [t for t in trials if t.error_kind == "kernel_limit"]
-        if limited:
+        self._warn_of_odd_memory()
+        for kind, what in _OTHER_REASONS.items():
+            failed = min((t for t in trials if t.error_kind == kind), key=_by_size, default=None)
+            if failed is not None:
+                refusal = self.runner.refusals.get(failed.batch_size)
+                self.warnings.append(
+                    ReportWarning(
+                        code=kind,
+                        message=f"{self.name}: {self.searched} {failed.batch_size:,} {what}: "
+                        f"{failed.message}",
+                        hint=refusal.hint if refusal is not None else None,
+                    )
+                )
+
+    def _warn_of_odd_memory(self) -> None:
+        """Warn if memory does not grow with the batch size."""
+        ran = {t.batch_size: t for t in self.bracket.trials if t.status == "ok"}
+        if not ran:
+            return
+        least, most = min(ran), max(ran)
+        peaks = {(t.peak_allocated_bytes, t.activation_bytes) for t in ran.values()}
+        if most >= _FAR_APART * least and len(peaks) == 1 and (None, None) not in peaks:
+            used = "batch" if self.axis is None else self.searched
+            what = f"{self.searched}{'s' * (self.axis is None)} {least:,} to {most:,}"
             self.warnings.append(
                 ReportWarning(
-                    code="kernel_limit",
-                    message=f"{self.precision}: batch size {limited[-1].batch_size} failed for "
-                    f"another reason than memory: {limited[-1].message}",
+                    code="batch_ignored",
+                    message=f"{self.name}: {what} need exactly the same memory: "
+                    f"the step does not use its {used}",
+                    hint=f"`--batch-fn` and `--step` have to make use of the {self.searched} that they get",
+                )
+            )
+        smaller = [t for t in self.bracket.trials if t.status == "oom" and t.batch_size < most]
+        if smaller:
+            sizes = ", ".join(f"{size:,}" for size in sorted(t.batch_size for t in smaller))
+            self.warnings.append(
+                ReportWarning(
+                    code="memory_falls",
+                    message=f"{self.name}: memory does not only grow with the {self.searched}: {sizes} "
+                    f"ran out of memory although {most:,} did not",
+                    hint="`bsfind check` tries any other size",
                 )
             )
 
@@ -301,7 +399,10 @@ class PrecisionSearch:
             assert refusal is not None
             return f"{refusal.message}; 2 is the smallest to try"
         smallest = min(failed, key=lambda trial: trial.batch_size)
-        text = f"batch size {smallest.batch_size} does not run: {smallest.message}"
+        text = f"{self.searched} {smallest.batch_size} does not run: {smallest.message}"
+        others = sorted(trial.batch_size for trial in failed if trial is not smallest)
+        if others:
+            text += f"; nor do the others that were tried: {', '.join(f'{n:,}' for n in others)}"
         return text if refusal is None else f"{text}; {refusal.message}"
 
     def report_progress(self, doing: str, batch_size: int | None = None) -> None:
@@ -309,7 +410,7 @@ class PrecisionSearch:
         trials, best = self.bracket.trials, self.bracket.best
         self._events.progress(
             Progress(
-                precision=self.precision,
+                precision=self.name,
                 doing=doing,
                 batch_size=batch_size,
                 best=best.batch_size if best else None,
@@ -332,6 +433,7 @@ class PrecisionSearch:
         found = PrecisionResult(
             precision=self.precision,
             remedy=self._settings.remedy,
+            seq_len=self.seq_len,
             status=self._status,
             is_maximum_proven=bracket.is_proven,
             smallest_failed_batch_size=bracket.smallest_failed,
@@ -354,7 +456,7 @@ class PrecisionSearch:
                 is_out_of_time=self._is_out_of_time,
                 has_failed=confirmation.has_failed,
                 has_failed_late=confirmation.has_failed_late,
-                smallest_useful=self.sizes.above(self.limits.min_batch_size - 1),
+                smallest_useful=self.sizes.above(self.limits.least - 1),
             )
         )
 

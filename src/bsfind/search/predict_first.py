@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable, Sequence
 
 from bsfind.errors import BsfindError, UsageError
-from bsfind.records import DeviceInfo, PrecisionResult
+from bsfind.records import DeviceInfo, PrecisionResult, ReportWarning
 from bsfind.search.events import Events
 from bsfind.search.policy import Simulated
 from bsfind.search.precision import PrecisionSearch
 from bsfind.search.time_budget import TimeBudget
 from bsfind.search.trials import TrialRunner
+from bsfind.search.variants import at_length
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.simulation.gpus.catalogue import find_gpu
 from bsfind.worker.client import Worker
@@ -44,25 +45,26 @@ class Predictor:
 
     def __init__(self, settings: Settings, make_pool: Callable[..., WorkerPool]) -> None:
         self._settings = settings
-        self._results: dict[str, PrecisionResult | None] = {}
+        self._results: dict[tuple[str, int | None], PrecisionResult | None] = {}
         self._changed = threading.Condition()
         self._is_over = False
         limits = settings.limits
         self._clock = TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
-        self._pool = make_pool(expected=1)
+        self._is_compiled = settings.workload.compile  # which is not predicted
+        self._pool = make_pool(expected=1, on_warning=self._warned)
         is_wanted = (
             settings.batch_size is None
             and not settings.device.is_simulated
-            and not settings.workload.compile
+            and not self._is_compiled
         )
         self._worker = self._pool.take() if is_wanted else None
 
-    def begin(self, device: DeviceInfo, precisions: Sequence[str]) -> None:
+    def begin(self, device: DeviceInfo, rows: Sequence[tuple[str, int | None]]) -> None:
         """Begin to predict.
 
         Args:
             device: the device that the search has opened.
-            precisions: to predict, in the order in which they will be asked for.
+            rows: precisions and lengths to predict, in the order in which they will be asked for.
         """
         choice = simulated_counterpart(device) if device.kind == "cuda" else None
         if choice is None or self._worker is None:
@@ -71,7 +73,7 @@ class Predictor:
             return
         settings = dataclasses.replace(self._settings, device=choice)
         run = threading.Thread(
-            target=self._run, args=(settings, self._worker, tuple(precisions)), daemon=True
+            target=self._run, args=(settings, self._worker, tuple(rows)), daemon=True
         )
         run.start()
 
@@ -83,38 +85,50 @@ class Predictor:
             self._is_over = True
         self._pool.close()
 
-    def result(self, precision: str) -> PrecisionResult | None:
-        """Wait for the prediction in a precision, but not for long; None if there is none."""
-        timeout = _TIMEOUT_S
+    def result(self, precision: str, seq_len: int | None) -> PrecisionResult | None:
+        """Wait for the prediction of a row, but not for long; None if there is none."""
+        timeout = min(_TIMEOUT_S, self._clock.left_s)
         if (budget := self._settings.limits.time_budget_s) is not None:
             timeout = min(timeout, _TIMEOUT_SHARE * budget)
         with self._changed:
             self._changed.wait_for(
-                lambda: precision in self._results or self._is_over, timeout=timeout
+                lambda: (precision, seq_len) in self._results or self._is_over, timeout=timeout
             )
-            return self._results.get(precision)
+            return self._results.get((precision, seq_len))
 
-    def _run(self, settings: Settings, first: Worker, precisions: tuple[str, ...]) -> None:
+    def _run(
+        self, settings: Settings, first: Worker, rows: tuple[tuple[str, int | None], ...]
+    ) -> None:
+        try:
+            self._predict(settings, first, rows)
+        finally:
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
+
+    def _predict(
+        self, settings: Settings, first: Worker, rows: tuple[tuple[str, int | None], ...]
+    ) -> None:
         opened: Worker | None = first
         with contextlib.suppress(BsfindError, OSError, ValueError):
             device = first.open(settings.device, self._clock.for_start())
-            for precision in precisions:
+            for precision, seq_len in rows:
+                own = at_length(settings, seq_len)
                 runner = TrialRunner(
-                    settings, precision, self._pool, self._clock, keeps_worker=True, opened=opened
+                    own, precision, self._pool, self._clock, keeps_worker=True, opened=opened
                 )
-                search = PrecisionSearch(precision, settings, device, runner, Simulated(), Events())
+                search = PrecisionSearch(precision, own, device, runner, Simulated(), Events())
                 result = search.run()
                 opened = runner.left_over
-                is_whole = result.status == "ok" and result.is_maximum_proven
-                self._keep(precision, result if is_whole else None)
-        with self._changed:
-            self._is_over = True
-            self._changed.notify_all()
+                is_whole = (
+                    not self._is_compiled and result.status == "ok" and result.is_maximum_proven
+                )
+                with self._changed:
+                    self._results[precision, seq_len] = result if is_whole else None
+                    self._changed.notify_all()
 
-    def _keep(self, precision: str, result: PrecisionResult | None) -> None:
-        with self._changed:
-            self._results[precision] = result
-            self._changed.notify_all()
+    def _warned(self, warning: ReportWarning) -> None:
+        self._is_compiled = self._is_compiled or warning.code == "uncompiled"
 
 
 _MIG_SLICE = re.compile(r"\bMIG\b", re.IGNORECASE)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from bsfind.records import GlobalBatch, PrecisionResult, Recommendation, Trial
+from bsfind.records import GlobalBatch, PrecisionResult, Recommendation
 from bsfind.search.accepted_sizes import EVERY_SIZE, Form
+from bsfind.settings import Axis
+from bsfind.trial import Trial
 
 BASELINE_PRECISIONS = ("fp32", "tf32")
 """What speed-ups are relative to: the first of these that was measured."""
@@ -50,37 +52,54 @@ def is_fragmented(allocated_bytes: int | None, reserved_bytes: int | None) -> bo
     return reserved_bytes - allocated_bytes > _FRAGMENTED * reserved_bytes
 
 
-def baseline(results: Sequence[PrecisionResult]) -> PrecisionResult | None:
-    """Return the result that speed-ups are relative to; None without one that was timed."""
+def baseline(results: Sequence[PrecisionResult], seq_len: int | None) -> PrecisionResult | None:
+    """Return the result that speed-ups at a length are relative to; None without one that was timed."""
     for name in BASELINE_PRECISIONS:
         for result in results:
-            if result.precision == name and result.remedy is None and result.samples_per_s:
+            is_plain = result.remedy is None and result.seq_len == seq_len
+            if result.precision == name and is_plain and result.samples_per_s:
                 return result
     return None
 
 
 def speed_up(result: PrecisionResult, results: Sequence[PrecisionResult]) -> float | None:
-    """Return how many times the baseline's samples/s a result reaches; None for the baseline."""
-    reference = baseline(results)
-    if reference is None or reference is result:
+    """Return how many times the baseline's samples/s a result reaches; None for the baseline.
+
+    Nor is there a speed-up where an axis was searched: samples of other sizes were timed.
+    """
+    reference = baseline(results, result.seq_len)
+    if reference is None or reference is result or result.max_axis_size is not None:
         return None
     if not result.samples_per_s or not reference.samples_per_s:
         return None
     return result.samples_per_s / reference.samples_per_s
 
 
-def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendation | None:
-    """Return the batch size and the precision to train with; None if nothing fits.
+def recommend(
+    results: Sequence[PrecisionResult],
+    objective: str,
+    seq_len: int | None,
+    axis: Axis | None = None,
+) -> Recommendation | None:
+    """Return the batch size and the precision to train with at a length; None if nothing fits.
 
     Rows of `--compare` are left out: what they change is for the user to decide.
 
     The precision with the most samples per second at its recommended batch size; without times,
     the one with the largest batch, and of equals one that is not plain fp32 or TF32.
+
+    Args:
+        results: all results.
+        objective: of `SearchLimits`.
+        seq_len: one of several lengths; None where there are not several.
+        axis: what was searched instead of the batch size; None: the batch size was.
     """
-    usable = [r for r in results if r.recommended_batch_size and r.remedy is None]
+    plain = [r for r in results if r.remedy is None and r.seq_len == seq_len]
+    usable = [r for r in plain if r.recommended_batch_size]
     if not usable:
         return None
-    timed = all(result.samples_per_s is not None for result in usable)
+    # Samples per second of one batch size at two sizes of an axis say nothing of the precisions.
+    timed = axis is None and all(result.samples_per_s is not None for result in usable)
     best = max(
         usable,
         key=lambda r: (
@@ -92,23 +111,29 @@ def recommend(results: Sequence[PrecisionResult], objective: str) -> Recommendat
     return Recommendation(
         batch_size=best.recommended_batch_size,
         precision=best.precision,
-        reason=_reason(best, usable, objective, timed=timed),
+        seq_len=seq_len,
+        reason=_reason(best, usable, objective, timed=timed, axis=axis),
         global_batch=best.global_batch,
     )
 
 
 def _reason(
-    best: PrecisionResult, usable: Sequence[PrecisionResult], objective: str, *, timed: bool
+    best: PrecisionResult,
+    usable: Sequence[PrecisionResult],
+    objective: str,
+    *,
+    timed: bool,
+    axis: Axis | None,
 ) -> str:
     size = (
         "the smallest batch within 2 % of the best samples per second"
         if objective == "fastest" and timed
-        else "the largest batch that leaves the headroom free"
+        else f"the largest {'batch' if axis is None else axis.name} that leaves the headroom free"
     )
     if len(usable) == 1:
         return size
-    ratio = speed_up(best, usable)
-    reference = baseline(usable)
+    ratio = speed_up(best, usable) if axis is None else None
+    reference = baseline(usable, best.seq_len)
     if ratio is not None and reference is not None:
         return f"{size}; {ratio:.1f} x the samples per second of {reference.precision}"
     if timed:
@@ -117,6 +142,26 @@ def _reason(
     if len(largest) > 1:
         return f"{size}; as large as any of {len(usable)} precisions"
     return f"{size}; the largest of {len(usable)} precisions"
+
+
+def _splits(share: int, most: int, sizes: Form) -> Iterator[tuple[int, int]]:
+    """Yield the micro-batch sizes and accumulation steps that may come nearest to a GPU's share.
+
+    Each number of steps with the sizes next to it, or each size with the steps next to it, whichever are
+    fewer: of the square root of the share, at most.
+    """
+    least = most * _WORTHY_SHARE
+    fewest = max(1, share // most)
+    if fewest <= most:
+        for steps in range(fewest, 2 * fewest + 3):
+            size = share // steps
+            for micro in (sizes.at_most(size), min(sizes.above(size), most)):
+                if least <= micro <= most:
+                    yield micro, steps
+    micro = most
+    while fewest > most and micro >= max(1, least):
+        yield from ((micro, max(1, share // micro)), (micro, share // micro + 1))
+        micro = sizes.at_most(micro - 1)
 
 
 def split_global_batch(
@@ -139,16 +184,9 @@ def split_global_batch(
     most = sizes.at_most(min(largest, -(-asked // world_size)))
     if most < 1:
         return None
-    fewest = -(-asked // (most * world_size))
-    candidates: list[tuple[int, int]] = []
-    for steps in range(max(1, fewest - 1), 2 * fewest + 1):
-        share = asked // (world_size * steps)
-        near = {sizes.at_most(share), min(sizes.above(share), most)}
-        candidates.extend((micro, steps) for micro in near if 1 <= micro <= most)
-    worthy = [(m, s) for m, s in candidates if m >= _WORTHY_SHARE * most]
     micro, steps = min(
-        worthy or candidates,
-        key=lambda pair: (abs(pair[0] * pair[1] * world_size - asked), pair[1]),
+        _splits(asked // world_size, most, sizes),
+        key=lambda pair: (abs(pair[0] * pair[1] * world_size - asked), pair[1], pair[0]),
     )
     return GlobalBatch(
         asked=asked,

@@ -8,11 +8,16 @@ import platform
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bsfind import __version__
-from bsfind.errors import BsfindError, NoDeviceError, TimeLimitError
+from bsfind.errors import BsfindError, InternalError, NoDeviceError, TimeLimitError
+from bsfind.inputs import InputSpec
+from bsfind.launch.placeholders import fill, trackers_off
+from bsfind.option_fields import arguments_of
 from bsfind.records import (
+    LAUNCHED,
     Assumption,
     DeviceInfo,
     ModelInfo,
@@ -23,15 +28,24 @@ from bsfind.records import (
     Report,
     ReportStatus,
     ReportWarning,
-    Trial,
 )
 from bsfind.search.accepted_sizes import Multiples
-from bsfind.search.assumptions import assumption_of_output, assumptions_of, stand_in_warning
+from bsfind.search.assumptions import (
+    assumption_of_output,
+    assumptions_of,
+    short_batch,
+    stand_in_warning,
+    varying_batches,
+    with_proposed_inputs,
+)
+from bsfind.search.axis import recommendation_on, result_on
 from bsfind.search.recommend import best_that_leaves, recommend
 from bsfind.search.throughput import saturation
-from bsfind.settings import Settings
-from bsfind.simulation.allocator.settings import AllocatorSettings
+from bsfind.search.variants import at_length, lengths_of
+from bsfind.settings import Launch, Settings
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.gpus.accuracy import measured
+from bsfind.trial import Trial
 from bsfind.units import format_bytes
 
 _ENVIRONMENT_VARIABLES = (
@@ -73,17 +87,23 @@ def result_of(state: PrecisionState) -> PrecisionResult:
     """Return the result in one precision: what was found, and what follows from it."""
     found, confirmed, leaking = state.found, state.found.confirmation, state.leaking
     trials = found.trials
-    if confirmed is not None and not any(
-        trial.batch_size == confirmed.batch_size and trial.status == "ok" for trial in trials
-    ):
-        trials = (*trials, confirmed)
+    is_measured = state.device.kind == "cuda"
+    if confirmed is not None:
+        same = [t for t in trials if t.batch_size == confirmed.batch_size and t.status == "ok"]
+        if not is_measured:  # it has replayed more steps than the search did
+            trials = tuple(trial for trial in trials if trial not in same)
+        if not is_measured or not same:
+            trials = (*trials, confirmed)
     if leaking is not None and leaking not in (*trials, *found.timings):
         trials = (*trials, leaking)
     ran = [trial for trial in trials if trial.status == "ok"]
     largest = max(ran, key=lambda trial: trial.batch_size, default=None)
-    enough = saturation([*ran, *(trial for trial in found.timings if trial.status == "ok")])
+    timed = [*ran, *(trial for trial in found.timings if trial.status == "ok")]
+    # Neither sizes of a launched command nor those along an axis are timed for their speed.
+    is_timed = state.settings.launch is None and state.settings.workload.axis is None
+    enough = saturation(timed) if is_timed else None
     # Nothing runs on a simulated device: nothing is confirmed.
-    is_confirmed = confirmed is not None and state.device.kind == "cuda"
+    is_confirmed = confirmed is not None and is_measured
     result = dataclasses.replace(
         found,
         max_batch_size=largest.batch_size if largest else None,
@@ -133,15 +153,15 @@ def _why_nothing_holds(state: PrecisionState) -> str | None:
     if state.found.status != "ok":
         return None
     best = max(trial.batch_size for trial in state.found.trials if trial.status == "ok")
-    limits = state.settings.limits
+    limits, searched = state.settings.limits, state.settings.workload.searched
     budget = format_bytes(limits.headroom.leaves(state.device.capacity_bytes))
     if state.has_failed_late:
         return (
-            f"batch size {best} runs, but none that was tried runs on for {limits.confirm_steps} "
+            f"{searched} {best} runs, but none that was tried runs on for {limits.confirm_steps} "
             f"steps within the budget of {budget}"
         )
     return (
-        f"batch size {best} runs, but none from {state.smallest_useful} on runs within the budget "
+        f"{searched} {best} runs, but none from {state.smallest_useful} on runs within the budget "
         f"of {budget} (the headroom stays free)"
     )
 
@@ -152,12 +172,14 @@ class SearchState:
 
     Attributes:
         settings: what was asked for, with the device that was opened.
-        results: results by precision, and by remedy.
+        results: results by length, precision and remedy.
         warnings: what the reader must know.
         assumptions: what the workers have chosen for the steps.
+        inputs: the inputs that follow from the model; none where they were described.
         output: what the model returned to a loss of bsfind's; None: unknown.
         errors: what ended the search before it had an answer.
         stopped_by: what ended it from outside: `interrupted`, say.
+        logs: folder of what a launched command printed; None without one.
         is_finished: whether every precision was searched.
         duration_s: seconds since the start.
     """
@@ -169,57 +191,78 @@ class SearchState:
     results: tuple[PrecisionResult, ...]
     warnings: tuple[ReportWarning, ...]
     assumptions: tuple[Assumption, ...]
+    inputs: tuple[InputSpec, ...]
     output: OutputMemory | None
     errors: tuple[BsfindError, ...]
     stopped_by: str | None
+    logs: Path | None
     is_finished: bool
     duration_s: float
 
 
 def report_of(state: SearchState) -> Report:
     """Return the report on a search, finished or not."""
-    settings, device, model = state.settings, state.device, state.model
-    recommendation = None
+    settings = with_proposed_inputs(state.settings, state.inputs)
+    device, model, axis = state.device, state.model, settings.workload.axis
+    recommendation, results = None, state.results
+    if any(isinstance(error, InternalError) for error in state.errors):
+        # A bug in bsfind: no row can be relied on.
+        results = tuple(dataclasses.replace(r, recommended_batch_size=None) for r in results)
     # An error or a signal that broke it off leaves nothing to recommend; a time limit does.
     if state.stopped_by is None and all(isinstance(e, TimeLimitError) for e in state.errors):
-        recommendation = recommend(state.results, settings.limits.objective)
+        recommendation = _best(state)
     if recommendation is not None:
-        check = shlex.join(["bsfind", *_check(settings, recommendation).to_argv()])
-        recommendation = dataclasses.replace(recommendation, check=check)
+        check = _command_that_tries(settings, recommendation)
+        recommendation = dataclasses.replace(recommendation_on(axis, recommendation), check=check)
     headroom = settings.limits.headroom
     capacity = device.capacity_bytes if device is not None else None
     trial = _trial_of_the_answer(state)
-    size_and_peak = (trial.batch_size, trial.peak_allocated_bytes) if trial else (None, None)
-    stand_in = stand_in_warning(state.output, *size_and_peak)
-    of_output = assumption_of_output(state.output, *size_and_peak)
-    chosen = dict.fromkeys((*state.assumptions, *((of_output,) if of_output else ())))
+    size, peak = (trial.batch_size, trial.peak_allocated_bytes) if trial else (None, None)
+    searched = settings.workload.searched
+    stand_in = stand_in_warning(state.output, size, peak, searched, assumptions=state.assumptions)
+    of_output = assumption_of_output(state.output, size, peak, searched)
+    vary = varying_batches(settings.workload, trial)
+    trials = [t for r in state.results if r.max_batch_size for t in r.trials]
+    short = short_batch(trials, settings.workload)
+    said = [pair for pair in (short, vary) if pair is not None]
+    more_warnings = [*([stand_in] if stand_in else []), *(warning for warning, _ in said)]
+    more_assumptions = [*(made for _, made in said), *([of_output] if of_output else [])]
+    made = (*state.assumptions, *more_assumptions)
+    # Shapes in them are those of the last trial, where an axis is searched.
+    chosen = dict.fromkeys(made if axis is None else {each.what: each for each in made}.values())
+    stepped = next((made.value for made in chosen if made.what == "optimizer"), None)
+    if model is not None and stepped is not None:  # not the one that was made when it was loaded
+        model = dataclasses.replace(model, optimizer=stepped)
     return Report(
         bsfind_version=__version__,
         status=_status(state),
         command=state.command,
-        reproduce=shlex.join(["bsfind", *settings.to_argv()]),
+        reproduce=shlex.join(["bsfind", *arguments_of(settings)]),
         device=device,
         budget_bytes=None if capacity is None else headroom.leaves(capacity),
         model=model,
-        prediction=_prediction(device, model),
-        workload=settings.workload.to_json(),
+        prediction=_prediction(state),
+        workload={} if settings.launch is not None else settings.workload.to_json(),
+        launch=_launch(settings.launch, state.logs),
         search={
             **settings.limits.to_json(),
             **settings.device.to_json(),
             "headroom_bytes": None if capacity is None else headroom.of(capacity),
-            "precisions": list(settings.precisions),
+            "precisions": [LAUNCHED] if settings.launch else list(settings.precisions),
+            "seq_lens": list(settings.seq_lens),
             "compare": list(settings.compare),
             "batch_size": settings.batch_size,
         },
-        results=state.results,
+        results=tuple(result_on(axis, result) for result in results),
         recommendation=recommendation,
         assumptions=assumptions_of(
             settings, device, model.optimizer if model else None, list(chosen)
         ),
-        warnings=(*state.warnings, *((stand_in,) if stand_in else ())),
+        warnings=(*state.warnings, *more_warnings),
         environment=_environment(device),
         duration_s=state.duration_s,
-        message=state.stopped_by or (state.errors[0].message if state.errors else None),
+        message=state.stopped_by
+        or (state.errors[0].message if state.errors else _why_ended_early(state.results)),
     )
 
 
@@ -241,52 +284,99 @@ def _status(state: SearchState) -> ReportStatus:
         lost_gpu = any(isinstance(error, NoDeviceError) for error in fatal)
         has_run = any(result.max_batch_size is not None for result in state.results)
         return "partial" if lost_gpu and has_run else "failed"
-    timed_out = any(t.status == "timeout" for result in state.results for t in result.trials)
-    return "complete" if state.is_finished and not timed_out else "partial"
+    is_whole = state.is_finished and _why_ended_early(state.results) is None
+    return "complete" if is_whole else "partial"
+
+
+def _why_ended_early(results: Sequence[PrecisionResult]) -> str | None:
+    """Return why nothing is known of sizes above a maximum, which may fit; None if that is known."""
+    if any(trial.status == "timeout" for result in results for trial in result.trials):
+        return "a trial took too long"
+    if any(
+        trial.error_kind == "untraceable" and trial.batch_size == result.smallest_failed_batch_size
+        for result in results
+        for trial in result.trials
+    ):
+        return "larger sizes cannot be traced"
+    return None
+
+
+def _best(state: SearchState) -> Recommendation | None:
+    """Return what is recommended: of several lengths, for the longest."""
+    longest = lengths_of(state.settings)[0]
+    axis = state.settings.workload.axis
+    return recommend(state.results, state.settings.limits.objective, longest, axis)
 
 
 def _trial_of_the_answer(state: SearchState) -> Trial | None:
     """Return the trial of the recommended batch size, or the last that ran; None if none did."""
-    best = recommend(state.results, state.settings.limits.objective)
+    best, longest = _best(state), lengths_of(state.settings)[0]
     if best is None:
-        trials = [t for r in state.results for t in r.trials if t.status == "ok"]
+        results = [result for result in state.results if result.seq_len == longest]
+        trials = [t for result in results for t in result.trials if t.status == "ok"]
     else:
         trials = [
             trial
             for result in state.results
-            if (result.precision, result.remedy) == (best.precision, None)
+            if (result.precision, result.seq_len, result.remedy)
+            == (best.precision, best.seq_len, None)
             for trial in result.trials
             if trial.batch_size == best.batch_size
         ]
     return trials[-1] if trials else None
 
 
+def _command_that_tries(settings: Settings, recommendation: Recommendation) -> str | None:
+    """Return the command line that tries what is recommended; None if it takes files that are gone."""
+    launch = settings.launch
+    if launch is None:
+        return shlex.join(["bsfind", *arguments_of(_check(settings, recommendation))])
+    if launch.substitute:
+        return None
+    return fill(launch, recommendation.precision, recommendation.batch_size, None).as_typed
+
+
 def _check(settings: Settings, recommendation: Recommendation) -> Settings:
     """Return the settings of a `check` that tries what is recommended."""
+    settings = at_length(settings, recommendation.seq_len)
     workload, parts = settings.workload, recommendation.global_batch
     if parts is not None:
         workload = dataclasses.replace(workload, grad_accum=parts.accumulation_steps)
+    size, sized = recommendation.batch_size, workload.at(recommendation.batch_size)
+    lengths = settings.seq_lens if sized.seq_len is None else (sized.seq_len,)
     return dataclasses.replace(
         settings,
-        workload=workload,
+        workload=sized,
+        seq_lens=lengths,
         precisions=(recommendation.precision,),
-        batch_size=recommendation.batch_size,
+        batch_size=workload.samples(size),
     )
 
 
-def _prediction(device: DeviceInfo | None, model: ModelInfo | None) -> Prediction | None:
+def _launch(launch: Launch | None, logs: Path | None) -> dict[str, Any] | None:
+    if launch is None:
+        return None
+    return {**launch.to_json(), "variables": trackers_off(launch), "logs": logs and str(logs)}
+
+
+def _prediction(state: SearchState) -> Prediction | None:
     """Return what a predicted report rests on; None if nothing is predicted."""
+    device, model = state.device, state.model
     if device is None or device.kind != "simulated":
         return None
     # A build without CUDA (`2.13.0+cpu`) stands for its sibling with CUDA.
     version = (device.torch_version or "").partition("+")[0]
     kind = model.kind if model else None
+    accuracy = measured().accuracy(kind, version) if kind else None
+    no_accuracy_because = measured().why_not(kind, version) if kind else None
+    if any(warning.code == "uncompiled" for warning in state.warnings):
+        accuracy, no_accuracy_because = None, "none for a step that is trained compiled"
     return Prediction(
         torch_version=version,
         allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
         model_kind=kind,
-        accuracy=measured().accuracy(kind, version) if kind else None,
-        no_accuracy_because=measured().why_not(kind, version) if kind else None,
+        accuracy=accuracy,
+        no_accuracy_because=no_accuracy_because,
     )
 
 

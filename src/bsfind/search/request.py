@@ -5,21 +5,26 @@ The command line and the Python functions both ask this way; messages name optio
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import dataclasses
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bsfind.errors import UsageError
-from bsfind.inputs import InputSpec
+from bsfind.inputs import LARGEST_TENSOR_BYTES, InputSpec, check_together
+from bsfind.launch.placeholders import check
+from bsfind.option_fields import SETTINGS
 from bsfind.settings import (
     REMEDIES,
-    SETTINGS,
+    Axis,
     DeviceChoice,
+    Launch,
     SearchLimits,
     Settings,
     Workload,
 )
 from bsfind.simulation.gpus.catalogue import DEFAULT_GPU, CatalogueGpu, find_gpu
-from bsfind.units import Headroom, format_bytes
+from bsfind.units import Headroom, brief, format_bytes
 
 _TRAINING_ONLY = ("checkpointing", "sgd")
 """Remedies that change nothing of a forward pass."""
@@ -39,13 +44,26 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     """
     inputs = (*(options.get("input_shape") or ()), *(options.get("input") or ()))
     _check_inputs(inputs, options.get("batch_fn"))
+    for name in ("batch_size", "min_batch_size", "multiple_of"):
+        _check_batch(inputs, name, options.get(name) or 1)
     parts: dict[str, dict[str, Any]] = {"": {}, "workload": {}, "limits": {}, "device": {}}
     for name, setting in SETTINGS.items():
         value = options.get(name)
-        if value is not None:
+        if value is not None and setting.part in parts:
             parts[setting.part][setting.field] = tuple(value) if setting.kind.repeats else value
     parts["workload"]["inputs"] = inputs
+    if len(seq_lens := parts[""].get("seq_lens", ())) == 1:
+        (parts["workload"]["seq_len"],) = seq_lens
+    parts["workload"]["axis"] = axis = _axis_of(options, inputs, given)
+    if axis is not None:
+        del parts[""]["batch_size"]
     workload = Workload(target=target, **parts["workload"])
+    for name in ("seq_len", "image_size"):
+        if options.get(name) and inputs:
+            raise UsageError(
+                f"`--{name.replace('_', '-')}` is for inputs that follow from the model: it has no meaning "
+                "with `--input-shape` or `--input`"
+            )
     _check_workload(workload)
     if "batch_size" in parts[""]:  # `check` searches nothing and keeps nothing free
         parts["limits"]["headroom"] = Headroom(bytes=0)
@@ -66,24 +84,126 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     )
 
 
-def _check_inputs(inputs: Collection[InputSpec], batch_fn: str | None) -> None:
+def launch_settings_from(
+    command: Sequence[str], options: Mapping[str, Any], given: Collection[str] = ()
+) -> Settings:
+    """Return the settings that the options of `launch` ask for.
+
+    Args:
+        command: the command that trains, with placeholders.
+        options: see `settings_from`.
+        given: see `settings_from`.
+
+    Raises:
+        UsageError: a command without placeholders, or limits that leave nothing to search.
+    """
+    settings = settings_from(shlex.join(command) or "-", options, given)
+    launch = Launch(
+        command=tuple(command),
+        set_env=tuple(options.get("set_env") or ()),
+        substitute=tuple(options.get("substitute") or ()),
+        variants=tuple(options.get("variant") or ()),
+    )
+    check(launch)
+    return dataclasses.replace(settings, launch=launch)
+
+
+def _axis_of(
+    options: Mapping[str, Any], inputs: tuple[InputSpec, ...], given: Collection[str]
+) -> Axis | None:
+    """Return what is searched instead of the batch size; None: the batch size is.
+
+    Raises:
+        UsageError: a dimension with a name has no number, or options have no meaning with or without it.
+    """
+    name, batch_size = options.get("axis"), options.get("batch_size")
+    for spec in inputs:
+        for other in spec.names:
+            if other not in (None, name):
+                raise UsageError(
+                    f"`{brief(other)}` in `{brief(spec)}` is not a number",
+                    hint=f"`bsfind run … --axis {other} --batch-size N` searches it"
+                    + ("" if spec.name is None else "; a constant is written with `==`")
+                    + "; shapes have no batch dimension",
+                )
+    if name is None:
+        if "axis" in options and batch_size is not None:
+            raise UsageError(
+                "`--batch-size` is what `run` searches",
+                hint="`bsfind check` tries one size; with `--axis NAME` the batch size is fixed",
+            )
+        for other in {"min_size", "max_size"} & set(given):
+            flag = other.removesuffix("_size")
+            raise UsageError(
+                f"`--{flag}-size` is for `--axis`", hint=f"batch sizes have `--{flag}-batch-size`"
+            )
+        return None
+    if batch_size is None:
+        raise UsageError(f"`--axis {name}` requires `--batch-size`: the samples of each batch")
+    axis = Axis(name=name, batch_size=batch_size)
+    if axis.option is None and not any(name in spec.names for spec in inputs):
+        raise UsageError(
+            f"`--axis {name}`: no shape has a dimension of this name",
+            hint=f"write it in place of a number: `--input ids={name}:int64:0..50257`; `seq-len` and "
+            "`image-size` are sizes of inputs that follow from the model or from `--batch-fn`",
+        )
+    if axis.option is not None and inputs:
+        raise UsageError(
+            f"`--axis {name}` is for inputs that follow from the model or from `--batch-fn`",
+            hint="name the dimension in the shape: `--input ids=L:int64:0..50257 --axis L`",
+        )
+    if axis.option in given:
+        raise UsageError(
+            f"`--{name}` and `--axis {name}` exclude each other",
+            hint="`--min-size` and `--max-size` bound what is searched",
+        )
+    if len(options.get("seq_len") or ()) > 1:
+        raise UsageError("`--seq-len` takes one length with `--axis`")
+    for other in ("min_batch_size", "max_batch_size"):
+        if other in given:
+            raise UsageError(
+                f"`--{other.replace('_', '-')}` has no meaning with `--axis`",
+                hint=f"`--{other.replace('_batch', '').replace('_', '-')}` bounds what is searched",
+            )
+    if options.get("with_eval") or options.get("eval_batch_size"):
+        raise UsageError(
+            "`--with-eval` cannot be combined with `--axis`",
+            hint="`bsfind check … --with-eval` tries the size that is found",
+        )
+    for other in ("global_batch", "objective"):
+        if other in given and options[other] != SETTINGS[other].default:
+            raise UsageError(
+                f"`--{other.replace('_', '-')}` has no meaning with `--axis`: the batch size is fixed"
+            )
+    return axis
+
+
+def _check_inputs(inputs: tuple[InputSpec, ...], batch_fn: str | None) -> None:
     if batch_fn and inputs:
         raise UsageError("`--batch-fn` cannot be combined with `--input-shape` or `--input`")
-    if not batch_fn and not inputs:
-        raise UsageError(
-            "the model's inputs are not known",
-            hint="pass `--input-shape 3,224,224` (without the batch dimension), "
-            "`--input input_ids=128:int64:0..30522`, or `--batch-fn pkg.mod:fn`",
-        )
-    names = [spec.name for spec in inputs if spec.name is not None]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise UsageError(f"`--input {min(twice)}=…` is given twice")
+    try:
+        check_together(inputs)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _check_batch(inputs: Collection[InputSpec], name: str, batch_size: int) -> None:
+    for spec in inputs:
+        if spec.nbytes(batch_size) > LARGEST_TENSOR_BYTES:
+            raise UsageError(
+                f"`--{name.replace('_', '-')} {batch_size}`: so many samples of the input `{brief(spec)}` "
+                "are larger than a tensor can be, 2^63 bytes"
+            )
 
 
 def _check_workload(workload: Workload) -> None:
+    if workload.batch_args and workload.batch_fn is None:
+        raise UsageError("`--batch-arg` requires `--batch-fn`")
+    if workload.eval_batch_size is not None and not workload.with_eval:
+        raise UsageError("`--eval-batch-size` requires `--with-eval`")
     for flag, pairs in (
         ("--model-arg", workload.model_args),
+        ("--batch-arg", workload.batch_args),
         ("--optimizer-arg", workload.optimizer_args),
     ):
         if len(dict(pairs)) < len(pairs):
@@ -92,6 +212,7 @@ def _check_workload(workload: Workload) -> None:
         for flag, value in (
             ("--step", workload.step),
             ("--grad-checkpoint", workload.grad_checkpoint),
+            ("--with-eval", workload.with_eval),
         ):
             if value:
                 raise UsageError(f"`{flag}` has no meaning with `--mode infer`")
@@ -104,9 +225,11 @@ def _check_limits(limits: Mapping[str, Any], workload: Workload, fail_under: int
         )
     if limits.get("world_size", 1) > 1 and "global_batch" not in limits:
         raise UsageError("`--world-size` requires `--global-batch`")
-    most = limits.get("max_batch_size")
-    if most is not None and fail_under is not None and fail_under > most:
-        raise UsageError(f"`--fail-under {fail_under}` is above `--max-batch-size {most}`")
+    for name in ("max_batch_size", "max_size"):
+        most = limits.get(name)
+        if most is not None and fail_under is not None and fail_under > most:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"`--fail-under {fail_under}` is above `{flag} {most}`")
 
 
 def why_pointless(workload: Workload, remedy: str) -> str | None:

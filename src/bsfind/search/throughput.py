@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from bsfind.records import Trial
 from bsfind.search.accepted_sizes import AcceptedSizes, Form
 from bsfind.settings import SearchLimits
+from bsfind.trial import Trial
 
 SATURATION = 0.98
 """Throughput is saturated from this share of the best samples/s on."""
@@ -48,7 +48,7 @@ class Timing:
             probe = next_throughput_probe(
                 [*known, *self.trials],
                 largest,
-                smallest=self._limits.min_batch_size,
+                smallest=self._limits.least,
                 sizes=self._sizes,
                 finely=finely,
             )
@@ -63,8 +63,7 @@ class Timing:
         fits = [
             trial
             for trial in (*known, *self.trials)
-            if self._limits.min_batch_size <= trial.batch_size <= largest
-            and trial.batch_size in self._sizes
+            if self._limits.least <= trial.batch_size <= largest and trial.batch_size in self._sizes
         ]
         fastest = saturation(fits)
         return largest if fastest is None else fastest.batch_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from bsfind.errors import TimeLimitError
@@ -55,7 +56,12 @@ class TimeBudget:
 
     def _at_most(self, seconds: float) -> float:
         self.check()
-        return seconds if self._total_s is None else min(seconds, self._total_s - self.elapsed_s)
+        return min(seconds, self.left_s)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left for everything."""
+        return math.inf if self._total_s is None else max(0.0, self._total_s - self.elapsed_s)
 
     def check(self) -> None:
         """Make sure that time is left.

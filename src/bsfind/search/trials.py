@@ -1,18 +1,66 @@
-"""Runs the trials of one precision in worker processes; replaces a worker that is unfit."""
+"""Runs the trials of one precision: what a search needs of them, and how workers do it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
-from bsfind.errors import BsfindError
-from bsfind.records import Assumption, ModelInfo, OutputMemory, Trial
+from bsfind.errors import BsfindError, WorkerError
+from bsfind.inputs import InputSpec
+from bsfind.records import Assumption, ModelInfo, OutputMemory
 from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import Settings, Workload
 from bsfind.simulation.allocator.recording import Recording
+from bsfind.trial import Trial
 from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
+
+
+class Trials(Protocol):
+    """Runs trials for one row of the report.
+
+    Attributes: see `TrialRunner`.
+    """
+
+    model: ModelInfo | None
+    assumptions: tuple[Assumption, ...]
+    inputs: tuple[InputSpec, ...]
+    output: OutputMemory | None
+    recordings: dict[int, Recording]
+    refusals: dict[int, BsfindError]
+    busy_s: float
+
+    @property
+    def left_over(self) -> Worker | None:
+        """A worker that another row can have."""
+        ...
+
+    def load(self) -> object:
+        """Get ready for the first trial."""
+        ...
+
+    def run(self, batch_size: int, steps: int | None = None, *, exact: bool = False) -> Trial:
+        """Run a trial that may use the whole device (see `TrialRunner.run`)."""
+        ...
+
+    def run_within(
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        variables: Mapping[str, str] | None = None,
+        exact: bool = False,
+    ) -> Trial:
+        """Run a trial that may use `limit_bytes` of the device (see `TrialRunner.run_within`)."""
+        ...
+
+    def check_time(self) -> None:
+        """Raise TimeLimitError if the time for the whole search is over."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +73,7 @@ class _Loaded:
 
 
 class TrialRunner:
-    """Runs trials of one precision.
+    """Runs trials of one precision in worker processes; replaces a worker that is unfit.
 
     Args:
         settings: what to run.
@@ -41,8 +89,10 @@ class TrialRunner:
         model: the model as the latest worker loaded it, with the kind that its trials found; None
             before the first.
         assumptions: what the latest worker that ran a trial has chosen for its steps.
+        inputs: the inputs that follow from the model; none where they were described.
         output: what the model returned to a loss of bsfind's.
         recordings: what the trials that ran asked of the allocator, by batch size.
+        busy_s: processor time of the trials so far, seconds.
         refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
     All methods raise what `Worker` raises.
@@ -73,9 +123,11 @@ class TrialRunner:
         self._has_run = False  # a trial in the model that is loaded
         self.model: ModelInfo | None = None
         self.assumptions: tuple[Assumption, ...] = ()
+        self.inputs: tuple[InputSpec, ...] = ()
         self.output: OutputMemory | None = None
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
+        self.busy_s = 0.0
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
@@ -103,7 +155,11 @@ class TrialRunner:
 
     def _open(self, variables: Mapping[str, str] | None) -> Worker:
         worker = self._pool.take(variables)
-        worker.open(self._device, self._clock.for_start())
+        try:
+            worker.open(self._device, self._clock.for_start())
+        except WorkerError:  # no code of the user's has run there: a new one may do
+            worker = self._pool.take(variables)
+            worker.open(self._device, self._clock.for_start())
         self._pool.prepare()
         return worker
 
@@ -112,16 +168,17 @@ class TrialRunner:
         """A worker that another precision can have: the one that is kept."""
         return self._opened if self._keeps_worker and not self._variables else None
 
-    def run(self, batch_size: int, steps: int | None = None) -> Trial:
+    def run(self, batch_size: int, steps: int | None = None, *, exact: bool = False) -> Trial:
         """Run a trial that may use the whole device, in a worker that may have run others before.
 
         Args:
             batch_size: samples in a micro-batch.
             steps: optimizer steps; None: the number in the settings.
+            exact: whether a prediction traces every step at this very size.
         """
         if self._loaded is None or self._loaded.limit_bytes is not None:
             self.load()
-        return self._run(batch_size, steps or self._steps)
+        return self._run(batch_size, steps or self._steps, exact=exact)
 
     def run_within(
         self,
@@ -131,6 +188,7 @@ class TrialRunner:
         steps: int,
         grad_accum: int | None = None,
         variables: Mapping[str, str] | None = None,
+        exact: bool = False,
     ) -> Trial:
         """Run a trial that may use `limit_bytes` of the device: in a fresh worker, unless one is kept.
 
@@ -140,13 +198,14 @@ class TrialRunner:
             steps: optimizer steps.
             grad_accum: micro-batches for each of them; None: the number in the settings.
             variables: environment variables of the worker that differ from this process's.
+            exact: whether a prediction traces every step at this very size.
         """
         workload = self._workload
         if grad_accum is not None:
             workload = dataclasses.replace(workload, grad_accum=grad_accum)
         if self._keeps_worker:
             self._limit(workload, limit_bytes)
-            return self._run(batch_size, steps)
+            return self._run(batch_size, steps, exact=exact)
         if variables is not None:
             self._opened = self._open(variables)
         elif self._has_confirmed:
@@ -166,21 +225,21 @@ class TrialRunner:
             loaded.worker.limit_memory(limit_bytes, self._clock.for_start())
             self._loaded = _Loaded(loaded.worker, workload, limit_bytes)
 
-    def _run(self, batch_size: int, steps: int) -> Trial:
+    def _run(self, batch_size: int, steps: int, *, exact: bool = False) -> Trial:
         """Run a trial in the worker that is loaded, and once more with a fresh model if it is refused.
 
         State that earlier trials left in the model may be the reason: the position in a queue, a buffer of
         the last batch's size. A training run begins without it.
         """
         loaded, has_run = self._loaded, self._has_run
-        trial = self._ask(batch_size, steps)
+        trial = self._ask(batch_size, steps, exact=exact)
         if loaded is not None and has_run and trial.error_kind == "refused":
             self._load(loaded.workload, loaded.limit_bytes)
-            trial = self._ask(batch_size, steps)
+            trial = self._ask(batch_size, steps, exact=exact)
         self._has_run = self._has_run or trial.status == "ok"
         return trial
 
-    def _ask(self, batch_size: int, steps: int) -> Trial:
+    def _ask(self, batch_size: int, steps: int, *, exact: bool) -> Trial:
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         answer = loaded.worker.run_trial(
@@ -188,8 +247,11 @@ class TrialRunner:
             steps,
             self._clock.for_trial(steps / self._steps),
             record=loaded.limit_bytes is None,
+            exact=exact,
         )
+        self.busy_s += answer.busy_s
         self.assumptions = loaded.worker.assumptions or self.assumptions
+        self.inputs = loaded.worker.inputs
         self.output = loaded.worker.output or self.output
         if answer.recording is not None:
             self.recordings[batch_size] = answer.recording

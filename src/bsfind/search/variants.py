@@ -1,4 +1,7 @@
-"""The variants of `--compare`: what guides to out-of-memory errors advise, as changes of the settings."""
+"""The rows of a report besides precisions: changes of the settings that are searched one after the other.
+
+They are the lengths of `--seq-len`, and what guides to out-of-memory errors advise: `--compare`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,28 @@ _EXPANDABLE_SEGMENTS = "expandable-segments"
 _VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """c10/core/AllocatorConfig.cpp reads the first of these that is set, torch 2.9-2.13; before, only the
 second was known (c10/cuda/CUDAAllocatorConfig.cpp)."""
+
+
+def lengths_of(settings: Settings) -> tuple[int | None, ...]:
+    """Return the lengths to search at, the longest first; (None,) where there are not several.
+
+    The answer is that of the longest: it holds for shorter sequences too.
+    """
+    seq_lens = settings.seq_lens
+    return tuple(sorted(seq_lens, reverse=True)) if len(seq_lens) > 1 else (None,)
+
+
+def at_length(settings: Settings, seq_len: int | None) -> Settings:
+    """Return the settings of the search at one of several lengths; None: as they are."""
+    if seq_len is None:
+        return settings
+    workload = dataclasses.replace(settings.workload, seq_len=seq_len)
+    return dataclasses.replace(settings, workload=workload, seq_lens=(seq_len,), seq_len=seq_len)
+
+
+def row_name(precision: str, seq_len: int | None) -> str:
+    """Return the name of a row: the precision, and which of several lengths it is at."""
+    return precision if seq_len is None else f"{precision} at {seq_len:,} tokens"
 
 
 def remedied(settings: Settings, remedy: str, precision: str) -> Settings:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import re
+import secrets
 import signal
-import subprocess
-import sys
-import threading
-from collections import deque
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any, TypeVar
 
 from bsfind.errors import BsfindError, InternalError, TimeLimitError, WorkerError
 from bsfind.failures.memory_watch import MemoryLeft, MemoryWatch
+from bsfind.inputs import InputSpec
 from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.records import (
     Assumption,
@@ -25,29 +22,26 @@ from bsfind.records import (
     ModelKind,
     OutputMemory,
     ReportWarning,
-    Trial,
     record_of,
 )
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
+from bsfind.trial import Trial
 from bsfind.units import format_duration
-from bsfind.worker.protocol import decode_error, read_message, write_message
+from bsfind.worker import processes
+from bsfind.worker.connection import KILL_GRACE_S, WorkerProcess
+from bsfind.worker.protocol import (
+    ProtocolError,
+    decode_error,
+    decode_message,
+    encode_message,
+    shortened,
+)
 
-# `-c` puts the current folder on sys.path: taken off, so that a `queue.py` in the user's project
-# cannot break the worker. `--app-dir` puts it back once torch is imported.
-_START = (
-    "import sys\n"
-    "if sys.path and sys.path[0] == '': del sys.path[0]\n"
-    "from bsfind.worker.loop import main\n"
-    "sys.exit(main())"
-)
-# What torch 2.13 writes to stderr whenever it meets the limit, which a search does on purpose.
-_EXPECTED_OUTPUT = re.compile(
-    r"CUDACachingAllocator\.cpp:\d+\] "
-    r"(memory allocation|expandable_segments: memory mapping) failed with OOM"
-)
-_KILL_GRACE_S = 10.0
-_LAST_LINES = 15
+_LONGEST_WAIT_S = 1e8
+"""What a timer can count."""
+
+Answer = TypeVar("Answer")
 
 
 class ModelDoesNotFit(Exception):  # noqa: N818 (an answer, not an error)
@@ -63,6 +57,7 @@ class TrialAnswer:
         recording: what the trial asked of the allocator, if it ran and that could be recorded.
         refusal: the error to report if the model's code refused the size.
         kind: the kind of model, from the operators of the step; None: unknown.
+        busy_s: processor time of the worker, seconds.
     """
 
     trial: Trial
@@ -70,6 +65,7 @@ class TrialAnswer:
     recording: Recording | None
     refusal: BsfindError | None = None
     kind: ModelKind | None = None
+    busy_s: float = 0.0
 
 
 class Worker:
@@ -83,6 +79,7 @@ class Worker:
 
     Attributes:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
+        inputs: the inputs of the loaded workload that follow from the model; none if they were described.
         output: what the model returned to a loss of bsfind's, so far.
 
     A context manager: at its end, the process is gone with all that it started. Requests raise what the
@@ -97,50 +94,19 @@ class Worker:
         *,
         watch: MemoryWatch | None = None,
     ) -> None:
-        self._on_output = on_output
         self._on_warning = on_warning
         self._watch = watch or MemoryWatch()
         self.assumptions: tuple[Assumption, ...] = ()
+        self.inputs: tuple[InputSpec, ...] = ()
         self.output: OutputMemory | None = None
-        self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            # Sets of strings have the same order in every process, unless the user wants another.
-            env={"PYTHONHASHSEED": "0", **os.environ, **(variables or {})},
-        )
-        self._answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._threads = [
-            threading.Thread(target=self._receive, args=(self._process.stdout,), daemon=True),
-            threading.Thread(target=self._forward, args=(self._process.stderr,), daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._searched = "batch size"
+        self._process = WorkerProcess(on_output or (lambda _: None), variables or {})
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
-
-    def _receive(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            while (message := read_message(stream)) is not None:
-                self._answers.put(message)
-        self._answers.put(None)
-
-    def _forward(self, stream: IO[bytes]) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            for raw in stream:
-                line = raw.decode(errors="replace").rstrip("\r\n")
-                if not _EXPECTED_OUTPUT.search(line):
-                    self._last_lines.append(line)
-                    with contextlib.suppress(OSError):  # a full disk: the pipe must be drained
-                        if self._on_output is not None:
-                            self._on_output(line)
 
     def identify(self, choice: DeviceChoice, timeout_s: float) -> str:
         """Return the UUID of the GPU that `open` would open, without taking any of its memory.
@@ -149,8 +115,7 @@ class Worker:
             NoDeviceError: there is none.
         """
         request = {"do": "identify", "device": choice.to_json()}
-        uuid: str = self._ask(request, timeout_s, "looking for the device")["uuid"]
-        return uuid
+        return self._ask(request, timeout_s, "looking for the device", _text("uuid"))
 
     def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
         """Open the device.
@@ -160,8 +125,11 @@ class Worker:
             UsageError: the memory limit does not suit it.
         """
         request = {"do": "open", "device": choice.to_json()}
-        answer = self._ask(request, timeout_s, "opening the device")
-        device = record_of(DeviceInfo, answer["device"])
+
+        def read(answer: dict[str, Any]) -> DeviceInfo:
+            return record_of(DeviceInfo, answer["device"])
+
+        device = self._ask(request, timeout_s, "opening the device", read)
         self._watch.opened(device)
         return device
 
@@ -172,47 +140,72 @@ class Worker:
             ModelDoesNotFit: out of memory.
             TargetError, UsageError: the workload does not work.
         """
+        self._searched = workload.searched
         request = {"do": "load", "workload": workload.to_json(), "precision": precision}
-        answer = self._ask(request, timeout_s, "building the model")
-        if answer["is"] == "does_not_fit":
-            raise ModelDoesNotFit(answer["message"])
-        return ModelInfo(**answer["model"])
+
+        def read(answer: dict[str, Any]) -> ModelInfo:
+            if answer["is"] == "does_not_fit":
+                raise ModelDoesNotFit(_text("message")(answer))
+            return record_of(ModelInfo, answer["model"])
+
+        return self._ask(request, timeout_s, "building the model", read)
 
     def self_check(self, timeout_s: float) -> list[str]:
         """Return what the simulator misses in this torch, one line each."""
-        answer = self._ask({"do": "self_check"}, timeout_s, "checking the simulator")
-        problems: list[str] = answer["problems"]
-        return problems
+
+        def read(answer: dict[str, Any]) -> list[str]:
+            return [str(problem) for problem in answer["problems"]]
+
+        return self._ask({"do": "self_check"}, timeout_s, "checking the simulator", read)
 
     @property
     def is_alive(self) -> bool:
         """Whether the process still runs."""
-        return self._process.poll() is None
+        return self._process.is_idle
 
     def limit_memory(self, nbytes: int, timeout_s: float) -> None:
         """Let later trials use at most `nbytes` of the device."""
-        self._ask({"do": "limit_memory", "bytes": nbytes}, timeout_s, "limiting the memory")
+        request = {"do": "limit_memory", "bytes": nbytes}
+        self._ask(request, timeout_s, "limiting the memory", lambda _: None)
 
     def run_trial(
-        self, batch_size: int, steps: int, timeout_s: float, *, record: bool = True
+        self,
+        batch_size: int,
+        steps: int,
+        timeout_s: float,
+        *,
+        record: bool = True,
+        exact: bool = False,
     ) -> TrialAnswer:
-        """Try a batch size; its recording is part of the answer if it is wanted.
+        """Try a batch size (see `Device.run_trial`); its recording is part of the answer if it is wanted.
 
         Raises:
             TargetError: the user's code failed, and would at every batch size.
         """
-        request = {"do": "trial", "batch_size": batch_size, "steps": steps, "record": record}
-        answer = self._ask(request, timeout_s, f"batch size {batch_size}")
-        if answer["memory"] is not None:
-            self._watch.left(record_of(MemoryLeft, answer["memory"]))
-        recording, refusal = answer["recording"], answer["refusal"]
-        return TrialAnswer(
-            trial=record_of(Trial, answer["trial"]),
-            is_clean=answer["clean"],
-            recording=record_of(Recording, recording) if recording else None,
-            refusal=decode_error(refusal) if refusal else None,
-            kind=answer["kind"],
-        )
+        doing = f"{self._searched} {batch_size}"
+        request = {
+            **{"do": "trial", "doing": doing, "batch_size": batch_size, "steps": steps},
+            **{"record": record, "exact": exact},
+        }
+
+        def read(answer: dict[str, Any]) -> TrialAnswer:
+            if answer["memory"] is not None:
+                self._watch.left(record_of(MemoryLeft, answer["memory"]))
+            trial = record_of(Trial, answer["trial"])
+            peaks = (trial.peak_allocated_bytes, trial.peak_reserved_bytes, trial.resident_bytes)
+            if trial.batch_size != batch_size or min(peak or 0 for peak in peaks) < 0:
+                raise ValueError(f"a trial of {trial.batch_size} with peaks {peaks}")
+            recording, refusal = answer["recording"], answer["refusal"]
+            return TrialAnswer(
+                trial=trial,
+                is_clean=answer["clean"] is True,
+                recording=record_of(Recording, recording) if recording else None,
+                refusal=decode_error(refusal) if refusal else None,
+                kind=answer["kind"],
+                busy_s=float(answer["busy_s"]),
+            )
+
+        return self._ask(request, timeout_s, doing, read)
 
     def load_to_inspect(self, workload: Workload, precision: str, timeout_s: float) -> str:
         """Build the model on the simulated device, whether it fits or not; returns its class.
@@ -221,8 +214,7 @@ class Worker:
             TargetError, UsageError: the workload does not work.
         """
         request = {"do": "load_to_inspect", "workload": workload.to_json(), "precision": precision}
-        class_name: str = self._ask(request, timeout_s, "building the model")["class_name"]
-        return class_name
+        return self._ask(request, timeout_s, "building the model", _text("class_name"))
 
     def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:
         """Return what the memory of the workload is made of at a batch size, once it is loaded.
@@ -230,85 +222,143 @@ class Worker:
         Raises:
             TargetError: the user's code failed.
         """
-        request = {"do": "inspect", "batch_size": batch_size, "steps": steps}
-        answer = self._ask(request, timeout_s, f"batch size {batch_size}")
-        return PrecisionInspection.from_json(answer["inspection"])
+        doing = f"batch size {batch_size}"
+        request = {"do": "inspect", "doing": doing, "batch_size": batch_size, "steps": steps}
 
-    def _ask(self, request: dict[str, Any], timeout_s: float, doing: str) -> dict[str, Any]:
-        """Send a request and wait for its answer.
+        def read(answer: dict[str, Any]) -> PrecisionInspection:
+            return PrecisionInspection.from_json(answer["inspection"])
+
+        return self._ask(request, timeout_s, doing, read)
+
+    def _ask(
+        self,
+        request: dict[str, Any],
+        timeout_s: float,
+        doing: str,
+        read: Callable[[dict[str, Any]], Answer],
+    ) -> Answer:
+        """Send a request, wait for its answer, and return what `read` makes of it.
 
         Raises:
             TimeLimitError: no answer within `timeout_s` seconds; the process is killed.
-            WorkerError: the process died.
+            WorkerError: the process died, or what came is not the answer to the request.
             BsfindError: what the worker reported.
         """
+        number = secrets.token_hex(8)  # which user code that writes to the pipe cannot guess
+        deadline = time.monotonic() + min(timeout_s, _LONGEST_WAIT_S)
         try:
-            assert self._process.stdin is not None
-            write_message(self._process.stdin, request)
-            answer = self._answers.get(timeout=timeout_s)
-        except queue.Empty:
+            self._process.send(encode_message({**request, "id": number}), deadline)
+            line = self._process.next_line(deadline)
+        except (queue.Empty, TimeoutError):
             self.kill()
             raise TimeLimitError(
                 f"no answer after {format_duration(timeout_s)}, {doing}",
-                detail=self._last_words(),
+                detail=self._process.last_lines,
                 hint="allow more time with `--trial-timeout`, or see why the model hangs",
             ) from None
-        except BrokenPipeError:
-            answer = None
-        if answer is None:
-            raise self._death(doing)
-        if answer["is"] == "failed":
-            error = decode_error(answer)
-            if isinstance(error, InternalError):
-                self.kill()
-            raise error
-        if self._on_warning is not None:
-            for warning in answer.get("warnings", ()):
-                self._on_warning(ReportWarning(**warning))
-        if "assumptions" in answer:
-            self.assumptions = tuple(Assumption(**made) for made in answer["assumptions"])
-            output = answer["output"]
-            self.output = OutputMemory(**output) if output is not None else None
+        except OSError:  # the pipe has no reader any more; what it said is still to be read
+            line = None
+            with contextlib.suppress(queue.Empty):
+                line = self._process.next_line(time.monotonic() + KILL_GRACE_S)
+        try:
+            answer = self._checked(line, number, doing)
+            if answer["is"] == "failed":
+                raise decode_error(answer)
+            found = read(answer)
+            warnings = [record_of(ReportWarning, w) for w in answer.get("warnings", ())]
+            if "assumptions" in answer:
+                made, output = answer["assumptions"], answer["output"]
+                self.assumptions = tuple(record_of(Assumption, each) for each in made)
+                self.inputs = tuple(map(InputSpec.from_json, answer["inputs"]))
+                self.output = record_of(OutputMemory, output) if output is not None else None
+        except InternalError:
+            self.kill()
+            raise
+        except (
+            ProtocolError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            self.kill()
+            raise WorkerError(
+                f"what the worker wrote is not its answer, {doing}",
+                detail="\n".join(filter(None, (self._process.last_lines, str(error)))),
+                hint="the model's code writes to bsfind's pipe, or has replaced functions that bsfind calls",
+            ) from None
+        for warning in warnings:
+            self._warn(warning)
+        return found
+
+    def _checked(self, line: bytes | None, number: str, doing: str) -> dict[str, Any]:
+        """Return the answer to the request of this number.
+
+        Raises:
+            WorkerError: the process has ended.
+            ProtocolError: it is not that answer.
+        """
+        if line is None:
+            raise self._death(None, doing)
+        answer = decode_message(line)
+        if answer.get("is") == processes.ENDED:
+            raise self._death(answer.get("status"), doing)
+        if answer.get("id") != number:
+            raise ProtocolError(f"not the answer to this request: {shortened(repr(line), 200)}")
         return answer
 
-    def _death(self, doing: str) -> WorkerError:
-        try:
-            status = self._process.wait(timeout=_KILL_GRACE_S)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            return WorkerError(f"the worker closed its pipe, {doing}", detail=self._last_words())
-        for thread in self._threads:
-            thread.join(timeout=1.0)
+    def _death(self, status: int | None, doing: str) -> WorkerError:
+        """Return the error for a worker that has ended with a status; None: with that of the process."""
+        if status is None:
+            status = self._process.wait()
+        self.kill()
+        words = self._process.last_lines
+        if not isinstance(status, int):
+            return WorkerError(f"the worker closed its pipe, {doing}", detail=words)
         if status < 0:
-            name = signal.Signals(-status).name
+            name = _signal_name(-status)
             hint = {
                 "SIGKILL": "the system may have run out of host memory (see `dmesg`)",
                 "SIGSEGV": "a native extension crashed; `PYTHONFAULTHANDLER=1` shows where",
             }.get(name, "")
             message = f"the worker was killed by {name}, {doing}"
         else:
-            hint = "the model's code ended the process itself (`os._exit`, say)"
+            hint = (
+                "the model's code ended the process itself (`os._exit`, say), or has replaced functions "
+                "that bsfind calls"
+            )
             message = f"the worker exited with status {status}, {doing}"
-        return WorkerError(message, detail=self._last_words(), hint=hint)
+        return WorkerError(message, detail=words, hint=hint)
 
-    def _last_words(self) -> str:
-        return "\n".join(self._last_lines)
+    def _warn(self, warning: ReportWarning) -> None:
+        if self._on_warning is not None:
+            self._on_warning(warning)
 
     def kill(self) -> None:
         """Kill the process and everything that it started; safe to call twice."""
-        # Where the worker is gone, a process that the user's code started may not be.
-        with contextlib.suppress(ProcessLookupError, PermissionError, AttributeError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
-        self._process.wait()
-        _close(self._process.stdin)
-        for thread in self._threads:
-            thread.join(timeout=1.0)
-        _close(self._process.stdout)
-        _close(self._process.stderr)
+        left = self._process.kill()
+        if left:
+            names = ", ".join(f"{process.name} (PID {process.pid})" for process in left)
+            self._warn(
+                ReportWarning(
+                    code="processes_left",
+                    message=f"processes of the model's code could not be ended: {names}",
+                )
+            )
 
 
-def _close(stream: IO[bytes] | None) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        if stream is not None:
-            stream.close()
+def _text(key: str) -> Callable[[dict[str, Any]], str]:
+    def read(answer: dict[str, Any]) -> str:
+        if not isinstance(answer[key], str):
+            raise TypeError(f"`{key}` is no text")
+        return str(answer[key])
+
+    return read
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

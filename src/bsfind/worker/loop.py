@@ -3,32 +3,44 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 import queue
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from time import process_time
 from typing import IO, TYPE_CHECKING, Any
 
-from bsfind.errors import BsfindError, InternalError
+from bsfind import import_path
+from bsfind.errors import BsfindError, InternalError, UsageError
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.worker.protocol import encode_error, read_message, write_message
+from bsfind.worker.processes import supervise
+from bsfind.worker.protocol import ProtocolError, encode_error, encode_message, read_message
 
 if TYPE_CHECKING:
     from bsfind.devices.base import Device
+    from bsfind.devices.simulated import SimulatedDevice
     from bsfind.inspect.attribution import InspectedModel
+
+_DOING = {
+    "identify": "looking for the device",
+    "open": "opening the device",
+    "load": "building the model",
+    "load_to_inspect": "building the model",
+    "self_check": "checking the simulator",
+    "limit_memory": "limiting the memory",
+}
 
 
 def main() -> int:
     """Serve requests from standard input; returns the exit status."""
+    supervise()
     requests, answers = _take_over_standard_streams()
-    _die_with_parent()
+    import_path.keep_folder()
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     server = _Server()
@@ -38,14 +50,35 @@ def main() -> int:
         importlib.import_module("bsfind.devices.cuda")
         if inbox.empty():
             importlib.import_module("torch._dynamo")  # the first optimizer does (torch/_compile.py)
+    get_pid, leave = os.getpid, os._exit
+    own = get_pid()
     while True:
-        try:
-            answer = server.answer(inbox.get())
-        except BsfindError as error:
-            answer = encode_error(error)
-        except Exception as error:
-            answer = encode_error(InternalError(repr(error), detail=traceback.format_exc()))
-        write_message(answers, answer)
+        request = inbox.get()
+        answer = _answer_to(request, server)
+        if get_pid() != own:
+            leave(0)  # the user's code has forked, and this is the copy
+        answers.write(answer)
+        answers.flush()
+
+
+def _answer_to(request: dict[str, Any], server: _Server) -> bytes:
+    """Return the answer to a request, as it is written."""
+    try:
+        return encode_message({**server.answer(request), "id": request["id"]})
+    except BaseException as error:
+        doing = _DOING.get(request["do"]) or str(request.get("doing"))
+        return encode_message({**encode_error(_reported(error, doing)), "id": request["id"]})
+
+
+def _reported(error: BaseException, doing: str) -> BsfindError:
+    """Return the error that the parent is to raise for an exception that reached the loop."""
+    if isinstance(error, BsfindError) and not isinstance(error, InternalError):
+        return error
+    try:
+        from bsfind.workload.user_errors import user_error
+    except Exception:  # torch cannot be imported
+        return InternalError(repr(error), detail=traceback.format_exc())
+    return user_error(error, doing=doing)
 
 
 def _take_over_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
@@ -66,18 +99,10 @@ def _take_over_standard_streams() -> tuple[IO[bytes], IO[bytes]]:
 
 def _receive(requests: IO[bytes], inbox: queue.Queue[dict[str, Any]]) -> None:
     """Pass requests on; when the parent is gone, so is the worker, in the middle of a trial too."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ProtocolError):
         while (message := read_message(requests)) is not None:
             inbox.put(message)
     os._exit(0)
-
-
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process with its parent: a hang in C code lets no thread run."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1  # linux/prctl.h
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 class _Server:
@@ -85,6 +110,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._device: Device | None = None
+        self._simulated: SimulatedDevice | None = None
         self._inspected: InspectedModel | None = None
         self._handlers: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
             "identify": self._identify,
@@ -103,6 +129,7 @@ class _Server:
             output = self._device.output
             answer["warnings"] = [asdict(warning) for warning in self._device.take_warnings()]
             answer["output"] = asdict(output) if output is not None else None
+            answer["inputs"] = [spec.to_json() for spec in self._device.inputs]
             answer["assumptions"] = [asdict(made) for made in self._device.assumptions]
         return answer
 
@@ -122,7 +149,7 @@ class _Server:
         if choice.is_simulated:
             from bsfind.devices.simulated import SimulatedDevice
 
-            self._device = SimulatedDevice(choice)
+            self._device = self._simulated = SimulatedDevice(choice)
         else:
             from bsfind.devices.cuda import CudaDevice
 
@@ -144,26 +171,30 @@ class _Server:
 
     def _run_trial(self, request: dict[str, Any]) -> dict[str, Any]:
         device = self._opened
-        trial = device.run_trial(request["batch_size"], request["steps"], record=request["record"])
+        begin = process_time()
+        trial = device.run_trial(
+            *(request["batch_size"], request["steps"]),
+            record=request["record"],
+            exact=request["exact"],
+        )
         recording, memory, refusal = device.recording, device.memory_left(), device.refusal
         return {
             "is": "trial",
             "trial": asdict(trial),
             "clean": device.is_clean,
             "kind": device.model_kind,
+            "busy_s": process_time() - begin,
             "memory": asdict(memory) if memory else None,
             "recording": vars(recording) if recording else None,
             "refusal": encode_error(refusal) if refusal else None,
         }
 
     def _load_to_inspect(self, request: dict[str, Any]) -> dict[str, Any]:
-        from bsfind.devices.simulated import SimulatedDevice
         from bsfind.inspect.attribution import InspectedModel
 
-        device = self._opened
-        if not isinstance(device, SimulatedDevice):
+        if self._simulated is None:
             raise InternalError("only a simulated device tells who allocates")
-        self._inspected = InspectedModel(device, _workload(request), request["precision"])
+        self._inspected = InspectedModel(self._simulated, _workload(request), request["precision"])
         return {"is": "loaded", "class_name": self._inspected.class_name}
 
     def _inspect(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -179,10 +210,16 @@ class _Server:
 
 
 def _workload(request: dict[str, Any]) -> Workload:
-    """Return the workload of a request, whose modules can be imported from now on."""
+    """Return the workload of a request, whose modules can be imported from now on.
+
+    Raises:
+        UsageError: there is no folder to import them from.
+    """
     workload = Workload.from_json(request["workload"])
     # Only now: torch is imported, and nothing in the user's folder can stand in its way.
-    app_dir = str(Path(workload.app_dir).resolve())
-    if sys.path[0] != app_dir:
-        sys.path.insert(0, app_dir)
+    app_dir = import_path.in_folder(Path(workload.app_dir)).resolve()
+    if not os.path.isdir(app_dir):  # noqa: PTH112 (it may be in one that cannot be read)
+        raise UsageError(f"`--app-dir`: there is no folder `{app_dir}`")
+    if sys.path[0] != str(app_dir):
+        sys.path.insert(0, str(app_dir))
     return workload

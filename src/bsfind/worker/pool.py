@@ -60,7 +60,11 @@ class WorkerPool:
         if variables:
             self._in_use = Worker(self._on_output, self._on_warning, variables, watch=self._watch)
             return self._in_use
-        self._in_use, self._spare = self._spare or self._start(), None
+        spare, self._spare = self._spare, None
+        if spare is not None and not spare.is_alive:
+            spare.kill()  # with what it has left behind
+            spare = None
+        self._in_use = spare or self._start()
         self._expected -= 1
         return self._in_use
 

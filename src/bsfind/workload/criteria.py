@@ -135,10 +135,12 @@ class Widths:
     Attributes:
         vocabularies: numbers of embeddings.
         hidden: widths of the embeddings.
+        has_head: False where the model says that it has no classes (`num_classes` of timm and others).
     """
 
     vocabularies: frozenset[int]
     hidden: frozenset[int]
+    has_head: bool = True
 
     @classmethod
     def of(cls, model: nn.Module) -> Widths:
@@ -147,6 +149,7 @@ class Widths:
         return cls(
             frozenset(table.num_embeddings for table in tables),
             frozenset(table.embedding_dim for table in tables),
+            has_head=getattr(model, "num_classes", None) != 0,
         )
 
     def are_hidden(self, size: int) -> bool:
@@ -173,7 +176,12 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         return Criterion(kind="mse", why="the output has the values of an input in one row")
     if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
         return _ONE_SCORE
+    if tensor.dim() > 2 and any(_is_one_channel(tensor, x) for x in inputs):
+        return Criterion(kind="binary cross-entropy", why="the output is one score for each pixel")
     has_tokens = any(_is_tokens(x) for x in inputs)
+    if not widths.has_head:
+        why = "the output is features, as `num_classes` is 0: `--model-arg num_classes=10` builds scores"
+        return Criterion(kind="mean", why=why)
     if tensor.dim() == 2:
         if has_tokens and widths.are_hidden(tensor.shape[1]):
             return _hidden(tensor.shape[1])
@@ -199,6 +207,15 @@ def _is_flat(tensor: torch.Tensor, other: torch.Tensor) -> bool:
         and other.dim() > 2
         and other.shape[0] == tensor.shape[0]
         and other.numel() == tensor.numel()
+    )
+
+
+def _is_one_channel(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether a tensor is as large as the images of an input, without channels."""
+    return (
+        other.is_floating_point()
+        and other.dim() == tensor.dim() + 1
+        and other.shape[:1] + other.shape[2:] == tensor.shape
     )
 
 
@@ -234,6 +251,8 @@ def _is_unaligned(tensor: torch.Tensor, inputs: Sequence[torch.Tensor]) -> bool:
     sequences = [x for x in inputs if x.dim() in (2, 3) or (is_time_first and x.dim() == 4)]
     sizes = {size for x in inputs for size in x.shape[1:]}
     longest = max((max(x.shape[1:]) for x in sequences), default=0)
+    if is_time_first and all(x.dim() == 4 for x in inputs):
+        return classes > 2 and steps > 1  # no dimension of an image is that of the steps
     return classes > 2 and 1 < steps < longest and not sizes & {steps, classes}
 
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from bsfind.workload.user_errors import is_installed_file
+
 SEED = 20_240_229
 
 _MOST_ELEMENTS = 128
@@ -46,7 +48,6 @@ _LIBRARIES = ("torch", "numpy", "random")
 """Packages that draw for their caller."""
 
 _STANDARD_LIBRARY = str(Path(random.__file__).parent) + os.sep
-_INSTALLED = f"{os.sep}site-packages{os.sep}"
 
 Site = tuple[str, int, int]
 """A place in the code that draws: file, line and instruction (a line may draw twice)."""
@@ -335,7 +336,7 @@ def _site_of(frame: Any) -> Site | None:
             return None
         if name.partition(".")[0] not in _LIBRARIES:
             file = frame.f_code.co_filename
-            if file.startswith(_STANDARD_LIBRARY) and _INSTALLED not in file:
+            if file.startswith(_STANDARD_LIBRARY) and not is_installed_file(file):
                 return None  # names of temporary files and the like
             return file, frame.f_lineno, frame.f_lasti
         frame = frame.f_back
@@ -376,8 +377,8 @@ def _watched(original: Callable[..., Any], span_of: _SpanOf, skip: int = 0) -> C
             return result
         try:
             span = span_of(*args[skip:], **kwargs)
-        except (TypeError, ValueError, RuntimeError):  # the arguments do not determine it
-            return result
+        except (ArithmeticError, RuntimeError, TypeError, ValueError):
+            return result  # the arguments do not determine it, or there are too many numbers
         is_own = skip == 1 or kwargs.get("generator") is not None
         value = None if span is None else draws.value(span, result, frame, is_own=is_own)
         if value is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -39,6 +39,10 @@ class Loss:
     def targets(self) -> Sequence[torch.Tensor]:
         """The targets of this step that are allocated."""
         return ()
+
+    def is_of(self, output: Any) -> bool:
+        """Tell whether an output of evaluation mode has what the loss is computed from."""
+        return True
 
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
         """Return the scalar loss of the model's output for a batch."""
@@ -84,13 +88,23 @@ class LossOfTerms(Loss):
         """The targets of this step that are allocated."""
         return list(self._targets.values())
 
+    def is_of(self, output: Any) -> bool:
+        """Tell whether an output has the tensors of the terms (see `Loss.is_of`)."""
+        try:
+            for term in self._terms or ():
+                tensor_at(output, term.path)
+        except TargetError:
+            return False
+        return True
+
     def __call__(self, output: Any, batch: Batch) -> torch.Tensor:
         """Return the sum of the terms."""
         if self._terms is None:
             self._terms = self._terms_of(output, batch)
         tensors = [tensor_at(output, term.path) for term in self._terms]
         needed = [term.targets(scores) for term, scores in zip(self._terms, tensors, strict=True)]
-        if needed != self._needed:  # the first step, or one with another number of rows
+        made = all(targets is None or targets in self._targets for targets in needed)
+        if needed != self._needed or not made:  # the first step, or one with another number of rows
             self._needed = needed
             self.make_targets()
         values = [
@@ -101,36 +115,6 @@ class LossOfTerms(Loss):
         for value in values[1:]:
             total = total + value
         return total
-
-
-@stands_for_torch
-def lightning_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Return the loss of `training_step(batch, 0)`.
-
-    The batch is passed as a data loader would: one positional input alone, several as a tuple, keyword
-    inputs as a dict; both as a tuple, positional ones first.
-
-    Raises:
-        TargetError: the module optimizes manually, or its step returns no loss.
-    """
-    if not getattr(model, "automatic_optimization", True):
-        raise TargetError(
-            "a LightningModule with manual optimization runs its own steps",
-            hint="pass the step as a function: `--step pkg.mod:fn`, called as `fn(model, *inputs)`",
-        )
-    result = model.training_step(_loader_batch(batch), 0)
-    loss = result.get("loss") if isinstance(result, Mapping) else result
-    if not isinstance(loss, torch.Tensor):
-        raise TargetError(f"`training_step` returned `{type(result).__name__}`, not a loss")
-    return loss
-
-
-def _loader_batch(batch: Batch) -> Any:
-    if not batch.args:
-        return batch.kwargs
-    if batch.kwargs:
-        return (*batch.args, *batch.kwargs.values())
-    return batch.args[0] if len(batch.args) == 1 else batch.args
 
 
 def make_loss(name: str) -> Loss:

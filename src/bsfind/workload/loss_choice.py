@@ -7,6 +7,7 @@ is not known.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,17 @@ from bsfind.workload.loss import mean_of
 from bsfind.workload.outputs import Path, float_leaves, is_made_from, name_of, named, trained_by
 
 _OWN = Criterion(kind="own")
+_MEASURED = (
+    *(("sample",), ("reconstruction",), ("predicted_depth",), ("heatmaps",), ("audio_values",)),
+    *(("spectrogram",), ("prediction_outputs",), ("regression_outputs",)),
+)
+"""Names of outputs in diffusers and transformers that are compared with what was measured."""
+_INNER = (
+    *("last_hidden_state", "pooler_output", "hidden_states", "feature_maps", "image_embeds"),
+    *("text_embeds", "down_block_res_samples", "mid_block_res_sample", "controlnet_block_samples"),
+)
+"""Names of outputs in diffusers and transformers from which something else computes a loss."""
+_FEATURES = Criterion(kind="mean", why="the output is features, which another part is trained with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +157,7 @@ class LossChoice:
     def terms_of(self, model: nn.Module, output: Any, batch: Batch) -> Sequence[Term]:
         """Return the terms of the loss, which the first output decides."""
         if self._chosen is None:
-            own = _own(output)
+            own = _own(output) or _vector_of_losses(output, batch)
             if own is None:
                 self._chosen = _by_shapes(model, output, batch, self._refusal)
             elif self._labels:
@@ -226,6 +238,23 @@ def _own(output: Any) -> _Chosen | None:
     return _own_loss(scalars, why)
 
 
+_MOST_LOSSES = 8
+
+
+def _vector_of_losses(output: Any, batch: Batch) -> _Chosen | None:
+    """Return the sum of a vector of losses, as models of ultralytics return it; None if there is none."""
+    trained = [(path, tensor) for path, tensor in float_leaves(output) if tensor.requires_grad]
+    if len(trained) != 1 or trained[0][1].dim() != 1 or batch.size < 2:
+        return None
+    count = trained[0][1].shape[0]
+    if count > _MOST_LOSSES or count % batch.size == 0:
+        return None
+    why = (
+        f"the output has {count} numbers for {batch.size} samples: losses, all of which are trained"
+    )
+    return _own_loss(trained, why)
+
+
 def _own_loss(losses: Sequence[tuple[Path, torch.Tensor]], why: str) -> _Chosen:
     terms = [Term(path=path, criterion=_OWN, shape=tuple(loss.shape)) for path, loss in losses]
     return _Chosen(terms=terms, name="the model's own loss", why=why)
@@ -236,10 +265,13 @@ def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Ch
     inputs, widths = batch.tensors(), Widths.of(model)
     scalars = [path for path, t in float_leaves(output) if t.dim() == 0 and t.requires_grad]
     tensors = [(path, t) for path, t in _candidates(output) if t.dim() > 0 and t.requires_grad]
+    is_backbone = _are_feature_maps([tensor for _, tensor in tensors])
     terms = [
         Term(
             path=path,
-            criterion=criterion_of(tensor, inputs, widths),
+            criterion=_FEATURES
+            if is_backbone
+            else _by_name(path) or criterion_of(tensor, inputs, widths),
             shape=tuple(tensor.shape),
             batch_dim=batch_dimension(tensor, inputs),
         )
@@ -262,6 +294,23 @@ def _by_shapes(model: nn.Module, output: Any, batch: Batch, refusal: str) -> _Ch
         name += " + the model's own " + ", ".join(name_of(term.path) for term in own)
     why = "; ".join(dict.fromkeys(term.criterion.why for term in terms)) + refused
     return _Chosen(terms=[*terms, *own], name=name, why=why)
+
+
+def _by_name(path: Path) -> Criterion | None:
+    """Return the criterion of a tensor that the output names for what it is; None if its shape decides."""
+    if path in _MEASURED:
+        return Criterion(kind="mse", why=f"the output is a `{path[0]}`")
+    return _FEATURES if path and path[0] in _INNER else None
+
+
+def _are_feature_maps(tensors: Sequence[torch.Tensor]) -> bool:
+    """Tell whether an output is maps of falling size with channels of their own, as a backbone returns."""
+    return (
+        len(tensors) > 2
+        and all(tensor.dim() > 3 for tensor in tensors)
+        and len({tensor.shape[1] for tensor in tensors}) > 2
+        and all(later.shape[2] < earlier.shape[2] for earlier, later in itertools.pairwise(tensors))
+    )
 
 
 def _results(tensors: Sequence[tuple[Path, torch.Tensor]]) -> list[tuple[Path, torch.Tensor]]:

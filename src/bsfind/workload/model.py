@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,14 +16,18 @@ from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from bsfind.errors import TargetError
-from bsfind.import_path import parse_import_path, parse_value, resolve
+from bsfind.import_path import parse_value
 from bsfind.workload.inputs import Batch
+from bsfind.workload.libraries.targets import find_target
 from bsfind.workload.user_errors import stands_for_torch
 
 DATA_PARALLEL_NOTE = (
     "the model is wrapped in `nn.DataParallel`: the batch size is that of one GPU, on which the "
     "wrapped module runs; multiply it by the number of GPUs"
 )
+
+_built_in: dict[str, str] = {}
+"""The current folder in which each target was first built: building may change it."""
 
 _LAZY_BATCH_SIZES = (2, 8, 64)
 """Batch sizes at which lazy layers are initialized: some models require a multiple."""
@@ -42,14 +47,14 @@ def build_model(target: str, model_args: Mapping[str, Any]) -> nn.Module:
     """Return the model that `target` names: a class, a factory, or an instance.
 
     Args:
-        target: `package.module:attr` or `path/file.py:attr`.
-        model_args: keyword arguments for the class or the factory.
+        target: `package.module:attr`, `path/file.py:attr`, or a model of a library (see `libraries`).
+        model_args: keyword arguments for the class or the factory, or fields of a configuration.
 
     Raises:
         TargetError: there is no such object, or it gives no `nn.Module`.
         Exception: whatever the user's code raises.
     """
-    found = resolve(parse_import_path(target))
+    found = find_target(target)
     if isinstance(found, nn.Module):
         if model_args:
             raise TargetError(
@@ -61,12 +66,19 @@ def build_model(target: str, model_args: Mapping[str, Any]) -> nn.Module:
     if not callable(found):
         raise TargetError(f"`{target}` is of type `{type(found).__name__}`, not a model", hint=hint)
     _check_arguments(found, target, model_args)
+    _be_where_first_built(target)
     model = found(**model_args)
     if not isinstance(model, nn.Module):
         raise TargetError(
             f"`{target}` returned `{type(model).__name__}`, not an `nn.Module`", hint=hint
         )
     return model
+
+
+def _be_where_first_built(target: str) -> None:
+    """Let a model that is built again, in the process that built it before, find the files it found then."""
+    with contextlib.suppress(OSError):  # the folder was removed
+        os.chdir(_built_in.setdefault(target, os.getcwd()))  # noqa: PTH109
 
 
 def _check_arguments(factory: Any, target: str, model_args: Mapping[str, Any]) -> None:
@@ -165,17 +177,6 @@ def weights_dtype(model: nn.Module) -> str | None:
         return None
     names = sorted(str(dtype).removeprefix("torch.") for dtype in dtypes)
     return names[0] if len(names) == 1 else f"mixed {'/'.join(names)}"
-
-
-def is_lightning_module(model: nn.Module) -> bool:
-    """Tell whether the model is a LightningModule (lightning.pytorch or pytorch_lightning).
-
-    By the name of its class: bsfind imports neither package.
-    """
-    return any(
-        cls.__name__ == "LightningModule" and "lightning" in cls.__module__.split(".")[0]
-        for cls in type(model).__mro__
-    )
 
 
 # --------------------------------------------------------------------- activation checkpointing

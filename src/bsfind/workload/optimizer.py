@@ -1,10 +1,10 @@
-"""The optimizer: a class of torch.optim, the user's, or the one that a LightningModule configures."""
+"""The optimizer: a class of torch.optim, or the user's."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ def make_optimizer(name: str, arguments: dict[str, Any], model: nn.Module) -> to
         model: the model.
 
     Raises:
-        UsageError: torch.optim has no such optimizer.
+        UsageError: torch.optim has no such optimizer, or it is LBFGS, or incomplete.
         TargetError: the user's function gives none, or the model has nothing to train.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -43,7 +43,29 @@ def make_optimizer(name: str, arguments: dict[str, Any], model: nn.Module) -> to
         raise TargetError(
             f"`{name}` returned `{type(optimizer).__name__}`, not a `torch.optim.Optimizer`"
         )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError(
+            "LBFGS evaluates the loss several times in a step, which the reference step does not",
+            hint="`--optimizer adamw`, or another first-order optimizer",
+        )
+    check_is_complete(optimizer)
     return optimizer
+
+
+def check_is_complete(optimizer: torch.optim.Optimizer) -> None:
+    """Make sure that the steps and the state of an optimizer can be followed.
+
+    Raises:
+        UsageError: they cannot: its class leaves out `torch.optim.Optimizer.__init__`, as torchao's
+            `CPUOffloadOptimizer` does.
+    """
+    if not hasattr(optimizer, "state"):
+        name = type(optimizer).__name__
+        raise UsageError(
+            f"`{name}` has no `state` of its own, so that its steps cannot be followed",
+            hint="where it keeps its state on the CPU, `--optimizer sgd`, which has none, takes about the "
+            "same memory on the GPU; where its gradients go to the CPU too, more than the real one",
+        )
 
 
 def _needs_lr(factory: Callable[..., Any]) -> bool:
@@ -65,32 +87,4 @@ def _factory(name: str) -> Callable[..., Any]:
         nearest = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
         hint = f"did you mean `{nearest[0]}`?" if nearest else f"one of {', '.join(by_lower_case)}"
         raise UsageError(f"torch.optim has no optimizer `{name}`", hint=hint)
-    if name.lower() == "lbfgs":
-        raise UsageError(
-            "LBFGS evaluates the loss several times in a step, which the reference step does not",
-            hint="`--optimizer adamw`, or another first-order optimizer",
-        )
     return found
-
-
-@stands_for_torch
-def configured_optimizer(model: Any) -> torch.optim.Optimizer:
-    """Return the first optimizer of `configure_optimizers()`, in any of its documented forms.
-
-    Raises:
-        TargetError: it returned none, or several.
-    """
-    made = model.configure_optimizers()
-    if isinstance(made, (list, tuple)) and made and isinstance(made[0], (list, tuple)):
-        made = made[0]  # ([optimizers], [schedulers])
-    if isinstance(made, (list, tuple)):
-        if len(made) != 1:
-            raise TargetError(f"`configure_optimizers` returned {len(made)} optimizers, not one")
-        made = made[0]
-    if isinstance(made, Mapping):
-        made = made.get("optimizer")
-    if not isinstance(made, torch.optim.Optimizer):
-        raise TargetError(
-            f"`configure_optimizers` returned `{type(made).__name__}`, not an optimizer"
-        )
-    return made

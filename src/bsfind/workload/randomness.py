@@ -27,22 +27,26 @@ StepSize = tuple[int, int]
 decides between steps that are equal in the first."""
 
 
-def seed_generators() -> None:
+def seed_generators(seed: int = SEED) -> None:
     """Seed the generators of Python, of numpy (where it is installed) and of torch, CUDA's included."""
-    random.seed(SEED)
-    torch.manual_seed(SEED)
+    random.seed(seed)
+    torch.manual_seed(seed)
     if (numpy := numpy_if_installed()) is not None:
-        numpy.random.seed(SEED % 2**32)
+        numpy.random.seed(seed % 2**32)
 
 
 @contextlib.contextmanager
-def reproducible_building() -> Iterator[None]:
+def reproducible_building(weight_seed: int = SEED) -> Iterator[None]:
     """Seed the generators, so that a model that draws its own sizes has the same ones in every process.
 
     Small draws of torch on the host use a generator of their own, since torch's also draws the initial
     weights, which a prediction does not draw.
+
+    Args:
+        weight_seed: seed of torch's generator, which draws the weights.
     """
     seed_generators()
+    torch.manual_seed(weight_seed)
     draws.of_building = torch.Generator()
     draws.of_building.manual_seed(SEED)
     try:
@@ -65,13 +69,14 @@ class LargestStep:
         self._decided: dict[bool, dict[Site, float | None]] = {True: {}, False: {}}
 
     @contextlib.contextmanager
-    def searched(self, batch_size: int) -> Iterator[None]:
+    def searched(self, batch_size: int, seed: int = SEED) -> Iterator[None]:
         """Seed the generators, and let the steps inside be the largest that are known.
 
         Args:
             batch_size: batch size of the steps.
+            seed: seed of the generators.
         """
-        seed_generators()
+        seed_generators(seed)
         if not self._is_watching:
             yield
             return

@@ -1,31 +1,26 @@
-"""The reference training step: what is measured, simulated and compared everywhere.
-
-    inputs (and targets) allocated on the device
-    optimizer.zero_grad(set_to_none=True)
-    with autocast(dtype) if amp:  loss = loss_of(model(*args, **kwargs))
-    scaler.scale(loss).backward();  scaler.step(optimizer);  scaler.update()
-    loss, outputs, inputs released
-
-Lifetimes matter here: a reference that is kept too long is memory that training does not use.
-"""
+"""The workload on a device: the model, its batches, its loss and its optimizers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import nn
 
-from bsfind.errors import TargetError
 from bsfind.import_path import resolve_function
 from bsfind.records import Assumption, OutputMemory
-from bsfind.settings import Workload
-from bsfind.workload.inputs import Batch, batch_maker
-from bsfind.workload.loss import Loss, LossOfTerms, lightning_loss, make_loss
+from bsfind.settings import FIRST_SIZE_OF_AXIS, Workload
+from bsfind.workload.delivery import Deliveries, Extents, extents_of
+from bsfind.workload.inputs import Batch, sized_maker
+from bsfind.workload.libraries.lightning import Lightning, LightningTraining
+from bsfind.workload.libraries.lightning_module import lightning_class
+from bsfind.workload.libraries.proposals import with_inputs
+from bsfind.workload.libraries.transformers import assumed_configuration
+from bsfind.workload.loss import Loss, LossOfTerms, make_loss
 from bsfind.workload.loss_choice import LossChoice
 from bsfind.workload.model import (
     DATA_PARALLEL_NOTE,
@@ -33,23 +28,20 @@ from bsfind.workload.model import (
     enable_checkpointing,
     in_channels_last,
     initialize_lazy_layers,
-    is_lightning_module,
     keyword_arguments,
     on_one_device,
     watching_batch_dimension,
     weights_dtype,
 )
-from bsfind.workload.optimizer import configured_optimizer, make_optimizer
+from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.outputs import nbytes_of
 from bsfind.workload.precision import PrecisionPlan
+from bsfind.workload.training import MakingInputs, ReferenceTraining, Training, TrainingSteps
 from bsfind.workload.user_errors import stands_for_torch
+from bsfind.workload.variation import Variation
 
 _SMALL_BATCH = 2
 """Samples of the forward pass that tries labels; batch normalisation needs two."""
-
-_MAX_FURTHER_STEPS = 24
-"""GradScaler starts at 2**16 and halves at every skipped step: after these the scale is below one."""
-
 
 _CONVOLUTIONS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -66,12 +58,19 @@ class LoadedWorkload:
         device: the device of the model and the batches.
         model: the model; None: it is built from the workload's target.
         choice: the loss that was chosen for the same model before; None: it is not chosen yet.
+        deliveries: what is known of the batches of the same workload; None: nothing.
+        variation: how much these vary, as far as it is known.
 
     Attributes:
+        workload: what is trained, with inputs where the user described none.
+        proposed_inputs: these inputs; none where the user described them.
         model: the module on the device (before torch.compile).
         choice: the choice of the loss, with `--loss auto`.
+        deliveries: compares the batches of the user's code with what is asked for.
+        variation: compares them with each other.
         last_batch: the last batch as text, for error messages.
         notes: messages for the reader of the report, by code.
+        own_optimizers: classes of the optimizers that the user's step function stepped itself.
         weights_dtype: see `records.PrecisionResult`.
 
     Raises:
@@ -86,12 +85,16 @@ class LoadedWorkload:
         device: torch.device,
         model: nn.Module | None = None,
         choice: LossChoice | None = None,
+        deliveries: Deliveries | None = None,
+        variation: Variation | None = None,
     ) -> None:
-        self.workload = workload
         self.plan = plan
         self.device = device
         self.last_batch: str | None = None
         self.notes: dict[str, str] = {}
+        self.own_optimizers: list[str] = []
+        self._configured = ""
+        self.workload = workload
         plan.set_matmul_precision()
         if model is None:
             model = build_model(workload.target, keyword_arguments(workload.model_args))
@@ -99,47 +102,66 @@ class LoadedWorkload:
         model, was_wrapped = on_one_device(model, unwrap=workload.step is None)
         if was_wrapped:
             self.notes["data_parallel"] = DATA_PARALLEL_NOTE
+        self._lightning: Lightning | None = None
+        if lightning_class(model) is not None:
+            self._lightning = Lightning(workload, model, plan, device)
+            self.notes.update(self._lightning.notes)
+        data = self._own_training.data if self._own_training is not None else None
+        self.workload, inputs = with_inputs(workload, model, data)
+        workload, asked, built = self.workload, workload, model
+        is_proposed = inputs is not None and workload.axis is None
+        self.proposed_inputs = workload.inputs if is_proposed else ()
+        self._assumed = [a for a in (assumed_configuration(model), inputs) if a is not None]
         self._step_fn = resolve_function(workload.step) if workload.step is not None else None
         run = functools.partial(self._step_fn, model) if self._step_fn is not None else model
-        initialize_lazy_layers(
-            model,
-            run,
-            lambda size: batch_maker(
-                *(workload.inputs, workload.batch_fn),
-                device=torch.device("cpu"),
-                float_dtype=None,
-                channels_last=False,
-            )(size),
+        called = model.forward if self._step_fn is None else run
+        make = functools.partial(
+            sized_maker,
+            workload,
+            lambda size: with_inputs(asked.at(size), built, data)[0],
+            # A LightningModule gets the form that its `training_step` takes.
+            taken_by=called if self._own_training is None else None,
         )
+
+        def make_on_host(size: int) -> Batch:
+            made = make(device=torch.device("cpu"), float_dtype=None, channels_last=False)
+            return made(size if workload.axis is None else FIRST_SIZE_OF_AXIS)
+
+        initialize_lazy_layers(model, run, make_on_host)
         if workload.grad_checkpoint:
             enable_checkpointing(model)
         if workload.channels_last:
             model = in_channels_last(model)
-        self.model: nn.Module = model.to(device=device, dtype=plan.model_dtype)
+        moved: Any = model.to(device=device, dtype=plan.model_dtype)
+        # A `to` of the model's own may return nothing.
+        self.model: nn.Module = moved if isinstance(moved, nn.Module) else model
         self.weights_dtype = None if plan.model_dtype else weights_dtype(self.model)
-        self.model.train(workload.mode == "train")
+        if workload.mode == "infer" or not (self._lightning and self._lightning.keeps_modes):
+            self.model.train(workload.mode == "train")
         self._callable: Callable[..., Any] = self.model
         if workload.compile:
             self._callable = torch.compile(self.model)
         self._optimizer_args = keyword_arguments(workload.optimizer_args)
-        self._make_batch = batch_maker(
-            workload.inputs,
-            workload.batch_fn,
-            device=device,
-            float_dtype=plan.model_dtype,
-            channels_last=workload.channels_last,
+        self._make_batch = make(
+            device=device, float_dtype=plan.model_dtype, channels_last=workload.channels_last
         )
         self.choice = choice or LossChoice(device, plan.model_dtype)
+        self.deliveries = deliveries or Deliveries(workload)
+        self.variation = variation or Variation()
+        self._evaluates_loss = True
         self._output_bytes = 0
+        self._last_size = 1
 
     @property
-    def trains_itself(self) -> bool:
-        """Whether the model brings its own training step and optimizer (LightningModule)."""
-        return (
-            self.workload.mode == "train"
-            and self._step_fn is None
-            and is_lightning_module(self.model)
-        )
+    def _own_training(self) -> Lightning | None:
+        """The LightningModule, if its own training step and optimizers are used."""
+        is_used = self.workload.mode == "train" and self.workload.step is None
+        return self._lightning if is_used else None
+
+    @property
+    def functions(self) -> tuple[Any, ...]:
+        """The user's functions that a step calls."""
+        return () if self._step_fn is None else (self._step_fn,)
 
     def parameter_count(self) -> int:
         """Return the number of parameters; shared ones count once."""
@@ -152,7 +174,20 @@ class LoadedWorkload:
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""
-        batch = self.choice.with_labels(self._make_batch(batch_size))
+        made = self._make_batch(batch_size)
+        self._last_size = batch_size
+        self.deliveries.note_batch(made)
+        if self.workload.batch_fn is not None:
+            self.variation.note(made)
+        return self._with_labels(made, batch_size)
+
+    def make_evaluation_batch(self, batch_size: int) -> Batch:
+        """Return a batch of the evaluation pass on the device."""
+        return self._with_labels(self._make_batch(batch_size), batch_size)
+
+    def _with_labels(self, made: Batch, batch_size: int) -> Batch:
+        made.size = self.workload.samples(batch_size)
+        batch = self.choice.with_labels(made)
         self.last_batch = batch.describe()
         return batch
 
@@ -162,27 +197,38 @@ class LoadedWorkload:
             self.workload.mode == "train"
             and self.workload.loss == "auto"
             and self._step_fn is None
-            and not self.trains_itself
+            and self._own_training is None
         )
 
-    def try_labels(self, batch_size: int) -> bool:
+    def try_labels(self, batch_size: int, begin: Callable[[int], None] = lambda _: None) -> bool:
         """Find out, once, whether the model computes its loss from labels that were not given.
 
-        Runs forward passes of small batches, of which nothing is kept. A model that does not run at
-        these is tried at the given batch size.
+        Of a LightningModule, find out how its `training_step` takes its batch. Forward passes of small
+        batches run, of which nothing is kept. A model that does not run at these is tried at the given batch
+        size.
+
+        Args:
+            batch_size: number of samples of the steps.
+            begin: called with the number of samples of each pass before its batch is made.
 
         Returns:
-            Whether forward passes ran.
+            Whether code of the model ran.
 
         Raises:
             Exception: what the model raises without labels.
         """
+        if self._own_training is not None:
+            if self.deliveries.batch_form is not None:
+                return False
+            self.deliveries.batch_form = self._own_training.form_of_batch()
+            return True
         specs = self.workload.inputs
-        keywords = [spec.name for spec in specs if spec.name is not None]
-        positional = len(specs) - len(keywords)
+        keywords = {spec.argument for spec in specs if spec.argument is not None}
+        positional = sum(spec.argument is None for spec in specs)
         if not self._chooses_loss or not self.choice.needs_a_try(self.model, positional, keywords):
             return False
         for size in dict.fromkeys((min(_SMALL_BATCH, batch_size), batch_size)):
+            begin(size)
             batch = self._make_batch(size)
             self.last_batch = batch.describe()
             try:
@@ -202,20 +248,57 @@ class LoadedWorkload:
     @property
     def assumptions(self) -> list[Assumption]:
         """What was chosen for the steps so far."""
-        if self.trains_itself:
-            why = "a LightningModule brings its own"
-            return [
-                Assumption(what="loss", value="the module's training_step", why=why),
-                Assumption(what="optimizer", value="the module's configure_optimizers", why=why),
-            ]
-        chosen = self.choice.assumption
-        return [chosen] if chosen is not None else []
+        chosen: list[Assumption] = []
+        if self._own_training is not None:
+            chosen += self._own_training.assumptions_with(self._configured)
+        elif self.choice.assumption is not None:
+            chosen.append(self.choice.assumption)
+        if self.own_optimizers:
+            chosen.append(
+                Assumption(
+                    what="optimizer",
+                    value=", ".join(self.own_optimizers),
+                    why=f"`--step {self.workload.step}` returns no loss and steps its own; bsfind scales no "
+                    "loss for them",
+                )
+            )
+        return [*chosen, *self._evaluation, *self._assumed, *self.deliveries.assumptions]
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh optimizer, without state of an earlier trial."""
-        if self.trains_itself:
-            return configured_optimizer(self.model)
-        return make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Return fresh optimizers, without state of an earlier trial."""
+        if self._own_training is not None:
+            return self._own_training.trainer.configure_optimizers()[0]
+        return [make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)]
+
+    def name_optimizers(self) -> str:
+        """Make the optimizers once, some of which have state from the start, and return their classes."""
+        self._configured = ", ".join(type(made).__name__ for made in self.make_optimizers())
+        return self._configured
+
+    def make_training(
+        self, making_inputs: MakingInputs, on_forward_done: Callable[[], None]
+    ) -> Training:
+        """Return what trains in the steps of one trial.
+
+        Args:
+            making_inputs: returns a context that is entered to make each batch and its targets.
+            on_forward_done: called at the end of each forward pass.
+        """
+        own = self._own_training
+        if own is not None:
+            return LightningTraining(
+                own,
+                make_batch=lambda size: own.loader_batch(
+                    self.make_batch(size), self.deliveries.batch_form
+                ),
+                make_evaluation_batch=lambda size: own.loader_batch(
+                    self.make_evaluation_batch(size), self.deliveries.batch_form
+                ),
+                making_inputs=making_inputs,
+                on_forward_done=on_forward_done,
+                watching_calls=lambda: self._watching_calls,
+            )
+        return ReferenceTraining(self, making_inputs, on_forward_done)
 
     def make_loss(self) -> Loss:
         """Return the loss between the model's output and the (synthetic) targets."""
@@ -224,25 +307,48 @@ class LoadedWorkload:
         return make_loss(self.workload.loss)
 
     @stands_for_torch
-    def loss_of(self, batch: Batch, loss: Loss) -> torch.Tensor:
-        """Run the forward pass and the loss, inside autocast if the precision has it.
+    def loss_of(self, batch: Batch, loss: Loss) -> Any:
+        """Run the forward pass and the loss, inside autocast if the precision has it."""
+        with self.plan.autocast(self.device):
+            if self._step_fn is not None:
+                with self._watching_calls:
+                    return self._step_fn(self._callable, *batch.args, **batch.kwargs)
+            return loss(self._noted(self._callable(*batch.args, **batch.kwargs)), batch)
 
-        Raises:
-            TargetError: the result is not a scalar that can be differentiated.
+    @stands_for_torch
+    def evaluate(self, batch: Batch, loss: Loss) -> None:
+        """Run the forward pass and the loss of an evaluation pass, without gradients.
+
+        Where the output has another form in evaluation mode, as that of a detector has, there is no loss.
         """
         with self.plan.autocast(self.device):
             if self._step_fn is not None:
-                value = self._step_fn(self._callable, *batch.args, **batch.kwargs)
-            elif self.trains_itself:
-                value = lightning_loss(self._callable, batch)
-            else:
-                value = loss(self._noted(self._callable(*batch.args, **batch.kwargs), batch), batch)
-        return _checked_loss(value)
+                self._step_fn(self._callable, *batch.args, **batch.kwargs)
+                return
+            output = self._callable(*batch.args, **batch.kwargs)
+            self._evaluates_loss = loss.is_of(output)
+            if self._evaluates_loss:
+                loss(output, batch)
 
-    def _noted(self, output: Any, batch: Batch) -> Any:
+    @property
+    def _evaluation(self) -> list[Assumption]:
+        """How the evaluation pass runs."""
+        if not self.workload.with_eval:
+            return []
+        if self._own_training is not None:
+            value, kept = "the module's validation_step", "the gradients of the last step stay"
+        else:
+            value = "the step" if self._step_fn is not None else "forward pass and loss"
+            if not self._evaluates_loss:
+                value = "the forward pass, whose output has no loss in evaluation mode"
+            kept = "after `zero_grad`"
+        why = f"asked for by `--with-eval`: in evaluation mode and without gradients, {kept}; "
+        why += "what a batch returns is released before the next, not gathered"
+        return [Assumption(what="evaluation", value=value, why=why)]
+
+    def _noted(self, output: Any) -> Any:
         """Return the output; note its memory."""
-        samples = next((x.shape[0] for x in batch.tensors() if x.dim()), 1)
-        self._output_bytes = max(self._output_bytes, nbytes_of(output) // max(1, samples))
+        self._output_bytes = max(self._output_bytes, nbytes_of(output) // self._last_size)
         return output
 
     @property
@@ -265,151 +371,26 @@ class LoadedWorkload:
         if self.workload.compile:
             return contextlib.nullcontext()
         note = functools.partial(self.notes.setdefault, "batch_dimension")
-        return watching_batch_dimension(self.model, batch_size, note)
+        return watching_batch_dimension(self.model, self.workload.samples(batch_size), note)
+
+    @property
+    def _watching_calls(self) -> AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.workload.compile else self.deliveries.watching()
+
+    def batch_extents(self, batch_size: int) -> Extents:
+        """Make a batch and return its numbers (see `delivery.Deliveries.check`)."""
+        if self.workload.axis is None:
+            batch = self._make_batch(batch_size)
+        else:  # of the size of the last one, with another number of samples
+            batch = self._make_batch(self._last_size, batch_size)
+        return extents_of(batch.args, batch.kwargs)
+
+    def step_extents(self, batch_size: int) -> Extents:
+        """Run a step and return the numbers of what it passes to modules."""
+        TrainingSteps(self, lambda: None).run(batch_size)
+        return self.deliveries.of_step
 
     def clear_gradients(self) -> None:
         """Release the gradients of the last step."""
         for parameter in self.model.parameters():
             parameter.grad = None
-
-
-def _checked_loss(value: Any) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise TargetError(f"the loss is of type `{type(value).__name__}`, not a tensor")
-    if value.numel() != 1:
-        raise TargetError(f"the loss has shape {list(value.shape)}, not one value")
-    if not value.requires_grad:
-        raise TargetError(
-            "the loss does not depend on any parameter that requires a gradient",
-            hint="does the model run under torch.no_grad(), or detach its output?",
-        )
-    return value
-
-
-class TrainingSteps:
-    """Runs the steps of one trial, with a fresh optimizer and scaler.
-
-    Args:
-        loaded: the model and what belongs to it.
-        on_forward_done: called at the end of each forward pass, while the memory that it leaves for
-            the backward pass is allocated.
-        making_inputs: a context that is entered to make each batch and its targets.
-
-    Attributes:
-        completed: optimizer steps that ran. A GradScaler skips those whose gradients overflow, and
-            these do not create the optimizer's state: they do not count.
-        attempts: optimizer steps that ran or were skipped.
-        is_warm_up: whether the last step was unlike the next: it was the first, it was skipped, or
-            some parameter had its first gradient in it (and its first state of the optimizer).
-        gradient_bytes: bytes of the gradients after the last step.
-    """
-
-    def __init__(
-        self,
-        loaded: LoadedWorkload,
-        on_forward_done: Callable[[], None],
-        making_inputs: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
-    ) -> None:
-        self._loaded = loaded
-        self._on_forward_done = on_forward_done
-        self._making_inputs = making_inputs
-        self.completed = 0
-        self.attempts = 0
-        self.is_warm_up = True
-        self.gradient_bytes = 0
-        self._last_warm_up = 0
-        self._updated: set[int] = set()
-        self._training = loaded.workload.mode == "train"
-        if self._training:
-            self._loss = loaded.make_loss()
-            self._optimizer = loaded.make_optimizer()
-            self._scaler = torch.amp.GradScaler(loaded.device.type, enabled=loaded.plan.grad_scaler)
-            self._has_stepped = False
-            self._optimizer.register_step_post_hook(self._note_step)
-
-    @property
-    def targets(self) -> Sequence[torch.Tensor]:
-        """The targets of the current batch that the loss has allocated."""
-        return self._loss.targets if self._training else ()
-
-    def _note_step(self, *_: object) -> None:
-        # A class whose `step` calls its parent's runs this hook twice in a step.
-        self._has_stepped = True
-
-    def run(self, batch_size: int) -> None:
-        """Run one optimizer step (`grad_accum` micro-batches), or one forward pass.
-
-        Raises:
-            Exception: out of memory, or whatever the user's code raises.
-        """
-        before = self.completed
-        with contextlib.ExitStack() as watch:
-            if self.attempts == 0:
-                watch.enter_context(self._loaded.watching_batch_dimension(batch_size))
-            if self._training:
-                self._train(batch_size)
-            else:
-                self._infer(batch_size)
-        self.attempts += 1
-        has_new = self._training and self._look_at_gradients()
-        self.is_warm_up = self.attempts == 1 or has_new or self.completed == before
-        if self.is_warm_up:
-            self._last_warm_up = self.attempts
-
-    def wants_more(self, steps: int) -> bool:
-        """Tell whether a trial of `steps` optimizer steps goes on.
-
-        It runs two more steps if a parameter had its first gradient late: the step after that is the
-        first with all of the optimizer's state.
-        """
-        if self.attempts >= steps + _MAX_FURTHER_STEPS:
-            return False
-        settled = self.attempts - self._last_warm_up
-        return self.completed < steps or settled < min(2, steps - 1)
-
-    def _look_at_gradients(self) -> bool:
-        """Count the bytes of the gradients; tell whether a parameter has its first gradient."""
-        known = len(self._updated)
-        self._updated.update(id(parameter) for parameter in self._optimizer.state)
-        storages: dict[int, int] = {}
-        for parameter in self._loaded.model.parameters():
-            gradient = parameter.grad
-            if gradient is None:
-                continue
-            self._updated.add(id(parameter))
-            if gradient.layout == torch.strided:
-                storage = gradient.untyped_storage()
-                storages[storage._cdata] = storage.nbytes()
-        self.gradient_bytes = sum(storages.values())
-        return len(self._updated) > known
-
-    def _train(self, batch_size: int) -> None:
-        loaded, loss = self._loaded, self._loss
-        micro_batches = loaded.workload.grad_accum
-        for micro_batch in range(micro_batches):
-            with self._making_inputs():
-                batch = loaded.make_batch(batch_size)
-                loss.make_targets()
-            if micro_batch == 0:
-                self._optimizer.zero_grad(set_to_none=True)
-            value = loaded.loss_of(batch, loss)
-            self._on_forward_done()
-            if micro_batches > 1:
-                value = value / micro_batches
-            self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
-            if micro_batch == micro_batches - 1:
-                self._has_stepped = False
-                self._scaler.step(self._optimizer)
-                self.completed += self._has_stepped
-                self._scaler.update()
-            del value, batch
-            loss.release_targets()
-
-    def _infer(self, batch_size: int) -> None:
-        with torch.inference_mode():
-            with self._making_inputs():
-                batch = self._loaded.make_batch(batch_size)
-            output = self._loaded.infer(batch)
-            self._on_forward_done()
-            del output, batch
-        self.completed += 1

@@ -7,29 +7,47 @@ GPU: these are marked with `stands_for_torch`.
 
 from __future__ import annotations
 
+import builtins
+import dataclasses
 import dis
+import gc
 import linecache
+import os
 import re
 import sys
 import sysconfig
+import threading
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from bsfind.errors import BsfindError, InternalError, TargetError, UntraceableError
+from bsfind.failures.exceptions import plain, stands_in
 from bsfind.failures.gpu_faults import device_fault
+from bsfind.workload.libraries.downloads import how_to_go_without, is_no_network
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _OURS = f"{_PACKAGE}/"
+_DEMO = str(_PACKAGE / "demo.py")  # a model as any other
 # What the reference step calls is the user's model, loss and optimizer.
 _STEP = (f"{_PACKAGE / 'workload'}/", f"{_PACKAGE / 'devices'}/")
 _TORCH = f"{Path(torch.__file__).resolve().parent}/"
 _LIBRARY = f"{Path(sysconfig.get_path('stdlib')).resolve()}/"
 _INSTALLED = ("/site-packages/", "/dist-packages/")
+
+# What the user's code may replace, as it was before that code ran.
+_ORIGINALS: dict[Any, dict[str, Any]] = {
+    owner: {name: value for name, value in vars(owner).items() if callable(value)}
+    for owner in (
+        *(builtins, dataclasses, gc, os, threading, time),
+        *(torch, torch.cuda, torch.Tensor),
+    )
+}
 
 _STANDS_FOR_TORCH: set[CodeType] = set()
 
@@ -50,6 +68,7 @@ _CUDA_LIBRARIES = frozenset(
 _NO_GPU_ERRORS = (AssertionError, AttributeError, ImportError, OSError, RuntimeError)
 _HAS_CUDA = torch.version.cuda is not None
 _MAX_LINES = 60
+_MAX_LINE = 1000
 _MAX_MESSAGE = 160
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
@@ -69,16 +88,17 @@ def stands_for_torch(function: _Function) -> _Function:
 
 
 def _owner(code: CodeType) -> _Owner:
-    name = code.co_filename
-    if code in _STANDS_FOR_TORCH:
-        return "marked"
-    if name.startswith(_OURS):
+    return "marked" if code in _STANDS_FOR_TORCH else _owner_of_file(code.co_filename)
+
+
+def _owner_of_file(name: str) -> _Owner:
+    if name.startswith(_OURS) and name != _DEMO:
         return "step" if name.startswith(_STEP) else "bsfind"
     if name.startswith(_TORCH):
         return "torch"
     if name.startswith("<"):
         return "library"
-    if name.startswith(_LIBRARY) and not any(part in name for part in _INSTALLED):
+    if name.startswith(_LIBRARY) and not is_installed_file(name):
         return "library"
     return "user"
 
@@ -99,6 +119,8 @@ def is_bsfinds_own(error: BaseException) -> bool:
     refused an operator that the user's code called, it is the user's, also if bsfind ran in between.
     """
     owners = _owners(error.__traceback__)
+    if isinstance(error, InternalError):
+        return owners[:1] != ["user"]
     if isinstance(error, RecursionError):  # any frame may exceed the limit
         return "user" not in owners and "torch" not in owners
     if isinstance(error, MemoryError):  # the model fills the host's memory
@@ -121,6 +143,21 @@ def is_bsfinds_own(error: BaseException) -> bool:
         elif owner == "user":
             return False
     return False
+
+
+def _replaced(error: BaseException) -> str | None:
+    """Return what an error may come from, since the user's code has replaced it; None: nothing."""
+    if sys.modules.get("torch") is not torch:
+        return "sys.modules"
+    codes = [frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)]
+    called = [name for code in reversed(codes) for name in code.co_names]
+    for owner, names in (*((owner, called) for owner in _ORIGINALS), (torch.cuda, dir(torch.cuda))):
+        for name in names:
+            now = getattr(owner, name, None)
+            maker = str(getattr(now, "__module__", None)).partition(".")[0]
+            if now is not _ORIGINALS[owner].get(name, now) and maker not in ("bsfind", "torch"):
+                return f"{owner.__name__}.{name}"
+    return None
 
 
 def is_raised_by_user(error: BaseException) -> bool:
@@ -174,9 +211,19 @@ def is_raised(error: BaseException) -> bool:
     return dis.opname[instruction] == "RAISE_VARARGS"
 
 
+def is_installed_file(name: str) -> bool:
+    """Tell whether a file is of an installed package."""
+    return any(part in name for part in _INSTALLED)
+
+
+def is_user_file(name: str) -> bool:
+    """Tell whether a file is the user's own: not of Python, PyTorch, bsfind or an installed package."""
+    return _owner_of_file(name) == "user" and not is_installed_file(name)
+
+
 def is_user_frame(code: CodeType) -> bool:
-    """Tell whether a frame is of the user's own code, neither a library's nor bsfind's."""
-    return _owner(code) == "user" and not any(part in code.co_filename for part in _INSTALLED)
+    """Tell whether a frame is of the user's own code (see `is_user_file`)."""
+    return is_user_file(code.co_filename) and _owner(code) == "user"
 
 
 def user_line() -> str | None:
@@ -226,7 +273,7 @@ def user_traceback(error: BaseException) -> str:
         if kept:
             link.stack = traceback.StackSummary.from_list(kept)
         link = link.__cause__ or link.__context__
-    lines = "".join(summary.format()).rstrip().splitlines()
+    lines = [line[:_MAX_LINE] for line in "".join(summary.format()).rstrip().splitlines()]
     if len(lines) > _MAX_LINES:
         cut = len(lines) - _MAX_LINES
         lines = [*lines[: _MAX_LINES // 3], f"  … {cut} lines …", *lines[-_MAX_LINES * 2 // 3 :]]
@@ -235,6 +282,7 @@ def user_traceback(error: BaseException) -> str:
 
 def text_of(error: BaseException) -> str:
     """Return an exception as one short line: `ValueError: too many samples`, `AssertionError in net.py:7`."""
+    error = plain(error)
     if said := _said(error):
         return said
     where = _where(error.__traceback__)
@@ -252,9 +300,17 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
         doing: what bsfind did: `building the model`, `batch size 4 in fp32`.
         inputs: the model's inputs as text, if there were any.
     """
-    if isinstance(error, BsfindError):
+    if isinstance(error, BsfindError) and not isinstance(error, InternalError):
         return error
-    if is_bsfinds_own(error):
+    error = plain(error)
+    if is_bsfinds_own(error) and not stands_in(error):
+        if (name := _replaced(error)) is not None:
+            return TargetError(
+                f"the code has replaced `{name}`, which bsfind calls: `{_said(error)}`, {doing}",
+                hint="leave it as it is while bsfind runs",
+            )
+        if isinstance(error, InternalError):
+            return error
         details = "".join(traceback.format_exception(error))
         return InternalError(f"{type(error).__name__}: {error}, {doing}", detail=details)
     fault = device_fault(error, doing=doing, traceback=user_traceback(error))
@@ -281,10 +337,19 @@ def user_error(error: BaseException, *, doing: str, inputs: str | None = None) -
     message = f"`{what}` in {where}, {doing}" if where else f"`{what}`, {doing}"
     if isinstance(error, SystemExit):
         message = f"the code called `sys.exit({error.code!r})`, {doing}"
-    hint = (
-        f"the inputs were {inputs}{_about_inputs(error)}" if inputs and _about_inputs(error) else ""
-    )
-    return TargetError(message, detail=user_traceback(error), hint=hint)
+    hint, detail = "", user_traceback(error)
+    if is_no_network(error):
+        walked = traceback.walk_tb(error.__traceback__)
+        frames = [at for at in walked if not at[0].f_code.co_filename.startswith(_OURS)]
+        hint = (
+            how_to_go_without(frames, is_user_file)
+            or "there is no network: what the code downloads has to be here"
+        )
+    elif "operator torchvision::nms does not exist" in detail:
+        hint = "torchvision was built for another PyTorch than the one installed: install both together"
+    elif inputs and (about := _about_inputs(error)):
+        hint = f"the inputs were {inputs}{about}"
+    return TargetError(message, detail=detail, hint=hint)
 
 
 _ARGUMENTS = re.compile(r"forward\(\)|positional argument|keyword argument", re.IGNORECASE)
@@ -313,6 +378,8 @@ def _about_inputs(error: BaseException) -> str:
     front = "bsfind puts the batch dimension in front of each shape"
     if _has_one_dimension_too_many(text):
         return f", one dimension too many: shapes have no batch dimension, {front}"
+    if isinstance(error, IndexError) and "rows of the embedding" in text:
+        return ": integers lie in the range that `--input NAME=SHAPE:int64:LOW..HIGH` gives"
     if _SHAPES.search(text):
         return f": do these shapes fit the model? ({front})"
     return ": do these dtypes fit the model?" if _DTYPES.search(text) else ""
@@ -347,8 +414,8 @@ def _as_on_cuda(text: str) -> str:
 
 
 def _where(trace: TracebackType | None) -> str | None:
-    """Return `file:line` of the innermost frame that is neither bsfind's nor in site-packages."""
+    """Return `file:line` of the innermost frame that is neither bsfind's nor of an installed package."""
     for frame in reversed(traceback.extract_tb(trace)):
-        if not _is_plumbing(frame.filename) and "site-packages" not in frame.filename:
+        if not _is_plumbing(frame.filename) and not is_installed_file(frame.filename):
             return f"{Path(frame.filename).name}:{frame.lineno}"
     return None

@@ -24,6 +24,7 @@ FAMILIES = (
     "techniques",
     "gpu_code",
     "vision",
+    "evaluation",
 )
 """The modules of this package; each has its models, and `CASES`."""
 

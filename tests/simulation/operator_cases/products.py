@@ -131,6 +131,17 @@ def grouped_products() -> Iterator[Case]:
 
 
 @group
+def float8_products() -> Iterator[Case]:
+    scale = new(1)
+    for rows in (16, 48, 256, 4096):
+        for inner, columns in ((16, 32), (48, 16), (768, 1024)):
+            left = new(rows, inner, dtype=torch.float8_e4m3fn)
+            right = new(columns, inner, dtype=torch.float8_e4m3fn).t()
+            for dtype in (torch.bfloat16, FLOAT):
+                yield partial(torch._scaled_mm, left, right, scale, scale, out_dtype=dtype)
+
+
+@group
 def linalg() -> Iterator[Case]:
     for dtype in (FLOAT, DOUBLE):
         for batch in ((), (3,), (2, 5)):

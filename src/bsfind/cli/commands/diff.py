@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +15,9 @@ from bsfind.errors import ExitCode, UsageError
 if TYPE_CHECKING:
     from bsfind.records import Report
 
+_MOST_BYTES = 16 << 20
+"""Size of a file that may be a report: hundreds of times the usual one."""
+
 
 def diff(
     old: Annotated[str, typer.Argument(metavar="OLD", help="The report to compare with.")],
@@ -24,7 +26,7 @@ def diff(
         str,
         typer.Option(
             "--threshold",
-            parser=reader(types.FRACTION),
+            parser=reader(types.FRACTION, "--threshold"),
             metavar="PERCENT",
             help="By what part figures may differ; 0: not at all.",
         ),
@@ -34,7 +36,7 @@ def diff(
     """Compare two reports: did this commit change what fits?
 
     Takes what `--json` or `--export report.json` of `bsfind run` or
-    `bsfind check` wrote. For each precision of both: the largest and the
+    `bsfind check` wrote. For each row of both: the largest and the
     recommended batch size, and the peaks at the largest size that ran in both.
     Where none did, the peaks at the recommended sizes are shown, not judged.
 
@@ -44,7 +46,7 @@ def diff(
     workload, torch) is a warning.
 
     JSON: verdict (same, better, worse), threshold, results (precision, remedy,
-    verdict, changes), warnings. Of a change: figure (max_batch_size,
+    seq_len, verdict, changes), warnings. Of a change: figure (max_batch_size,
     recommended_batch_size, peak_allocated_bytes, peak_reserved_bytes), old,
     new, change (as a part of old), old_batch_size, new_batch_size, verdict.
 
@@ -54,6 +56,7 @@ def diff(
     from bsfind.cli.console import Terminal
     from bsfind.records import ReportWarning
     from bsfind.report.diff import compare, print_difference
+    from bsfind.report.json import dumps
 
     terminal = Terminal()
     difference = compare(_read(old), _read(new), float(threshold))
@@ -65,7 +68,7 @@ def diff(
             hint="compare two of `bsfind run`, or two of `bsfind check` with the same batch size",
         )
     if json:
-        sys.stdout.write(json_format.dumps(difference.to_json(), indent=2) + "\n")
+        sys.stdout.write(dumps(difference.to_json()))
     else:
         print_difference(difference, terminal.out)
     return ExitCode.DOES_NOT_FIT if difference.verdict == "worse" else ExitCode.OK
@@ -77,25 +80,19 @@ def _read(name: str) -> Report:
     Raises:
         UsageError: the file cannot be read, or is not a report.
     """
-    from bsfind.records import Report
+    from bsfind.report.json import read_report
 
     try:
-        text = Path(name).read_text(encoding="utf-8")
+        with Path(name).open("rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
     except OSError as error:
         raise UsageError(f"cannot read `{name}`: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"`{name}` is not a bsfind report: it is not a text file") from None
     try:
-        return Report.from_json(json_format.loads(text))
-    except json_format.JSONDecodeError as error:
-        why = f"it is not JSON: {error}"
-    except KeyError as error:
-        why = f"it has no {error}; another version of bsfind may have written it"
-    except (AttributeError, IndexError, TypeError):
-        why = "it has other fields"
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES >> 20} MiB")
+        return read_report(content)
     except ValueError as error:
-        why = str(error)
-    raise UsageError(
-        f"`{name}` is not a bsfind report: {why}",
-        hint="`bsfind run … --export report.json` writes one",
-    )
+        raise UsageError(
+            f"`{name}` is not a bsfind report: {error}",
+            hint="`bsfind run … --export report.json` writes one",
+        ) from None

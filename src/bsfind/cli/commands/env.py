@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,16 +33,19 @@ def env(
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Print versions, GPUs and settings, for a bug report."""
+    from bsfind.report.json import dumps
+    from bsfind.report.visible import visible
+
     facts = _facts()
     if json:
-        sys.stdout.write(json_format.dumps(facts, indent=2) + "\n")
+        sys.stdout.write(dumps(facts))
         return
     for name, value in facts.items():
         if isinstance(value, dict):
             sys.stdout.write(f"{name}:\n")
-            sys.stdout.writelines(f"  {key}: {item}\n" for key, item in value.items())
+            sys.stdout.writelines(f"  {visible(f'{key}: {item}')}\n" for key, item in value.items())
         else:
-            sys.stdout.write(f"{name}: {value}\n")
+            sys.stdout.write(f"{name}: {visible(str(value))}\n")
 
 
 def _facts() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -26,11 +25,14 @@ def explain(
 ) -> int:
     """Explain the out-of-memory error in a log.
 
-    Exit 0 when there is one, 1 when there is none.
+    The log may be UTF-16 or UTF-32, and compressed (gzip, bzip2, xz).
+
+    Exit 0 when there is one, 1 when there is none, 2 when the log cannot be read to its end.
     """
     from bsfind.cli.console import Terminal
     from bsfind.explain import explanation
     from bsfind.explain.screen import print_explanation
+    from bsfind.report.json import dumps
 
     try:
         with _open(log) as stream:
@@ -42,8 +44,7 @@ def explain(
             hint="give a log file, or `-`",
         ) from None
     if json:
-        text = json_format.dumps(found.to_json(), indent=2, ensure_ascii=False)
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(dumps(found.to_json()))
     else:
         print_explanation(found, Terminal().out)
     return ExitCode.OK if found.errors else ExitCode.DOES_NOT_FIT

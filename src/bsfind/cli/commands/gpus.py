@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import os
 import sys
 from dataclasses import asdict
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from bsfind.devices import nvml
+    from bsfind.records import GpuProcess
     from bsfind.simulation.gpus.catalogue import CatalogueGpu
 
 
@@ -33,6 +33,7 @@ def gpus(
     """
     from bsfind.cli.console import Terminal
     from bsfind.devices import nvml
+    from bsfind.report.json import dumps
     from bsfind.simulation.gpus.catalogue import known_gpus
 
     real, known = nvml.list_gpus(), known_gpus()
@@ -41,7 +42,7 @@ def gpus(
             "gpus": [asdict(gpu) for gpu in real],
             "known": [_known_facts(gpu) for gpu in known],
         }
-        sys.stdout.write(json_format.dumps(document, indent=2) + "\n")
+        sys.stdout.write(dumps(document))
         return ExitCode.OK
     terminal = Terminal()
     if real:
@@ -78,11 +79,14 @@ def _new_table() -> Table:
 
 
 def _users(gpu: nvml.Gpu) -> list[str]:
-    return [
-        f"{process.name or 'a process'} ({process.pid}): {format_bytes(process.used_bytes)}"
-        for process in gpu.processes
-        if process.pid != os.getpid()
-    ]
+    return [_user(process) for process in gpu.processes if process.pid != os.getpid()]
+
+
+def _user(process: GpuProcess) -> str:
+    from bsfind.report.visible import visible
+
+    name = visible(process.name or "a process")
+    return f"{name} ({process.pid}): {format_bytes(process.used_bytes)}"
 
 
 def _lines(gpu: nvml.Gpu) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bsfind.cli.options import options_of
 from bsfind.cli.parameters import command
-from bsfind.errors import ExitCode, Terminated
+from bsfind.errors import ExitCode, Terminated, UsageError
 
 
 @command(options_of("inspect"))
@@ -21,7 +21,6 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     bsfind inspect mypkg.models:Net --batch-size 64 --input-shape 3,224,224
     bsfind inspect mypkg.models:Net -b 64 --input-shape 3,224,224 --precision amp --gpu a10g
     """
-    from bsfind.cli.console import print_answer
     from bsfind.cli.progress import TerminalEvents
     from bsfind.inspect.inspector import Inspector
     from bsfind.inspect.screen import print_inspection
@@ -29,6 +28,10 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
     from bsfind.search.request import settings_from
 
     settings = settings_from(options["target"], options, given)
+    if len(settings.seq_lens) > 1:
+        raise UsageError(
+            "`bsfind inspect` takes one `--seq-len`", hint="`bsfind run` has a row for each"
+        )
     events = TerminalEvents(settings.device, options)
     terminal, interruption = events.terminal, events.interruption
     inspector = Inspector(settings, command=["bsfind", *sys.argv[1:]], events=events)
@@ -42,7 +45,8 @@ def inspect(options: dict[str, Any], given: frozenset[str]) -> int:
         for warning in report.warnings:
             terminal.warning(warning)
         if options["json"]:
-            print_answer(lambda: sys.stdout.write(to_json(report)))
+            sys.stdout.write(to_json(report))
         else:
-            print_answer(lambda: print_inspection(report, terminal.out, top=options["top"]))
+            print_inspection(report, terminal.out, top=options["top"])
+        sys.stdout.flush()
     return interruption.exit_code or (ExitCode.OK if report.fits else ExitCode.DOES_NOT_FIT)

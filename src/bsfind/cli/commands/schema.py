@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 
@@ -10,4 +9,4 @@ def schema() -> None:
     """Print the JSON Schema of the report that `--json` prints."""
     from bsfind.report import json as report_json
 
-    sys.stdout.write(json.dumps(report_json.schema(), indent=2) + "\n")
+    sys.stdout.write(report_json.dumps(report_json.schema()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from bsfind.simulation.allocator.settings import TieRule
+from bsfind.simulation.allocator.alloc_conf import TieRule
 
 FREE = 0
 ALLOCATED = 1

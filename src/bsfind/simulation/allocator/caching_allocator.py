@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from bsfind.simulation.allocator.alloc_conf import MIN_BLOCK, AllocatorSettings
 from bsfind.simulation.allocator.blocks import (
     ALLOCATED,
     FREE,
@@ -26,7 +27,6 @@ from bsfind.simulation.allocator.device_memory import (
     DeviceMemoryLike,
 )
 from bsfind.simulation.allocator.segments import LARGEST_SMALL, SegmentStore
-from bsfind.simulation.allocator.settings import MIN_BLOCK, AllocatorSettings
 from bsfind.units import format_bytes
 
 _NEVER = 1 << 62
@@ -39,7 +39,10 @@ class SimulatedOutOfMemoryError(Exception):
         requested_bytes: size of the request.
         allocated_bytes: bytes allocated at that moment.
         reserved_bytes: bytes reserved, after the allocator freed its cache.
+        is_in_evaluation: whether the request is one of the evaluation pass of a trial.
     """
+
+    is_in_evaluation = False
 
     def __init__(self, requested_bytes: int, allocated_bytes: int, reserved_bytes: int) -> None:
         super().__init__(

@@ -50,6 +50,48 @@ def resident_blocks(segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+_IGNORED_ACTIONS = frozenset(
+    (
+        *("segment_alloc", "segment_free", "segment_map", "segment_unmap"),
+        *("free_completed", "oom", "snapshot"),
+    )
+)
+
+
+def numbered_events(
+    segments: Iterable[dict[str, Any]], entries: Iterable[Mapping[str, Any]]
+) -> tuple[int, ...]:
+    """Return the events of a `Recording`, with blocks numbered instead of addressed.
+
+    Args:
+        segments: the allocator's segments before the first entry.
+        entries: the history that PyTorch keeps of one device (`device_traces` of a snapshot).
+
+    Raises:
+        ValueError: several streams, an unknown action, or an unknown block is freed.
+    """
+    numbers = {block["address"]: number for number, block in enumerate(resident_blocks(segments))}
+    count = len(numbers)
+    streams = set()
+    events = []
+    for entry in entries:
+        action = entry["action"]
+        if action == "alloc":
+            streams.add(entry["stream"])
+            numbers[entry["addr"]] = count
+            count += 1
+            events.append(entry["size"])
+        elif action == "free_requested":
+            if entry["addr"] not in numbers:
+                raise ValueError("an unknown block is freed")
+            events.append(-numbers.pop(entry["addr"]) - 1)
+        elif action not in _IGNORED_ACTIONS:
+            raise ValueError(f"unknown action {action}")
+    if len(streams) > 1:
+        raise ValueError("several streams")
+    return tuple(events)
+
+
 def replay(
     allocator: CachingAllocator,
     blocks: list[Block | None],

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bsfind.simulation.allocator import expandable_segments
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.allocator.blocks import (
     ALLOCATED,
     FREE,
@@ -18,7 +19,6 @@ from bsfind.simulation.allocator.blocks import (
 )
 from bsfind.simulation.allocator.device_memory import ClaimableMemory, DeviceMemoryLike
 from bsfind.simulation.allocator.expandable_segments import ExpandableSegment
-from bsfind.simulation.allocator.settings import AllocatorSettings
 from bsfind.units import MIB
 
 # c10/core/AllocatorConfig.h: kSmallSize, kSmallBuffer, kMinLargeAlloc, kRoundLarge

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from bsfind.errors import UsageError
-from bsfind.units import MIB, format_bytes, parse_size
+from bsfind.units import MIB, brief, format_bytes, parse_size
 
 DEFAULT_GPU = "rtx-4090"
 """The GPU that is simulated if none is named; a GPU given by its size has its architecture."""
@@ -89,7 +89,7 @@ def find_gpu(text: str) -> CatalogueGpu:
     # A number without a unit is a size in bytes if it is long enough, otherwise an unknown name.
     if _SIZE.fullmatch(text) and not (text.strip().isdigit() and len(text.strip()) < 7):
         return _generic(text)
-    raise UsageError(f"`{text}` is not a GPU that bsfind knows", hint=_hint(wanted))
+    raise UsageError(f"`{brief(text)}` is not a GPU that bsfind knows", hint=_hint(wanted))
 
 
 # --------------------------------------------------------------------------------- finding a GPU
@@ -125,13 +125,12 @@ def _memory(gpu: CatalogueGpu) -> int:
 def _generic(text: str) -> CatalogueGpu:
     try:
         size = parse_size(text)
-    except OverflowError:
-        size = 0
     except ValueError as error:
         raise UsageError(str(error)) from None
     if not MIB <= size <= _LARGEST:
         raise UsageError(
-            f"`{text.strip()}` is not the memory of a GPU", hint="write a size like `24GiB`"
+            f"`{brief(text.strip())}` is not the memory of a GPU, from 1 MiB to 1024 TiB",
+            hint="write a size like `24GiB`",
         )
     like = find_gpu(DEFAULT_GPU)
     return CatalogueGpu(

@@ -251,8 +251,8 @@ def rule_for(operator: str, overload: str) -> Rule | None:
 
 
 _MODULES = (
-    *("attention", "convolution", "elementwise", "embedding", "indexing", "losses", "matmul"),
-    *("normalization", "pooling", "recurrent", "reductions", "sorting"),
+    *("attention", "bitsandbytes", "convolution", "elementwise", "embedding", "indexing", "losses"),
+    *("matmul", "normalization", "pooling", "recurrent", "reductions", "sorting"),
     *(f"argument_checks.{name}" for name in ("arithmetic", "indexing", "layers", "losses")),
 )
 

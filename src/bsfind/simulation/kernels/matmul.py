@@ -168,6 +168,13 @@ def grouped_mm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
         cublas_workspace(gpu, trace)
 
 
+@allocates("aten::_scaled_mm")
+def scaled_mm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`scaled_gemm`: cuBLASLt multiplies matrices of float8."""
+    trace.outputs()
+    cublas_workspace(gpu, trace, lt=True)
+
+
 @allocates("aten::mv", "aten::addmv", "aten::addmv_")
 def addmv(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`addmv_out_cuda`: gemv reads neither vectors of stride 0 nor matrices without leading dimension."""

@@ -225,3 +225,23 @@ def coalesce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.output(1)
     trace.output(0)
     trace.free(offsets, origins, flat)
+
+
+@allocates("torchvision::nms")
+def nms(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """Boxes are sorted by score, and a bit for each pair says that they overlap.
+
+    `nms_kernel` of torchvision/csrc/ops/cuda/nms_kernel.cu, without the bytes that newer releases need to
+    find what is kept on the GPU (one or two for each box).
+    """
+    boxes, scores = call.tensor("dets"), call.tensor("scores")
+    if boxes.numel == 0:
+        trace.outputs()
+        return
+    count = boxes.shape[0]
+    trace.scratch(scores.nbytes)
+    order = trace.scratch(count * 8)
+    sorted_boxes = trace.scratch(boxes.nbytes)
+    pairs = trace.scratch(count * -(-count // 64) * 8)
+    trace.outputs()
+    trace.free(pairs, sorted_boxes, order)

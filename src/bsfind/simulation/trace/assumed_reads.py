@@ -7,6 +7,7 @@ traced again, with the other answer to the read before the error.
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 import traceback
 from collections import Counter
@@ -32,6 +33,9 @@ _Site = tuple[tuple[CodeType, int], ...]
 """A place in the code: functions and positions in them, up to the call of the module."""
 
 _Result = TypeVar("_Result")
+_Value = TypeVar("_Value", bool, int, float)
+
+_BRANCH = re.compile(r"\s*(if|elif|while)\b|.*\bif\b.*\belse\b")
 
 
 class AssumedReads:
@@ -45,7 +49,7 @@ class AssumedReads:
         self._note = note
         self._others: set[_Site] = set()
         self._recent: dict[_Site, None] = {}
-        self._pending: dict[str, bool | int] = {}
+        self._pending: dict[str, bool | int | float] = {}
         self._reads: Counter[_Site] = Counter()
 
     def answer(self, dtype: torch.dtype, known: Range) -> bool | int | float:
@@ -68,11 +72,12 @@ class AssumedReads:
         self._recent[site] = None
         if dtype == torch.bool:
             return self._named_answer(frames, bool(value))
-        if dtype.is_floating_point or dtype.is_complex:
-            return value
-        return self._named_answer(frames, int(value))
+        if not (dtype.is_floating_point or dtype.is_complex):
+            return self._named_answer(frames, int(value))
+        # Mostly a loss that is printed.
+        return self._named_answer(frames, value) if frames and _branches(frames[0]) else value
 
-    def _named_answer(self, frames: list[FrameType], value: bool | int) -> bool | int:
+    def _named_answer(self, frames: list[FrameType], value: _Value) -> _Value:
         """Remember the line that reads, unless it is a library's, or only checks."""
         if not frames or not is_user_frame(frames[0].f_code) or _checks(frames[0]):
             return value
@@ -175,9 +180,21 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def is_checked() -> bool:
+    """Tell whether the line that reads now does nothing but raise upon what it reads."""
+    frame = next(_frames(), None)
+    return frame is not None and _checks(frame)
+
+
 def _checks(frame: FrameType) -> bool:
     """Tell whether a line does nothing but raise upon what it reads."""
     filename, line = frame.f_code.co_filename, frame.f_lineno
     if linecache.getline(filename, line).lstrip().startswith("assert"):
         return True
     return linecache.getline(filename, line + 1).lstrip().startswith("raise")
+
+
+def _branches(frame: FrameType) -> bool:
+    """Tell whether a line decides what runs next."""
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return _BRANCH.match(line) is not None

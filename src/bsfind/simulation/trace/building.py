@@ -23,7 +23,12 @@ from torch.nn.parameter import is_lazy
 from bsfind.errors import UntraceableError
 from bsfind.simulation.trace.calls import Args, Kwargs, flat_tensors, mapped
 from bsfind.simulation.trace.recorder import is_large
-from bsfind.simulation.trace.torch_private import TorchFunctionOff, parameters_of, without_fake
+from bsfind.simulation.trace.torch_private import (
+    TorchFunctionOff,
+    is_traceable_wrapper_subclass,
+    parameters_of,
+    without_fake,
+)
 from bsfind.units import format_bytes
 from bsfind.workload.step import LoadedWorkload
 
@@ -51,6 +56,9 @@ class Builder:
         """Turn each parameter that is registered inside, and each large tensor, to meta."""
 
         def register(parameter: nn.Parameter) -> nn.Parameter | None:
+            if is_traceable_wrapper_subclass(parameter):
+                kind = type(parameter).__name__
+                raise UntraceableError(f"weights of the class `{kind}` wrap other tensors")
             return without_memory(self._dispatcher, parameter)
 
         with self._watching(register, lambda _: True):
@@ -131,6 +139,8 @@ def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parame
     with TorchFunctionOff():
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return None
+        if is_traceable_wrapper_subclass(parameter):
+            return None  # it has no values of its own
         meta = dispatcher.host.replacements.get(parameter)
         if meta is not None:
             return meta
@@ -319,7 +329,7 @@ def fixed_memory_of(loaded: LoadedWorkload, optimizer: str | None) -> FixedMemor
     return FixedMemory(
         parameter_bytes=nbytes,
         gradient_bytes=sum(parameter.nbytes for parameter in trained),
-        optimizer_bytes=_optimizer_bytes(loaded, trained),
+        optimizer_bytes=None if loaded.own_optimizers else _optimizer_bytes(loaded, trained),
         optimizer=optimizer,
     )
 
@@ -327,13 +337,19 @@ def fixed_memory_of(loaded: LoadedWorkload, optimizer: str | None) -> FixedMemor
 def _optimizer_bytes(loaded: LoadedWorkload, trained: Sequence[nn.Parameter]) -> int | None:
     """Return the size of the optimizer's state after a step; None: it takes no such step."""
     try:
-        optimizer = loaded.make_optimizer()
+        optimizers = loaded.make_optimizers()
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
     except Exception:  # it needs a closure, or gradients of its own
         return None
-    states = [value for state in optimizer.state.values() for value in state.values()]
+    states = [
+        value
+        for optimizer in optimizers
+        for state in optimizer.state.values()
+        for value in state.values()
+    ]
     return sum(
         value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_cuda
     )

@@ -34,6 +34,7 @@ from bsfind.simulation.trace.torch_private import (
     unload,
     without_fake,
 )
+from bsfind.simulation.trace.value_shapes import ValueShapes
 from bsfind.simulation.trace.values import Values
 from bsfind.workload.user_errors import stands_for_torch
 
@@ -92,11 +93,13 @@ class Dispatcher:
         handlers: by `aten::name` or `aten::name.overload`, for operators that need more than their
             meta kernel.
         composites: what CUDA decomposes composite operators to, by `name` or `name.overload`.
+        shapes: answers what depends on values that are not known; None: no steps with values ran.
 
     Attributes:
         recorder: records the allocations.
         values: what is known of the values of small tensors.
         reads: answers reads of values that are not known.
+        shapes: answers what depends on such values, from steps with values.
         host: meta storages that lie in the host's memory: parameters of a model that has not been
             moved to the GPU.
         host_operators: runs operators on tensors with such storages.
@@ -107,10 +110,12 @@ class Dispatcher:
         recorder: Recorder,
         handlers: dict[str, Handler] | None = None,
         composites: dict[str, Callable[..., Any]] | None = None,
+        shapes: ValueShapes | None = None,
     ) -> None:
         self.recorder = recorder
         self.values = Values()
         self.reads = AssumedReads(recorder.note)
+        self.shapes = shapes or ValueShapes()
         self.host = HostStorages(self.values.forget_storage)
         self.host_operators = HostOperators(self)
         self._handlers = handlers or {}
@@ -188,7 +193,8 @@ class Dispatcher:
                 tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta"
             )
             self.host.add(meta)
-            if not tensor.is_floating_point() or tensor.numel() <= _MAX_KNOWN_PARAMETER:
+            is_small = tensor.numel() <= _MAX_KNOWN_PARAMETER
+            if is_small or self.values.keeps_all or not tensor.is_floating_point():
                 self.values.set(meta, tensor)
         return meta
 
@@ -237,7 +243,12 @@ class Dispatcher:
             if argument.alias_info is not None and argument.alias_info.is_write
         )
         returns = [value.alias_info for value in schema.returns]
-        if not name.startswith(_OWN_OPERATORS):
+        has_tensors = any(
+            "Tensor" in str(value.type) for value in (*schema.arguments, *schema.returns)
+        )
+        rule = rule_for(name, overload)
+        is_known = handler is not None or rule is not None or name.startswith(_OWN_OPERATORS)
+        if has_tensors and not is_known:
             self.recorder.note(
                 "custom_operators",
                 f"operators of other libraries count with what they return: what kernels such as "
@@ -247,7 +258,7 @@ class Dispatcher:
             op=op,
             name=name,
             overload=overload,
-            rule=rule_for(name, overload),
+            rule=rule,
             checks=checks_for(name, overload),
             handler=handler,
             composite=self._composite(op, name, overload) if handler is None else None,

@@ -17,10 +17,14 @@ from typing import Any, NamedTuple
 from bsfind.failures.leaks import StepMemory
 from bsfind.records import ModelKind
 from bsfind.simulation.allocator.blocks import Block
-from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.allocator.caching_allocator import (
+    CachingAllocator,
+    SimulatedOutOfMemoryError,
+)
 from bsfind.simulation.allocator.recording import replay
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, Rule
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
+from bsfind.trial import BatchVariation
 
 
 class StepEnd(NamedTuple):
@@ -61,6 +65,8 @@ class Replayed:
         activation_bytes: the most that a forward pass left allocated for the backward pass.
         retries: allocation retries so far, after each step.
         peaks_by_step: peak allocated of each step.
+        peaks_of_steps: peak reserved and allocated of the steps.
+        peaks_of_evaluation: those of the evaluation pass; None without one.
     """
 
     peak_allocated_bytes: int
@@ -70,6 +76,8 @@ class Replayed:
     activation_bytes: int
     retries: tuple[int, ...]
     peaks_by_step: tuple[int, ...]
+    peaks_of_steps: tuple[int, int]
+    peaks_of_evaluation: tuple[int, int] | None
 
 
 @dataclass
@@ -84,6 +92,9 @@ class Program:
         optional: positions in `trial_events` of scratch memory that a kernel can do without, with
             the smaller sizes that it tries then.
         step_ends: the end of each step.
+        traced_steps: how many of its steps were traced at its very batch size; 0: they follow from
+            traces of other sizes.
+        batches: how much the batches of the steps vary; None: they are all alike.
     """
 
     load_events: list[int] = field(default_factory=list)
@@ -92,6 +103,8 @@ class Program:
     marks: list[tuple[int, str]] = field(default_factory=list)
     optional: dict[int, tuple[int, ...]] = field(default_factory=dict)
     step_ends: list[StepEnd] = field(default_factory=list)
+    traced_steps: int = 0
+    batches: BatchVariation | None = None
 
     def load(self, allocator: CachingAllocator) -> list[Block | None]:
         """Allocate the model; returns the blocks, for `replay`.
@@ -128,12 +141,16 @@ class Program:
         held = most_held = sum(_changes(self.load_events, sizes))
         for end, name in self.marks:
             part = self.trial_events[begin:end]
-            if name == "forward_begin":
+            if name in ("forward_begin", "evaluation_begin"):
                 allocated = max(allocated, allocator.peak_allocated_bytes)
                 reserved = max(reserved, allocator.peak_reserved_bytes)
                 allocator.reset_peaks()
                 most_held = held
-            replay(allocator, blocks, part, self.optional, begin)
+            try:
+                replay(allocator, blocks, part, self.optional, begin)
+            except SimulatedOutOfMemoryError as error:
+                error.is_in_evaluation = name == "evaluation_end"
+                raise
             changes = _changes(part, sizes)
             most_held = max(most_held, held + max(accumulate(changes), default=0))
             held += sum(changes)
@@ -155,9 +172,14 @@ class Program:
                 peaks.append(allocator.peak_allocated_bytes)
                 retries.append(allocator.num_alloc_retries - retries_before)
         replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
+        last = (allocator.peak_reserved_bytes, allocator.peak_allocated_bytes)
+        is_evaluated = any(name == "evaluation_end" for _, name in self.marks)
+        most = (max(reserved, last[0]), max(allocated, last[1]))
         return Replayed(
-            peak_allocated_bytes=max(allocated, allocator.peak_allocated_bytes),
-            peak_reserved_bytes=max(reserved, allocator.peak_reserved_bytes),
+            peak_allocated_bytes=most[1],
+            peak_reserved_bytes=most[0],
+            peaks_of_steps=(reserved, allocated) if is_evaluated else most,
+            peaks_of_evaluation=last if is_evaluated else None,
             resident_bytes=tuple(resident),
             memory=tuple(memory),
             activation_bytes=activation,

@@ -11,7 +11,6 @@ count as allocated when a trial uses them for the first time.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping, Sequence
@@ -30,6 +29,7 @@ from bsfind.simulation.trace.torch_private import (
     current_node,
     sequence_number,
 )
+from bsfind.workload.state import CachedFunction
 
 ALLOCATE = 0
 """`(ALLOCATE, block, nbytes, operator)`"""
@@ -303,9 +303,6 @@ class HostStorages:
         return address_of(tensor.untyped_storage()) in _STORAGES
 
 
-_CachedFunction: Any = type(functools.lru_cache(lambda: None))
-
-
 class KeptStorages:
     """Storages with the values that are known of them; lets go of freed ones; false while empty."""
 
@@ -343,7 +340,7 @@ def clear_function_caches() -> bool:
     """
     found = False
     for function in gc.get_objects():
-        if type(function) is _CachedFunction and any(map(_is_simulated, _cached(function))):
+        if type(function) is CachedFunction and any(map(_is_simulated, _cached(function))):
             function.cache_clear()
             found = True
     return found

@@ -7,6 +7,8 @@ refuses, CUDA refuses as well, in the same words.
 
 from __future__ import annotations
 
+import itertools
+import operator
 import re
 import traceback
 from collections.abc import Sequence
@@ -120,6 +122,12 @@ def report_of(error: BaseException, *, doing: str, inputs: str | None = None) ->
             detail=f"{said}\n{user_traceback(error)}",
             hint="leave it out for an estimate of the uncompiled step, or measure on a GPU",
         )
+    if "INTERNAL ASSERT FAILED" in str(error):  # of weights that wrap other tensors, in torch 2.6
+        return UntraceableError(
+            f"torch {torch.__version__} cannot trace the model: an assertion of its own failed, {doing}",
+            detail=f"{error}\n{user_traceback(error)}",
+            hint="a newer PyTorch may trace it; `--device cuda` measures it on a GPU",
+        )
     return user_error(error, doing=doing, inputs=inputs)
 
 
@@ -181,10 +189,27 @@ def _refusal_by_cpu(op: Any, args: Args, kwargs: Kwargs) -> Exception | None:
     with TorchFunctionOff(), without_fake(), torch.no_grad():
         try:
             op(*mapped(args, on_host), **mapped(kwargs, on_host))
-        except (NotImplementedError, _TooLargeError):
+        except _TooLargeError:
+            return _refusal_of_shapes(op, (*args, *kwargs.values()))
+        except NotImplementedError:
             return None  # no kernel for this dtype says nothing about CUDA
         except Exception as refusal:
             return refusal.with_traceback(None)
+    return None
+
+
+def _refusal_of_shapes(op: Any, values: Sequence[Any]) -> Exception | None:
+    """Return what PyTorch raises for operands, of any size, whose shapes do not match; None if they do."""
+    if torch.Tag.pointwise not in op.tags:
+        return None
+    shapes = [tensor.shape for tensor in flat_tensors(list(values)) if tensor is not None]
+    for pair in itertools.combinations(shapes, 2):
+        ends = zip(*map(reversed, pair), strict=False)
+        if any(1 not in sizes and len(set(sizes)) > 1 for sizes in ends):
+            try:
+                operator.add(*(torch.zeros(()).expand(shape) for shape in pair))
+            except RuntimeError as refusal:
+                return refusal.with_traceback(None)
     return None
 
 

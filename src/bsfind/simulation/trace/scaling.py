@@ -1,17 +1,21 @@
 """From a few traces to programs of other batch sizes and of more steps.
 
 Shapes, strides and sizes of a step are polynomials in the batch size, nearly all of them of degree
-one. Where three traces consist of the same calls in the same order, each number in them is fitted.
-What kernels allocate inside depends on thresholds, so the rules are asked again for the new shapes.
-Where the traces differ in structure, there is no fit, and each batch size has to be traced.
+one. Where traces consist of the same calls in the same order, each number in them is fitted, and one
+trace more than its degree needs has to agree. What kernels allocate inside depends on thresholds, so
+the rules are asked again for the new shapes. Where the traces differ in structure, or a number is no
+polynomial (padding, parity, a square root), there is no fit, and each batch size has to be traced.
 
 A program of more steps repeats the last traced step, where that step is like the one before it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from bsfind.errors import TargetError
@@ -19,12 +23,18 @@ from bsfind.simulation.kernels.call import Call, TensorSpec
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, Entry
 
+_FEWEST = 3
+"""Traces that a fit needs: two for a line, and one that has to lie on it."""
+
+_MOST = 8
+"""Traces that a fit is sought for; where none is found by then, there is none."""
+
 _Number = Callable[[int], int]
 _Made = Callable[[int], Any]
 
 
 class _Differs(Exception):  # noqa: N818 (a way out, not an error)
-    """The traces are not of one structure."""
+    """The traces are not of one structure, or nothing follows from them for a batch size."""
 
 
 _Part = tuple[bool, Any]
@@ -32,12 +42,12 @@ _Part = tuple[bool, Any]
 
 
 class Traces:
-    """The traces of a workload by batch size, and those of other sizes that follow from them."""
+    """The traces of trials of one number of steps, and those of other sizes that follow from them."""
 
     def __init__(self) -> None:
-        self._steps = 0
         self._traced: dict[int, Sequence[Entry]] = {}
         self._scaled: Callable[[int], list[Entry]] | None = None
+        self._smallest = 2  # A batch of one is special: it has no stride of its own.
         self._may_scale = True
 
     @property
@@ -45,137 +55,138 @@ class Traces:
         """Whether other batch sizes follow from those that were traced."""
         return self._scaled is not None
 
-    def clear(self) -> None:
-        """Forget all traces."""
-        self._traced.clear()
-        self._scaled = None
-
     def at(
-        self,
-        batch_size: int,
-        steps: int,
-        trace: Callable[[int, int], Sequence[Entry]],
-        *,
-        exact: bool,
-    ) -> Sequence[Entry]:
-        """Return the trace of a trial.
+        self, batch_size: int, trace: Callable[[], Sequence[Entry]], *, exact: bool
+    ) -> tuple[Sequence[Entry], bool]:
+        """Return the trace of a trial, and whether it was traced at this very batch size.
 
         The first batch sizes are traced. From the third on, others follow from these where the
         structure of the step allows it, and where they are multiples of the greatest common divisor of
-        the traced ones: the user's code may refuse others.
+        the traced ones: the user's code may refuse others. A size that is traced later contradicts
+        what followed from the others, or confirms it.
 
         Args:
             batch_size: number of samples.
-            steps: optimizer steps.
-            trace: traces a number of steps at a batch size.
+            trace: traces the trial.
             exact: trace this very batch size.
 
         Raises:
             BsfindError: what `trace` raises.
         """
-        if steps != self._steps:
-            self._steps = steps
-            self.clear()
-        entries = self._traced.get(batch_size)
-        if entries is not None:
-            return entries
-        follows = self._scaled is not None and batch_size % math.gcd(*self._traced) == 0
+        known = self._traced.get(batch_size)
+        if known is not None:
+            return known, True
+        follows = (
+            self._scaled is not None
+            and batch_size >= self._smallest
+            and batch_size % math.gcd(*self._traced) == 0
+        )
         if self._scaled is not None and follows and not exact:
-            return self._scaled(batch_size)
+            with contextlib.suppress(_Differs):
+                return self._scaled(batch_size), False
         try:
-            entries = trace(batch_size, steps)
+            entries = trace()
         except TargetError:
             if follows:  # this size was not the only one: no other follows from any more
                 self._scaled, self._may_scale = None, False
             raise
         self._remember(batch_size, entries)
-        return entries
+        return entries, True
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
+        if not self._may_scale:
+            return
         self._traced[batch_size] = entries
-        # A batch of one is special: it has no stride of its own.
-        several = sorted(size for size in self._traced if size > 1)
-        if self._may_scale and self._scaled is None and len(several) >= 3:
-            chosen = (several[0], several[len(several) // 2], several[-1])
-            self._scaled = fit([(size, self._traced[size]) for size in chosen])
+        if batch_size < self._smallest:
+            return
+        several = [item for item in sorted(self._traced.items()) if item[0] >= self._smallest]
+        had_fit = self._scaled is not None
+        self._scaled = fit(several)
+        if had_fit:
+            self._may_scale = self._scaled is not None
+            return
+        # Below some size, the step may be another one. Sizes that are near each other prove little.
+        while (
+            self._scaled is None and len(several) > _FEWEST and several[-1][0] >= 2 * several[1][0]
+        ):
+            del several[0]
+            self._scaled, self._smallest = fit(several), several[0][0]
+        if self._scaled is None:
+            self._smallest = 2
+            self._may_scale = len(self._traced) < _MOST
 
 
 def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> Callable[[int], list[Entry]] | None:
     """Return a function from the batch size to the trace; None if these traces do not allow it.
 
+    It raises `_Differs` for a batch size for which a number is not whole, or a size is negative.
+
     Args:
-        traces: three of different batch sizes, blocks numbered alike.
+        traces: three or more of different batch sizes, blocks numbered alike. Numbers in them are
+            polynomials of a degree that two fewer points determine.
     """
-    (size_1, first), (size_2, second), (size_3, third) = traces
-    if not len(first) == len(second) == len(third):
+    if len(traces) < _FEWEST or len({len(entries) for _, entries in traces}) > 1:
         return None
-    fitter = _Fitter((size_1, size_2, size_3))
+    fitter = _Fitter([size for size, _ in traces])
     try:
-        parts = [fitter.entry(three) for three in zip(first, second, third, strict=True)]
+        parts = [fitter.entry(alike) for alike in zip(*(e for _, e in traces), strict=True)]
     except _Differs:
         return None
     return lambda batch_size: [_made(part, batch_size) for part in parts]
 
 
 class _Fitter:
-    """Fits the parts of three traces; each method raises `_Differs` where they are not alike."""
+    """Fits the parts of traces; each method raises `_Differs` where they are not alike."""
 
-    def __init__(self, batch_sizes: tuple[int, int, int]) -> None:
+    def __init__(self, batch_sizes: Sequence[int]) -> None:
         self._sizes = batch_sizes
-        self._known: dict[tuple[int, int, int], _Part] = {}
-        self._calls: dict[tuple[int, int, int], _Part] = {}
+        self._known: dict[tuple[int, ...], _Part] = {}
+        self._calls: dict[tuple[int, ...], _Part] = {}
 
-    def entry(self, three: tuple[Entry, Entry, Entry]) -> _Part:
+    def entry(self, alike: Sequence[Entry]) -> _Part:
         """Fit an entry."""
-        first = three[0]
-        if first[0] != three[1][0] or first[0] != three[2][0]:
+        first = alike[0]
+        if any(other[0] != first[0] for other in alike):
             raise _Differs
         if first[0] == ALLOCATE:
-            return self._allocation(three)
+            return self._allocation(alike)
         if first[0] == CALL:
-            return self._called(three)
-        if not first == three[1] == three[2]:
-            raise _Differs
-        return False, first
+            return self._called(alike)
+        return False, _same(alike)
 
-    def _allocation(self, three: tuple[Entry, Entry, Entry]) -> _Part:
-        kind, block, nbytes, operator = three[0]
-        if any(other[1] != block or other[3] != operator for other in three[1:]):
+    def _allocation(self, alike: Sequence[Entry]) -> _Part:
+        kind, block, _, operator = alike[0]
+        if any(other[1] != block or other[3] != operator for other in alike):
             raise _Differs
-        varies, number = self._number(nbytes, three[1][2], three[2][2])
+        varies, number = self._number([entry[2] for entry in alike])
         if not varies:
-            return False, three[0]
-        return True, lambda batch_size: (kind, block, number(batch_size), operator)
+            return False, alike[0]
+        return True, lambda batch_size: (kind, block, _size(number, batch_size), operator)
 
-    def _called(self, three: tuple[Entry, Entry, Entry]) -> _Part:
-        kind, rule, _, _, thread, operator = three[0]
-        if any((e[1], e[4], e[5]) != (rule, thread, operator) for e in three[1:]):
+    def _called(self, alike: Sequence[Entry]) -> _Part:
+        kind, rule, _, _, thread, operator = alike[0]
+        if any((e[1], e[4], e[5]) != (rule, thread, operator) for e in alike):
             raise _Differs
-        call = self._call(*(entry[2] for entry in three))
-        outputs = self._outputs(*(entry[3] for entry in three))
+        call = self._call([entry[2] for entry in alike])
+        outputs = self._outputs([entry[3] for entry in alike])
         if not call[0] and not outputs[0]:
-            return False, three[0]
+            return False, alike[0]
         return True, lambda batch_size: (
             *(kind, rule, _made(call, batch_size), _made(outputs, batch_size), thread, operator),
         )
 
-    def _call(self, *calls: Call) -> _Part:
-        key = (id(calls[0]), id(calls[1]), id(calls[2]))
+    def _call(self, calls: Sequence[Call]) -> _Part:
+        key = tuple(map(id, calls))
         known = self._calls.get(key)
         if known is None:
-            known = self._calls[key] = self._fitted_call(*calls)
+            known = self._calls[key] = self._fitted_call(calls)
         return known
 
-    def _fitted_call(self, first: Call, second: Call, third: Call) -> _Part:
-        names = list(first.arguments)
-        if list(second.arguments) != names or list(third.arguments) != names:
-            raise _Differs
-        values = self._value(
-            tuple(first.arguments.values()),
-            tuple(second.arguments.values()),
-            tuple(third.arguments.values()),
-        )
-        outputs = self._value(first.outputs, second.outputs, third.outputs)
+    def _fitted_call(self, calls: Sequence[Call]) -> _Part:
+        first = calls[0]
+        names = _same([list(call.arguments) for call in calls])
+        values = self._value([tuple(call.arguments.values()) for call in calls])
+        outputs = self._value([call.outputs for call in calls])
         if not values[0] and not outputs[0]:
             return False, first
         operator, overload = first.operator, first.overload
@@ -192,89 +203,129 @@ class _Fitter:
 
         return True, make
 
-    def _outputs(self, *three: Any) -> _Part:
-        first = three[0]
+    def _outputs(self, alike: Sequence[Any]) -> _Part:
         sizes: list[_Part] = []
-        for ours, *others in zip(*three, strict=True):
-            if ours is None:
-                if others != [None, None]:
-                    raise _Differs
-                sizes.append((False, None))
+        for outputs in zip(*alike, strict=True):
+            if None in outputs:
+                sizes.append((False, _same(outputs)))
                 continue
-            if None in others or any(other[0] != ours[0] for other in others):
-                raise _Differs
-            varies, number = self._number(ours[1], others[0][1], others[1][1])
-            sizes.append((True, _pair(ours[0], number)) if varies else (False, ours))
+            block = _same([output[0] for output in outputs])
+            varies, number = self._number([output[1] for output in outputs])
+            sizes.append((True, _pair(block, number)) if varies else (False, outputs[0]))
         if not any(varies for varies, _ in sizes):
-            return False, first
+            return False, alike[0]
         return True, lambda batch_size: tuple(_made(size, batch_size) for size in sizes)
 
-    def _value(self, first: Any, second: Any, third: Any) -> _Part:
-        if isinstance(first, TensorSpec):
-            return self._spec(first, second, third)
-        if isinstance(first, (list, tuple)):
-            kind = type(first)
-            if type(second) is not kind or type(third) is not kind:
+    def _value(self, alike: Sequence[Any]) -> _Part:
+        first = alike[0]
+        kind = type(first)
+        if any(type(other) is not kind for other in alike):
+            raise _Differs
+        if kind is TensorSpec:
+            return self._spec(alike)
+        if kind is list or kind is tuple:
+            if any(len(other) != len(first) for other in alike):
                 raise _Differs
-            if not len(first) == len(second) == len(third):
-                raise _Differs
-            parts = [self._value(*items) for items in zip(first, second, third, strict=True)]
+            parts = [self._value(items) for items in zip(*alike, strict=True)]
             if not any(varies for varies, _ in parts):
                 return False, first
             return True, lambda batch_size: kind(_made(part, batch_size) for part in parts)
-        if type(first) is int and type(second) is int and type(third) is int:
-            return self._number(first, second, third)
-        if type(first) is float:
+        if kind is int:
+            return self._number(alike)
+        if kind is float:
             return False, first  # factors of means and the like: nothing is allocated by them
-        if first != second or first != third:
-            raise _Differs
-        return False, first
+        return False, _same(alike)
 
-    def _spec(self, first: TensorSpec, second: Any, third: Any) -> _Part:
-        if first is second and first is third:
+    def _spec(self, alike: Sequence[TensorSpec]) -> _Part:
+        first = alike[0]
+        if all(other is first for other in alike):
             return False, first
-        for other in (second, third):
-            if not isinstance(other, TensorSpec) or (other.dtype, other.on_gpu) != (
-                *(first.dtype, first.on_gpu),
-            ):
-                raise _Differs
-        shape = self._value(first.shape, second.shape, third.shape)
-        stride = self._value(first.stride, second.stride, third.stride)
+        dtype, on_gpu = _same([(spec.dtype, spec.on_gpu) for spec in alike])
+        shape = self._value([spec.shape for spec in alike])
+        stride = self._value([spec.stride for spec in alike])
         if not shape[0] and not stride[0]:
             return False, first
-        dtype, on_gpu = first.dtype, first.on_gpu
         return True, lambda batch_size: TensorSpec(
             _made(shape, batch_size), _made(stride, batch_size), dtype, on_gpu
         )
 
-    def _number(self, first: int, second: int, third: int) -> _Part:
-        if first == second == third:
-            return False, first
-        key = (first, second, third)
+    def _number(self, values: Sequence[int]) -> _Part:
+        key = tuple(values)
         known = self._known.get(key)
         if known is None:
-            known = self._known[key] = (True, self._polynomial(first, second, third))
+            varies = any(value != key[0] for value in key)
+            known = (True, _polynomial(self._sizes, key)) if varies else (False, key[0])
+            self._known[key] = known
         return known
 
-    def _polynomial(self, first: int, second: int, third: int) -> _Number:
-        size_1, size_2, size_3 = self._sizes
-        slope, rest = divmod(second - first, size_2 - size_1)
-        if rest == 0 and first + slope * (size_3 - size_1) == third:
-            offset = first - slope * size_1
-            return lambda batch_size: offset + slope * batch_size
-        # Newton's form through three points; what is not of degree two, either, has no whole
-        # coefficients (but for chance), and is not fitted.
-        slope_2, rest_2 = divmod(third - second, size_3 - size_2)
-        curve, rest_3 = divmod(slope_2 - slope, size_3 - size_1)
-        if rest or rest_2 or rest_3:
+
+def number_at(points: Mapping[int, int], batch_size: int) -> int | None:
+    """Return a number at a batch size, by those at others; None: they are no polynomial.
+
+    Args:
+        points: the number at each of at least two batch sizes.
+        batch_size: the batch size.
+    """
+    sizes = sorted(points)
+    try:
+        return _polynomial(sizes, [points[size] for size in sizes])(batch_size)
+    except _Differs:
+        return None
+
+
+def _polynomial(sizes: Sequence[int], values: Sequence[int]) -> _Number:
+    """Return the polynomial through points whose degree at least two fewer points determine.
+
+    Raises:
+        _Differs: there is none.
+    """
+    differences = [Fraction(value) for value in values]  # Newton's divided differences
+    coefficients = [differences[0]]
+    for order in range(1, len(values)):
+        differences = [
+            (after - before) / (sizes[place + order] - sizes[place])
+            for place, (before, after) in enumerate(pairwise(differences))
+        ]
+        if not any(differences):
+            break
+        coefficients.append(differences[0])
+    else:
+        raise _Differs
+    if len(coefficients) == 2 and coefficients[1].denominator == 1:
+        slope = int(coefficients[1])
+        offset = values[0] - slope * sizes[0]
+        return lambda batch_size: offset + slope * batch_size
+
+    def value(batch_size: int) -> int:
+        number = Fraction(0)
+        for size, coefficient in zip(
+            reversed(sizes[: len(coefficients)]), reversed(coefficients), strict=True
+        ):
+            number = number * (batch_size - size) + coefficient
+        if number.denominator != 1:
             raise _Differs
-        return lambda batch_size: (
-            first + (batch_size - size_1) * (slope + (batch_size - size_2) * curve)
-        )
+        return int(number)
+
+    return value
+
+
+def _same(alike: Sequence[Any]) -> Any:
+    """Return what all are equal to."""
+    first = alike[0]
+    if any(other != first for other in alike):
+        raise _Differs
+    return first
+
+
+def _size(number: _Number, batch_size: int) -> int:
+    nbytes = number(batch_size)
+    if nbytes < 0:
+        raise _Differs
+    return nbytes
 
 
 def _pair(block: int, number: _Number) -> _Made:
-    return lambda batch_size: (block, number(batch_size))
+    return lambda batch_size: (block, _size(number, batch_size))
 
 
 def _made(part: _Part, batch_size: int) -> Any:
@@ -290,26 +341,15 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         steps: how many the new program has in all.
 
     Returns:
-        The program; None if its last steps differ, so that nothing follows for later ones, or if
-        there are too few: two after those that warm up are needed (see `TrainingSteps`).
+        The program; None if its last two steps differ, so that nothing follows for later ones.
     """
-    ends = [0, *(position for position, name in program.marks if name == "step_end")]
+    ends = _ends(program)
     traced = len(ends) - 1
     if steps <= traced:
         return program if steps == traced else None
-    warm_up = max(place for place, step in enumerate(program.step_ends) if step.is_warm_up)
-    if traced - warm_up < 3:
+    if steps_before_repetition(program) > traced - 2:
         return None
     events = program.trial_events
-    sizes = [event for event in (*program.load_events, *events) if event >= 0]
-    loaded = _allocations(program.load_events)
-    first = [loaded + _allocations(events[:end]) for end in ends]
-    found = [
-        _pattern(events[ends[step] : ends[step + 1]], first[step - 1], first[step], sizes)
-        for step in range(warm_up + 1, traced)
-    ]
-    if any(pattern != found[-1] for pattern in found):
-        return None
     begin, end = ends[-2:]
     again = events[begin:end]
     count = _allocations(again)
@@ -322,9 +362,10 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         marks=[mark for mark in program.marks if mark[0] < end or mark == (end, "step_end")],
         optional=dict(program.optional),
         step_ends=[*program.step_ends, *[program.step_ends[-1]] * (steps - traced)],
+        traced_steps=program.traced_steps,
     )
     marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
-    marks = marks[marks.index((0, "step_end")) + 1 :]
+    marks = marks[marks.index((0, "step_end")) + 1 : marks.index((end - begin, "step_end")) + 1]
     for _ in range(steps - traced):
         again = [event if event >= 0 else event - count for event in again]
         start = len(longer.trial_events)
@@ -334,33 +375,84 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         for place, smaller in program.optional.items():
             if begin <= place < end:
                 longer.optional[start + place - begin] = smaller
+    if any(name == "evaluation_end" for _, name in program.marks):
+        _append_evaluation(longer, program, end, shift=count * (steps - traced))
     return longer
+
+
+def _append_evaluation(longer: Program, program: Program, end: int, *, shift: int) -> None:
+    """Append the evaluation pass that follows the steps of a program.
+
+    Args:
+        longer: a program of more steps, which gets it.
+        program: the program.
+        end: where its steps end.
+        shift: how many more blocks there are before the pass.
+    """
+    tail = program.trial_events[end:]
+    # What the last steps allocated is freed as that of the steps which repeat them; older blocks stay.
+    before = _allocations([*program.load_events, *program.trial_events[: _ends(program)[-2]]])
+    start, loaded_events = len(longer.trial_events), len(program.load_events)
+    longer.trial_events += [
+        event - shift if event < 0 and -event - 1 >= before else event for event in tail
+    ]
+    longer.operators += program.operators[loaded_events + end :]
+    longer.marks += [
+        (start + place - end, name)
+        for place, name in program.marks
+        if name.startswith("evaluation_")
+    ]
+    for place, smaller in program.optional.items():
+        if place >= end:
+            longer.optional[start + place - end] = smaller
+
+
+def steps_before_repetition(program: Program) -> int:
+    """Return after how many steps all those that follow are alike, the last one with itself.
+
+    Steps are alike if they allocate and release the same blocks, counted from their beginning, and
+    leave the same ones: of their own, and of the steps before.
+    """
+    warm_up = max(place for place, step in enumerate(program.step_ends) if step.is_warm_up)
+    steps = list(_steps(program))
+    settled = len(steps) - 1
+    while settled > warm_up + 1 and steps[settled - 1] == steps[-1]:
+        settled -= 1
+    return settled
+
+
+def _ends(program: Program) -> list[int]:
+    """Return where each step ends, and before them where the first begins."""
+    return [0, *(position for position, name in program.marks if name == "step_end")]
+
+
+def _steps(program: Program) -> Iterator[tuple[list[tuple[str, int]], set[int], set[int]]]:
+    """Yield what each step does and what it leaves, in terms that do not depend on which step it is."""
+    events = program.trial_events
+    sizes = [event for event in (*program.load_events, *events) if event >= 0]
+    first = before = _allocations(program.load_events)
+    alive = set(range(first)) - {-event - 1 for event in program.load_events if event < 0}
+    for begin, end in pairwise(_ends(program)):
+        pattern = []
+        count = first
+        for event in events[begin:end]:
+            block = -event - 1
+            if event >= 0:
+                pattern.append(("allocate", event))
+                alive.add(count)
+                count += 1
+                continue
+            alive.discard(block)
+            if block >= first:
+                pattern.append(("release", block - first))
+            elif block >= before:  # gradients, mostly
+                pattern.append(("release of the step before", sizes[block]))
+            else:
+                pattern.append(("release of an older one", block))
+        own = {block - first for block in alive if block >= first}
+        yield pattern, own, {block for block in alive if block < first}
+        before, first = first, count
 
 
 def _allocations(events: Sequence[int]) -> int:
     return sum(event >= 0 for event in events)
-
-
-def _pattern(
-    events: Sequence[int], first_before: int, first: int, sizes: Sequence[int]
-) -> list[tuple[str, int]]:
-    """Return what a step does, in terms that do not depend on which step it is.
-
-    Args:
-        events: events of the step.
-        first_before: number of the first block of the step before it.
-        first: number of its own first block.
-        sizes: sizes of all blocks.
-    """
-    pattern = []
-    for event in events:
-        block = -event - 1
-        if event >= 0:
-            pattern.append(("allocate", event))
-        elif block >= first:
-            pattern.append(("release", block - first))
-        elif block >= first_before:  # gradients, mostly
-            pattern.append(("release of the step before", sizes[block]))
-        else:
-            pattern.append(("release of an older one", block))
-    return pattern

@@ -20,7 +20,7 @@ from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.masquerade.torch_functions import postpone_compiler
+from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import Recorder
 from bsfind.simulation.trace.torch_private import missing, replacing

@@ -241,6 +241,7 @@ TorchFunctionOff = _named("torch._C.DisableTorchFunction")
 disabled_torch_function = _named("torch._C._disabled_torch_function_impl")
 torch_function_modes = _named("torch._C._len_torch_function_stack")
 has_torch_function = _named("torch._C._has_torch_function")
+is_traceable_wrapper_subclass = _named("torch.utils._python_dispatch.is_traceable_wrapper_subclass")
 register_scripted = _named("torch.jit._builtins._register_builtin")
 """Says which operator TorchScript compiles a Python function to."""
 parse_to = _named("torch._C._nn._parse_to")
@@ -307,3 +308,11 @@ parameters_of = _attribute("torch.nn.Module", "_parameters", _MODULE)
 buffers_of = _attribute("torch.nn.Module", "_buffers", _MODULE)
 flat_weights = _attribute("torch.nn.RNNBase", "_flat_weights", _RECURRENT)
 flat_weights_names = _attribute("torch.nn.RNNBase", "_flat_weights_names", _RECURRENT)
+
+
+def allows_tf32_convolutions() -> bool:
+    """Tell whether convolutions may compute in TF32, as the user's code has set it."""
+    try:
+        return bool(torch.backends.cudnn.allow_tf32)
+    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

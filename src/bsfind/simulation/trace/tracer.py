@@ -3,48 +3,58 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import gc
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from time import process_time
 
 import torch
 
-from bsfind.errors import TargetError, UntraceableError
+from bsfind.errors import BsfindError, TargetError, UntraceableError
+from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import draws_assumption
-from bsfind.import_path import parse_import_path, resolve
+from bsfind.inputs import InputSpec
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec, load_rules
-from bsfind.simulation.trace.building import Builder, FixedMemory, fixed_memory_of
-from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps
+from bsfind.simulation.trace.building import FixedMemory
+from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps, quantised_weights
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.masquerade.device import CudaMasquerade
-from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
-from bsfind.simulation.trace.masquerade.torch_functions import (
-    cuda_groups,
+from bsfind.simulation.trace.masquerade.compiler import (
+    UNCOMPILED,
     postpone_compiler,
-    undelegated_functions,
+    uncompiled,
+    uncompiled_message,
 )
+from bsfind.simulation.trace.masquerade.device import CudaMasquerade
+from bsfind.simulation.trace.masquerade.paged_memory import paged_memory
+from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
+from bsfind.simulation.trace.masquerade.torch_functions import cuda_groups, undelegated_functions
 from bsfind.simulation.trace.program import Program, Source, StepOperators, operators_of, program_of
-from bsfind.simulation.trace.recorder import Entry, Observer, Recorder, clear_function_caches
+from bsfind.simulation.trace.recorder import Entry, Observer, Recorder
 from bsfind.simulation.trace.refusals import report_of
 from bsfind.simulation.trace.scaling import Traces
 from bsfind.simulation.trace.self_check import problems
-from bsfind.simulation.trace.torch_private import check_torch
+from bsfind.simulation.trace.torch_private import allows_tf32_convolutions, check_torch
+from bsfind.simulation.trace.traced_model import TracedModel
 from bsfind.simulation.trace.value_operators import value_handlers
-from bsfind.units import format_bytes
-from bsfind.workload.loss_choice import LossChoice
-from bsfind.workload.model import build_model, keyword_arguments
-from bsfind.workload.precision import precision_plan
-from bsfind.workload.randomness import LargestStep, StepSize, reproducible_building
-from bsfind.workload.step import LoadedWorkload, TrainingSteps
+from bsfind.simulation.trace.value_shapes import ValueShapes, ValuesNeededError, ValueStep
+from bsfind.simulation.trace.value_steps import run_with_values
+from bsfind.trial import BatchVariation
+from bsfind.workload.delivery import Extents
+from bsfind.workload.libraries.pretrained import random_weights
+from bsfind.workload.precision import PrecisionPlan, precision_plan
+from bsfind.workload.randomness import LargestStep, StepSize
+from bsfind.workload.step import LoadedWorkload
+from bsfind.workload.training import TrainingSteps
 
-_DEVICE = torch.device("cuda", 0)
+_LONG_S = 4.0
+"""Processor time of a trace that takes long, seconds."""
 
 
 class Tracer:
@@ -59,9 +69,9 @@ class Tracer:
         gpu: the GPU that is modelled.
         properties: its properties, for code that asks.
         observer: told what the trace does, if given.
+        shapes: what depends on values in steps of the same workload, if any were run.
 
     Attributes:
-        optimizer: class of the optimizer; None in inference.
         operators: what the step that was traced last consists of; None before the first.
 
     Raises:
@@ -76,13 +86,9 @@ class Tracer:
         gpu: GpuSpec,
         properties: SimulatedGpu | None = None,
         observer: Observer | None = None,
+        shapes: ValueShapes | None = None,
     ) -> None:
-        if workload.compile:
-            raise UntraceableError(
-                "`--compile` cannot be predicted: compiled kernels choose their memory themselves",
-                hint="leave it out for an estimate of the uncompiled step, or measure on a GPU",
-            )
-        self._workload = workload
+        self._asked = workload
         self._plan = precision_plan(precision)
         self._gpu = gpu
         self._properties = properties or SimulatedGpu(
@@ -99,6 +105,9 @@ class Tracer:
         self._sums = GradientSums()
         self._recorder = Recorder(observer)
         self._observer = self._recorder.observer
+        if workload.compile:
+            self._recorder.note(UNCOMPILED, uncompiled_message("`--compile`"))
+            workload = dataclasses.replace(workload, compile=False)
         for problem in problems():
             self._recorder.note(
                 "estimate",
@@ -111,20 +120,24 @@ class Tracer:
             {
                 **value_handlers(),
                 **meta_kernel_gaps.handlers(),
+                **quantised_weights.handlers(),
                 "aten::add.Tensor": self._sums.handle,
             },
             self._composites.kernels,
+            shapes,
         )
-        self._builder = Builder(self._dispatcher)
+        self._shapes = self._dispatcher.shapes
+        # Sizes hardly depend on the precision, and the CPU is fast in float32.
+        self._plans_with_values = [self._plan]
+        if not self._shapes.steps and precision != "fp32":
+            self._plans_with_values.append(precision_plan("fp32"))
+        self._model = TracedModel(workload, self._plan, self._dispatcher, self._recorder)
         self._open = contextlib.ExitStack()
-        self._load_entries: list[Entry] = []
         self._entries: list[Entry] = []
-        self._first_block = 0
-        self._loaded: LoadedWorkload | None = None
-        self._choice: LossChoice | None = None
-        self.optimizer: str | None = None
         self._largest = LargestStep()
-        self._traces = Traces()
+        # By the number of steps, and of those that are enough.
+        self._traces: defaultdict[tuple[int, int | None], Traces] = defaultdict(Traces)
+        self._variations: dict[tuple[int, int, int | None], BatchVariation | None] = {}
         self.operators: StepOperators | None = None
         try:
             self._open.enter_context(self._simulated())
@@ -135,7 +148,7 @@ class Tracer:
                 hint="`bsfind env` shows what does not fit; `--device cuda` measures instead",
             ) from error
         try:
-            self._load()
+            self._model.load()
         except BaseException:
             self.close()
             raise
@@ -148,9 +161,9 @@ class Tracer:
 
     def close(self) -> None:
         """Give torch back its own operators."""
-        self._loaded = None
+        self._model.close()
         self._open.close()
-        self._collect()
+        self._model.collect()
         self._dispatcher.hand_over(0)  # to the tracer that comes next
         gc.unfreeze()
 
@@ -166,6 +179,8 @@ class Tracer:
             self._composites.active(is_on_gpu),
             cuda_groups(is_on_gpu),
             undelegated_functions(),
+            uncompiled(self._recorder.note),
+            random_weights(self._recorder.note),
             self._autocast.active(),
             self._dispatcher.active(),
         ):
@@ -175,156 +190,69 @@ class Tracer:
             with masquerade.in_backward(), masquerade, self._observer.watching():
                 yield
 
-    # ------------------------------------------------------------------------------- the model
-
-    def _load(self) -> None:
-        """Build the model and move it to the simulated GPU."""
-        try:
-            why = self._failure_without_memory()
-            if why is not None:
-                self._start_over()
-                with self._builder.in_memory(why), reproducible_building():
-                    self._loaded = self._built()
-                self._recorder.note(
-                    "built_in_host_memory",
-                    "the model could not be built without memory for its weights, so it was built a "
-                    f"second time, in {format_bytes(self._builder.weight_bytes)} of the host's "
-                    f"memory; the prediction is the same. The reason: {why}",
-                )
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # `sys.exit`, say
-            raise report_of(error, doing="building the model") from error
-        self._make_first_optimizer()
-        self._observer.model_is_loaded(self._workload_on_gpu.model)
-        gc.collect()
-        gc.freeze()
-        self._load_entries = self._recorder.entries
-        self._first_block = self._recorder.count
-
-    def _make_first_optimizer(self) -> None:
-        """Make the optimizer once: some have state from the start, which a load needs room for."""
-        if self._workload.mode != "train":
-            return
-        try:
-            self.optimizer = type(self._workload_on_gpu.make_optimizer()).__name__
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:
-            raise report_of(error, doing="building the optimizer") from error
-
-    def _failure_without_memory(self) -> str | None:
-        """Build the model with weights that have no memory; returns why that failed, if it did."""
-
-        def build() -> None:
-            self._start_over()
-            with self._builder.without_memory(), reproducible_building():
-                self._loaded = self._built()
-
-        try:
-            self._dispatcher.reads.run(build)
-        except UntraceableError as error:
-            return str(error)
-        except TargetError:
-            raise
-        except Exception as error:  # not kept: its frames hold the model
-            return report_of(error, doing="building the model").message
-        return None
-
-    def _built(self) -> LoadedWorkload:
-        workload = self._workload
-        model = build_model(workload.target, keyword_arguments(workload.model_args))
-        if model is resolve(parse_import_path(workload.target)):
-            model = copy.deepcopy(model)  # the next precision finds it on the host, as now
-        self._builder.take_memory(model)
-        loaded = LoadedWorkload(workload, self._plan, _DEVICE, model, self._choice)
-        self._choice = loaded.choice
-        return loaded
-
-    def _start_over(self) -> None:
-        """Forget the model, and all that it had on the GPU but what the user's code keeps."""
-        self._loaded = None
-        if not self._dispatcher.rewind(0):
-            self._collect()
-            self._dispatcher.rewind(0, keeping=True)
-
-    @staticmethod
-    def _collect() -> None:
-        """Free what nothing but cycles and the caches of functions hold."""
-        gc.unfreeze()
-        gc.collect()
-        if clear_function_caches():
-            gc.collect()
-
-    def _forget_trial(self) -> bool:
-        """Forget the last trial; False: it left something in the model."""
-        if self._loaded is None:
-            return False
-        if self._dispatcher.rewind(self._first_block):
-            return True
-        gc.unfreeze()
-        cleared = clear_function_caches()
-        if cleared:
-            gc.collect()
-        gc.freeze()
-        return cleared and self._dispatcher.rewind(self._first_block)
+    @property
+    def workload(self) -> Workload:
+        """What is trained."""
+        return self._model.loaded.workload
 
     @property
     def class_name(self) -> str:
         """Name of the model's class."""
-        return type(self._workload_on_gpu.model).__name__
+        return type(self._model.loaded.model).__name__
+
+    @property
+    def optimizer(self) -> str | None:
+        """Classes of the optimizers of the steps so far; None in inference."""
+        return ", ".join(self._model.loaded.own_optimizers) or self._model.optimizer
 
     @property
     def parameters(self) -> int:
         """Number of parameters; shared ones count once."""
-        return self._workload_on_gpu.parameter_count()
+        return self._model.loaded.parameter_count()
 
     @property
     def weights_dtype(self) -> str | None:
         """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
-        return self._workload_on_gpu.weights_dtype
+        return self._model.loaded.weights_dtype
 
     def fixed_memory(self) -> FixedMemory:
         """Return what the step takes at any batch size. No trial may be going on."""
-        try:
-            return fixed_memory_of(self._workload_on_gpu, self.optimizer)
-        finally:
-            self._workload_on_gpu.clear_gradients()
-            gc.collect()
-            self._dispatcher.rewind(self._first_block)
+        with paged_memory(self._recorder.note):
+            return self._model.fixed_memory()
 
     @property
     def assumptions(self) -> list[Assumption]:
         """What was chosen for the steps, as far as it is known."""
-        chosen, places = self._workload_on_gpu.assumptions, self.random_places
+        chosen, places = self._model.loaded.assumptions, self.random_places
+        chosen = [*chosen, *self._shapes.assumptions]
         return [*chosen, draws_assumption(places)] if places else chosen
+
+    @property
+    def inputs(self) -> Sequence[InputSpec]:
+        """The inputs that follow from the model; none if they were described, or it is not built."""
+        return self._model.loaded.proposed_inputs if self._model.is_loaded else ()
 
     @property
     def output(self) -> OutputMemory | None:
         """What the model returned to a loss of bsfind's; None if to none."""
-        return self._workload_on_gpu.output
+        return self._model.loaded.output
 
     @property
     def notes(self) -> dict[str, str]:
         """What the reader of the result must know, by `code` or `code:what`."""
-        of_the_model = self._loaded.notes if self._loaded is not None else {}
-        return {**of_the_model, **self._recorder.notes}
+        of_the_model = self._model.loaded.notes if self._model.is_loaded else {}
+        return {**of_the_model, **self._recorder.notes, **self._shapes.notes}
 
     @property
     def random_places(self) -> tuple[str, ...]:
         """Where in the user's code random numbers are drawn that decide how large a step is."""
         return self._largest.places
 
-    @property
-    def _workload_on_gpu(self) -> LoadedWorkload:
-        assert self._loaded is not None
-        return self._loaded
-
     # ------------------------------------------------------------------------------- the steps
 
     def model_program(self) -> Program:
         """Return the program that ends when the model is on the GPU."""
-        return program_of(self._load_entries, (), self._gpu)
+        return program_of(self._model.load_entries, (), self._gpu)
 
     def program(
         self,
@@ -332,6 +260,7 @@ class Tracer:
         steps: int,
         *,
         exact: bool = False,
+        enough: int | None = None,
         sources: list[Source] | None = None,
     ) -> Program:
         """Return the program of a trial.
@@ -339,38 +268,128 @@ class Tracer:
         Args:
             batch_size: number of samples.
             steps: optimizer steps.
-            exact: trace this very batch size (see `Traces.at`).
+            exact: trace this very batch size, whether it follows from others or not.
+            enough: steps after which a trace that takes long ends; None: it has all steps.
             sources: list that gets the source of each block (see `program_of`).
 
         Raises:
             UntraceableError: an operator needs values, or has no model.
             BsfindError: the user's code failed.
         """
-        entries = self._traces.at(batch_size, steps, self._traced, exact=exact)
-        return program_of(self._load_entries, entries, self._gpu_as_set(), sources)
+        entries, is_traced = self._traces[steps, enough].at(
+            batch_size,
+            lambda: self._traced_with_shapes(batch_size, steps, enough),
+            exact=exact or self._model.loaded.variation.is_there,
+        )
+        program = program_of(self._model.load_entries, entries, self._gpu_as_set(), sources)
+        program.traced_steps = len(program.step_ends) if is_traced else 0
+        program.batches = self._variations.get((batch_size, steps, enough))
+        return program
 
     def _gpu_as_set(self) -> GpuSpec:
         """Return the GPU with what the user's code has set so far: on import, in `forward`, anywhere."""
         return dataclasses.replace(
             self._gpu,
-            tf32_convolutions=self._gpu.tf32_convolutions and _allows_tf32_convolutions(),
+            tf32_convolutions=self._gpu.tf32_convolutions and allows_tf32_convolutions(),
             deterministic=torch.are_deterministic_algorithms_enabled(),
         )
 
-    def _traced(self, batch_size: int, steps: int) -> Sequence[Entry]:
-        self._running(batch_size, lambda: self._workload_on_gpu.try_labels(batch_size))
-        notes = dict(self._recorder.notes)
-        while not self._running(batch_size, lambda: self._run(batch_size, steps)):
-            self._recorder.notes = notes  # what other draws would have needed to know
-            self._workload_on_gpu.choice.forget_loss()
+    def _traced_with_shapes(
+        self, batch_size: int, steps: int, enough: int | None
+    ) -> Sequence[Entry]:
+        """Trace a trial; where its shapes depend on values, after steps with values."""
+        while True:
+            with contextlib.suppress(ValuesNeededError):
+                entries = self._traced(batch_size, steps, enough or steps)
+                found = self._model.loaded.variation.found()
+                self._variations[batch_size, steps, enough] = found
+                return entries
+            self._run_with_values(self._plans_with_values.pop())
+            self._traces.clear()
+
+    def _run_with_values(self, plan: PrecisionPlan) -> None:
+        notes, values = dict(self._recorder.notes), self._dispatcher.values
+
+        def run(value_step: ValueStep) -> None:
+            loaded, batch_size = self._model.loaded, value_step.batch_size
+
+            def step() -> bool:
+                loaded.try_labels(batch_size, self._shapes.begin)
+                runner = TrainingSteps(loaded, lambda: None)
+                with self._largest.searched(batch_size, value_step.seed):
+                    first, before = len(self._recorder.entries), values.computed_bytes
+                    self._shapes.begin(batch_size)
+                    runner.run(batch_size)
+                    value_step.nbytes = self._recorder.size_since(first)[0]
+                    value_step.computed_bytes = values.computed_bytes - before
+                    if loaded.workload.with_eval:
+                        runner.evaluate(batch_size)
+                return True
+
+            loaded.deliveries.begin()
+            self._running(batch_size, step)
+
+        try:
+            with self._model.with_values(plan) as load:
+                run_with_values(self._shapes, load, run)
+        except BsfindError as error:
+            self._shapes.failure = error.without_frames()
+        self._recorder.notes = notes
+
+    def _traced(self, batch_size: int, steps: int, enough: int) -> Sequence[Entry]:
+        self._model.loaded.deliveries.begin()
+        self._running(
+            batch_size, lambda: self._model.loaded.try_labels(batch_size, self._shapes.begin)
+        )
+        try:
+            self._trace(batch_size, steps, enough)
+        except TargetError:
+            self._check_delivery(batch_size)  # it may be the reason
+            raise
+        if self._check_delivery(batch_size):  # what the observer has seen last is of another size
+            self._trace(batch_size, steps, enough)
         self.operators = operators_of(self._entries)
         return self._entries
 
-    def _be_fresh(self) -> None:
-        """Load the model again if it keeps anything of what ran before: the next would lack it."""
-        if not self._forget_trial():
-            self._load()
-            self._dispatcher.rewind(self._first_block)
+    def _trace(self, batch_size: int, steps: int, enough: int) -> None:
+        notes = dict(self._recorder.notes)
+        while not self._running(batch_size, lambda: self._run(batch_size, steps, enough)):
+            self._recorder.notes = dict(notes)  # what other draws would have needed to know
+            self._model.loaded.choice.forget_loss()
+
+    def _check_delivery(self, batch_size: int) -> bool:
+        """Compare the batch that was traced with what was asked for (see `delivery.Deliveries`).
+
+        Returns:
+            Whether batches of other sizes were made for it.
+        """
+        others: list[int] = []
+        notes = dict(self._recorder.notes)
+
+        def of(size: int, make: Callable[[LoadedWorkload, int], Extents]) -> Extents | None:
+            others.append(size)
+            made: list[Extents] = []
+
+            def run() -> bool:
+                made.append(make(self._model.loaded, size))
+                return True
+
+            try:
+                self._running(size, run)
+            except BsfindError:
+                return None
+            finally:
+                self._recorder.notes = dict(notes)
+            return made[-1]
+
+        note = self._model.loaded.deliveries.check(
+            batch_size,
+            lambda size: of(size, LoadedWorkload.batch_extents),
+            lambda size: of(size, LoadedWorkload.step_extents),
+        )
+        if note is not None:
+            self._recorder.note("batch_ignored", note)
+        return bool(others)
 
     def _running(self, batch_size: int, run: Callable[[], bool]) -> bool:
         """Run something that calls the model, each time from its fresh state, and clear up after it.
@@ -379,11 +398,14 @@ class Tracer:
         """
 
         def attempt() -> bool:
-            self._be_fresh()
-            loaded = self._workload_on_gpu
+            self._model.be_fresh()
+            loaded = self._model.loaded
             try:
+                self._shapes.begin(batch_size)
+                self._shapes.may_ask = bool(self._plans_with_values)
                 return run()
             finally:
+                self._shapes.may_ask = False
                 self._entries = list(self._recorder.entries)
                 loaded.clear_gradients()
                 self._autocast.clear_cache()
@@ -391,19 +413,23 @@ class Tracer:
                 gc.collect()
 
         try:
-            return self._dispatcher.reads.run(attempt)
-        except KeyboardInterrupt:
+            keeps_all = self._dispatcher.values.keeps_all
+            threads = contextlib.nullcontext() if keeps_all else _one_thread()
+            with threads, paged_memory(self._recorder.note):
+                return self._dispatcher.reads.run(attempt)
+        except (KeyboardInterrupt, ValuesNeededError):
             raise
-        except BaseException as error:
+        except BaseException as raised:
+            error = plain(raised)
             raise report_of(
                 error,
-                doing=f"batch size {batch_size} in {self._plan.name}",
-                inputs=self._loaded.last_batch if self._loaded is not None else None,
+                doing=f"{self._asked.searched} {batch_size} in {self._plan.name}",
+                inputs=self._model.loaded.last_batch if self._model.is_loaded else None,
             ) from error
 
-    def _run(self, batch_size: int, steps: int) -> bool:
+    def _run(self, batch_size: int, steps: int, enough: int) -> bool:
         """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
-        recorder, loaded, largest = self._recorder, self._workload_on_gpu, self._largest
+        recorder, loaded, largest = self._recorder, self._model.loaded, self._largest
 
         def forward_is_done() -> None:
             self._observer.has_targets(runner.targets)
@@ -412,24 +438,39 @@ class Tracer:
         def size_of_step() -> StepSize:
             loaded.clear_gradients()
             first = len(recorder.entries)
+            self._shapes.begin(batch_size)
             runner.run(batch_size)
             return recorder.size_since(first)
 
         runner = TrainingSteps(loaded, forward_is_done, self._observer.making_inputs)
-        with largest.searched(batch_size), warnings.catch_warnings():
+        begin = process_time()
+        with largest.searched(self._asked.samples(batch_size)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.wants_more(steps):
+            while runner.wants_more(
+                enough if (is_long := process_time() >= begin + _LONG_S) else steps, is_long=is_long
+            ):
                 recorder.mark("forward_begin")
+                self._shapes.begin(batch_size)
                 runner.run(batch_size)
                 recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
                 if largest.is_undecided:
                     largest.decide(size_of_step)
                     return False
+            runner.check_completed()
+            if loaded.workload.with_eval:
+                recorder.mark("evaluation_begin")
+                self._shapes.go_on(loaded.workload.evaluated(batch_size))
+                runner.evaluate(loaded.workload.evaluated(batch_size))
+                recorder.mark("evaluation_end")
         return True
 
 
-def _allows_tf32_convolutions() -> bool:
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: the values of a trace are few, and other threads only wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
-        return bool(torch.backends.cudnn.allow_tf32)
-    except RuntimeError:  # the user's code has set `fp32_precision` instead, torch 2.9 and later
-        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,8 +1,9 @@
 """Operators whose answer depends on values: reading a scalar, copying to the host, masks, indices.
 
-They answer from the values that `Values` knows. Where values are not known, a scalar reads as training
-without errors would have it (see value_rules.py and assumed_reads.py), and an operator whose shape
-depends on them cannot be traced.
+They answer from the values that `Values` knows. Where values are not known, steps with values say how
+large the answer is (see value_shapes.py). Without these, a scalar reads as training without errors
+would have it (see value_rules.py and assumed_reads.py), and an operator whose shape depends on values
+cannot be traced.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bsfind.errors import TargetError, UntraceableError
+from bsfind.simulation.trace.assumed_reads import is_checked
 from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.cuda_paths.meta_kernel_gaps import with_long_labels
 from bsfind.simulation.trace.dispatch import OperatorFacts
 from bsfind.simulation.trace.refusals import untraceable
+from bsfind.simulation.trace.sized_results import SIZED_RESULTS
 from bsfind.simulation.trace.torch_private import without_fake
 from bsfind.workload.user_errors import stands_for_torch
 
@@ -24,11 +28,6 @@ if TYPE_CHECKING:
 
 
 _META = torch.device("meta")
-_SHAPED_BY_VALUES = (
-    *("aten::nonzero", "aten::_unique2", "aten::_unique", "aten::unique_dim"),
-    *("aten::unique_consecutive", "aten::unique_dim_consecutive"),
-    "aten::repeat_interleave.Tensor",
-)
 _INDEXING = (
     *("aten::index.Tensor", "aten::_unsafe_index.Tensor", "aten::index_put", "aten::index_put_"),
     *("aten::_index_put_impl_", "aten::_unsafe_index_put"),
@@ -48,7 +47,8 @@ def value_handlers() -> dict[str, Handler]:
         "aten::is_pinned": lambda *_: False,
         "aten::_pin_memory": lambda _dispatcher, _facts, args, _kwargs: args[0],
         "aten::record_stream": lambda *_: None,
-        **dict.fromkeys(_SHAPED_BY_VALUES, _shaped_by_values),
+        **dict.fromkeys(SIZED_RESULTS.keys() - {"aten::repeat_interleave"}, _shaped_by_values),
+        "aten::repeat_interleave.Tensor": _shaped_by_values,
         "aten::bincount": _bincount,
         "aten::embedding": _embedding,
         "aten::nll_loss_forward": _nll_loss,
@@ -63,8 +63,27 @@ def _scalar(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kw
         return dispatcher.compute(facts, args, kwargs)
     values = dispatcher.values.of(tensor)
     if values is not None:
+        dispatcher.shapes.note_read(values)
+    else:
+        values = _of_steps_with_values(dispatcher, tensor)
+    if values is not None:
         return dispatcher.compute(facts, (values,), {})
     return _as_python(_assumed(dispatcher, tensor), tensor.dtype)
+
+
+def _of_steps_with_values(dispatcher: Dispatcher, tensor: torch.Tensor) -> torch.Tensor | None:
+    """Return the values that steps with values have where the host reads these; None: unknown."""
+    known = dispatcher.values.ranges.of(tensor)
+    if known.is_decided:
+        return None
+    if tensor.dtype == torch.bool or tensor.is_floating_point() or tensor.is_complex():
+        return dispatcher.shapes.read(tensor.shape, is_decisive=False)
+    values = dispatcher.shapes.read(tensor.shape, is_decisive=not is_checked())
+    if values is None:
+        return None
+    limits = torch.iinfo(tensor.dtype)
+    low, high = max(known.low, limits.min), min(known.high, limits.max)
+    return values.to(tensor.dtype).clamp(int(low), int(high))
 
 
 def _assumed(dispatcher: Dispatcher, tensor: torch.Tensor) -> bool | int | float:
@@ -120,7 +139,11 @@ def _on_host(dispatcher: Dispatcher, tensor: torch.Tensor) -> torch.Tensor:
     """Return the values of a tensor as the host reads them: as they are assumed if not known."""
     values = dispatcher.values.of(tensor)
     if values is not None:
+        dispatcher.shapes.note_read(values)
         return values.clone()
+    values = _of_steps_with_values(dispatcher, tensor)
+    if values is not None:
+        return values
     if tensor.numel() == 1:
         return torch.full(tensor.shape, _assumed(dispatcher, tensor), dtype=tensor.dtype)
     guess = dispatcher.values.ranges.of(tensor).guess
@@ -133,11 +156,13 @@ def _masked_select(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwa
     tensor, mask = args
     if not tensor.is_meta:
         return dispatcher.compute(facts, args, kwargs)
+    shape = torch.broadcast_shapes(tensor.shape, mask.shape)  # type: ignore[no-untyped-call]
     values = dispatcher.values.of(mask) if mask.is_meta else mask
     if values is None:
-        raise _unknown_shape(facts)
-    shape = torch.broadcast_shapes(tensor.shape, mask.shape)  # type: ignore[no-untyped-call]
-    count = int(values.expand(shape).count_nonzero())
+        count = _unknown_size(dispatcher, facts, shape.numel())
+    else:
+        count = int(values.expand(shape).count_nonzero())
+        dispatcher.shapes.note_size(facts.name, shape.numel(), count)
     with without_fake():
         out = torch.empty((count,), dtype=tensor.dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
@@ -149,18 +174,24 @@ def _shaped_by_values(
 ) -> Any:
     if not args[0].is_meta:
         return dispatcher.compute(facts, args, kwargs)
+    possible, size_of, example = SIZED_RESULTS[facts.name]
+    most = possible(args[0], dispatcher.values.ranges.of(args[0]))
     answer = dispatcher.values.on_host(facts.op, args, {**kwargs})
-    if answer is None:
-        raise _unknown_shape(facts)
+    is_known = answer is not None
+    if is_known:
+        dispatcher.shapes.note_size(facts.name, most, size_of(_first(answer)))
+    else:
+        size = kwargs.get("output_size")
+        if size is None:
+            size = _unknown_size(dispatcher, facts, most)
+        answer = example(facts.op, args, kwargs, size)
     several = isinstance(answer, tuple)
-    results = []
-    for values in answer if several else (answer,):
-        made = _made_on_gpu(dispatcher, values)
-        results.append(made)
+    results = [_made_on_gpu(dispatcher, values) for values in (answer if several else (answer,))]
     out = tuple(results) if several else results[0]
     dispatcher.record(facts, args, kwargs, out)
-    for tensor, values in zip(results, answer if several else (answer,), strict=True):
-        dispatcher.values.set(tensor, values)
+    if is_known:
+        for tensor, values in zip(results, answer if several else (answer,), strict=True):
+            dispatcher.values.set(tensor, values)
     return out
 
 
@@ -239,13 +270,35 @@ def _check_errors(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwar
         dispatcher.compute(facts, args, kwargs)
 
 
+def _first(answer: Any) -> torch.Tensor:
+    first: torch.Tensor = answer[0] if isinstance(answer, tuple) else answer
+    return first
+
+
+def _unknown_size(dispatcher: Dispatcher, facts: OperatorFacts, possible: int | None) -> int:
+    """Return the size of an operator's result that depends on unknown values.
+
+    Raises:
+        UntraceableError: steps with values do not tell.
+        TargetError: the user's code fails in these.
+    """
+    size = dispatcher.shapes.size(facts.name, possible)
+    if size is None:
+        why = "the shape of its result depends on values"
+        failure = dispatcher.shapes.failure
+        if dispatcher.shapes.recorded is not None:
+            why += ", which the CPU could not compute"
+        elif isinstance(failure, TargetError) and not isinstance(failure, UntraceableError):
+            raise failure.without_frames()  # the user's code, with whatever values
+        elif failure is not None:
+            why += f", and the step did not run with values on the CPU: {failure}"
+        raise untraceable(facts.label, why)
+    return size
+
+
 def _made_on_gpu(dispatcher: Dispatcher, values: torch.Tensor) -> torch.Tensor:
     with without_fake():
         return torch.empty_strided(values.size(), values.stride(), dtype=values.dtype, device=_META)
-
-
-def _unknown_shape(facts: OperatorFacts) -> Exception:
-    return untraceable(facts.label, "the shape of its result depends on values")
 
 
 def _index(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
@@ -264,7 +317,7 @@ def _index(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwa
         if index is None:
             plain.append(None)
         elif index.dtype in (torch.bool, torch.uint8):
-            if dispatcher.is_known(index) or reads:
+            if dispatcher.is_known(index) or reads or dispatcher.shapes.steps:
                 plain.extend(torch.ops.aten.nonzero(index).unbind(1))
             else:
                 plain.append(index)

@@ -73,6 +73,8 @@ def range_of_values(values: torch.Tensor) -> Range:
     stored = values.untyped_storage()
     if values.numel() * values.element_size() > stored.nbytes():  # expanded
         values = torch.empty(0, dtype=values.dtype).set_(stored)
+    if values.dtype.is_floating_point and values.dtype.itemsize == 1:
+        values = values.float()  # float8 has no `aminmax`
     low, high = values.aminmax() if values.dtype != torch.bool else (values.all(), values.any())
     return Range(low.item(), high.item())
 

@@ -10,14 +10,25 @@ is written to a storage, its copy is dropped; what is known from then on are bou
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from bsfind.simulation.trace.calls import Args, Kwargs, mapped
-from bsfind.simulation.trace.torch_private import address_of
+from bsfind.simulation.trace.torch_private import (
+    TorchFunctionOff,
+    address_of,
+    current_backward,
+    without_fake,
+)
+from bsfind.simulation.trace.value_kernels import CPU_KERNELS
 from bsfind.simulation.trace.value_rules import (
     RULES,
     Range,
@@ -27,6 +38,7 @@ from bsfind.simulation.trace.value_rules import (
     range_of_values,
     union,
 )
+from bsfind.workload.state import DeviceValues
 
 _MAX_EXACT = 1 << 22
 """Elements of an integer or bool tensor whose values are kept."""
@@ -146,11 +158,36 @@ class Values:
 
     Attributes:
         ranges: bounds of values that are not known.
+        keeps_all: whether the values of all tensors are kept, those of weights and of activations too
+            (see value_steps.py).
+        is_updating: whether an optimizer makes its step, whose results are not kept.
+        computed_bytes: size of all results of operators that were kept.
     """
 
     def __init__(self) -> None:
         self._copies: dict[int, torch.Tensor] = {}
+        self.keeps_all = self.is_updating = False
+        self.computed_bytes = 0
         self.ranges = Ranges(self.of)
+
+    @contextlib.contextmanager
+    def none_of_optimizers(self) -> Iterator[None]:
+        """Keep nothing that optimizers compute: no shape depends on it, and it is large."""
+
+        def begin(_: torch.optim.Optimizer, args: Args, kwargs: Kwargs) -> None:
+            runs_model = len(args) > 1 or kwargs.get("closure") is not None
+            self.is_updating = not runs_model
+
+        def end(*_: object) -> None:
+            self.is_updating = False
+
+        hooks = register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)
+        try:
+            yield
+        finally:
+            self.is_updating = False
+            for hook in hooks:
+                hook.remove()
 
     def forget_storage(self, key: int) -> None:
         """Drop what is known of a storage."""
@@ -181,7 +218,8 @@ class Values:
     def set(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
         """Keep the values of a tensor, if they are few enough."""
         storage = tensor.untyped_storage()
-        if not self._is_kept(tensor) or storage.nbytes() > 8 * _MAX_EXACT:
+        is_large = storage.nbytes() > 8 * _MAX_EXACT and not self.keeps_all
+        if is_large or not self._is_kept(tensor):
             self.forget_storage(address_of(storage))
             return
         self.ranges.forget_storage(address_of(storage))
@@ -190,10 +228,30 @@ class Values:
         assert own is not None
         own.copy_(values)
 
-    @staticmethod
-    def _is_kept(tensor: torch.Tensor) -> bool:
+    def _adopt(self, tensor: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep the values of a tensor in their own storage, which is as large as the tensor's."""
+        key = address_of(tensor.untyped_storage())
+        self.ranges.forget_storage(key)
+        self._copies[key] = torch.empty(0, dtype=torch.uint8).set_(values.untyped_storage())
+
+    def _is_given(self, values: torch.Tensor, args: Args) -> bool:
+        """Tell whether values lie in the storage of an argument: not every operator says so."""
+        found = False
+
+        def look(value: Any) -> None:
+            nonlocal found
+            known = self.of(value) if isinstance(value, torch.Tensor) and value.is_meta else value
+            if isinstance(known, torch.Tensor) and known.layout is torch.strided:
+                found = found or address_of(known.untyped_storage()) == address_of(
+                    values.untyped_storage()
+                )
+
+        mapped(args, look)
+        return found
+
+    def _is_kept(self, tensor: torch.Tensor) -> bool:
         count = tensor.numel()
-        if count > _MAX_FLOAT:
+        if count > _MAX_FLOAT and not self.keeps_all:
             floating = tensor.dtype.is_floating_point or tensor.dtype.is_complex
             return not floating and count <= _MAX_EXACT
         return True
@@ -266,11 +324,14 @@ class Values:
     ) -> None:
         """Run an operator on the copies too; drop those of `touched` tensors where it cannot be."""
         try:
-            if name in _RANDOM:
+            if self._is_unknown(name):
                 raise _UnknownValueError
-            result = self._run(op, args, kwargs, ignores_values=name in _FACTORIES_LIKE)
+            kernel = CPU_KERNELS.get(name, op) if self.keeps_all else op
+            result = self._run(kernel, args, kwargs, ignores_values=name in _FACTORIES_LIKE)
         except Exception:  # the CPU may have no such kernel: the values are unknown from here on
             for tensor in touched:
+                if self.keeps_all and tensor.requires_grad and tensor.is_leaf:
+                    continue  # gradients are not computed, and weights stay as they are
                 copy = self._copies.pop(address_of(tensor.untyped_storage()), None)
                 values = None if copy is None else copy.view(tensor.dtype)
                 if values is not None and values.numel() and not values.is_complex():
@@ -281,7 +342,18 @@ class Values:
             if output is None or not isinstance(value, torch.Tensor):
                 continue
             if self._is_kept(output) and value.shape == output.shape:
-                self.set(output, value)
+                self.computed_bytes += value.nbytes
+                if self.keeps_all and _is_alike(value, output) and not self._is_given(value, args):
+                    self._adopt(output, value)
+                else:
+                    self.set(output, value)
+
+    def _is_unknown(self, name: str) -> bool:
+        """Tell whether an operator's results are unknown, whatever its arguments are."""
+        if not self.keeps_all:
+            return name in _RANDOM
+        # Of a backward pass, recomputed activations are needed, and gradients are not.
+        return self.is_updating or (current_backward() != -1 and not torch.is_grad_enabled())
 
     def _run(self, op: Any, args: Args, kwargs: Kwargs, *, ignores_values: bool = False) -> Any:
         """Run an operator on the values of its arguments.
@@ -310,3 +382,42 @@ class Values:
             return self._run(op, args, kwargs)
         except _UnknownValueError:
             return None
+
+
+def _is_alike(values: torch.Tensor, tensor: torch.Tensor) -> bool:
+    """Tell whether values are strided as a tensor is, in a storage of its size."""
+    return (
+        values.layout is tensor.layout is torch.strided
+        and values.dtype == tensor.dtype
+        and (values.stride(), values.storage_offset()) == (tensor.stride(), tensor.storage_offset())
+        and values.untyped_storage().nbytes() == tensor.untyped_storage().nbytes()
+    )
+
+
+class KnownValues(DeviceValues):
+    """Reads and writes the values that are known of tensors on the simulated GPU.
+
+    Args:
+        values: what is known.
+        device: the device that the tensors seem to be on.
+    """
+
+    are_whole = False
+
+    def __init__(self, values: Values, device: torch.device) -> None:
+        super().__init__(device)
+        self._known = values
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """Return what is known of a tensor that is all of its storage (see `DeviceValues.read`)."""
+        with TorchFunctionOff(), without_fake():
+            known = self._known.of(tensor)
+            nbytes = tensor.numel() * tensor.element_size()
+            if known is None or nbytes != tensor.untyped_storage().nbytes():
+                return None
+            return known.clone()
+
+    def write(self, tensor: torch.Tensor, copy: torch.Tensor) -> None:
+        """Know the values again (see `DeviceValues.write`)."""
+        with TorchFunctionOff(), without_fake():
+            self._known.set(tensor, copy)

@@ -34,6 +34,8 @@ from bsfind.workload.user_errors import stands_for_torch
 _CUDA = torch.device("cuda", 0)
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
+_to: Callable[..., torch.Tensor] = torch.Tensor.to
+"""Past the `to` of a subclass, which has called the masquerade (`Int8Params` of bitsandbytes)."""
 
 _Handler = Callable[[Args, Kwargs], Any]
 
@@ -65,6 +67,7 @@ class CudaMasquerade(TorchFunctionMode):
             tensor.is_cpu.__get__: lambda args, _: not self._on_gpu(args[0]),  # type: ignore[attr-defined]
             tensor.get_device: lambda args, _: 0 if self._on_gpu(args[0]) else -1,
             tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
+            tensor.__getitem__: self._get_item,
             tensor.__setitem__: self._set_item,
             tensor.to: self._to,
             tensor.cuda: self._cuda,
@@ -197,13 +200,14 @@ class CudaMasquerade(TorchFunctionMode):
         with TorchFunctionOff():
             wanted = dtype or tensor.dtype
             if not tensor.is_meta or not _names_host(device):
-                return tensor.to(tensor.device if device is None else device, wanted, **options)
+                place = tensor.device if device is None else device
+                return _to(tensor, place, wanted, **options)
             if dispatcher.host.has(tensor):
-                return tensor.to(wanted, **options)
+                return _to(tensor, wanted, **options)
             if not isinstance(tensor, torch.nn.Parameter) and not is_large(tensor):
-                return tensor.to(device, wanted, **options)
+                return _to(tensor, device, wanted, **options)
             with dispatcher.moving("host"):
-                return tensor.to(wanted, **{**options, "copy": True})
+                return _to(tensor, wanted, **{**options, "copy": True})
 
     def _moved(
         self,
@@ -226,11 +230,11 @@ class CudaMasquerade(TorchFunctionMode):
                 # and the parameter itself where not: tied ones would be parted.
                 without_memory(self._dispatcher, tensor)
             if not tensor.is_meta:
-                return tensor.to(_META, wanted, copy=copy, memory_format=kept)
+                return _to(tensor, _META, wanted, copy=copy, memory_format=kept)
             if not self._dispatcher.host.has(tensor):
-                return tensor.to(wanted, copy=copy, memory_format=kept)
+                return _to(tensor, wanted, copy=copy, memory_format=kept)
             with self._dispatcher.moving("gpu"):
-                return tensor.to(wanted, copy=True, memory_format=kept)
+                return _to(tensor, wanted, copy=True, memory_format=kept)
 
     @staticmethod
     @stands_for_torch
@@ -287,7 +291,24 @@ class CudaMasquerade(TorchFunctionMode):
         with TorchFunctionOff():
             if isinstance(value, (bool, int, float, complex)) and tensor.is_meta:
                 value = torch.tensor(value, dtype=tensor.dtype)
-        tensor[index] = value
+        tensor[self._with_values(tensor, index)] = value
+
+    @stands_for_torch
+    def _get_item(self, args: Args, _kwargs: Kwargs) -> Any:
+        tensor, index = args
+        return tensor[self._with_values(tensor, index)]
+
+    def _with_values(self, tensor: torch.Tensor, index: Any) -> Any:
+        """Return an index whose lists of numbers are tensors with values on the tensor's device.
+
+        torch makes these itself, where no dispatch mode sees it (`sequenceToVariable`, the same file).
+        """
+        if isinstance(index, tuple):
+            return tuple(self._with_values(tensor, part) for part in index)
+        is_list = isinstance(index, list) and index and all(isinstance(n, int) for n in index)
+        if not is_list or not self._on_gpu(tensor):
+            return index
+        return self._made_on_host(torch.tensor, (index,), {"device": _CUDA})
 
     # ------------------------------------------------------------------------------ making
 

@@ -1,0 +1,232 @@
+"""Batches of models that are not called with plain tensors: detectors, and graph networks.
+
+    bsfind run torchvision:fasterrcnn_resnet50_fpn --batch-fn bsfind.batches:detection --batch-arg classes=91
+    bsfind run train.py:yolo --batch-fn bsfind.batches:yolo --image-size 640
+    bsfind run train.py:Gnn --batch-fn bsfind.batches:graphs --batch-arg nodes=40 --batch-arg features=16
+
+Values are random, but as data has them: boxes lie in the image, edges inside their graph.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from bsfind.errors import TargetError
+
+if TYPE_CHECKING:
+    import torch
+
+_DIFFERENT_GRAPHS = 1024
+"""Graphs with edges of their own; more graphs in a batch repeat these."""
+
+
+def detection(
+    batch_size: int,
+    device: torch.device,
+    *,
+    image_size: int = 640,
+    boxes: int = 8,
+    classes: int = 91,
+    masks: bool = False,
+) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Return images and targets as the detectors of torchvision take them.
+
+    Args:
+        batch_size: images.
+        device: where the tensors are.
+        image_size: height and width of the images, pixels. The detector may resize them.
+        boxes: objects in each image.
+        classes: labels are from 1 to one less than this; 0 is the background.
+        masks: targets have a mask of each object, as Mask R-CNN takes them.
+
+    Returns:
+        A list of images of shape (3, image_size, image_size), and a list of dicts: `boxes` of shape
+        (boxes, 4) as left, top, right, bottom in pixels, and `labels` of shape (boxes,).
+    """
+    import torch
+
+    _check(image_size=image_size, boxes=boxes, classes=classes - 1)
+    targets = []
+    for _ in range(batch_size):
+        corner = torch.rand(boxes, 2) * image_size / 2
+        size = (0.1 + 0.4 * torch.rand(boxes, 2)) * image_size
+        target = {
+            "boxes": torch.cat((corner, corner + size), 1).to(device),
+            "labels": torch.randint(1, classes, (boxes,)).to(device),
+        }
+        if masks:
+            shape = (boxes, image_size, image_size)
+            target["masks"] = torch.ones(shape, dtype=torch.uint8, device=device)
+        targets.append(target)
+    images = [torch.rand(3, image_size, image_size, device=device) for _ in range(batch_size)]
+    return images, targets
+
+
+def detr(
+    batch_size: int,
+    device: torch.device,
+    *,
+    image_size: int = 640,
+    boxes: int = 8,
+    classes: int = 91,
+) -> dict[str, Any]:
+    """Return images and labels as the detectors of transformers take them (DETR and its successors).
+
+    Args:
+        batch_size: images.
+        device: where the tensors are.
+        image_size: height and width of the images, pixels.
+        boxes: objects in each image.
+        classes: labels are from 0 to one less than this.
+
+    Returns:
+        `pixel_values` of shape (batch_size, 3, image_size, image_size), and `labels`, a list of dicts:
+        `class_labels` of shape (boxes,), and `boxes` of shape (boxes, 4) as centre and size, from 0 to 1.
+    """
+    import torch
+
+    _check(image_size=image_size, boxes=boxes, classes=classes)
+    labels = [
+        {
+            "class_labels": torch.randint(0, classes, (boxes,)).to(device),
+            "boxes": _centred_boxes(boxes).to(device),
+        }
+        for _ in range(batch_size)
+    ]
+    shape = (batch_size, 3, image_size, image_size)
+    return {"pixel_values": torch.rand(shape, device=device), "labels": labels}
+
+
+def yolo(
+    batch_size: int,
+    device: torch.device,
+    *,
+    image_size: int = 640,
+    boxes: int = 8,
+    classes: int = 80,
+    masks: bool = False,
+    keypoints: int = 0,
+) -> tuple[dict[str, torch.Tensor]]:
+    """Return one dict, as the models of ultralytics take it to return their loss.
+
+    Args:
+        batch_size: images.
+        device: where the tensors are.
+        image_size: height and width of the images, pixels.
+        boxes: objects in each image.
+        classes: labels are from 0 to one less than this.
+        masks: for segmentation: a mask of the objects of each image, a quarter of its height and width.
+        keypoints: for poses: points of each object.
+
+    Returns:
+        `img` of shape (batch_size, 3, image_size, image_size); and of all objects in a row `batch_idx`,
+        the index of the image, `cls` of shape (objects, 1), and `bboxes` of shape (objects, 4) as centre
+        and size, from 0 to 1. With masks, `masks` and `sem_masks` of shape (batch_size, image_size / 4,
+        image_size / 4), in which pixels have the number of their object, from 1, and its class. With
+        keypoints, `keypoints` of shape (objects, keypoints, 3): x and y from 0 to 1, and 1 for visible.
+    """
+    import torch
+
+    _check(image_size=image_size, boxes=boxes, classes=classes)
+    objects = batch_size * boxes
+    shape = (batch_size, 3, image_size, image_size)
+    batch = {
+        "img": torch.rand(shape, device=device),
+        "batch_idx": torch.arange(batch_size).repeat_interleave(boxes).float().to(device),
+        "cls": torch.randint(0, classes, (objects, 1)).float().to(device),
+        "bboxes": _centred_boxes(objects).to(device),
+    }
+    if masks:
+        side = -(-image_size // 4)
+        columns = torch.arange(side) * boxes // side  # of each image, each object has some
+        numbers = (columns + 1).expand(batch_size, side, side).to(torch.uint8)
+        of_class = batch["cls"].view(batch_size, boxes).cpu()[:, columns]
+        batch["masks"] = numbers.to(device)
+        batch["sem_masks"] = of_class[:, None].expand(-1, side, -1).to(torch.uint8).to(device)
+    if keypoints:
+        points = torch.rand(objects, keypoints, 3)
+        points[..., 2] = 1
+        batch["keypoints"] = points.to(device)
+    return (batch,)
+
+
+def _centred_boxes(count: int) -> torch.Tensor:
+    """Return boxes as centre and size, in parts of the image, inside of it."""
+    import torch
+
+    size = 0.1 + 0.4 * torch.rand(count, 2)
+    return torch.cat((size / 2 + (1 - size) * torch.rand(count, 2), size), 1)
+
+
+def graphs(
+    batch_size: int,
+    device: torch.device,
+    *,
+    nodes: int = 32,
+    edges: int = 128,
+    features: int = 16,
+    edge_features: int = 0,
+    classes: int = 2,
+    fields: str = "",
+) -> Any:
+    """Return graphs in one batch of PyTorch Geometric, or the tensors of one.
+
+    Args:
+        batch_size: graphs.
+        device: where the tensors are.
+        nodes: nodes of each graph.
+        edges: edges of each graph, of which each has one direction; no node has one to itself.
+        features: numbers of each node.
+        edge_features: numbers of each edge; 0: edges have none.
+        classes: labels of graphs are from 0 to one less than this.
+        fields: names of the tensors to return as keyword arguments, separated by commas, of `x`,
+            `edge_index`, `edge_attr`, `batch` and `y`; "": a `torch_geometric.data.Batch` of all.
+    """
+    import torch
+
+    _check(nodes=nodes - 1, edges=edges, features=features, classes=classes)
+    different = min(batch_size, _DIFFERENT_GRAPHS)
+    source = torch.randint(0, nodes, (different, edges))
+    other = (source + torch.randint(1, nodes, (different, edges))) % nodes
+    drawn = torch.stack((source, other))
+    edge_index = torch.empty(2, batch_size, edges, dtype=torch.int64)
+    for first in range(0, batch_size, different):
+        part = edge_index[:, first : first + different]
+        part.copy_(drawn[:, : part.shape[1]])
+    edge_index += (torch.arange(batch_size) * nodes)[:, None]
+    tensors = {
+        "x": torch.rand(batch_size * nodes, features, device=device),
+        "edge_index": edge_index.flatten(1).to(device),
+        "y": torch.randint(0, classes, (batch_size,)).to(device),
+        "batch": torch.arange(batch_size).repeat_interleave(nodes).to(device),
+        "ptr": (torch.arange(batch_size + 1) * nodes).to(device),
+    }
+    if edge_features:
+        tensors["edge_attr"] = torch.rand(batch_size * edges, edge_features, device=device)
+    names = [name.strip() for name in fields.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in tensors]:
+        raise TargetError(f"graphs have no `{unknown[0]}`", hint=f"fields are {', '.join(tensors)}")
+    if names:
+        return {name: tensors[name] for name in names}
+    try:
+        made = importlib.import_module("torch_geometric.data").Batch(**tensors)
+    except ModuleNotFoundError as error:
+        if error.name != "torch_geometric":
+            raise
+        raise TargetError(
+            "`torch_geometric` is not installed, which has the batch that `bsfind.batches:graphs` returns",
+            hint="`--batch-arg fields=x,edge_index,batch` passes these tensors to the model instead",
+        ) from None
+    return made
+
+
+def _check(**numbers: Any) -> None:
+    """Make sure that arguments are positive numbers.
+
+    Raises:
+        TargetError: one is not; names it.
+    """
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise TargetError(f"`--batch-arg {name}=…` is too small, or not an integer")

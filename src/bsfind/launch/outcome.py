@@ -1,0 +1,379 @@
+"""What a run of the user's command says about a batch size: a trial, or the error that ends the search."""
+
+from __future__ import annotations
+
+import re
+import signal
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bsfind.errors import BsfindError, TargetError, TimeLimitError, UsageError
+from bsfind.failures.gpu_faults import device_fault
+from bsfind.failures.leaks import (
+    StepMemory,
+    is_growing,
+    leak_after,
+    leak_message,
+    steady_retries,
+    steps_differ,
+)
+from bsfind.failures.oom import (
+    BATCH_NORM_REFUSAL,
+    FailureKind,
+    classify,
+    first_sentence,
+    is_batch_norm_refusal,
+    may_depend_on_size,
+)
+from bsfind.launch.ranks import Run
+from bsfind.launch.records import RankRecord, Step
+from bsfind.simulation.allocator.recording import Recording, numbered_events
+from bsfind.trial import Leak, Trial
+from bsfind.units import format_bytes, format_duration
+
+_LONG = 16
+"""Steps of a run from which on growth is looked for."""
+
+_NO_STEP = (
+    "what counts is a step of an optimizer of torch.optim; a loop without one calls `bsfind.step()` after "
+    "each of its own"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run says.
+
+    Attributes:
+        trial: of the batch size.
+        refusal: the error to report if no batch size runs, where the command failed at this one.
+        record: what the process with the least memory left told; None where none did.
+        differ: whether steps needed different amounts of memory.
+    """
+
+    trial: Trial
+    refusal: BsfindError | None = None
+    record: RankRecord | None = None
+    differ: bool = False
+
+
+def outcome_of(run: Run, batch_size: int, limit_bytes: int, timeout_s: float) -> Outcome:
+    """Return what a run says about a batch size.
+
+    Args:
+        run: how it went.
+        batch_size: what stood for the placeholder.
+        limit_bytes: what the allocator was allowed to reserve.
+        timeout_s: how long the run was allowed to take, seconds.
+
+    Raises:
+        TimeLimitError: it took too long.
+        TargetError: the command fails whatever the batch size is.
+        UsageError: it trains in several processes.
+        GpuFaultError: the GPU failed.
+    """
+    ranks = max((record.world_size for record in run.records), default=1)
+    if ranks > 1:
+        raise UsageError(
+            f"the command trains in {ranks} processes: `bsfind launch` measures those that train in one",
+            hint="launch one of them, without torchrun: the gradient buckets of DDP (as large as the "
+            "parameters) and NCCL's memory come on top",
+        )
+    failed = run.failed
+    if failed is not None and failed.status == "oom":
+        return Outcome(trial=_caught(failed, batch_size), record=failed)
+    if failed is not None:
+        return _failed(failed, run, batch_size)
+    if run.is_whole:
+        return _ran(run, batch_size, limit_bytes)
+    if run.is_out_of_time:
+        raise _too_late(run, batch_size, timeout_s)
+    return _ended(run, batch_size, limit_bytes)
+
+
+# ------------------------------------------------------------------------------------ it ran
+
+
+def _ran(run: Run, batch_size: int, limit_bytes: int) -> Outcome:
+    ranks = run.ranks
+    record = max(ranks, key=_peak_reserved)
+    if not _peak_reserved(record):
+        raise TargetError(
+            f"the command does not use CUDA: it has made {record.on_host + len(record.steps)} optimizer "
+            f"steps without, batch size {batch_size}",
+            hint="bsfind measures the memory of a GPU: does the command need an option for it?",
+        )
+    short = _short(record, batch_size)
+    if short is not None:
+        return short
+    return Outcome(
+        trial=_trial(record, batch_size, limit_bytes),
+        record=record,
+        differ=steps_differ([_memory(step, i) for i, step in enumerate(record.steps)]),
+    )
+
+
+def _peak_reserved(record: RankRecord) -> int:
+    return max((step.peak_reserved_bytes for step in record.steps), default=0)
+
+
+def _memory(step: Step, number: int) -> StepMemory:
+    return StepMemory(
+        held_bytes=step.held_bytes, peak_bytes=step.peak_allocated_bytes, is_warm_up=number == 0
+    )
+
+
+def _trial(record: RankRecord, batch_size: int, limit_bytes: int) -> Trial:
+    """Return the trial of a run that made its steps."""
+    steps = record.steps
+    reserved = _peak_reserved(record)
+    if reserved > limit_bytes:
+        return Trial(
+            batch_size=batch_size,
+            status="oom",
+            steps=len(steps),
+            message=f"{format_bytes(reserved)} were reserved of the {format_bytes(limit_bytes)} that are "
+            "to be used: the command sets a limit of its own",
+        )
+    peaks = tuple(step.peak_allocated_bytes for step in steps)
+    leak = _leak(steps, limit_bytes - max(peaks))
+    retries = [step.retries for step in steps]
+    times = [step.time_s for step in steps if step.time_s is not None]
+    step_time = statistics.median(times) if times else None
+    # Several backward passes, or optimizers: of how many samples, only the command knows.
+    is_one_batch = record.optimizers == 1 and all(step.backwards == 1 for step in steps[1:])
+    return Trial(
+        batch_size=batch_size,
+        status="ok" if leak is None else "error",
+        error_kind=None if leak is None else "leak",
+        peak_allocated_bytes=max(peaks),
+        peak_reserved_bytes=reserved,
+        resident_bytes=steps[-1].held_bytes,
+        num_alloc_retries=retries[-1],
+        steady_alloc_retries=steady_retries(retries),
+        peaks_by_step=peaks,
+        leak=leak,
+        steps=len(steps),
+        step_time_s=step_time,
+        samples_per_s=batch_size / step_time if step_time and is_one_batch else None,
+        message=None if leak is None else leak_message(leak, len(steps)),
+    )
+
+
+def _leak(steps: Sequence[Step], left_bytes: int) -> Leak | None:
+    """Return the leak that the steps show; None if they are too few to tell, or show none."""
+    sizes = [step.held_bytes for step in steps]
+    if len(sizes) < _LONG:
+        return None
+    before, after = sizes[: len(sizes) // 2], sizes[len(sizes) // 2 :]
+    if not is_growing(before) or min(after[len(after) // 2 :]) <= max(before):
+        return None
+    return leak_after(before, after, left_bytes)
+
+
+def recording_of(record: RankRecord, batch_size: int) -> Recording | None:
+    """Return what a process asked of the allocator; None where it cannot be replayed."""
+    told, device = record.recording, record.device
+    if told is None or device is None:
+        return None
+    names = ("action", "addr", "size", "stream")
+    try:
+        entries = [dict(zip(names, entry, strict=True)) for entry in told["entries"]]
+        events = numbered_events((), entries)
+        has_convolutions = bool(told["has_convolutions"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return Recording(
+        batch_size=batch_size,
+        available_bytes=device.free_bytes + device.reserved_bytes,
+        has_convolutions=has_convolutions,
+        segments=(),
+        events=events,
+    )
+
+
+def trains_the_same(one: RankRecord, other: RankRecord) -> bool:
+    """Tell whether two runs asked the allocator for exactly as much in every step."""
+    return len(one.steps) > 1 and [step.requested_bytes for step in one.steps] == [
+        step.requested_bytes for step in other.steps
+    ]
+
+
+# ------------------------------------------------------------------------------------ it did not
+
+
+def _caught(record: RankRecord, batch_size: int) -> Trial:
+    return Trial(
+        batch_size=batch_size,
+        status="oom",
+        steps=max(0, len(record.steps) - 1),
+        message=f"the command went on after an out-of-memory error: {first_sentence(record.message)}",
+    )
+
+
+def _failed(record: RankRecord, run: Run, batch_size: int) -> Outcome:
+    """Return what the exception that ended a process says."""
+    error = record.error or RuntimeError(record.message)
+    kind = classify(error, memory_exhausted=record.is_exhausted)
+    steps = len(record.steps)
+    if kind is FailureKind.OUT_OF_MEMORY or record.out_of_memory:
+        said = record.out_of_memory[0] if record.out_of_memory else str(error)
+        trial = Trial(
+            batch_size=batch_size, status="oom", steps=steps, message=first_sentence(said)
+        )
+        return Outcome(trial=trial, record=record)
+    if kind is FailureKind.SIZE_LIMIT and batch_size > 1:
+        trial = Trial(
+            batch_size=batch_size,
+            status="error",
+            error_kind="kernel_limit",
+            steps=steps,
+            message=first_sentence(str(error)),
+        )
+        return Outcome(trial=trial, record=record)
+    if batch_size == 1 and is_batch_norm_refusal(error):
+        trial = Trial(
+            batch_size=1, status="error", error_kind="batch_norm", message=BATCH_NORM_REFUSAL
+        )
+        return Outcome(trial=trial, record=record)
+    fault = device_fault(error, doing=f"batch size {batch_size}", traceback=run.last_lines)
+    if fault is not None:
+        raise fault
+    told = f"{type(error).__name__}: {_first_line(str(error))}"
+    return _refused(told, run, batch_size, may_run=may_depend_on_size(error))
+
+
+def _refused(told: str, run: Run, batch_size: int, *, may_run: bool) -> Outcome:
+    """Return the outcome of a size at which the command fails.
+
+    Raises:
+        TargetError: it would at every size.
+    """
+    error = TargetError(
+        f"the command failed: {told}, batch size {batch_size}",
+        detail=run.last_lines,
+        hint=f"all that it printed is in `{run.log}`",
+    )
+    if not may_run:
+        raise error
+    trial = Trial(
+        batch_size=batch_size,
+        status="error",
+        error_kind="refused",
+        message=told.replace("`", ""),
+    )
+    return Outcome(trial=trial, refusal=error)
+
+
+def _too_late(run: Run, batch_size: int, timeout_s: float) -> TimeLimitError:
+    steps = max((len(record.steps) for record in run.records), default=None)
+    what = "" if steps is None else f" ({steps} optimizer steps were made)"
+    return TimeLimitError(
+        f"the command has not made its steps after {format_duration(timeout_s)}{what}, "
+        f"batch size {batch_size}",
+        detail=run.last_lines,
+        hint=f"what it printed, and the stacks of its threads, is in `{run.log}`; `--trial-timeout` allows "
+        f"more time, and {_NO_STEP}",
+    )
+
+
+def _ended(run: Run, batch_size: int, limit_bytes: int) -> Outcome:
+    """Return what it says that the command ended by itself before it had made all steps."""
+    ranks = run.ranks
+    record = max(ranks, key=_peak_reserved, default=None)
+    refused = next((r for r in ranks if r.out_of_memory), None)
+    said = refused.out_of_memory[0] if refused else run.last_lines
+    has_failed = run.status != 0
+    if refused or (has_failed and classify(RuntimeError(said)) is FailureKind.OUT_OF_MEMORY):
+        steps = len(refused.steps) if refused else 0
+        message = first_sentence(said) if refused else _out_of_memory_line(said)
+        return Outcome(
+            trial=Trial(batch_size=batch_size, status="oom", steps=steps, message=message)
+        )
+    if has_failed:
+        told, may_run = _why_it_failed(run)
+        return _refused(told, run, batch_size, may_run=may_run)
+    if record is not None:
+        short = _short(record, batch_size)
+        if short is not None:
+            return short
+        if all(each.steps for each in ranks):
+            return _ran(run, batch_size, limit_bytes)  # a short training is a whole one
+    message = f"the command ended without an optimizer step, batch size {batch_size}"
+    if record is None:
+        raise TargetError(
+            f"{message}: no process of it has used CUDA through torch",
+            detail=run.last_lines,
+            hint=f"it has to train in Python, on a GPU, and not with `python -E` or `-I`; {_NO_STEP}",
+        )
+    refusal = TargetError(message, detail=run.last_lines, hint=_NO_STEP)
+    trial = Trial(batch_size=batch_size, status="error", error_kind="refused", message=message)
+    return Outcome(trial=trial, refusal=refusal, record=record)
+
+
+def _short(record: RankRecord, batch_size: int) -> Outcome | None:
+    """Return the outcome of a batch that is larger than the data set; None if it is not."""
+    found = [int(samples) for size, samples in record.loaders if size == batch_size]
+    samples = max(found, default=batch_size)
+    if samples >= batch_size:
+        return None
+    message = f"the data set has {samples:,} samples, the batch size is {batch_size:,}"
+    if not record.steps:
+        message += ": no step"
+    trial = Trial(
+        batch_size=batch_size,
+        status="error",
+        error_kind="short_batch",
+        delivered_batch_size=max(1, samples),
+        message=message,
+    )
+    refusal = TargetError(message, hint="bsfind needs a data set with more samples than a batch")
+    return Outcome(trial=trial, refusal=refusal, record=record)
+
+
+_RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Exit|Interrupt)): ?(.*)")
+_MISTAKES = re.compile(
+    r"(Type|Name|Attribute|Import|ModuleNotFound|NotImplemented|Syntax|FileNotFound)Error"
+)
+
+
+def _why_it_failed(run: Run) -> tuple[str, bool]:
+    """Return why a command ended with an error, and whether it may run at another batch size."""
+    for line in reversed(run.last_lines.splitlines()):
+        found = _RAISED.match(line.strip())
+        if found is not None:
+            told = f"{found[1]}: {_first_line(found[2])}" if found[2] else found[1]
+            return told, _MISTAKES.fullmatch(found[1]) is None
+    status = run.status
+    if status is None:
+        return "it ended with an unknown status", False
+    if status < 0:
+        name = signal.Signals(-status).name if -status in signal.valid_signals() else str(-status)
+        return f"it was killed by {name}", False
+    # 2 is what `argparse` exits with, 126 and 127 are a shell's.
+    return f"it exited with status {status}", status not in (2, 126, 127)
+
+
+def check_device(record: RankRecord, index: int) -> None:
+    """Make sure that a process trains on the GPU that was opened.
+
+    Raises:
+        UsageError: it trains on another one.
+    """
+    device = record.device
+    if device is not None and record.world_size == 1 and device.index != index:
+        raise UsageError(
+            f"the command trains on cuda:{device.index}, bsfind measures cuda:{index}",
+            hint=f"leave it only the one GPU: `CUDA_VISIBLE_DEVICES={device.index} bsfind launch …`",
+        )
+
+
+def _out_of_memory_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines()]
+    told = (line for line in lines if classify(RuntimeError(line)) is FailureKind.OUT_OF_MEMORY)
+    return first_sentence(next(told, "out of memory"))
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0][:300]

@@ -1,0 +1,347 @@
+"""Watches a training process from inside: optimizer steps, the allocator's counters, errors.
+
+It runs in the user's process once that has imported torch, on any Python from 3.8 on, and imports nothing
+of bsfind. What it finds goes through a Unix socket to bsfind, which then ends the process; until that happens
+the process holds at the end of its last step, so that no launcher sees it fail.
+
+A record is one line of JSON: see `bsfind.launch.records`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import functools
+import gc
+import json
+import os
+import socket
+import sys
+import time
+from typing import Any
+
+_MAX_ENTRIES = 500000
+_PATIENCE = 10
+"""How many times `steps` to wait for an optimizer that has not stepped yet: some never do."""
+
+_CONNECT_S = 10.0
+
+_BY_HAND = "bsfind.step"
+"""What has stepped where the loop says so itself."""
+
+
+_probe: _Probe | None = None
+
+
+def step() -> None:
+    """Count an optimizer step of a loop that has no optimizer of torch's (`bsfind.step`)."""
+    if _probe is not None:
+        _probe.after_step(_BY_HAND)
+
+
+def watch(torch: Any) -> None:
+    """Watch this process, which has just imported torch."""
+    global _probe
+    _probe = _Probe(torch, json.loads(os.environ["BSFIND_PROBE"]))
+
+
+class _Probe:
+    """What is known of this process.
+
+    A process that trains is one that has used the device: `_pid` is its own then. Processes that it has
+    forked (of a data loader) have another, and are left alone.
+    """
+
+    def __init__(self, torch: Any, asked: dict[str, Any]) -> None:
+        self._torch = torch
+        self._asked = asked
+        self._pid = os.getpid()
+        self._is_over = False
+        self._counts: dict[Any, int] = {}
+        self._on_host = 0
+        self._steps: list[dict[str, Any]] = []
+        self._began: float | None = None
+        self._backwards = 0
+        self._is_in_backward = False
+        self._ooms: list[str] = []
+        self._loaders: dict[int, int] = {}
+        self._connection: socket.socket | None = None
+        self._catch_out_of_memory()
+        self._watch_backward()
+        self._watch_loaders()
+        self._dump_stacks_on(asked["signal"])
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        register_optimizer_step_post_hook(lambda optimizer, *_: self.after_step(optimizer))
+        self._excepthook = sys.excepthook
+        sys.excepthook = self._on_exception
+        atexit.register(self._at_exit)
+        # Runs at the first use of the device, in the process that uses it.
+        torch.cuda._lazy_call(self._on_first_use)
+
+    # ------------------------------------------------------------------------------ what is watched
+
+    def _catch_out_of_memory(self) -> None:
+        """Count the out-of-memory errors that reach Python, caught or not.
+
+        The allocator's own counter also has those that cuDNN's callers get over, trying a smaller workspace.
+        """
+        # In torch 2.4 and older it is in `torch.cuda`.
+        error = getattr(self._torch, "OutOfMemoryError", None) or self._torch.cuda.OutOfMemoryError
+        begin = error.__init__
+
+        def made(raised: Any, *args: Any, **more: Any) -> None:
+            begin(raised, *args, **more)
+            if os.getpid() == self._pid:
+                self._ooms.append(str(args[0]) if args else "")
+
+        error.__init__ = made
+
+    def _watch_backward(self) -> None:
+        """Count backward passes: several in a step accumulate gradients, or are of several losses."""
+        run = self._torch.autograd.backward
+
+        @functools.wraps(run)
+        def backward(*args: Any, **more: Any) -> Any:
+            if self._is_in_backward:  # checkpointing runs one inside of another
+                return run(*args, **more)
+            self._is_in_backward = True
+            try:
+                return run(*args, **more)
+            finally:
+                self._is_in_backward = False
+                self._backwards += 1
+
+        self._torch.autograd.backward = backward
+
+    def _watch_loaders(self) -> None:
+        """Note how many samples there are for the batches that are asked for."""
+        from torch.utils.data import DataLoader
+
+        iterate = DataLoader.__iter__
+
+        def iterated(loader: Any) -> Any:
+            try:
+                size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+                samples = len(loader.sampler)
+                if isinstance(size, int):
+                    self._loaders[size] = max(samples, self._loaders.get(size, 0))
+            except Exception:  # an endless or a foreign data set
+                pass
+            return iterate(loader)
+
+        DataLoader.__iter__ = iterated  # type: ignore[method-assign]
+
+    @staticmethod
+    def _dump_stacks_on(number: int) -> None:
+        # There is none on Windows, and the signal may be taken.
+        with contextlib.suppress(AttributeError, OSError, RuntimeError, ValueError):
+            faulthandler.register(number, file=2, all_threads=True)
+
+    def _on_first_use(self) -> None:
+        """Limit the memory, and record what is allocated from here on."""
+        self._pid = os.getpid()
+        torch, asked = self._torch, self._asked
+        device = self._likely_device()
+        limit = asked["limit_bytes"]
+        if limit is not None:
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+        if asked["record"]:
+            # A torch without it: guesses are less good.
+            with contextlib.suppress(Exception):
+                torch.cuda.memory._record_memory_history(
+                    "all", context=None, max_entries=_MAX_ENTRIES
+                )
+        from multiprocessing.util import Finalize  # its processes end without `atexit`
+
+        Finalize(None, self._at_exit, exitpriority=1000)
+
+    def _likely_device(self) -> int:
+        """Return the device that this process is about to use; asking torch would say 0 for every rank."""
+        local = os.environ.get("LOCAL_RANK", "")
+        count = self._torch.cuda.device_count()
+        return int(local) if local.isdigit() and int(local) < count else 0
+
+    # ------------------------------------------------------------------------------ what happens
+
+    def after_step(self, optimizer: Any) -> None:
+        """Take in an optimizer step: the `optimizer` has made one."""
+        if os.getpid() != self._pid or self._is_over:
+            return
+        key = optimizer if isinstance(optimizer, str) else id(optimizer)
+        self._counts[key] = self._counts.get(key, 0) + 1
+        cuda = self._torch.cuda
+        if not cuda.is_initialized():
+            self._on_host += 1
+            if self._on_host >= self._asked["steps"]:
+                self._report("ok")
+                self._hold()
+            return
+        if self._counts[key] > len(self._steps):  # the optimizer that steps most
+            self._take_in_step(cuda)
+        if self._ooms:
+            self._report("oom", message=self._ooms[0])
+            self._hold()
+        if len(self._steps) >= self._asked["steps"] and self._have_all_stepped():
+            self._report("ok")
+            self._hold()
+        self._began = time.perf_counter()
+
+    def _take_in_step(self, cuda: Any) -> None:
+        cuda.synchronize()
+        now = time.perf_counter()
+        stats = cuda.memory_stats()
+        self._steps.append(
+            {
+                "time_s": None if self._began is None else now - self._began,
+                "backwards": self._backwards,
+                "peak_allocated_bytes": cuda.max_memory_allocated(),
+                "peak_reserved_bytes": cuda.max_memory_reserved(),
+                "held_bytes": stats.get("allocated_bytes.all.current", 0),
+                "requested_bytes": stats.get("requested_bytes.all.allocated", 0),
+                "retries": stats.get("num_alloc_retries", 0),
+            }
+        )
+        self._backwards = 0
+        cuda.reset_peak_memory_stats()
+
+    def _have_all_stepped(self) -> bool:
+        """Tell whether every optimizer that there is has stepped, or it is no use to wait any longer."""
+        if _BY_HAND in self._counts or len(self._steps) >= _PATIENCE * self._asked["steps"]:
+            return True
+        base = self._torch.optim.Optimizer
+        # By type: `isinstance` runs code of the user's proxies.
+        return not any(
+            issubclass(type(found), base)
+            and id(found) not in self._counts
+            and getattr(type(found).step, "hooked", False)
+            and any(p.requires_grad for group in found.param_groups for p in group["params"])
+            for found in gc.get_objects()
+        )
+
+    def _on_exception(self, kind: Any, error: Any, trace: Any) -> None:
+        self._excepthook(kind, error, trace)
+        if self._is_mine() and not issubclass(kind, KeyboardInterrupt):
+            sys.stderr.flush()
+            self._report("failed", error=error)
+            self._hold()
+
+    def _at_exit(self) -> None:
+        if self._is_mine():
+            self._report("ended")
+
+    def _is_mine(self) -> bool:
+        is_alive = os.getpid() == self._pid and not self._is_over
+        return is_alive and bool(self._torch.cuda.is_initialized())
+
+    # ------------------------------------------------------------------------------ what is told
+
+    def _report(self, status: str, message: str = "", error: Any = None) -> None:
+        self._is_over = status != "ended" or self._is_over
+        record = {
+            "key": self._asked["key"],
+            "status": status,
+            "message": message,
+            "out_of_memory": self._ooms[:1],
+            "pid": os.getpid(),
+            "torch_version": self._torch.__version__,
+            "on_host": self._on_host,
+            "steps": self._steps,
+            "optimizers": len(self._counts),
+            "loaders": sorted(self._loaders.items()),
+            "errors": [] if error is None else _chain(error),
+        }
+        record.update(self._rank())
+        if self._torch.cuda.is_initialized():
+            try:
+                record.update(self._device())
+                if status == "ok":
+                    record["recording"] = self._recording()
+            except RuntimeError:  # the context is lost
+                pass
+        self._send(record)
+
+    def _rank(self) -> dict[str, int]:
+        """Return which process this is of how many."""
+        distributed = self._torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
+        rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+        if rank.isdigit() and size.isdigit():
+            return {"rank": int(rank), "world_size": int(size)}
+        return {"rank": 0, "world_size": 1}
+
+    def _device(self) -> dict[str, Any]:
+        cuda = self._torch.cuda
+        index = cuda.current_device()
+        properties = cuda.get_device_properties(index)
+        free, _ = cuda.mem_get_info()
+        used = [i for i in range(cuda.device_count()) if cuda.memory_reserved(i)]
+        return {
+            "device": {
+                "index": index,
+                "name": properties.name,
+                "uuid": str(getattr(properties, "uuid", "")),
+                "total_bytes": properties.total_memory,
+                "free_bytes": free,
+                "reserved_bytes": cuda.memory_reserved(),
+                "cached_bytes": cuda.memory_reserved() - cuda.memory_allocated(),
+                "used": used,
+            }
+        }
+
+    def _recording(self) -> dict[str, Any] | None:
+        """Return what was asked of the allocator; None where it was not recorded, or not completely."""
+        if not self._asked["record"]:
+            return None
+        cuda = self._torch.cuda
+        index = cuda.current_device()
+        try:
+            entries = cuda.memory._snapshot(index)["device_traces"][index]
+        except Exception:
+            return None
+        if not entries or len(entries) >= _MAX_ENTRIES:
+            return None
+        return {
+            "has_convolutions": self._has_convolutions(),
+            "entries": [[e["action"], e["addr"], e["size"], e["stream"]] for e in entries],
+        }
+
+    def _has_convolutions(self) -> bool:
+        base = self._torch.nn.modules.conv._ConvNd
+        return any(issubclass(type(found), base) for found in gc.get_objects())
+
+    def _send(self, record: dict[str, Any]) -> None:
+        try:
+            if self._connection is None:
+                self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._connection.settimeout(_CONNECT_S)
+                self._connection.connect(self._asked["socket"])
+            self._connection.sendall(json.dumps(record).encode() + b"\n")
+        except OSError:  # bsfind is gone
+            self._connection = None
+
+    def _hold(self) -> None:
+        """Wait for bsfind to end this process."""
+        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            if self._connection is not None:
+                self._connection.settimeout(None)
+                self._connection.recv(1)
+        os._exit(1)
+
+
+def _chain(error: Any) -> list[dict[str, Any]]:
+    """Return an exception and what it was raised from or during, as texts."""
+    found: list[dict[str, Any]] = []
+    while error is not None and len(found) < 20:
+        kinds = [kind.__module__ + "." + kind.__qualname__ for kind in type(error).__mro__]
+        try:
+            said = str(error)
+        except Exception:
+            said = ""
+        found.append({"kinds": kinds, "message": said[:2000]})
+        error = error.__cause__ or error.__context__
+    return found

@@ -1,0 +1,262 @@
+"""Runs the user's command once, hears from its processes, and ends all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import secrets
+import selectors
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bsfind.launch.records import LONGEST_RECORD, RankRecord, read_record
+from bsfind.worker.connection import WorkerProcess
+from bsfind.worker.protocol import ProtocolError, decode_message
+
+PROBE = Path(__file__).parent / "probe"
+"""The folder that stands first on PYTHONPATH of the command."""
+
+_START = (
+    "import sys\n"
+    "if sys.path and sys.path[0] == '': del sys.path[0]\n"
+    "from bsfind.launch.start import main\n"
+    "sys.exit(main())"
+)
+_POLL_S = 0.05
+_LAST_WORDS_S = 1.0
+"""How long stacks may take to be written, and records of processes that have ended to be read."""
+
+_LONGEST_SOCKET = 100
+"""Length of the name of a Unix socket that every system takes (sun_path has 104 bytes or more)."""
+
+_STACKS = getattr(signal, "SIGRTMAX", signal.SIGTERM) - 1
+"""The signal that makes a process write its stacks; no program is known to use it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the processes of a trial are asked for.
+
+    Attributes:
+        steps: optimizer steps.
+        limit_bytes: what the allocator of each may reserve; None: no limit.
+        record: whether they record what is asked of the allocator.
+    """
+
+    steps: int
+    limit_bytes: int | None
+    record: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How a run of the command went.
+
+    Attributes:
+        records: what its processes told.
+        status: its exit status, negative for a signal; None if it was ended, or is not known.
+        is_out_of_time: whether it was ended because it took too long.
+        last_lines: the last lines that it printed.
+        log: file of all that it printed.
+        left: processes that could not be ended.
+    """
+
+    records: tuple[RankRecord, ...]
+    status: int | None
+    is_out_of_time: bool
+    last_lines: str
+    log: Path
+    left: tuple[str, ...]
+
+    @property
+    def failed(self) -> RankRecord | None:
+        """The record of the process that failed first."""
+        return failed_first(self.records)
+
+    @property
+    def ranks(self) -> list[RankRecord]:
+        """What each process that trains told last, one for each rank."""
+        return list({record.rank: record for record in self.records}.values())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank has run all steps."""
+        return have_all_run(self.records)
+
+
+def failed_first(records: Iterable[RankRecord]) -> RankRecord | None:
+    """Return the record of the process that failed first; None if none has."""
+    return next((r for r in records if r.status in ("oom", "failed")), None)
+
+
+def have_all_run(records: Collection[RankRecord]) -> bool:
+    """Tell whether every rank has run all steps."""
+    size = max((record.world_size for record in records), default=1)
+    return len({record.rank for record in records if record.status == "ok"}) >= size
+
+
+def run_command(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    asked: Asked,
+    timeout_s: float,
+    log: Path,
+    on_line: Callable[[str], object],
+) -> Run:
+    """Run a command until every rank has made its steps, one has failed, or it has ended; then end it all.
+
+    Args:
+        command: the program and its arguments.
+        variables: environment variables that differ from this process's.
+        asked: what its processes are asked for.
+        timeout_s: how long it may take, seconds.
+        log: file for everything that it prints.
+        on_line: called with every line that it prints, in a thread.
+    """
+    with contextlib.ExitStack() as held:
+        inbox = held.enter_context(_Inbox())
+        told = {**vars(asked), "socket": inbox.address, "key": inbox.key, "signal": _STACKS}
+        path = (str(PROBE), variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH") or "")
+        own = {
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            "BSFIND_PROBE": json.dumps(told),
+            "BSFIND_TRIAL": "1",
+        }
+        output = held.enter_context(log.open("wb", buffering=0))
+        process = WorkerProcess(
+            on_line,
+            {**variables, **own},
+            code=_START,
+            arguments=command,
+            defaults={},
+            log=output,
+        )
+        held.callback(process.kill)
+        status, is_out_of_time = _follow(process, inbox, time.monotonic() + timeout_s)
+        if is_out_of_time:
+            process.signal_all(_STACKS)
+            time.sleep(_LAST_WORDS_S)
+        left = process.kill()
+        return Run(
+            records=tuple(inbox.records),
+            status=status,
+            is_out_of_time=is_out_of_time,
+            last_lines=process.last_lines,
+            log=log,
+            left=tuple(f"{each.name} (PID {each.pid})" for each in left),
+        )
+
+
+def _follow(process: WorkerProcess, inbox: _Inbox, deadline: float) -> tuple[int | None, bool]:
+    """Wait for the end of a run; return the exit status, and whether the time is over."""
+    while not inbox.is_decided:
+        inbox.read(_POLL_S)
+        try:
+            line = process.next_line(time.monotonic())
+        except queue.Empty:
+            if time.monotonic() > deadline:
+                return None, True
+            continue
+        inbox.read_all(_LAST_WORDS_S)
+        return _status_in(line, process), False
+    return None, False
+
+
+def _status_in(line: bytes | None, process: WorkerProcess) -> int | None:
+    """Return the exit status that the supervisor has written; None: it is not known."""
+    if line is None:  # there is none, or the command has ended it
+        return process.wait()
+    with contextlib.suppress(ProtocolError):
+        status = decode_message(line).get("status")
+        return status if isinstance(status, int) else None
+    return None
+
+
+class _Inbox:
+    """Takes in records on a Unix socket, in a folder that other users cannot enter.
+
+    Attributes:
+        address: the socket.
+        key: what a process must know.
+        records: what has come, in its order.
+    """
+
+    def __init__(self) -> None:
+        self.key = secrets.token_hex(16)
+        self.records: list[RankRecord] = []
+        self._folder = tempfile.mkdtemp(prefix="bsfind-")
+        if len(self._folder) > _LONGEST_SOCKET:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = tempfile.mkdtemp(prefix="bsfind-", dir="/tmp")
+        self.address = str(Path(self._folder, "s"))
+        self._selector = selectors.DefaultSelector()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(self.address)
+        self._listener.listen()
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._unread: dict[socket.socket, bytearray] = {}
+
+    def __enter__(self) -> _Inbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection in (self._listener, *self._unread):
+            connection.close()
+        self._selector.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a process has failed, or every rank has made its steps."""
+        return failed_first(self.records) is not None or have_all_run(self.records)
+
+    def read_all(self, seconds: float) -> None:
+        """Take in what was written by processes that have ended."""
+        end = time.monotonic() + seconds
+        while self.read(0.0) and time.monotonic() < end:
+            pass
+
+    def read(self, seconds: float) -> bool:
+        """Wait so long for something to come in, and take it in; tell whether there was something."""
+        ready = self._selector.select(seconds)
+        for key, _ in ready:
+            if key.fileobj is self._listener:
+                with contextlib.suppress(OSError):
+                    connection, _ = self._listener.accept()
+                    connection.setblocking(False)
+                    self._unread[connection] = bytearray()
+                    self._selector.register(connection, selectors.EVENT_READ)
+            else:
+                self._receive(key.fileobj)  # type: ignore[arg-type]
+        return bool(ready)
+
+    def _receive(self, connection: socket.socket) -> None:
+        try:
+            data = connection.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        unread = self._unread[connection]
+        unread += data
+        if not data or len(unread) > LONGEST_RECORD:
+            self._selector.unregister(connection)
+            connection.close()
+            del self._unread[connection]
+            return
+        if b"\n" not in data:
+            return
+        *lines, rest = bytes(unread).split(b"\n")
+        self._unread[connection] = bytearray(rest)
+        for record in (read_record(line, self.key) for line in lines):
+            if record is not None:
+                self.records.append(record)

@@ -1,0 +1,218 @@
+"""Runs the trials of a launched command: the command once for each, with the batch size filled in."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from bsfind.errors import BsfindError, TargetError
+from bsfind.failures.leaks import STEPS_DIFFER
+from bsfind.inputs import InputSpec
+from bsfind.launch.outcome import (
+    Outcome,
+    check_device,
+    outcome_of,
+    recording_of,
+    trains_the_same,
+)
+from bsfind.launch.placeholders import fill, trackers_off
+from bsfind.launch.ranks import Asked, run_command
+from bsfind.launch.records import RankRecord
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning
+from bsfind.search.time_budget import TimeBudget
+from bsfind.settings import Launch, SearchLimits
+from bsfind.simulation.allocator.recording import Recording
+from bsfind.trial import Trial
+
+_ALIKE = 4
+"""Failures with the same message after which no other size is tried: each takes a start of the command."""
+
+
+class LaunchedTrials:
+    """Runs trials of one variant of a command; every trial is a fresh process (see `trials.Trials`).
+
+    Args:
+        launch: the command.
+        name: of the variant.
+        limits: how many steps a trial has.
+        device: the device as a worker found it.
+        clock: how long trials may take.
+        logs: folder for what the trials print.
+        on_line: called with every line of it, in a thread.
+        on_warning: called with what the reader of the report must know.
+    """
+
+    left_over: None = None
+    model: ModelInfo | None = None
+    inputs: tuple[InputSpec, ...] = ()
+    output: OutputMemory | None = None
+    busy_s = 0.0
+
+    def __init__(
+        self,
+        launch: Launch,
+        name: str,
+        limits: SearchLimits,
+        device: DeviceInfo,
+        clock: TimeBudget,
+        *,
+        logs: Path,
+        on_line: Callable[[str], object],
+        on_warning: Callable[[ReportWarning], object],
+    ) -> None:
+        self._launch = launch
+        self._name = name
+        self._steps = limits.steps
+        self._device = device
+        self._clock = clock
+        self._logs = logs
+        self._on_line = on_line
+        self._on_warning = on_warning
+        self._count = 0
+        self._ran: dict[int, RankRecord] = {}
+        self._messages: list[str] = []
+        self.assumptions = _assumptions(launch)
+        self.recordings: dict[int, Recording] = {}
+        self.refusals: dict[int, BsfindError] = {}
+
+    def load(self) -> None:
+        """Do nothing: every trial starts anew."""
+
+    def run(self, batch_size: int, steps: int | None = None, *, exact: bool = False) -> Trial:
+        """Run the command on the whole device (see `Trials.run`)."""
+        steps = steps or self._steps
+        capacity = self._device.capacity_bytes
+        outcome = self._try(batch_size, Asked(steps=steps, limit_bytes=capacity, record=True))
+        record = outcome.record
+        if outcome.trial.error_kind == "refused":
+            self._give_up_if_alike(outcome)
+        if outcome.trial.status != "ok" or record is None:
+            return outcome.trial
+        same = min((n for n, r in self._ran.items() if trains_the_same(r, record)), default=None)
+        if same is not None and same != batch_size:
+            return self._same(same, batch_size)
+        self._ran[batch_size] = record
+        recording = recording_of(record, batch_size)
+        if recording is not None:
+            self.recordings[batch_size] = recording
+        return outcome.trial
+
+    def run_within(
+        self,
+        batch_size: int,
+        limit_bytes: int,
+        *,
+        steps: int,
+        grad_accum: int | None = None,
+        variables: Mapping[str, str] | None = None,
+        exact: bool = False,
+    ) -> Trial:
+        """Run the command within a part of the device (see `Trials.run_within`)."""
+        asked = Asked(steps=steps, limit_bytes=limit_bytes, record=False)
+        return self._try(batch_size, asked, variables or {}).trial
+
+    def check_time(self) -> None:
+        """Raise TimeLimitError if the time for the whole search is over."""
+        self._clock.check()
+
+    def _try(
+        self, batch_size: int, asked: Asked, variables: Mapping[str, str] | None = None
+    ) -> Outcome:
+        self._count += 1
+        log = self._logs / f"{self._name}-{self._count:02}-batch-size-{batch_size}.log"
+        timeout_s = self._clock.for_trial(asked.steps / self._steps)
+        with tempfile.TemporaryDirectory(prefix="bsfind-", ignore_cleanup_errors=True) as folder:
+            filled = fill(self._launch, self._name, batch_size, Path(folder))
+            run = run_command(
+                filled.arguments,
+                {**trackers_off(self._launch), **filled.variables, **(variables or {})},
+                *(asked, timeout_s, log, self._on_line),
+            )
+        if run.left:
+            message = f"processes of the command could not be ended: {', '.join(run.left)}"
+            self._on_warning(ReportWarning(code="processes_left", message=message))
+        limit = asked.limit_bytes if asked.limit_bytes is not None else self._device.free_bytes
+        outcome = outcome_of(run, batch_size, limit, timeout_s)
+        if outcome.record is not None:
+            check_device(outcome.record, self._device.index)
+            self._warn_of(outcome.record)
+        if outcome.differ:
+            self._on_warning(STEPS_DIFFER)
+        if outcome.refusal is not None:
+            self.refusals[batch_size] = outcome.refusal
+        return outcome
+
+    def _give_up_if_alike(self, outcome: Outcome) -> None:
+        """Raise what the command fails with if nothing has run and it fails alike at several sizes.
+
+        Raises:
+            BsfindError: the first failure.
+        """
+        self._messages.append(re.sub(r"[0-9]+", "", outcome.trial.message or ""))
+        if not self._ran and len(self._messages) >= _ALIKE and len(set(self._messages)) == 1:
+            raise next(iter(self.refusals.values()))
+
+    def _same(self, smaller: int, larger: int) -> Trial:
+        """Return the trial of a size at which the command trains as at another one.
+
+        Raises:
+            TargetError: it does so from the smallest that was tried on.
+        """
+        least, most = sorted((smaller, larger))
+        what = f"the command trains the same at batch sizes {least:,} and {most:,}"
+        if larger < smaller or smaller == min(self._ran):
+            raise TargetError(
+                f"{what}: it does not use the batch size that it is given",
+                detail="In every step it asks for exactly as much memory.",
+                hint="is `{batch_size}` where the command reads its batch size from?",
+            )
+        return Trial(
+            batch_size=larger,
+            status="error",
+            error_kind="short_batch",
+            delivered_batch_size=smaller,
+            message=what,
+        )
+
+    def _warn_of(self, record: RankRecord) -> None:
+        """Warn if a process uses several GPUs, or another torch than the one that has opened the device."""
+        found, own = record.device, self._device.torch_version
+        if found is not None and len(found.used) > 1:
+            self._on_warning(
+                ReportWarning(
+                    code="several_gpus",
+                    message=f"a process of the command uses {len(found.used)} GPUs: peaks and headroom are "
+                    f"those of cuda:{found.index} alone",
+                )
+            )
+        if record.torch_version != own:
+            self._on_warning(
+                ReportWarning(
+                    code="other_torch",
+                    message=f"the command runs torch {record.torch_version}, and bsfind torch {own}: the "
+                    "trials are the command's, the description of the device is bsfind's",
+                )
+            )
+
+
+def _assumptions(launch: Launch) -> tuple[Assumption, ...]:
+    found = [
+        Assumption(
+            what="batch size",
+            value="what `{batch_size}` stands for in the command",
+            why="whether it is of a process or of all, with or without accumulation, the command decides",
+        )
+    ]
+    off = trackers_off(launch)
+    if off:
+        settings = ", ".join(f"{name}={value}" for name, value in off.items())
+        found.append(
+            Assumption(
+                what="trackers",
+                value=f"off: {settings}",
+                why="trials are no experiments; `--set-env WANDB_MODE=online` leaves one on",
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,102 @@
+"""Steps with values: small batches on real weights, on the CPU, beside the trace of the same step.
+
+Every operator of such a step runs twice: on tensors that pose as the GPU's, as in any trace, and on
+their copies in the host's memory (see values.py). Gradients are not computed. What depended on values
+is kept (see value_shapes.py): batch sizes grow as long as a step computes little, and
+steps are repeated with other weights and batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from bsfind.errors import BsfindError
+from bsfind.simulation.trace.building import available_host_bytes
+from bsfind.simulation.trace.value_shapes import ValueShapes, ValueStep
+from bsfind.workload.draws import SEED
+
+_FIRST_SIZES = (2, 4, 8, 16, 1)
+"""Batch sizes of which the first that the user's code accepts is the first step; then they double."""
+
+_LARGEST = 128
+"""The largest batch size."""
+
+_ENOUGH = 256 << 20
+"""Bytes that the CPU computed in a step; after a smaller step, the batch is doubled."""
+
+_MUCH = 1 << 30
+"""If the first step computed more, a smaller batch is next, and the second seed has one step."""
+
+_MEMORY_OF_NEXT = 3
+"""Memory that the next batch may need, in terms of that of half its size."""
+
+
+def run_with_values(
+    shapes: ValueShapes, load: Callable[[int], None], run: Callable[[ValueStep], None]
+) -> None:
+    """Run steps with values and keep what depended on values.
+
+    Args:
+        shapes: gets the steps, instead of those that it has.
+        load: gives the model the weights of a seed.
+        run: runs a step of a batch size with a seed, and says how large it was.
+
+    Raises:
+        BsfindError: no step could be run.
+    """
+    shapes.steps.clear()
+    shapes.places.clear()
+    load(SEED)
+    _grow(shapes, run)
+    sizes = sorted(step.batch_size for step in shapes.steps)[-2:]
+    if shapes.steps[0].computed_bytes > _MUCH:
+        del sizes[:-1]
+    load(SEED + 1)
+    for size in sizes:
+        _record(shapes, size, SEED + 1, run)
+
+
+def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None]) -> None:
+    """Run batches of growing sizes, at least two; a smaller one where the first computes much.
+
+    What is computed decides, and not the time: the same question has the same answer.
+    """
+    size = _first(shapes, run)
+    if shapes.steps[-1].computed_bytes > _MUCH and size > 1:
+        with contextlib.suppress(BsfindError):
+            _record(shapes, size // 2, SEED, run)
+            return
+    while 2 * size <= _LARGEST:
+        free = available_host_bytes()
+        if free is not None and _MEMORY_OF_NEXT * shapes.steps[-1].nbytes > free:
+            return
+        size *= 2
+        try:
+            _record(shapes, size, SEED, run)
+        except BsfindError:  # other sizes are accepted
+            return
+        if shapes.steps[-1].computed_bytes > _ENOUGH:
+            return
+
+
+def _first(shapes: ValueShapes, run: Callable[[ValueStep], None]) -> int:
+    first: BsfindError | None = None
+    for size in _FIRST_SIZES:
+        try:
+            _record(shapes, size, SEED, run)
+        except BsfindError as error:
+            first = first or error.without_frames()
+        else:
+            return size
+    assert first is not None
+    raise first
+
+
+def _record(shapes: ValueShapes, size: int, seed: int, run: Callable[[ValueStep], None]) -> None:
+    step = shapes.recorded = ValueStep(seed, size)
+    try:
+        run(step)
+    finally:
+        shapes.recorded = None
+    shapes.steps.append(step)

@@ -1,0 +1,1 @@
+"""What bsfind knows about libraries of models: how they build a model, and what it is called with."""
