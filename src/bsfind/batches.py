@@ -25,41 +25,51 @@ def detection(
     batch_size: int,
     device: torch.device,
     *,
-    image_size: int = 640,
+    image_size: int | tuple[int, int] = 640,
     boxes: int = 8,
     classes: int = 91,
     masks: bool = False,
+    keypoints: int = 0,
 ) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
     """Return images and targets as the detectors of torchvision take them.
 
     Args:
         batch_size: images.
         device: where the tensors are.
-        image_size: height and width of the images, pixels. The detector may resize them.
+        image_size: side of the images, or height and width, pixels. The detector may resize them.
         boxes: objects in each image.
         classes: labels are from 1 to one less than this; 0 is the background.
         masks: targets have a mask of each object, as Mask R-CNN takes them.
+        keypoints: points of each object, as Keypoint R-CNN takes them.
 
     Returns:
-        A list of images of shape (3, image_size, image_size), and a list of dicts: `boxes` of shape
-        (boxes, 4) as left, top, right, bottom in pixels, and `labels` of shape (boxes,).
+        A list of images of shape (3, height, width), and a list of dicts: `boxes` of shape
+        (boxes, 4) as left, top, right, bottom in pixels, and `labels` of shape (boxes,). With masks, `masks`
+        of shape (boxes, height, width); with keypoints, `keypoints` of shape (boxes, keypoints, 3):
+        x and y in pixels, inside the box, and 1 for visible.
     """
     import torch
 
-    _check(image_size=image_size, boxes=boxes, classes=classes - 1)
+    height, width = _sides(image_size)
+    _check(boxes=boxes, classes=classes - 1)
+    sides = torch.tensor((width, height))
     targets = []
     for _ in range(batch_size):
-        corner = torch.rand(boxes, 2) * image_size / 2
-        size = (0.1 + 0.4 * torch.rand(boxes, 2)) * image_size
+        corner = torch.rand(boxes, 2) * sides / 2
+        size = (0.1 + 0.4 * torch.rand(boxes, 2)) * sides
         target = {
             "boxes": torch.cat((corner, corner + size), 1).to(device),
             "labels": torch.randint(1, classes, (boxes,)).to(device),
         }
         if masks:
-            shape = (boxes, image_size, image_size)
+            shape = (boxes, height, width)
             target["masks"] = torch.ones(shape, dtype=torch.uint8, device=device)
+        if keypoints:
+            inside = corner[:, None] + torch.rand(boxes, keypoints, 2) * size[:, None]
+            visible = torch.ones(boxes, keypoints, 1)
+            target["keypoints"] = torch.cat((inside, visible), 2).to(device)
         targets.append(target)
-    images = [torch.rand(3, image_size, image_size, device=device) for _ in range(batch_size)]
+    images = [torch.rand(3, height, width, device=device) for _ in range(batch_size)]
     return images, targets
 
 
@@ -67,26 +77,30 @@ def detr(
     batch_size: int,
     device: torch.device,
     *,
-    image_size: int = 640,
+    image_size: int | tuple[int, int] = 640,
     boxes: int = 8,
     classes: int = 91,
+    masks: bool = False,
 ) -> dict[str, Any]:
     """Return images and labels as the detectors of transformers take them (DETR and its successors).
 
     Args:
         batch_size: images.
         device: where the tensors are.
-        image_size: height and width of the images, pixels.
+        image_size: side of the images, or height and width, pixels.
         boxes: objects in each image.
         classes: labels are from 0 to one less than this.
+        masks: labels have a mask of each object, as `DetrForSegmentation` takes them.
 
     Returns:
-        `pixel_values` of shape (batch_size, 3, image_size, image_size), and `labels`, a list of dicts:
+        `pixel_values` of shape (batch_size, 3, height, width), and `labels`, a list of dicts:
         `class_labels` of shape (boxes,), and `boxes` of shape (boxes, 4) as centre and size, from 0 to 1.
+        With masks, `masks` of shape (boxes, height, width).
     """
     import torch
 
-    _check(image_size=image_size, boxes=boxes, classes=classes)
+    height, width = _sides(image_size)
+    _check(boxes=boxes, classes=classes)
     labels = [
         {
             "class_labels": torch.randint(0, classes, (boxes,)).to(device),
@@ -94,8 +108,55 @@ def detr(
         }
         for _ in range(batch_size)
     ]
-    shape = (batch_size, 3, image_size, image_size)
+    if masks:
+        for label in labels:
+            label["masks"] = _masks(boxes, height, width).to(device)
+    shape = (batch_size, 3, height, width)
     return {"pixel_values": torch.rand(shape, device=device), "labels": labels}
+
+
+def mask2former(
+    batch_size: int,
+    device: torch.device,
+    *,
+    image_size: int | tuple[int, int] = 384,
+    objects: int = 8,
+    classes: int = 80,
+) -> dict[str, Any]:
+    """Return images and masks as MaskFormer and its successors in transformers take them.
+
+    Args:
+        batch_size: images.
+        device: where the tensors are.
+        image_size: side of the images, or height and width, pixels.
+        objects: objects, or regions, in each image.
+        classes: labels are from 0 to one less than this.
+
+    Returns:
+        `pixel_values` of shape (batch_size, 3, height, width), and lists with a tensor for each
+        image: `mask_labels` of shape (objects, height, width), 0 or 1, and `class_labels` of
+        shape (objects,).
+    """
+    import torch
+
+    height, width = _sides(image_size)
+    _check(objects=objects, classes=classes)
+    images = range(batch_size)
+    shape = (batch_size, 3, height, width)
+    return {
+        "pixel_values": torch.rand(shape, device=device),
+        "mask_labels": [_masks(objects, height, width).to(device) for _ in images],
+        "class_labels": [torch.randint(0, classes, (objects,)).to(device) for _ in images],
+    }
+
+
+def _masks(count: int, height: int, width: int) -> torch.Tensor:
+    """Return the masks of objects that stand side by side, and fill the image."""
+    import torch
+
+    object_of_column = torch.arange(width) * count // width
+    of_object = object_of_column == torch.arange(count)[:, None]
+    return of_object[:, None].expand(count, height, width).float()
 
 
 def yolo(
@@ -219,6 +280,20 @@ def graphs(
             hint="`--batch-arg fields=x,edge_index,batch` passes these tensors to the model instead",
         ) from None
     return made
+
+
+def _sides(image_size: Any) -> tuple[int, int]:
+    """Return the height and width of images.
+
+    Raises:
+        TargetError: they are no positive numbers.
+    """
+    sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise TargetError(
+            "`--batch-arg image_size=…` is no side of an image, nor its height and width"
+        )
+    return sides[0], sides[1]
 
 
 def _check(**numbers: Any) -> None:

@@ -46,6 +46,32 @@ def test_detection() -> None:
         assert target["masks"].shape == (8, 64, 64)
 
 
+def test_detection_of_oblong_images_with_keypoints() -> None:
+    arguments = (("image_size", "(32, 64)"), ("keypoints", "17"))
+    images, targets = made("detection", batch_args=arguments).args
+    assert [image.shape for image in images] == [(3, 32, 64)] * 3
+    for target in targets:
+        boxes, points = target["boxes"][:, None], target["keypoints"]
+        assert points.shape == (8, 17, 3)
+        assert (points[..., :2] >= boxes[..., :2]).all()
+        assert (points[..., :2] <= boxes[..., 2:]).all()
+        assert target["boxes"][:, 3].max() <= 32
+
+
+def test_masks_of_transformers() -> None:
+    arguments = (("image_size", "(32, 48)"), ("objects", "5"), ("classes", "7"))
+    batch = made("mask2former", batch_args=arguments).kwargs
+    assert batch["pixel_values"].shape == (3, 3, 32, 48)
+    for masks, classes in zip(batch["mask_labels"], batch["class_labels"], strict=True):
+        assert masks.shape == (5, 32, 48)
+        assert (masks.sum(0) == 1).all()
+        assert (masks.sum((1, 2)) > 0).all()
+        assert classes.shape == (5,)
+        assert (classes < 7).all()
+    (label, *_) = made("detr", batch_args=(*arguments[:1], ("masks", "True"))).kwargs["labels"]
+    assert label["masks"].shape == (8, 32, 48)
+
+
 def test_detr_and_yolo() -> None:
     detr = made("detr", image_size=64, batch_args=(("boxes", "5"),)).kwargs
     (yolo,) = made("yolo", image_size=64, batch_args=(("boxes", "5"),)).args

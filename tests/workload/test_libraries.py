@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 from bsfind.errors import TargetError, UsageError
 from bsfind.inputs import parse_input
 from bsfind.settings import Workload
+from bsfind.workload.inputs import batch_function
 from bsfind.workload.libraries.proposals import with_inputs
 from bsfind.workload.libraries.transformers import assumed_configuration
 from bsfind.workload.model import build_model
@@ -336,7 +338,7 @@ def test_what_bsfind_does_not_make() -> None:
     for model, options, said in (
         (nn.Linear(2, 2), {}, "the inputs of `Linear` are not known"),
         (_configured("WithUnknownInput"), {}, "the inputs of `WithUnknownInput` are not known"),
-        (_configured("ImageForObjectDetection"), {}, "lists of labels"),
+        (_configured("TextAndImageForObjectDetection"), {}, "`input_ids`"),
         (_configured("ImageAndTextModel", **image_tokens), {}, "`image_token_id`"),
         (unknown, {}, "takes `audio`"),
         (library.TextForCausalLM(library.TextConfig()), {"seq_len": 5000}, "more than the 4096"),
@@ -346,7 +348,30 @@ def test_what_bsfind_does_not_make() -> None:
         with pytest.raises(UsageError) as error:
             inputs_of(model, **options)
         assert said in error.value.message
-    assert inputs_of(_configured("ImageForObjectDetection"), mode="infer")
+
+
+@pytest.mark.usefixtures("libraries")
+def test_models_that_are_trained_with_lists_have_their_batch_function() -> None:
+    detector = _configured("ImageForObjectDetection", num_labels=3, image_size=[32, 48])
+    masks = _configured("ImageForUniversalSegmentation", num_labels=3)
+    of_torchvision = importlib.import_module("torchvision.models.detection").Detector(classes=4)
+    for model, options, said in (
+        (detector, {}, "detr --batch-arg 'image_size=(32, 48)' --batch-arg classes=3"),
+        (detector, {"image_size": 64}, "detr --image-size 64 --batch-arg classes=3"),
+        (masks, {}, "mask2former --batch-arg classes=3"),
+        (of_torchvision, {}, "detection --batch-arg classes=4 --batch-arg keypoints=17"),
+    ):
+        asked = Workload(target="a:b", **options)
+        workload, assumed = with_inputs(asked, model)
+        assert assumed is not None
+        assert sorted(shlex.split(assumed.value)) == sorted(
+            shlex.split(f"--batch-fn bsfind.batches:{said}")
+        )
+        make = batch_function(workload)
+        assert make is not None
+        assert make(2, torch.device("cpu"))
+    assert "resizes these images to 300 × 300" in assumed.why
+    assert inputs_of(detector, mode="infer")
 
 
 @pytest.mark.usefixtures("libraries")

@@ -114,6 +114,17 @@ class ImageForObjectDetection(ImageModel):
     """Is trained with lists of labels."""
 
 
+class ImageForUniversalSegmentation(ImageModel):
+    """Is trained with lists of masks."""
+
+
+class TextAndImageForObjectDetection(ImageModel):
+    """Is trained with texts and lists of labels."""
+
+    def forward(self, pixel_values, input_ids, labels=None):  # type: ignore[no-untyped-def]
+        """Never run."""
+
+
 class ImageAndTextModel(PreTrainedModel):
     """Takes both."""
 

@@ -24,17 +24,21 @@ IMAGE_SIZE = 224
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Inputs of a model that the user did not describe.
+    """Inputs of a model that the user did not describe: their shapes, or a function that makes them.
 
     Attributes:
-        inputs: the inputs.
+        inputs: the inputs; none where a function makes them.
         why: where they are from, without a full stop.
         follows: the options among `seq_len` and `image_size` that change them.
+        batch_fn: import path of the function, in `bsfind.batches`.
+        batch_args: its keyword arguments.
     """
 
-    inputs: tuple[InputSpec, ...]
+    inputs: tuple[InputSpec, ...] = ()
     why: str
     follows: frozenset[str] = frozenset()
+    batch_fn: str | None = None
+    batch_args: tuple[tuple[str, str], ...] = ()
 
 
 def import_library(name: str) -> Any:
@@ -99,6 +103,23 @@ def arguments_of(model: nn.Module) -> dict[str, bool]:
         for p in parameters
         if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     }
+
+
+def batches_of(function: str, why: str, **arguments: Any) -> Proposal:
+    """Return the batches of a function in `bsfind.batches` that makes images and what is in them.
+
+    Args:
+        function: its name.
+        why: what the arguments follow from.
+        arguments: its keyword arguments; those that are None or False are left out.
+    """
+    given = {k: v for k, v in arguments.items() if v is not None and v is not False}
+    return Proposal(
+        why=why,
+        follows=frozenset(("image_size",)),
+        batch_fn=f"bsfind.batches:{function}",
+        batch_args=tuple((name, str(value)) for name, value in given.items()),
+    )
 
 
 def floats(name: str | None, *shape: int) -> InputSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 
@@ -52,9 +53,17 @@ def with_inputs(
             raise UsageError(
                 f"`{flag}` has no meaning: bsfind makes no {meaning} for `{type(model).__name__}`"
             )
-    described = replace(workload, inputs=found.inputs, seq_len=None, image_size=None)
-    shown = found.inputs if workload.axis is None else _with_its_name(workload, model, found.inputs)
-    options = arguments_of(Settings(workload=replace(_NOTHING, inputs=shown)))[2:]
+    if found.batch_fn is not None:
+        others = [pair for pair in found.batch_args if getattr(workload, pair[0], None) is None]
+        made: dict[str, Any] = {"batch_fn": found.batch_fn, "batch_args": tuple(others)}
+        described = replace(workload, **made)
+        shown = replace(_NOTHING, image_size=workload.image_size, **made)
+    else:
+        described = replace(workload, inputs=found.inputs, seq_len=None, image_size=None)
+        is_sized = workload.axis is not None
+        specs = _with_its_name(workload, model, found.inputs) if is_sized else found.inputs
+        shown = replace(_NOTHING, inputs=specs)
+    options = arguments_of(Settings(workload=shown))[2:]
     return described, Assumption(what="inputs", value=shlex.join(options), why=found.why)
 
 

@@ -15,6 +15,7 @@ from bsfind.settings import Workload
 from bsfind.workload.libraries.base import (
     IMAGE_SIZE,
     Proposal,
+    batches_of,
     floats,
     height_and_width,
     import_library,
@@ -24,6 +25,9 @@ from bsfind.workload.libraries.base import (
 
 _FRAMES = 16
 """Frames of a clip, as torchvision's models of videos are trained with."""
+
+_BACKGROUND_AND_ONE = 2
+"""Classes of a detector whose own number is not known: labels of 1 are valid in each."""
 
 
 def factory(name: str) -> Callable[..., nn.Module]:
@@ -60,11 +64,7 @@ def propose(model: nn.Module, workload: Workload) -> Proposal | None:
             "with `--loss pkg.mod:fn`",
         )
     if module.startswith("torchvision.models.detection"):
-        raise UsageError(
-            f"the inputs of `{type(model).__name__}` are lists, which bsfind does not make",
-            hint="detectors take the batches of `--batch-fn bsfind.batches:detection`; or make them "
-            "yourself: `--batch-fn pkg.mod:fn`, `--step pkg.mod:fn`",
-        )
+        return _detection(model)
     transforms = _transforms(model, workload.target.rpartition(":")[2])
     size = height_and_width(getattr(model, "image_size", None))
     why = "the size that the model was built for"
@@ -80,6 +80,35 @@ def propose(model: nn.Module, workload: Workload) -> Proposal | None:
     if is_video:
         why += f", {_FRAMES} frames a clip"
     return Proposal(inputs=(floats(None, *shape),), why=why, follows=frozenset(("image_size",)))
+
+
+def _detection(model: nn.Module) -> Proposal:
+    """Return images and what is in them, as a detector takes them."""
+
+    def part(*path: str) -> Any:
+        found: Any = model
+        for name in path:
+            found = getattr(found, name, None)
+        return found
+
+    counts = (
+        part("roi_heads", "box_predictor", "cls_score", "out_features"),
+        part("head", "classification_head", "num_classes"),
+        part("head", "classification_head", "num_columns"),  # SSD
+    )
+    classes = next((n for n in counts if isinstance(n, int)), _BACKGROUND_AND_ONE)
+    why = f"a detector of torchvision with {classes} classes"
+    size = part("transform", "fixed_size") or max(part("transform", "min_size") or (None,))
+    if size is not None:
+        height, width = height_and_width(size) or (size, size)
+        why += f", which resizes these images to {height} × {width}"
+    return batches_of(
+        "detection",
+        why,
+        classes=classes,
+        masks=part("roi_heads", "mask_predictor") is not None,
+        keypoints=part("roi_heads", "keypoint_predictor", "kps_score_lowres", "out_channels"),
+    )
 
 
 def _transforms(model: nn.Module, name: str) -> Any:

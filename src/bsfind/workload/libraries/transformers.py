@@ -19,6 +19,7 @@ from bsfind.workload.libraries.base import (
     MAXIMUM_LENGTH,
     Proposal,
     arguments_of,
+    batches_of,
     first_of,
     floats,
     height_and_width,
@@ -29,6 +30,7 @@ from bsfind.workload.libraries.series import inputs_of_series
 
 _LENGTHS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"),
+    *("max_text_positions",),
     *("seq_length", "max_source_positions", "max_target_positions"),
 )
 """Fields of configurations for the most tokens that a model takes."""
@@ -36,7 +38,9 @@ _LENGTHS = (
 _IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
 """Fields of models whose text has to contain a token for each part of an image or a sound."""
 
-_LISTS_OF_LABELS = ("ForObjectDetection", "ForUniversalSegmentation", "ForInstanceSegmentation")
+_WITH_BOXES = ("ForObjectDetection", "DetrForSegmentation")
+_WITH_MASKS = ("ForUniversalSegmentation", "ForInstanceSegmentation")
+"""Endings of the names of classes that are trained with lists of labels."""
 
 _UNSET = {"vocab_size": 33, "prediction_length": 24}
 """Fields that some configurations have no default for, with examples: many models cannot be built without."""
@@ -155,6 +159,8 @@ def propose(model: Any, workload: Workload) -> Proposal | None:
         model = model.get_base_model()
     if not is_of(model, "transformers", "PreTrainedModel"):
         return None
+    if workload.mode == "train" and type(model).__name__.endswith((*_WITH_BOXES, *_WITH_MASKS)):
+        return _lists_of_labels(model)
     inputs = _Inputs(model, workload)
     found = tuple(inputs.find())
     if not found:
@@ -163,6 +169,33 @@ def propose(model: Any, workload: Workload) -> Proposal | None:
         inputs=found,
         why=f"`{type(model.config).__name__}`: {', '.join(dict.fromkeys(inputs.reasons))}",
         follows=frozenset(inputs.follows),
+    )
+
+
+def _lists_of_labels(model: Any) -> Proposal:
+    """Return images and lists of what is in each, as detectors and models of masks are trained with.
+
+    Raises:
+        UsageError: the model takes something else besides, as a text.
+    """
+    name, takes = type(model).__name__, arguments_of(model)
+    needs = {argument for argument, is_optional in takes.items() if not is_optional}
+    if not needs <= {"pixel_values"} or takes.keys() & {"input_ids", "task_inputs"}:
+        others = ", ".join(f"`{argument}`" for argument in needs - {"pixel_values"})
+        raise UsageError(
+            f"`{name}` is trained with lists of labels and {others or 'texts'}, which bsfind does not make",
+            hint="make the batches yourself: `--batch-fn pkg.mod:fn`",
+        )
+    classes = model.config.num_labels
+    size = height_and_width(getattr(model.config, "image_size", None))
+    why = f"`{type(model.config).__name__}`: {classes} labels"
+    why += ", its `image_size`" if size else ", and images of the usual size"
+    return batches_of(
+        "detr" if name.endswith(_WITH_BOXES) else "mask2former",
+        f"{why}; `--image-size` sets another",
+        image_size=size,
+        classes=classes,
+        masks=name.endswith("DetrForSegmentation"),
     )
 
 
@@ -180,12 +213,6 @@ class _Inputs:
 
     def find(self) -> Iterator[InputSpec]:
         """Yield the inputs; none at all if one of them is not known."""
-        if self._name.endswith(_LISTS_OF_LABELS) and self._workload.mode == "train":
-            raise UsageError(
-                f"`{self._name}` is trained with lists of labels, which bsfind does not make",
-                hint="models `…ForObjectDetection` take the batches of `--batch-fn bsfind.batches:detr`; or "
-                "make them yourself: `--batch-fn pkg.mod:fn`",
-            )
         main = self._model.main_input_name
         has_text = "input_ids" in self._arguments
         if (has_text and main != "input_ids") or "pixel_values" in self._arguments:
@@ -231,6 +258,9 @@ class _Inputs:
         if name == "input_ids" and "attention_mask" in self._arguments:
             found.append(integers("attention_mask", 2, *shape, low=1))
             self.reasons.append("no padding")
+        if name == "input_ids" and "global_attention_mask" in self._arguments:
+            found.append(integers("global_attention_mask", 1, *shape))
+            self.reasons.append("no token that attends to all")
         return found
 
     def _vocabulary(self, config: Any) -> int | None:
