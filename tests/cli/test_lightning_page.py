@@ -67,3 +67,27 @@ def test_what_the_stand_in_lacks_is_named(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "asks for `self.trainer.tuner`, which bsfind's stand-in" in done.stderr
     assert "--step pkg.mod:fn" in done.stderr
+
+
+COLLECTING = MODELS / "libraries" / "collecting.py"
+SMALL = ("--input-shape", "16", "--gpu", "2GiB", "--precision", "fp32", "--max-batch-size", 64)
+
+
+def test_what_the_end_of_an_epoch_frees_is_no_leak() -> None:
+    done = bsfind(
+        *("run", f"{COLLECTING}:FreedInTheEnd", *SMALL, "--json"),
+        *("--app-dir", MODELS / "libraries"),
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["recommendation"]["batch_size"] == 64
+    (warning,) = [w for w in report["warnings"] if w["code"] == "grows_in_epoch"]
+    assert "grows by 390.6 KiB with every batch of an epoch" in warning["message"]
+    assert "an epoch of 1,000 batches takes 381.5 MiB" in warning["message"]
+
+
+@pytest.mark.parametrize("model", ["NeverFreed", "FullBeforeTheEnd"])
+def test_what_outlasts_an_epoch_is_a_leak(model: str) -> None:
+    done = bsfind("run", f"{COLLECTING}:{model}", *SMALL, "--app-dir", MODELS / "libraries")
+    assert done.returncode == 4
+    assert "memory still grows after" in done.stderr

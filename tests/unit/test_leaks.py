@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bsfind.failures.leaks import (
     StepMemory,
+    is_freed_at_the_end,
     is_growing,
     leak_after,
     leak_message,
@@ -55,6 +56,15 @@ def test_what_every_few_steps_keep_is_found_in_twenty(every: int, each: int) -> 
 @given(until=st.integers(2, 19), each=st.integers(1, 100 * MIB))
 def test_a_cache_that_fills_up_is_no_leak(until: int, each: int) -> None:
     assert leak(held(60, each=each, until=until), 20) is None
+
+
+def test_what_the_end_of_an_epoch_frees() -> None:
+    sizes = held(5, each=MIB)
+    lasting = Leak(bytes_per_step=MIB, lasts_steps=2000)
+    assert is_freed_at_the_end(lasting, sizes, sizes[1], 1000)
+    assert not is_freed_at_the_end(lasting, sizes, sizes[-1], 1000)
+    assert not is_freed_at_the_end(lasting, sizes, sizes[-1] - MIB, 1000)
+    assert not is_freed_at_the_end(lasting, sizes, sizes[1], 3000)  # full before that
 
 
 def test_the_optimizer_s_state_is_no_leak() -> None:

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 
 from bsfind.devices.base import evaluation_that_ran, finished_trial
-from bsfind.failures.leaks import StepMemory, leak_of, steps_differ
+from bsfind.failures.leaks import (
+    StepMemory,
+    held_after,
+    is_freed_at_the_end,
+    leak_of,
+    note_of_epoch,
+    steps_differ,
+)
 from bsfind.simulation.allocator.recording import Recording, numbered_events
 from bsfind.trial import Evaluation, Leak, Trial
 from bsfind.workload.randomness import LargestStep, StepSize
@@ -99,12 +106,24 @@ class MeasuredSteps:
                 return self.memory[-count:]
 
             left = capacity_bytes - max(self.peaks_allocated)
-            self.leak = leak_of(list(self.memory), run_more, left)
+            leak = leak_of(list(self.memory), run_more, left)
+            self.leak = None if leak is not None and self._ends_with_epoch(leak, runner) else leak
             self.differ = steps_differ(self.memory)
             self.completed = runner.completed
             if self.loaded.workload.with_eval and self.leak is None:
                 self._evaluate(runner)
             return True
+
+    def _ends_with_epoch(self, leak: Leak, runner: TrainingSteps) -> bool:
+        batches = runner.end_epoch()
+        if batches is None:
+            return False
+        at_end = self._requested() - runner.gradient_bytes
+        if not is_freed_at_the_end(leak, held_after(self.memory), at_end, batches):
+            return False
+        code, message = note_of_epoch(leak, batches)
+        self.loaded.notes[code] = message
+        return True
 
     def _evaluate(self, runner: TrainingSteps) -> None:
         device, batch_size = self.loaded.device, self.loaded.workload.evaluated(self.batch_size)

@@ -112,7 +112,7 @@ class SimulatedDevice:
         self._model_bytes = 0
         self._traced_steps: int | None = None
         self._fewest_steps = 0
-        self._steps_differ = self._has_run = False
+        self._steps_differ = self._has_run = self._ends_with_epoch = False
         self._told: list[ReportWarning] = []
         self.refusal: BsfindError | None = None
 
@@ -155,7 +155,7 @@ class SimulatedDevice:
         self._fixed = None
         self._traced_steps = None
         self._fewest_steps = 0
-        self._steps_differ = self._has_run = False
+        self._steps_differ = self._has_run = self._ends_with_epoch = False
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
         tracer = self._tracer = Tracer(
@@ -285,7 +285,11 @@ class SimulatedDevice:
                 return replayed.memory[done:]
 
             left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
-            leak = leak_of(replayed.memory, run_more, left)
+            leak = None
+            if not self._ends_with_epoch:
+                leak = leak_of(replayed.memory, run_more, left)
+            if leak is not None and self.tracer.ends_with_epoch(leak, batch_size):
+                leak, self._ends_with_epoch = None, True
         except ShortBatchError as error:
             trial, self.refusal = short_trial(batch_size, error)
             return trial

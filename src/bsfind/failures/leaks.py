@@ -22,6 +22,9 @@ _HORIZON_STEPS = 100_000
 _VERDICTS = 3
 """How often more steps are run if parameters still get their first gradient in them."""
 
+_ALMOST_ALL = 0.9
+"""Part of a leak that has to be freed: what a hook computes from it may stay."""
+
 _DIFFERENT = 0.01
 """Peaks that differ by a smaller share are equal: the workspaces of libraries vary."""
 
@@ -88,6 +91,30 @@ def leak_of(
             return leak_after(sizes, further, left_bytes)
         steps = [*steps, *more]
     return None
+
+
+def is_freed_at_the_end(leak: Leak, held: Sequence[int], held_at_end: int, batches: int) -> bool:
+    """Tell whether what a leak left is freed at the end of an epoch, and the device has room until then.
+
+    Args:
+        leak: the leak.
+        held: bytes that tensors held after each step of an epoch.
+        held_at_end: the same after the end of the epoch.
+        batches: batches of an epoch.
+    """
+    grown, freed = held[-1] - held[1], held[-1] - held_at_end
+    return leak.lasts_steps > batches and freed >= _ALMOST_ALL * grown
+
+
+def note_of_epoch(leak: Leak, batches: int) -> tuple[str, str]:
+    """Return the code and the message of a note about memory that `is_freed_at_the_end` of an epoch."""
+    grows = format_bytes(leak.bytes_per_step)
+    return (
+        "grows_in_epoch",
+        f"memory grows by {grows} with every batch of an epoch, and the module's `on_train_epoch_end` frees "
+        f"it: an epoch of {batches:,} batches takes {format_bytes(batches * leak.bytes_per_step)} at its end "
+        "that the figures here do not hold",
+    )
 
 
 def held_after(steps: Sequence[StepMemory]) -> list[int]:

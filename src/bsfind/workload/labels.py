@@ -187,7 +187,7 @@ def _token_ids(batch: Batch) -> torch.Tensor | None:
 
 def _decoder_tokens(config: Any) -> int | None:
     """Return how many tokens a decoder of transformers takes; None if the model is not of transformers."""
-    for name in ("max_target_positions", "max_position_embeddings"):
+    for name in ("max_target_positions", "max_text_positions", "max_position_embeddings"):
         decoder = getattr(config, "decoder", config)
         most = getattr(decoder, name, None)
         if isinstance(most, int):

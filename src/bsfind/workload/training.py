@@ -70,6 +70,14 @@ class Training(Protocol):
         """
         ...
 
+    def end_epoch(self) -> int | None:
+        """End the epoch; return how many batches it is taken to have, None if the steps have no epochs.
+
+        Raises:
+            Exception: as `step` does.
+        """
+        ...
+
 
 @contextlib.contextmanager
 def noting_steps() -> Iterator[list[torch.optim.Optimizer]]:
@@ -176,6 +184,9 @@ class ReferenceTraining:
                 del batch
                 self._batch_size = batch_size  # that of the targets which are known
                 loss.release_targets()
+
+    def end_epoch(self) -> None:
+        """Do nothing: a step knows of no epochs (see `Training.end_epoch`)."""
 
     def _run(self, batch_size: int, micro_batch: int, stepped: list[torch.optim.Optimizer]) -> None:
         loaded, loss = self._loaded, self._loss
@@ -345,6 +356,14 @@ class TrainingSteps:
         """
         assert self._training is not None
         self._training.evaluate(batch_size)
+
+    def end_epoch(self) -> int | None:
+        """End the epoch after the steps (see `Training.end_epoch`).
+
+        Raises:
+            Exception: out of memory, or whatever the user's code raises.
+        """
+        return self._training.end_epoch() if self._training is not None else None
 
     def wants_more(self, steps: int, *, is_long: bool = False) -> bool:
         """Tell whether a trial of `steps` optimizer steps goes on.

@@ -14,7 +14,7 @@ import torch
 
 from bsfind.errors import BsfindError, TargetError, UntraceableError
 from bsfind.failures.exceptions import plain
-from bsfind.failures.leaks import draws_assumption
+from bsfind.failures.leaks import draws_assumption, is_freed_at_the_end, note_of_epoch
 from bsfind.inputs import InputSpec
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
@@ -45,7 +45,7 @@ from bsfind.simulation.trace.traced_model import TracedModel
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.simulation.trace.value_shapes import ValueShapes, ValuesNeededError, ValueStep
 from bsfind.simulation.trace.value_steps import run_with_values
-from bsfind.trial import BatchVariation
+from bsfind.trial import BatchVariation, Leak
 from bsfind.workload.delivery import Extents
 from bsfind.workload.libraries.pretrained import random_weights
 from bsfind.workload.precision import PrecisionPlan, precision_plan
@@ -55,6 +55,9 @@ from bsfind.workload.training import TrainingSteps
 
 _LONG_S = 4.0
 """Processor time of a trace that takes long, seconds."""
+
+_STEPS_OF_EPOCH = 5
+"""Steps of an epoch that is traced to see what its end frees."""
 
 
 class Tracer:
@@ -285,6 +288,39 @@ class Tracer:
         program.traced_steps = len(program.step_ends) if is_traced else 0
         program.batches = self._variations.get((batch_size, steps, enough))
         return program
+
+    def ends_with_epoch(self, leak: Leak, batch_size: int) -> bool:
+        """Tell whether the end of an epoch frees what a leak left; a note says so.
+
+        Args:
+            leak: the leak that the steps of a trial show.
+            batch_size: number of samples.
+
+        Raises:
+            BsfindError: the user's code failed.
+        """
+        held: list[int] = []
+        ended: list[int] = []
+        loaded, recorder = self._model.loaded, self._recorder
+
+        def run() -> bool:
+            runner = TrainingSteps(loaded, lambda: None, self._observer.making_inputs)
+            with self._largest.searched(self._asked.samples(batch_size)):
+                for _ in range(_STEPS_OF_EPOCH):
+                    self._shapes.begin(batch_size)
+                    runner.run(batch_size)
+                    held.append(recorder.allocated_bytes - runner.gradient_bytes)
+            batches = runner.end_epoch()
+            if batches is not None:
+                held_at_end = recorder.allocated_bytes - runner.gradient_bytes
+                if is_freed_at_the_end(leak, held, held_at_end, batches):
+                    ended.append(batches)
+            return True
+
+        self._running(batch_size, run)
+        for batches in ended:
+            recorder.note(*note_of_epoch(leak, batches))
+        return bool(ended)
 
     def _gpu_as_set(self) -> GpuSpec:
         """Return the GPU with what the user's code has set so far: on import, in `forward`, anywhere."""

@@ -27,6 +27,9 @@ from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.training import MakingInputs, before_each_backward, noting_steps
 from bsfind.workload.user_errors import stands_for_torch, text_of
 
+_AT_THE_END = "on_train_epoch_end"
+"""The hook in which modules free what `training_step` has collected."""
+
 _MOST_WITHOUT_LOSS = 8
 """Steps of which `training_step` may return None, to skip them."""
 
@@ -229,6 +232,15 @@ class LightningTraining:
                 del outputs, batch
             trainer.call("on_validation_epoch_end")
             trainer.call("on_validation_end")
+
+    def end_epoch(self) -> int | None:
+        """Call `on_train_epoch_end`, where the module has it (see `training.Training.end_epoch`)."""
+        model = self._trainer.model
+        own = getattr(type(model), _AT_THE_END, None)
+        if own is getattr(lightning_class(model), _AT_THE_END, None):
+            return None
+        self._trainer.call(_AT_THE_END)
+        return self._trainer.num_training_batches
 
     @stands_for_torch
     def _validation_step(self, batch: Any, index: int) -> Any:

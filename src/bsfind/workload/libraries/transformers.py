@@ -229,6 +229,10 @@ class _Inputs:
         for name in ("input_features", "input_values"):
             if name in self._arguments:
                 found += self._sound(name)
+        if "decoder_input_values" in self._arguments:  # SpeechT5, whose labels are spectrograms
+            frames = _SOUND_FRAMES // self._config.reduction_factor
+            found.append(floats("decoder_input_values", frames, self._config.num_mel_bins))
+            self.reasons.append(f"{_SOUND_FRAMES:,} frames of speech: sixteen seconds")
         if main == "past_values":
             is_trained = self._workload.mode == "train"
             found += inputs_of_series(self._model, self._arguments, is_trained=is_trained)
