@@ -71,7 +71,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
         Tracer(run.case.workload, run.precision, target_of(result)) as tracer,
     ):
         program = tracer.program(run.batch_size, steps=run.steps)
-        operators = tracer.operators
+        operators = tracer.steps.operators
     allocator = CachingAllocator(DeviceMemory(result["free_bytes"]))
     allocated = reserved = None
     with contextlib.suppress(SimulatedOutOfMemoryError):

@@ -71,7 +71,7 @@ class FakeTracer:
     model_bytes = 100 * MIB
     parameters = 7
     optimizer = "AdamW"
-    operators = None
+    steps = SimpleNamespace(operators=None)
     random_places: tuple[str, ...] = ()
     fault: BaseException | None = None
     opened: ClassVar[list[FakeTracer]] = []

@@ -20,10 +20,10 @@ def operators_of(attribute: str, *shape: int, precision: str = "fp32") -> StepOp
     inputs = (InputSpec(shape=shape, dtype="float32"),)
     workload = Workload(target=f"{MODELS}:{attribute}", inputs=inputs)
     with Tracer(workload, precision, A100) as tracer:
-        assert tracer.operators is None
+        assert tracer.steps.operators is None
         tracer.program(2, 1)
-        assert tracer.operators is not None
-        return tracer.operators
+        assert tracer.steps.operators is not None
+        return tracer.steps.operators
 
 
 @pytest.mark.parametrize(

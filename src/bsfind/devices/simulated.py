@@ -219,7 +219,7 @@ class SimulatedDevice:
             *([draws_warning(places)] if places else []),
             *([STEPS_DIFFER] if self._steps_differ else []),
         ]
-        if self._tracer is not None and (operators := self._tracer.operators) is not None:
+        if self._tracer is not None and (operators := self._tracer.steps.operators) is not None:
             known += setting_warnings(operators)
         new = [warning for warning in known if warning not in self._told]
         self._told.extend(new)
@@ -245,7 +245,7 @@ class SimulatedDevice:
     @property
     def model_kind(self) -> ModelKind | None:
         """What most operators of the traced step are (see `base.Device.model_kind`)."""
-        operators = self._tracer.operators if self._tracer is not None else None
+        operators = self._tracer.steps.operators if self._tracer is not None else None
         return operators.kind if operators is not None else None
 
     @property
@@ -288,7 +288,7 @@ class SimulatedDevice:
             leak = None
             if not self._ends_with_epoch:
                 leak = leak_of(replayed.memory, run_more, left)
-            if leak is not None and self.tracer.ends_with_epoch(leak, batch_size):
+            if leak is not None and self.tracer.steps.ends_with_epoch(leak, batch_size):
                 leak, self._ends_with_epoch = None, True
         except ShortBatchError as error:
             trial, self.refusal = short_trial(batch_size, error)
