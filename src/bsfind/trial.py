@@ -53,6 +53,27 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """What one of several ranks took in a trial.
+
+    Attributes:
+        rank: its number.
+        device_index, device_name, device_uuid: the GPU, as the rank numbers and names it.
+        total_bytes: memory of that GPU.
+        peak_allocated_bytes, peak_reserved_bytes, num_alloc_retries: as of a trial.
+    """
+
+    rank: int
+    device_index: int
+    device_name: str
+    device_uuid: str
+    total_bytes: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int
+    num_alloc_retries: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One batch size tried in one precision.
 
@@ -81,6 +102,9 @@ class Trial:
         evaluation: the evaluation pass of `--with-eval`; None without one, or if the steps failed.
         axis_size: size of the axis, where one is searched at a batch size; None else.
         delivered_axis_size: the largest that the model takes, where `axis_size` is larger.
+        ranks: what each rank took, of a launched training in several processes; else nothing.
+        limiting_rank: the rank with the least memory left, whose figures those of the trial are, or the one
+            that failed; None where there is one process.
     """
 
     batch_size: int
@@ -104,6 +128,8 @@ class Trial:
     evaluation: Evaluation | None = None
     axis_size: int | None = None
     delivered_axis_size: int | None = None
+    ranks: tuple[RankMemory, ...] = ()
+    limiting_rank: int | None = None
 
     @property
     def size(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from bsfind.report.json import schema
+from bsfind.units import GIB
 from tests.gpu.gpu import Gpu, Result
 from tests.gpu.processes import left_behind, wait_for
 
@@ -230,3 +231,79 @@ def test_a_signal_leaves_nothing_behind(
     assert process.returncode == code, (out, err)
     assert "Traceback" not in err
     wait_for(lambda: left_behind(mark) == [])
+
+
+# ------------------------------------------------------------------------------- several ranks
+
+
+def ranks(launch: Launcher, kind: str, *options: str, memory: str = "1GiB,1GiB") -> Result:
+    """Run a script in two processes, each on a GPU of its own."""
+    run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    return launch.gpu.bsfind(
+        *("launch", "--json", *options, "--", launch.gpu.python, *run),
+        *(SCRIPT, "--kind", kind, "--batch-size", "{batch_size}"),
+        gpu="rtx3090,rtx3090",
+        memory=memory,
+    )
+
+
+@pytest.fixture
+def two_gpus(fake_gpu: Gpu) -> Launcher:
+    return Launcher(fake_gpu)
+
+
+def test_every_rank_is_measured(two_gpus: Launcher) -> None:
+    done = ranks(two_gpus, "ddp", "--memory-limit", "600MiB")
+    assert done.code == 0, done.err
+    report, result = done.report, done.only
+    Draft202012Validator(schema()).validate(report)
+    assert result["verified"]
+    assert result["smallest_failed_batch_size"] <= 1.02 * result["max_batch_size"]
+    assert len(result["trials"]) <= 7
+    for trial in (*result["trials"], result["confirmation"]):
+        if trial["status"] == "ok":
+            assert [each["rank"] for each in trial["ranks"]] == [0, 1]
+            assert [each["device_index"] for each in trial["ranks"]] == [0, 1]
+            assert len({each["peak_reserved_bytes"] for each in trial["ranks"]}) == 1
+            # The loader of each rank has batches of this size.
+            assert trial["samples_per_s"] == pytest.approx(
+                2 * trial["batch_size"] / trial["step_time_s"]
+            )
+        else:
+            assert trial["limiting_rank"] in (0, 1)
+            assert trial["message"].startswith(f"rank {trial['limiting_rank']}: ")
+    assert "ranks_differ" not in {warning["code"] for warning in report["warnings"]}
+
+
+def test_the_rank_that_needs_most_limits_all(two_gpus: Launcher) -> None:
+    done = ranks(two_gpus, "ddp-unequal", *FEW)
+    assert done.code == 0, done.err
+    confirmation = done.only["confirmation"]
+    assert confirmation["limiting_rank"] == 1
+    least, most = confirmation["ranks"]
+    assert most["peak_allocated_bytes"] - least["peak_allocated_bytes"] == 100 << 20
+    assert confirmation["peak_allocated_bytes"] == most["peak_allocated_bytes"]
+    (warning,) = [w for w in done.report["warnings"] if w["code"] == "ranks_differ"]
+    assert "rank 1 limits the batch size" in warning["message"]
+    assumed = {made["what"]: made["value"] for made in done.report["launch"]["assumptions"]}
+    assert "those of rank 1 on cuda:1" in assumed["ranks"]
+
+
+def test_the_smaller_gpu_limits_all(two_gpus: Launcher) -> None:
+    done = ranks(two_gpus, "ddp", "--headroom", "200MiB", memory="2GiB,1GiB")
+    assert done.code == 0, done.err
+    result = done.only
+    assert {t["limiting_rank"] for t in result["trials"] if t["status"] == "oom"} == {1}
+    confirmation = result["confirmation"]
+    assert confirmation["limiting_rank"] == 1
+    (_, small) = confirmation["ranks"]
+    assert small["total_bytes"] == GIB
+    headroom = done.report["device"]["headroom_bytes"]
+    assert 0.5 * GIB < small["peak_reserved_bytes"] <= GIB - headroom
+
+
+def test_the_first_rank_that_fails_ends_all(two_gpus: Launcher) -> None:
+    done = ranks(two_gpus, "ddp-mistake")
+    assert done.code == 4
+    assert "ValueError: rank 1 does not find its data" in done.err
+    assert left_behind("BSFIND_TRIAL=1") == []

@@ -16,6 +16,7 @@ from example_report import example_report
 from jsonschema import Draft202012Validator
 
 from bsfind.errors import ExitCode, GpuFaultError, TargetError, TimeLimitError, UsageError
+from bsfind.launch.limiting_rank import ranks_assumption, unequal_ranks
 from bsfind.launch.outcome import outcome_of, trains_the_same
 from bsfind.launch.placeholders import check, fill, names_of, trackers_off
 from bsfind.launch.ranks import PROBE, Run
@@ -49,7 +50,8 @@ def a_step(number: int = 1, **more: Any) -> dict[str, Any]:
 def told(**more: Any) -> dict[str, Any]:
     return {
         **{"key": "secret", "status": "ok", "message": "", "out_of_memory": [], "pid": 7},
-        **{"rank": 0, "world_size": 1, "torch_version": "2.13.0", "on_host": 0, "optimizers": 1},
+        **{"rank": 0, "world_size": 1, "local_world_size": 1, "torch_version": "2.13.0"},
+        **{"on_host": 0, "optimizers": 1},
         **{"steps": [a_step(i) for i in range(3)], "loaders": [], "errors": [], "device": DEVICE},
         **more,
     }
@@ -401,3 +403,61 @@ def test_the_screen_of_a_command() -> None:
 def test_two_reports_of_other_commands_are_told_apart() -> None:
     old, new = launched_report(amp=""), launched_report(amp="--bf16")
     assert any("different commands" in text for text in compare(old, new, 0.0).warnings)
+
+
+# ---------------------------------------------------------------------------------- several ranks
+
+
+def of_rank(rank: int, reserved: int = 1000, **more: Any) -> RankRecord:
+    steps = [a_step(i, peak_reserved_bytes=reserved) for i in range(3)]
+    device = {**DEVICE, "index": rank, "free_bytes": 9000, "reserved_bytes": reserved}
+    told_more = {"world_size": 2, "local_world_size": 2, "steps": steps, "device": device, **more}
+    return record(rank=rank, **told_more)
+
+
+def test_the_rank_with_the_least_memory_left_decides() -> None:
+    found = outcome(a_run(of_rank(0, 3000), of_rank(1, 2000)))
+    assert (found.trial.status, found.trial.limiting_rank) == ("ok", 0)
+    assert found.trial.peak_reserved_bytes == 3000
+    assert [each.peak_reserved_bytes for each in found.trial.ranks] == [3000, 2000]
+    # The other's own limit is smaller: its GPU has less free.
+    found = outcome(a_run(of_rank(0, 3000), of_rank(1, 2000, limit_bytes=2100)))
+    assert found.trial.limiting_rank == 1
+    assert found.trial.peak_reserved_bytes == 2000
+
+
+def test_ranks_that_need_different_amounts_are_told() -> None:
+    trial = outcome(a_run(of_rank(0, 3000), of_rank(1, 2000))).trial
+    warning = unequal_ranks(trial)
+    assert warning is not None
+    assert "rank 0 reserves 2.9 KiB and rank 1 2.0 KiB" in warning.message
+    assert ranks_assumption(trial).value.startswith("2, all measured; figures are those of rank 0")
+    assert unequal_ranks(outcome(a_run(of_rank(0, 2000), of_rank(1, 1990))).trial) is None
+
+
+def test_headroom_has_to_be_free_besides_what_is_not_the_allocators() -> None:
+    run = a_run(of_rank(0), of_rank(1))
+    assert outcome_of(run, 64, LIMIT, 60.0, 9000).trial.status == "ok"
+    trial = outcome_of(run, 64, LIMIT, 60.0, 9001).trial
+    assert trial.status == "oom"
+    assert "less than the headroom" in (trial.message or "")
+
+
+def test_a_failure_names_its_rank() -> None:
+    failed = of_rank(1, status="failed", out_of_memory=["CUDA out of memory. Tried to"])
+    trial = outcome(a_run(of_rank(0), failed)).trial
+    assert (trial.status, trial.limiting_rank) == ("oom", 1)
+    assert (trial.message or "").startswith("rank 1: CUDA out of memory")
+
+
+@pytest.mark.parametrize(
+    ("loaders", "samples"), [([[64, 1000]], 2 * 64 / 0.5), ([[32, 1000]], None), ([], None)]
+)
+def test_samples_of_all_ranks_count_where_they_are_known(loaders: Any, samples: Any) -> None:
+    ranks = (of_rank(rank, loaders=loaders) for rank in (0, 1))
+    assert outcome(a_run(*ranks)).trial.samples_per_s == samples
+
+
+def test_ranks_on_other_machines_are_not_heard() -> None:
+    with pytest.raises(UsageError, match="several machines"):
+        outcome(a_run(of_rank(0, world_size=16, local_world_size=8)))

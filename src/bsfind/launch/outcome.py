@@ -6,7 +6,7 @@ import re
 import signal
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bsfind.errors import BsfindError, TargetError, TimeLimitError, UsageError
 from bsfind.failures.gpu_faults import device_fault
@@ -26,6 +26,7 @@ from bsfind.failures.oom import (
     is_batch_norm_refusal,
     may_depend_on_size,
 )
+from bsfind.launch.limiting_rank import limiting, memory_of_ranks, peak_reserved
 from bsfind.launch.ranks import Run
 from bsfind.launch.records import RankRecord, Step
 from bsfind.simulation.allocator.recording import Recording, numbered_events
@@ -58,47 +59,52 @@ class Outcome:
     differ: bool = False
 
 
-def outcome_of(run: Run, batch_size: int, limit_bytes: int, timeout_s: float) -> Outcome:
+def outcome_of(
+    run: Run, batch_size: int, limit_bytes: int, timeout_s: float, leave_bytes: int = 0
+) -> Outcome:
     """Return what a run says about a batch size.
 
     Args:
         run: how it went.
         batch_size: what stood for the placeholder.
         limit_bytes: what the allocator was allowed to reserve.
+        leave_bytes: what each of several ranks has to leave free.
         timeout_s: how long the run was allowed to take, seconds.
 
     Raises:
         TimeLimitError: it took too long.
         TargetError: the command fails whatever the batch size is.
-        UsageError: it trains in several processes.
+        UsageError: it trains on several machines.
         GpuFaultError: the GPU failed.
     """
-    ranks = max((record.world_size for record in run.records), default=1)
-    if ranks > 1:
+    if run.has_other_nodes:
         raise UsageError(
-            f"the command trains in {ranks} processes: `bsfind launch` measures those that train in one",
-            hint="launch one of them, without torchrun: the gradient buckets of DDP (as large as the "
-            "parameters) and NCCL's memory come on top",
+            "the command trains on several machines: `bsfind launch` hears only the ranks of this one",
+            hint="launch it on one of them: `torchrun --nnodes 1 …`",
         )
     failed = run.failed
-    if failed is not None and failed.status == "oom":
-        return Outcome(trial=_caught(failed, batch_size), record=failed)
     if failed is not None:
-        return _failed(failed, run, batch_size)
+        found = (
+            Outcome(trial=_caught(failed, batch_size), record=failed)
+            if failed.status == "oom"
+            else _failed(failed, run, batch_size)
+        )
+        rank = failed.rank if failed.world_size > 1 else None
+        return replace(found, trial=replace(found.trial, limiting_rank=rank))
     if run.is_whole:
-        return _ran(run, batch_size, limit_bytes)
+        return _ran(run, batch_size, limit_bytes, leave_bytes)
     if run.is_out_of_time:
         raise _too_late(run, batch_size, timeout_s)
-    return _ended(run, batch_size, limit_bytes)
+    return _ended(run, batch_size, limit_bytes, leave_bytes)
 
 
 # ------------------------------------------------------------------------------------ it ran
 
 
-def _ran(run: Run, batch_size: int, limit_bytes: int) -> Outcome:
+def _ran(run: Run, batch_size: int, limit_bytes: int, leave_bytes: int) -> Outcome:
     ranks = run.ranks
-    record = max(ranks, key=_peak_reserved)
-    if not _peak_reserved(record):
+    record = limiting(ranks, limit_bytes)
+    if not peak_reserved(record):
         raise TargetError(
             f"the command does not use CUDA: it has made {record.on_host + len(record.steps)} optimizer "
             f"steps without, batch size {batch_size}",
@@ -107,15 +113,46 @@ def _ran(run: Run, batch_size: int, limit_bytes: int) -> Outcome:
     short = _short(record, batch_size)
     if short is not None:
         return short
+    if len(ranks) == 1:
+        trial = _trial(record, batch_size, limit_bytes)
+    else:
+        trial = _trial_of_ranks(ranks, record, batch_size, limit_bytes, leave_bytes)
     return Outcome(
-        trial=_trial(record, batch_size, limit_bytes),
+        trial=trial,
         record=record,
         differ=steps_differ([_memory(step, i) for i, step in enumerate(record.steps)]),
     )
 
 
-def _peak_reserved(record: RankRecord) -> int:
-    return max((step.peak_reserved_bytes for step in record.steps), default=0)
+def _trial_of_ranks(
+    ranks: Sequence[RankRecord],
+    record: RankRecord,
+    batch_size: int,
+    limit_bytes: int,
+    leave_bytes: int,
+) -> Trial:
+    """Return the trial of several ranks, with the figures of the limiting one.
+
+    What NCCL and the contexts of CUDA take grows with the ranks, and is not the allocator's: the headroom has
+    to be free besides.
+    """
+    if (device := record.device) is not None:
+        left = device.free_bytes + device.reserved_bytes - peak_reserved(record)
+        if left < leave_bytes:
+            return Trial(
+                batch_size=batch_size,
+                status="oom",
+                steps=len(record.steps),
+                limiting_rank=record.rank,
+                message=f"rank {record.rank} leaves {format_bytes(max(0, left))} of its GPU free, less than "
+                f"the headroom of {format_bytes(leave_bytes)}: NCCL and the contexts of CUDA take memory too",
+            )
+    own_limit = limit_bytes if record.limit_bytes is None else record.limit_bytes
+    return replace(
+        _trial(record, batch_size, own_limit),
+        ranks=memory_of_ranks(ranks),
+        limiting_rank=record.rank,
+    )
 
 
 def _memory(step: Step, number: int) -> StepMemory:
@@ -127,7 +164,7 @@ def _memory(step: Step, number: int) -> StepMemory:
 def _trial(record: RankRecord, batch_size: int, limit_bytes: int) -> Trial:
     """Return the trial of a run that made its steps."""
     steps = record.steps
-    reserved = _peak_reserved(record)
+    reserved = peak_reserved(record)
     if reserved > limit_bytes:
         return Trial(
             batch_size=batch_size,
@@ -143,6 +180,11 @@ def _trial(record: RankRecord, batch_size: int, limit_bytes: int) -> Trial:
     step_time = statistics.median(times) if times else None
     # Several backward passes, or optimizers: of how many samples, only the command knows.
     is_one_batch = record.optimizers == 1 and all(step.backwards == 1 for step in steps[1:])
+    samples = batch_size if is_one_batch else None
+    if record.world_size > 1 and samples is not None:
+        # Of each rank, where that is what its loader has; otherwise perhaps of all.
+        is_of_rank = batch_size in {size for size, _ in record.loaders}
+        samples = record.world_size * batch_size if is_of_rank else None
     return Trial(
         batch_size=batch_size,
         status="ok" if leak is None else "error",
@@ -156,7 +198,7 @@ def _trial(record: RankRecord, batch_size: int, limit_bytes: int) -> Trial:
         leak=leak,
         steps=len(steps),
         step_time_s=step_time,
-        samples_per_s=batch_size / step_time if step_time and is_one_batch else None,
+        samples_per_s=samples / step_time if step_time and samples is not None else None,
         message=None if leak is None else leak_message(leak, len(steps)),
     )
 
@@ -219,8 +261,12 @@ def _failed(record: RankRecord, run: Run, batch_size: int) -> Outcome:
     steps = len(record.steps)
     if kind is FailureKind.OUT_OF_MEMORY or record.out_of_memory:
         said = record.out_of_memory[0] if record.out_of_memory else str(error)
+        of_rank = f"rank {record.rank}: " if record.world_size > 1 else ""
         trial = Trial(
-            batch_size=batch_size, status="oom", steps=steps, message=first_sentence(said)
+            batch_size=batch_size,
+            status="oom",
+            steps=steps,
+            message=f"{of_rank}{first_sentence(said)}",
         )
         return Outcome(trial=trial, record=record)
     if kind is FailureKind.SIZE_LIMIT and batch_size > 1:
@@ -278,10 +324,10 @@ def _too_late(run: Run, batch_size: int, timeout_s: float) -> TimeLimitError:
     )
 
 
-def _ended(run: Run, batch_size: int, limit_bytes: int) -> Outcome:
+def _ended(run: Run, batch_size: int, limit_bytes: int, leave_bytes: int) -> Outcome:
     """Return what it says that the command ended by itself before it had made all steps."""
     ranks = run.ranks
-    record = max(ranks, key=_peak_reserved, default=None)
+    record = limiting(ranks, limit_bytes) if ranks else None
     refused = next((r for r in ranks if r.out_of_memory), None)
     said = refused.out_of_memory[0] if refused else run.last_lines
     has_failed = run.status != 0
@@ -299,7 +345,8 @@ def _ended(run: Run, batch_size: int, limit_bytes: int) -> Outcome:
         if short is not None:
             return short
         if all(each.steps for each in ranks):
-            return _ran(run, batch_size, limit_bytes)  # a short training is a whole one
+            # A short training is a whole one.
+            return _ran(run, batch_size, limit_bytes, leave_bytes)
     message = f"the command ended without an optimizer step, batch size {batch_size}"
     if record is None:
         raise TargetError(

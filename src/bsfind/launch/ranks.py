@@ -48,11 +48,13 @@ class Asked:
     Attributes:
         steps: optimizer steps.
         limit_bytes: what the allocator of each may reserve; None: no limit.
+        leave_bytes: what each is to leave free on its GPU: several may differ in what they have.
         record: whether they record what is asked of the allocator.
     """
 
     steps: int
     limit_bytes: int | None
+    leave_bytes: int = 0
     record: bool
 
 
@@ -87,6 +89,11 @@ class Run:
         return list({record.rank: record for record in self.records}.values())
 
     @property
+    def has_other_nodes(self) -> bool:
+        """Whether ranks run on other machines, of which none is heard."""
+        return any(are_elsewhere(record) for record in self.records)
+
+    @property
     def is_whole(self) -> bool:
         """Whether every rank has run all steps."""
         return have_all_run(self.records)
@@ -95,6 +102,11 @@ class Run:
 def failed_first(records: Iterable[RankRecord]) -> RankRecord | None:
     """Return the record of the process that failed first; None if none has."""
     return next((r for r in records if r.status in ("oom", "failed")), None)
+
+
+def are_elsewhere(record: RankRecord) -> bool:
+    """Tell whether some ranks of a training are on other machines."""
+    return record.local_world_size < record.world_size
 
 
 def have_all_run(records: Collection[RankRecord]) -> bool:
@@ -217,7 +229,11 @@ class _Inbox:
     @property
     def is_decided(self) -> bool:
         """Whether a process has failed, or every rank has made its steps."""
-        return failed_first(self.records) is not None or have_all_run(self.records)
+        return (
+            failed_first(self.records) is not None
+            or have_all_run(self.records)
+            or any(map(are_elsewhere, self.records))
+        )
 
     def read_all(self, seconds: float) -> None:
         """Take in what was written by processes that have ended."""

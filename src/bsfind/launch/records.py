@@ -97,6 +97,8 @@ class RankRecord:
         out_of_memory: the first out-of-memory error that reached Python.
         loaders: batch sizes of data loaders that were iterated, each with the number of samples.
         errors: the exception of `failed`, and what it was raised from or during.
+        local_world_size: ranks on this machine.
+        limit_bytes: what the allocator was allowed to reserve; None where no limit was set.
         recording: what was asked of the allocator: `entries` of action, address, size and stream.
     """
 
@@ -112,6 +114,8 @@ class RankRecord:
     optimizers: int
     loaders: tuple[Any, ...]
     errors: tuple[RaisedError, ...]
+    local_world_size: int
+    limit_bytes: int | None = None
     device: UsedDevice | None = None
     recording: dict[str, Any] | None = None
 

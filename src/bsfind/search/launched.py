@@ -10,6 +10,7 @@ from pathlib import Path
 from bsfind.errors import BsfindError, TargetError
 from bsfind.failures.leaks import STEPS_DIFFER
 from bsfind.inputs import InputSpec
+from bsfind.launch.limiting_rank import ranks_assumption, unequal_ranks
 from bsfind.launch.outcome import (
     Outcome,
     check_device,
@@ -73,7 +74,8 @@ class LaunchedTrials:
         self._count = 0
         self._ran: dict[int, RankRecord] = {}
         self._messages: list[str] = []
-        self.assumptions = _assumptions(launch)
+        self._are_unequal = False
+        self._of_command = self.assumptions = _assumptions(launch)
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
 
@@ -110,7 +112,8 @@ class LaunchedTrials:
         exact: bool = False,
     ) -> Trial:
         """Run the command within a part of the device (see `Trials.run_within`)."""
-        asked = Asked(steps=steps, limit_bytes=limit_bytes, record=False)
+        leave = max(0, self._device.capacity_bytes - limit_bytes)
+        asked = Asked(steps=steps, limit_bytes=limit_bytes, leave_bytes=leave, record=False)
         return self._try(batch_size, asked, variables or {}).trial
 
     def check_time(self) -> None:
@@ -134,10 +137,16 @@ class LaunchedTrials:
             message = f"processes of the command could not be ended: {', '.join(run.left)}"
             self._on_warning(ReportWarning(code="processes_left", message=message))
         limit = asked.limit_bytes if asked.limit_bytes is not None else self._device.free_bytes
-        outcome = outcome_of(run, batch_size, limit, timeout_s)
+        outcome = outcome_of(run, batch_size, limit, timeout_s, asked.leave_bytes)
         if outcome.record is not None:
             check_device(outcome.record, self._device.index)
             self._warn_of(outcome.record)
+        if outcome.trial.ranks:
+            self.assumptions = (*self._of_command, ranks_assumption(outcome.trial))
+            unequal = unequal_ranks(outcome.trial)
+            if unequal is not None and not self._are_unequal:
+                self._on_warning(unequal)
+                self._are_unequal = True
         if outcome.differ:
             self._on_warning(STEPS_DIFFER)
         if outcome.refusal is not None:

@@ -15,10 +15,11 @@ def launch(options: dict[str, Any], given: frozenset[str]) -> int:
     Runs the command with several batch sizes in the place of `{batch_size}`, watches its optimizer steps and
     its memory from inside, ends it after a few steps, and recommends the batch size to use.
 
-    The command runs in the current folder, on the GPU that it chooses. Variables keep WANDB and Neptune off,
-    and BSFIND_TRIAL is set, for what else a script should not do in a trial.
+    The command runs in the current folder, on the GPUs of this machine that it chooses. Variables keep WANDB
+    and Neptune off, and BSFIND_TRIAL is set, for what else a script should not do in a trial.
 
     bsfind launch -- python train.py --batch-size {batch_size}
+    bsfind launch -- torchrun --standalone --nproc-per-node 8 train.py --batch-size {batch_size}
     bsfind launch --variant fp32= --variant amp=--bf16 -- python train.py -b {batch_size} {variant}
     bsfind launch --set-env BS={batch_size} -- ./train.sh
     bsfind launch --substitute config.yaml -- python train.py --config config.yaml

@@ -66,6 +66,8 @@ class _Probe:
         self._is_in_backward = False
         self._ooms: list[str] = []
         self._loaders: dict[int, int] = {}
+        self._limit_bytes: Any = None
+        self._index: Any = None
         self._connection: socket.socket | None = None
         self._catch_out_of_memory()
         self._watch_backward()
@@ -144,10 +146,10 @@ class _Probe:
         self._pid = os.getpid()
         torch, asked = self._torch, self._asked
         device = self._likely_device()
-        limit = asked["limit_bytes"]
+        limit = self._limit(device)
         if limit is not None:
             total = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit) / total), device)
         if asked["record"]:
             # A torch without it: guesses are less good.
             with contextlib.suppress(Exception):
@@ -157,6 +159,15 @@ class _Probe:
         from multiprocessing.util import Finalize  # its processes end without `atexit`
 
         Finalize(None, self._at_exit, exitpriority=1000)
+
+    def _limit(self, device: int) -> Any:
+        """Return what the allocator may reserve, bytes: of several GPUs, another may have less free."""
+        limit = self._asked["limit_bytes"]
+        if limit is not None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            free, _ = self._torch.cuda.mem_get_info(device)
+            limit = min(limit, free - self._asked["leave_bytes"])
+        self._limit_bytes = limit
+        return limit
 
     def _likely_device(self) -> int:
         """Return the device that this process is about to use; asking torch would say 0 for every rank."""
@@ -190,22 +201,32 @@ class _Probe:
         self._began = time.perf_counter()
 
     def _take_in_step(self, cuda: Any) -> None:
-        cuda.synchronize()
+        device = self._device_in_use()
+        cuda.synchronize(device)
         now = time.perf_counter()
-        stats = cuda.memory_stats()
+        stats = cuda.memory_stats(device)
         self._steps.append(
             {
                 "time_s": None if self._began is None else now - self._began,
                 "backwards": self._backwards,
-                "peak_allocated_bytes": cuda.max_memory_allocated(),
-                "peak_reserved_bytes": cuda.max_memory_reserved(),
+                "peak_allocated_bytes": cuda.max_memory_allocated(device),
+                "peak_reserved_bytes": cuda.max_memory_reserved(device),
                 "held_bytes": stats.get("allocated_bytes.all.current", 0),
                 "requested_bytes": stats.get("requested_bytes.all.allocated", 0),
                 "retries": stats.get("num_alloc_retries", 0),
             }
         )
         self._backwards = 0
-        cuda.reset_peak_memory_stats()
+        cuda.reset_peak_memory_stats(device)
+
+    def _device_in_use(self) -> int:
+        """Return the device that holds most; not every script makes its device the current one."""
+        if self._index is None:
+            cuda = self._torch.cuda
+            current = cuda.current_device()
+            others = [i for i in range(cuda.device_count()) if i != current]
+            self._index = max([current, *others], key=cuda.memory_reserved)
+        return int(self._index)
 
     def _have_all_stepped(self) -> bool:
         """Tell whether every optimizer that there is has stepped, or it is no use to wait any longer."""
@@ -248,6 +269,7 @@ class _Probe:
             "pid": os.getpid(),
             "torch_version": self._torch.__version__,
             "on_host": self._on_host,
+            "limit_bytes": self._limit_bytes,
             "steps": self._steps,
             "optimizers": len(self._counts),
             "loaders": sorted(self._loaders.items()),
@@ -264,20 +286,25 @@ class _Probe:
         self._send(record)
 
     def _rank(self) -> dict[str, int]:
-        """Return which process this is of how many."""
+        """Return which process this is of how many, and how many of these are on this machine."""
         distributed = self._torch.distributed
+        told = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
         if distributed.is_available() and distributed.is_initialized():
-            return {"rank": distributed.get_rank(), "world_size": distributed.get_world_size()}
-        rank, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-        if rank.isdigit() and size.isdigit():
-            return {"rank": int(rank), "world_size": int(size)}
-        return {"rank": 0, "world_size": 1}
+            rank, size = distributed.get_rank(), distributed.get_world_size()
+        elif all(number.isdigit() for number in told):
+            rank, size = (int(number) for number in told)
+        else:
+            rank, size = 0, 1
+        local = os.environ.get("LOCAL_WORLD_SIZE", "")
+        here = int(local) if local.isdigit() else size
+        return {"rank": rank, "world_size": size, "local_world_size": min(here, size)}
 
     def _device(self) -> dict[str, Any]:
         cuda = self._torch.cuda
-        index = cuda.current_device()
+        index = self._device_in_use()
         properties = cuda.get_device_properties(index)
-        free, _ = cuda.mem_get_info()
+        free, _ = cuda.mem_get_info(index)
+        reserved = cuda.memory_reserved(index)
         used = [i for i in range(cuda.device_count()) if cuda.memory_reserved(i)]
         return {
             "device": {
@@ -286,8 +313,8 @@ class _Probe:
                 "uuid": str(getattr(properties, "uuid", "")),
                 "total_bytes": properties.total_memory,
                 "free_bytes": free,
-                "reserved_bytes": cuda.memory_reserved(),
-                "cached_bytes": cuda.memory_reserved() - cuda.memory_allocated(),
+                "reserved_bytes": reserved,
+                "cached_bytes": reserved - cuda.memory_allocated(index),
                 "used": used,
             }
         }
@@ -297,7 +324,7 @@ class _Probe:
         if not self._asked["record"]:
             return None
         cuda = self._torch.cuda
-        index = cuda.current_device()
+        index = self._device_in_use()
         try:
             entries = cuda.memory._snapshot(index)["device_traces"][index]
         except Exception:
