@@ -298,7 +298,7 @@ def test_the_smaller_gpu_limits_all(two_gpus: Launcher) -> None:
     assert confirmation["limiting_rank"] == 1
     (_, small) = confirmation["ranks"]
     assert small["total_bytes"] == GIB
-    headroom = done.report["device"]["headroom_bytes"]
+    headroom = done.report["search"]["headroom_bytes"]
     assert 0.5 * GIB < small["peak_reserved_bytes"] <= GIB - headroom
 
 

@@ -1,4 +1,4 @@
-"""The trainers of docs/launch.md, with their commands, where their libraries are installed beside the fake GPU."""
+"""The trainers of docs/launch.md, with their commands, where their libraries are beside the fake GPU."""
 
 from __future__ import annotations
 
