@@ -190,7 +190,8 @@ def test_flags_are_found_in_texts() -> None:
 
 def test_every_flag_that_a_text_names_exists() -> None:
     known = {flag for flags in SURFACE.values() for flag in flags} | {"--help", "--version"}
-    known |= {"--bf16", "--config"}  # of the scripts in examples of `launch`
+    # Of the scripts in examples of `launch`, and of torchrun.
+    known |= {"--bf16", "--config", "--standalone", "--nproc-per-node", "--nnodes"}
     named = [
         (f"{file.relative_to(SOURCE)}:{line}", flag)
         for file in sorted(SOURCE.rglob("*.py"))

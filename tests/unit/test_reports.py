@@ -57,6 +57,7 @@ from bsfind.trial import (
     BatchVariation,
     Evaluation,
     Leak,
+    RankMemory,
     RefusedSizes,
     Trial,
     TrialStatus,
@@ -494,7 +495,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 25
+    assert len(found) == 26
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -527,6 +528,7 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("refused_sizes", RefusedSizes, set()),
         ("batches", BatchVariation, set()),
         ("evaluation", Evaluation, set()),
+        ("rank_memory", RankMemory, set()),
         ("expandable_segments", records.ExpandableSegments, set()),
         ("global_batch", records.GlobalBatch, set()),
         ("assumption", records.Assumption, set()),
