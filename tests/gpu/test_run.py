@@ -303,3 +303,13 @@ def test_a_trial_begins_with_the_state_of_a_fresh_model(fake_gpu: Gpu, where: st
     assert "steps_differ" not in {warning["code"] for warning in done.report["warnings"]}
     for trial in done.only["trials"]:
         assert len(set(trial["peaks_by_step"][1:])) <= 1
+
+
+def test_what_the_end_of_an_epoch_frees_is_no_leak(gpu: Gpu) -> None:
+    libraries = str(MODELS / "libraries")
+    options = ("--precision", "fp32", "--max-batch-size", "64", "--app-dir", libraries)
+    done = gpu.run("libraries/collecting.py:FreedInTheEnd", "--input-shape", "16", *options)
+    assert done.code == 0, done.err
+    (warning,) = [w for w in done.report["warnings"] if w["code"] == "grows_in_epoch"]
+    assert "an epoch of 1,000 batches takes 381.5 MiB" in warning["message"]
+    assert done.only["recommended_batch_size"] == 64
