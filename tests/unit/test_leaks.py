@@ -65,6 +65,7 @@ def test_what_the_end_of_an_epoch_frees() -> None:
     assert not is_freed_at_the_end(lasting, sizes, sizes[-1], 1000)
     assert not is_freed_at_the_end(lasting, sizes, sizes[-1] - MIB, 1000)
     assert not is_freed_at_the_end(lasting, sizes, sizes[1], 3000)  # full before that
+    assert not is_freed_at_the_end(lasting, held(5), GIB, 1000)  # which grows in jumps
 
 
 def test_the_optimizer_s_state_is_no_leak() -> None:

@@ -103,7 +103,7 @@ def is_freed_at_the_end(leak: Leak, held: Sequence[int], held_at_end: int, batch
         batches: batches of an epoch.
     """
     grown, freed = held[-1] - held[1], held[-1] - held_at_end
-    return leak.lasts_steps > batches and freed >= _ALMOST_ALL * grown
+    return leak.lasts_steps > batches and freed >= _ALMOST_ALL * grown > 0
 
 
 def note_of_epoch(leak: Leak, batches: int) -> tuple[str, str]:

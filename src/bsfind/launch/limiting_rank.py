@@ -65,11 +65,12 @@ def memory_of_ranks(records: Sequence[RankRecord]) -> tuple[RankMemory, ...]:
 
 def ranks_assumption(trial: Trial) -> Assumption:
     """Return whose figures those of a trial of several ranks are."""
-    (limiting_one,) = [each for each in trial.ranks if each.rank == trial.limiting_rank]
+    of_limiting = (each for each in trial.ranks if each.rank == trial.limiting_rank)
+    gpus = (f" on cuda:{each.device_index} ({each.device_name})" for each in of_limiting)
     return Assumption(
         what="ranks",
-        value=f"{len(trial.ranks)}, all measured; figures are those of rank {trial.limiting_rank} on "
-        f"cuda:{limiting_one.device_index} ({limiting_one.device_name})",
+        value=f"{len(trial.ranks)}, all measured; figures are those of rank {trial.limiting_rank}"
+        f"{next(gpus, '')}",
         why="it has the least memory left, which limits the batch size of all",
     )
 

@@ -163,7 +163,8 @@ class _Probe:
     def _limit(self, device: int) -> Any:
         """Return what the allocator may reserve, bytes: of several GPUs, another may have less free."""
         limit = self._asked["limit_bytes"]
-        if limit is not None and int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        ranks = os.environ.get("WORLD_SIZE", "")
+        if limit is not None and ranks.isdigit() and int(ranks) > 1:
             free, _ = self._torch.cuda.mem_get_info(device)
             limit = min(limit, free - self._asked["leave_bytes"])
         self._limit_bytes = limit

@@ -180,8 +180,9 @@ def _lists_of_labels(model: Any) -> Proposal:
     """
     name, takes = type(model).__name__, arguments_of(model)
     needs = {argument for argument, is_optional in takes.items() if not is_optional}
-    if not needs <= {"pixel_values"} or takes.keys() & {"input_ids", "task_inputs"}:
-        others = ", ".join(f"`{argument}`" for argument in needs - {"pixel_values"})
+    made = {"pixel_values", "labels", "mask_labels", "class_labels"}
+    if not needs <= made or takes.keys() & {"input_ids", "task_inputs"}:
+        others = ", ".join(f"`{argument}`" for argument in needs - made)
         raise UsageError(
             f"`{name}` is trained with lists of labels and {others or 'texts'}, which bsfind does not make",
             hint="make the batches yourself: `--batch-fn pkg.mod:fn`",
