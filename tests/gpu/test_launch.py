@@ -174,15 +174,13 @@ def test_a_script_that_fails(launch: Launcher, kind: str, said: str) -> None:
 def test_a_launcher_is_no_rank(launch: Launcher) -> None:
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     python, *script = launch.command("plain")
-    fake = {**MEMORY, "count": 2} if launch.gpu.is_fake else {}
-    one, two = (
-        launch.gpu.bsfind("launch", "--json", *FEW, "--", python, *torchrun, n, *script, **fake)
-        for n in ("1", "2")
+    fake = MEMORY if launch.gpu.is_fake else {}
+    done = launch.gpu.bsfind(
+        "launch", "--json", *FEW, "--", python, *torchrun, "1", *script, **fake
     )
-    assert one.code == 0, one.err
-    assert one.only["max_batch_size"] == 6
-    assert two.code == 2
-    assert "the command trains in 2 processes" in two.err
+    assert done.code == 0, done.err
+    assert done.only["max_batch_size"] == 6
+    assert done.only["confirmation"]["ranks"] == []
 
 
 def test_a_command_that_is_no_python(launch: Launcher) -> None:
@@ -299,7 +297,7 @@ def test_the_smaller_gpu_limits_all(two_gpus: Launcher) -> None:
     (_, small) = confirmation["ranks"]
     assert small["total_bytes"] == GIB
     headroom = done.report["search"]["headroom_bytes"]
-    assert 0.5 * GIB < small["peak_reserved_bytes"] <= GIB - headroom
+    assert 0.3 * GIB < small["peak_reserved_bytes"] <= GIB - headroom
 
 
 def test_the_first_rank_that_fails_ends_all(two_gpus: Launcher) -> None:

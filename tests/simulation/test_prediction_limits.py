@@ -109,7 +109,7 @@ def test_the_steps_of_a_slow_trace_repeat_the_last(monkeypatch: pytest.MonkeyPat
     workload = Workload(target=f"{MODELS}:Convolutions", inputs=(InputSpec(shape=(3, 12, 12)),))
     trials = []
     for seconds in (10.0, 0.0):
-        monkeypatch.setattr("bsfind.simulation.trace.tracer._LONG_S", seconds)
+        monkeypatch.setattr("bsfind.simulation.trace.traced_steps._LONG_S", seconds)
         with loaded_device(workload) as device:
             device.run_trial(4, 3)
             trials.append(device.run_trial(4, 20, exact=True))
