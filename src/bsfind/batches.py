@@ -291,7 +291,8 @@ def _sides(image_size: Any) -> tuple[int, int]:
     sides = image_size if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise TargetError(
-            "`--batch-arg image_size=…` is no side of an image, nor its height and width"
+            f"`--batch-arg image_size={image_size}` is not a size of images in pixels",
+            hint="give one side, or height and width: `--batch-arg 'image_size=[800,1333]'`",
         )
     return sides[0], sides[1]
 

@@ -122,6 +122,14 @@ def test_arguments_that_a_function_does_not_take(options: dict[str, Any], said: 
     assert said in error.value.message
 
 
+@pytest.mark.parametrize("size", ["0", "[64]", "'large'"])
+def test_sizes_that_images_cannot_have(size: str) -> None:
+    with pytest.raises(TargetError) as error:
+        made("detection", batch_args=(("image_size", size),))
+    assert "is not a size of images in pixels" in error.value.message
+    assert "image_size=[800,1333]" in error.value.hint
+
+
 def test_a_library_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_geometric", None)
     with pytest.raises((TargetError, ModuleNotFoundError)) as error:
