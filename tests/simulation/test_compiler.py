@@ -17,9 +17,9 @@ from bsfind.settings import Workload
 from bsfind.simulation.trace.masquerade.compiler import uncompiled
 from bsfind.simulation.trace.tracer import Tracer
 
-CODE = """
+NOT_BEFORE_IT_IS_USED = """
 import sys, torch
-from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
+from bsfind.workload.late_compiler import postpone_compiler
 postpone_compiler()
 layer = torch.nn.Linear(2, 2)
 optimizer = torch.optim.AdamW(layer.parameters())
@@ -34,9 +34,28 @@ postpone_compiler()
 assert sys.modules["torch._dynamo"].__file__
 """
 
+MARKS_HOLD = """
+import torch
+from bsfind.workload.late_compiler import postpone_compiler
+postpone_compiler()
+import torch._dynamo
+@torch._dynamo.disable
+def left_alone(x):
+    return x.sin()
+assert left_alone(torch.zeros(1)) == 0
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph.code)
+    return graph.forward
+torch.compile(lambda x: left_alone(x.cos() + 1).exp(), backend=backend)(torch.zeros(1))
+assert len(graphs) == 2 and "cos" in graphs[0] and "exp" in graphs[1], graphs
+assert "sin" not in "".join(graphs), graphs
+"""
 
-def test_the_compiler_waits_until_it_is_used() -> None:
-    done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=False)
+
+@pytest.mark.parametrize("code", [NOT_BEFORE_IT_IS_USED, MARKS_HOLD])
+def test_the_compiler_waits_until_it_is_used(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -44,12 +44,10 @@ def main() -> int:
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     server = _Server()
-    # The parent starts a worker before it needs it: the seconds of these imports are free then. A
+    # The parent starts a worker before it needs it: the seconds of this import are free then. A
     # torch that cannot be imported is reported when the device is to be opened.
     with contextlib.suppress(Exception):
         importlib.import_module("bsfind.devices.cuda")
-        if inbox.empty():
-            importlib.import_module("torch._dynamo")  # the first optimizer does (torch/_compile.py)
     get_pid, leave = os.getpid, os._exit
     own = get_pid()
     while True:

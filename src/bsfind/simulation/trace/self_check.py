@@ -20,10 +20,10 @@ from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.masquerade.compiler import postpone_compiler
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import Recorder
 from bsfind.simulation.trace.torch_private import missing, replacing
+from bsfind.workload.late_compiler import postpone_compiler
 
 _GPU = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 

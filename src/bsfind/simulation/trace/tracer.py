@@ -24,7 +24,6 @@ from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
 from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.masquerade.compiler import (
     UNCOMPILED,
-    postpone_compiler,
     uncompiled,
     uncompiled_message,
 )
@@ -42,6 +41,7 @@ from bsfind.simulation.trace.traced_steps import TracedSteps
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.simulation.trace.value_shapes import ValueShapes
 from bsfind.trial import BatchVariation
+from bsfind.workload.late_compiler import postpone_compiler
 from bsfind.workload.libraries.pretrained import random_weights
 from bsfind.workload.precision import precision_plan
 
