@@ -60,6 +60,8 @@ class RankMemory:
         rank: its number.
         device_index, device_name, device_uuid: the GPU, as the rank numbers and names it.
         total_bytes: memory of that GPU.
+        capacity_bytes: what is there of it for the allocator of the rank: all but what contexts, NCCL and
+            other processes take.
         peak_allocated_bytes, peak_reserved_bytes, num_alloc_retries: as of a trial.
     """
 
@@ -68,6 +70,7 @@ class RankMemory:
     device_name: str
     device_uuid: str
     total_bytes: int
+    capacity_bytes: int
     peak_allocated_bytes: int
     peak_reserved_bytes: int
     num_alloc_retries: int
@@ -135,6 +138,19 @@ class Trial:
     def size(self) -> int:
         """The number that was searched: the batch size, or the size of the axis."""
         return self.batch_size if self.axis_size is None else self.axis_size
+
+    @property
+    def limiting(self) -> RankMemory | None:
+        """What the limiting rank took; None where there is one process, or the rank had no GPU."""
+        return next((each for each in self.ranks if each.rank == self.limiting_rank), None)
+
+    def capacity_bytes(self, of_device: int) -> int:
+        """Return what the allocator of the process that limits the size may reserve.
+
+        Args:
+            of_device: what that of a single process may reserve of the device, bytes.
+        """
+        return of_device if self.limiting is None else min(of_device, self.limiting.capacity_bytes)
 
     @property
     def is_at_limit(self) -> bool:

@@ -26,8 +26,10 @@ from bsfind.records import Report
 from bsfind.report.diff import compare
 from bsfind.report.json import read_report, schema, to_json
 from bsfind.report.markup import to_markdown
+from bsfind.search.estimate import Estimate
 from bsfind.search.request import launch_settings_from
 from bsfind.settings import Launch
+from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 
 LIMIT = 1 << 30
 OOM = (
@@ -441,6 +443,23 @@ def test_headroom_has_to_be_free_besides_what_is_not_the_allocators() -> None:
     trial = outcome_of(run, 64, LIMIT, 60.0, 9001).trial
     assert trial.status == "oom"
     assert "less than the headroom" in (trial.message or "")
+
+
+def test_the_gpu_with_the_least_memory_sizes_the_recommendation() -> None:
+    trials = []
+    for size in (10, 20):
+        taken = 100 * size
+        small = {**DEVICE, "index": 1, "reserved_bytes": taken, "free_bytes": 5000 - taken}
+        run = a_run(of_rank(0, taken), of_rank(1, taken, device=small))
+        trials.append(outcome_of(run, size, 9000, 60.0, 0).trial)
+    assert [(t.limiting_rank, t.capacity_bytes(9000)) for t in trials] == [(1, 5000)] * 2
+    assert trials[0].capacity_bytes(3000) == 3000  # `--memory-limit`
+    estimate = Estimate(9000, {}, AllocatorSettings(torch_version="2.13"))
+    assert estimate.shortfall_bytes(trials) == 4000
+    assert estimate.shortfall_bytes([]) == 0
+    alone = [dataclasses.replace(trial, ranks=(), limiting_rank=None) for trial in trials]
+    assert estimate.maximum(trials) == 50
+    assert estimate.maximum(alone) == 90
 
 
 def test_a_failure_names_its_rank() -> None:

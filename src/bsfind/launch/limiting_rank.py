@@ -26,8 +26,8 @@ def left_bytes(record: RankRecord, limit_bytes: int) -> int:
         limit_bytes: what the allocator was allowed to reserve, where the rank has set no smaller limit.
     """
     limits = [limit_bytes if record.limit_bytes is None else record.limit_bytes]
-    if (device := record.device) is not None and record.world_size > 1:
-        limits.append(device.free_bytes + device.reserved_bytes)
+    if record.device is not None and record.world_size > 1:
+        limits.append(record.device.capacity_bytes)
     return min(limits) - peak_reserved(record)
 
 
@@ -52,6 +52,7 @@ def memory_of_ranks(records: Sequence[RankRecord]) -> tuple[RankMemory, ...]:
             device_name=record.device.name,
             device_uuid=record.device.uuid,
             total_bytes=record.device.total_bytes,
+            capacity_bytes=record.device.capacity_bytes,
             peak_allocated_bytes=max(
                 (step.peak_allocated_bytes for step in record.steps), default=0
             ),

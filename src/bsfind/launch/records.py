@@ -56,6 +56,11 @@ class UsedDevice:
     cached_bytes: int
     used: tuple[int, ...]
 
+    @property
+    def capacity_bytes(self) -> int:
+        """What is there for the allocator: all but what contexts, NCCL and other processes take."""
+        return self.free_bytes + self.reserved_bytes
+
 
 @dataclass(frozen=True, kw_only=True)
 class RaisedError:

@@ -35,7 +35,10 @@ def answer(report: Report) -> str | None:
     if ratio is not None and reference is not None:
         reasons.append(f"{ratio:.1f} x the samples per second of {reference.precision}")
     if report.device is not None and result.peak_reserved_bytes is not None:
-        left = report.device.capacity_bytes - result.peak_reserved_bytes
+        capacity, limiting = report.device.capacity_bytes, wording.limiting_rank(result)
+        if limiting is not None:
+            capacity = min(capacity, limiting.capacity_bytes)
+        left = capacity - result.peak_reserved_bytes
         reasons.append(f"{format_bytes(left)} left free")
     return f"{text}: {', '.join(reasons)}." if reasons else f"{text}."
 
@@ -199,13 +202,19 @@ def _gpu_memory(result: PrecisionResult, report: Report) -> Iterator[str]:
     device, reserved = report.device, result.peak_reserved_bytes
     if device is None or reserved is None:
         return
+    limiting = wording.limiting_rank(result)
+    if limiting is None:
+        whose, total = "The card's", device.total_bytes
+        outside = {"context": device.context_bytes, "other processes": device.others_bytes}
+    else:
+        whose, total = f"Of rank {limiting.rank}, the card's", limiting.total_bytes
+        outside = {"contexts, NCCL and other processes": total - limiting.capacity_bytes}
     allocated = result.peak_allocated_bytes or 0
-    context, others = device.context_bytes or 0, device.others_bytes or 0
     parts = [(allocated, "allocated"), (reserved - allocated, "fragmentation")]
-    parts += [part for part in ((context, "context"), (others, "other processes")) if part[0]]
-    parts.append((max(0, device.total_bytes - reserved - context - others), "free"))
+    parts += [(nbytes, name) for name, nbytes in outside.items() if nbytes]
+    parts.append((max(0, total - sum(nbytes for nbytes, _ in parts)), "free"))
     listed = ", ".join(f"{format_bytes(nbytes)} {name}" for nbytes, name in parts)
-    yield f"The card's {format_bytes(device.total_bytes)}: {listed}."
+    yield f"{whose} {format_bytes(total)}: {listed}."
 
 
 def _throughput(result: PrecisionResult) -> Iterator[str]:

@@ -11,6 +11,7 @@ from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.records import Assumption, PrecisionResult, Report
 from bsfind.report.visible import visible
 from bsfind.search.variants import row_name
+from bsfind.trial import RankMemory
 from bsfind.units import format_bytes, format_parameters
 
 _NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "model")
@@ -150,6 +151,13 @@ def recommended(report: Report) -> PrecisionResult | None:
         if (result.precision, result.seq_len, result.remedy)
         == (recommendation.precision, recommendation.seq_len, None)
     )
+
+
+def limiting_rank(result: PrecisionResult) -> RankMemory | None:
+    """Return what the rank took that limits the recommended size; None where one process trains."""
+    size = result.recommended_size
+    trials = (*result.trials, *([result.confirmation] if result.confirmation else []))
+    return next((trial.limiting for trial in reversed(trials) if trial.size == size), None)
 
 
 def rows(report: Report) -> list[PrecisionResult]:

@@ -71,9 +71,14 @@ class Estimate:
 
     def maximum(self, trials: Sequence[Trial]) -> int | None:
         """Return what the trials say of the maximum; None if they say too little."""
-        estimate = self._from_trials(trials, self._capacity)
+        estimate = self._from_trials(trials, self._capacity - self.shortfall_bytes(trials))
         largest_that_ran = max((t.batch_size for t in trials if t.status == "ok"), default=0)
         return None if estimate is None else max(estimate, largest_that_ran)
+
+    def shortfall_bytes(self, trials: Sequence[Trial]) -> int:
+        """Return by how much less than the device's capacity the limiting rank of trials has."""
+        ran = [trial.capacity_bytes(self._capacity) for trial in trials if trial.status == "ok"]
+        return self._capacity - min(ran, default=self._capacity)
 
     def within_budget(self, budget_bytes: int, bracket: Bracket) -> int | None:
         """Return the largest size within a budget below the capacity, once the maximum is known."""

@@ -70,7 +70,7 @@ class Measured:
 
     def largest_within_budget(self, search: PrecisionSearch, largest: int) -> int:
         """Return what may be the largest batch size up to `largest` that leaves the headroom."""
-        budget = search.budget
+        budget = search.budget - search.estimate.shortfall_bytes(search.bracket.trials)
         if search.confirmation.accumulates_from(largest) and search.runner.model is not None:
             budget -= search.runner.model.model_bytes  # the gradients of the micro-batches before
         estimate = search.estimate.within_budget(budget, search.bracket)

@@ -118,13 +118,14 @@ def result_of(state: PrecisionState) -> PrecisionResult:
     if shown is None:
         return dataclasses.replace(result, message=found.message or _why_nothing_holds(state))
     allocated, reserved = shown.peak_allocated_bytes, shown.peak_reserved_bytes
+    total = (shown.limiting or state.device).total_bytes
     return dataclasses.replace(
         result,
         recommended_batch_size=shown.batch_size,
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
         fragmentation_bytes=None if reserved is None or allocated is None else reserved - allocated,
-        peak_fraction=reserved / state.device.total_bytes if reserved else None,
+        peak_fraction=reserved / total if reserved else None,
         samples_per_s=shown.samples_per_s,
         step_time_s=shown.step_time_s,
     )
