@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.cli.processes import MODELS, bsfind
-from tests.cli.test_prediction import document
+from tests.cli.processes import MODELS, bsfind, document, screen_and_report
 
 import bsfind as api
 
@@ -51,12 +50,10 @@ def test_the_largest_size_is_found_exactly(asked: tuple[str, ...], name: str, sa
 
 
 def test_every_screen_says_what_the_number_is(tmp_path: Path) -> None:
-    report = document("run", *TOKENS)
-    size = report["recommendation"]["axis_size"]
     files = [tmp_path / f"report.{ending}" for ending in ("md", "csv", "json")]
     exports = [argument for file in files for argument in ("--export", str(file))]
-    done = bsfind("run", *TOKENS, "--plot", "-v", *exports)
-    assert done.returncode == 0, done.stderr
+    done, report = screen_and_report("run", *TOKENS, "--plot", "-v", *exports)
+    size = report["recommendation"]["axis_size"]
     assert f"Train with L up to {size:,} at batch size 4 in fp32: " in done.stdout
     assert "max L" in done.stdout
     assert "Peak reserved against L" in done.stdout
@@ -96,11 +93,12 @@ def test_the_limits_of_a_search_are_those_of_the_axis() -> None:
 
 def test_the_most_that_a_model_takes_is_told_as_its_limit() -> None:
     asked = (f"{AXES}:Decoder", "--model-arg", "limit=300", *IDS, *FP32)
-    (result,) = document("run", *asked)["results"]
+    done, report = screen_and_report("run", *asked)
+    (result,) = report["results"]
     assert result["max_axis_size"] == result["recommended_axis_size"] == 300
     assert len(result["trials"]) <= 6
     assert result["refused_sizes"]["axis_sizes"][0] == 301
-    assert "300 fits, 301 is refused." in bsfind("run", *asked).stdout
+    assert "300 fits, 301 is refused." in done.stdout
 
 
 def test_sizes_of_one_form_are_searched_among_these() -> None:
@@ -166,7 +164,7 @@ def test_the_most_tokens_of_a_configuration_are_the_limit() -> None:
     asked = ("--axis", "seq-len", "--batch-size", "4", "--multiple-of", "8", *FP32)
     target = ("transformers:TextForCausalLM", "--app-dir", f"{MODELS}/libraries")
     limit = ("--model-arg", "max_position_embeddings=204")
-    report = document("run", *target, *limit, *asked)
+    done, report = screen_and_report("run", *target, *limit, *asked)
     (result,) = report["results"]
     assert result["max_axis_size"] == result["recommended_axis_size"] == 200
     made = {made["what"]: made["value"] for made in report["workload"]["assumptions"]}
@@ -174,5 +172,4 @@ def test_the_most_tokens_of_a_configuration_are_the_limit() -> None:
     assert "input_ids=seq-len:int64" in made["inputs"]
     assert report["workload"]["inputs"] == []
     assert "--seq-len 200" in report["recommendation"]["check"]
-    done = bsfind("run", *target, *limit, *asked)
     assert "200 fits, the largest that the model takes." in done.stdout

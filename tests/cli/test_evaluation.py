@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from tests.cli.processes import MODELS, bsfind
-from tests.cli.test_prediction import document
+from tests.cli.processes import MODELS, bsfind, document
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 import pytest
-from tests.cli.processes import MODELS, bsfind
-from tests.cli.test_prediction import document
+from tests.cli.processes import MODELS, bsfind, document, screen_and_report
 
 pytestmark = pytest.mark.slow
 
@@ -70,10 +69,10 @@ def test_a_queue_that_the_batch_has_to_divide() -> None:
 
 
 def test_one_size_only() -> None:
-    result, sizes = refused(f"{CHOOSY}:OneSize", *VECTOR)
+    done, report = screen_and_report("run", f"{CHOOSY}:OneSize", *VECTOR, *FP32)
+    (result,) = report["results"]
     assert result["max_batch_size"] == result["recommended_batch_size"] == 24
-    assert sizes["accepted"] is None
-    done = bsfind("run", f"{CHOOSY}:OneSize", *VECTOR, *FP32)
+    assert result["refused_sizes"]["accepted"] is None
     assert re.search(
         r"^Batch sizes .* and \d+ others fail with `.*`; 24 runs\.$", done.stdout, re.M
     )
@@ -95,23 +94,21 @@ def test_micro_batches_are_accepted_sizes() -> None:
 
 
 def test_a_model_that_runs_at_no_size() -> None:
-    done = bsfind("run", f"{CHOOSY}:Misshapen", *VECTOR)
-    assert done.returncode == 4
+    done, report = screen_and_report("run", f"{CHOOSY}:Misshapen", *VECTOR, code=4)
     assert done.stdout == ""
     assert done.stderr.count("Traceback") == 1
     assert "batch size 5 in fp32" in done.stderr  # the first error
     assert "Other batch sizes were tried: " in done.stderr
-    report = document("run", f"{CHOOSY}:Misshapen", *VECTOR, code=4)
     assert report["recommendation"] is None
     assert all(len(result["trials"]) <= 10 for result in report["results"])
 
 
 def test_check_of_a_size_that_the_model_refuses() -> None:
-    done = bsfind("check", f"{CHOOSY}:OneSize", *VECTOR, "-b", "23")
+    done = bsfind("check", f"{CHOOSY}:OneSize", *VECTOR, *FP32, "-b", "23")
     assert done.returncode == 4
     assert "batch size 23 in fp32" in done.stderr
     assert "Other batch sizes" not in done.stderr
-    assert bsfind("check", f"{CHOOSY}:OneSize", *VECTOR, "-b", "24").returncode == 0
+    assert bsfind("check", f"{CHOOSY}:OneSize", *VECTOR, *FP32, "-b", "24").returncode == 0
 
 
 def test_batch_norm_refuses_one_sample() -> None:
@@ -137,32 +134,34 @@ LAYER = ("--input-shape", "1024", "--gpu", "2GiB")
 def test_the_other_precision_answers(how: str, half: str) -> None:
     model = (f"{CHOOSY}:FailsIn", "--model-arg", f"half={half}", "--model-arg", f"how={how}")
     failed, answers = ("amp-bf16", "fp32") if half == "True" else ("fp32", "amp-bf16")
-    done = bsfind("run", *model, *LAYER, "-q", "--max-batch-size", "1000")
-    assert (done.returncode, done.stdout) == (0, "1000\n")
+    done, report = screen_and_report("run", *model, *LAYER, "--max-batch-size", "1000")
+    assert report["status"] == "complete"
+    assert [warning["code"] for warning in report["warnings"]] == ["precision_failed"]
     assert f"warning: {failed} failed: " in done.stderr
     assert "Traceback" not in done.stderr
+    assert re.search(rf"^{failed} +failed +–", done.stdout, re.MULTILINE)
+    assert f"Train with batch size 1000 in {answers}" in done.stdout
     if how == "raises":
-        done = bsfind("run", *model, *LAYER, "--max-batch-size", "1000")
-        assert re.search(rf"^{failed} +failed +–", done.stdout, re.MULTILINE)
-        assert f"Train with batch size 1000 in {answers}" in done.stdout
         assert f"{failed}: `RuntimeError: not in this precision` in choosy.py" in done.stdout
-        report = document("run", *model, *LAYER, "--max-batch-size", "1000")
-        assert report["status"] == "complete"
-        assert [warning["code"] for warning in report["warnings"]] == ["precision_failed"]
-        assert bsfind("check", *model, *LAYER, "-b", "64").returncode == 0
-        assert bsfind("check", *model, *LAYER, "-b", "100000000").returncode == 1
+
+
+def test_a_check_is_of_the_precision_that_answers() -> None:
+    model = (f"{CHOOSY}:FailsIn", "--model-arg", "half=True", "--model-arg", "how=raises")
+    done = bsfind("run", *model, *LAYER, "-q", "--max-batch-size", "1000")
+    assert (done.returncode, done.stdout) == (0, "1000\n")
+    assert "warning: amp-bf16 failed: " in done.stderr
+    assert bsfind("check", *model, *LAYER, "-b", "64").returncode == 0
+    assert bsfind("check", *model, *LAYER, "-b", "100000000").returncode == 1
 
 
 def test_a_size_from_half_a_search_is_no_recommendation() -> None:
     model = (f"{CHOOSY}:FailsIn", "--model-arg", "half=False", "--model-arg", "how=dies")
-    done = bsfind("run", *model, *LAYER, *FP32)
-    assert done.returncode == 4
+    done, report = screen_and_report("run", *model, *LAYER, *FP32, code=4)
     assert "Train with" not in done.stdout
     assert re.search(
         r"fp32: the worker was killed by SIGKILL, .*; before that, 5 fits$", done.stdout, re.M
     )
     assert bsfind("run", *model, *LAYER, *FP32, "-q").stdout == ""
-    report = document("run", *model, *LAYER, *FP32, code=4)
     assert report["recommendation"] is None
     assert report["results"][0]["recommended_batch_size"] is None
 
@@ -256,11 +255,10 @@ def test_the_largest_of_batches_that_vary_decides() -> None:
 
 def test_a_search_whose_batches_vary_says_how_much() -> None:
     search = (*NET, "--batch-fn", f"{DELIVERIES}:sequences", "--max-batch-size", "3000")
-    report = document("run", *search)
+    done, report = screen_and_report("run", *search)
     (result,) = report["results"]
     assert result["recommended_batch_size"] == 3000
     assert all(trial["batches"]["batches"] >= 9 for trial in result["trials"])
     assert [warning["code"] for warning in report["warnings"]] == ["batches_vary"]
-    done = bsfind("run", *search)
     assert "batches (the largest of 19, 960,000 elements)" in done.stdout
     assert "which had 192,000 to 960,000 elements; larger ones are not covered" in done.stderr

@@ -10,6 +10,10 @@ import pytest
 from tests.gpu.gpu import MODELS, Gpu
 
 IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32", "--max-batch-size", "6")
+CHECK = (
+    *("check", f"{MODELS}/well_behaved.py:ConvNet", *IMAGES),
+    *("--batch-size", "8", "--precision", "fp32", "--json"),
+)
 
 
 def in_worker(gpu: Gpu, body: str) -> object:
@@ -110,10 +114,9 @@ def test_a_gpu_that_is_not_there(gpu: Gpu) -> None:
 
 
 def test_other_processes_are_named_and_their_memory_is_not_ours(fake_gpu: Gpu) -> None:
-    alone = fake_gpu.run("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "20GiB")
-    shared = fake_gpu.run(
-        *("well_behaved.py:ConvNet", *IMAGES, "--memory-limit", "20GiB"),
-        others=[(7654321, "jupyter", "9GiB")],
+    alone = fake_gpu.bsfind(*CHECK, "--memory-limit", "20GiB")
+    shared = fake_gpu.bsfind(
+        *CHECK, "--memory-limit", "20GiB", others=[(7654321, "jupyter", "9GiB")]
     )
     assert shared.code == 0, shared.err
     device = shared.report["device"]
@@ -127,8 +130,8 @@ def test_other_processes_are_named_and_their_memory_is_not_ours(fake_gpu: Gpu) -
 
 def test_visible_devices_are_counted_as_torch_does(fake_gpu: Gpu) -> None:
     def name(*arguments: str, visible: str | None = None) -> str:
-        done = fake_gpu.run(
-            *("well_behaved.py:ConvNet", *IMAGES, *arguments),
+        done = fake_gpu.bsfind(
+            *(*CHECK, *arguments),
             gpu="rtx3090,t4",
             count=2,
             visible=visible,

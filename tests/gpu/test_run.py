@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,18 @@ GIB = 1 << 30
 
 
 def test_report_of_two_precisions(gpu: Gpu) -> None:
-    done = gpu.run("well_behaved.py:ConvNet", *IMAGES)
+    files = [f"report.{ending}" for ending in ("csv", "json", "md")]
+    exports = [argument for file in files for argument in ("--export", file)]
+    done = gpu.run("well_behaved.py:ConvNet", *IMAGES, *exports)
     assert done.code == 0, done.err
     report = done.report
     Draft202012Validator(schema()).validate(report)
+    assert sorted(path.name for path in gpu.folder.iterdir()) == files
+    csv, exported, table = (Path(gpu.folder, file).read_text() for file in files)
+    assert json.loads(exported)["results"] == report["results"]
+    assert "| fp32 |" in table
+    trials = [trial for r in report["results"] for trial in r["trials"] + r["timings"]]
+    assert len(csv.splitlines()) == 1 + len(trials)
     assert report["status"] == "complete"
     assert report["simulated"] is False
     assert next(result["precision"] for result in report["results"]) == "fp32"
@@ -68,6 +77,7 @@ def test_a_card_that_nobody_knows_is_searched_all_the_same(fake_gpu: Gpu) -> Non
 def test_the_number_alone(gpu: Gpu) -> None:
     done = gpu.bsfind(
         *("run", f"{MODELS}/well_behaved.py:ConvNet", *IMAGES, "--memory-limit", LIMIT, "-q"),
+        *("--precision", "fp32"),
     )
     assert done.code == 0, done.err
     assert int(done.out) > 5
@@ -85,14 +95,6 @@ def test_the_table(gpu: Gpu) -> None:
     assert "ran out of memory" in done.out
     assert "out of memory (CUDA out of memory. Tried to allocate" in done.err
     assert "CUDACachingAllocator.cpp" not in done.err
-
-
-def test_headroom_zero_recommends_the_maximum(gpu: Gpu) -> None:
-    result = gpu.run(
-        "well_behaved.py:ConvNet", *IMAGES, "--headroom", "0", "--precision", "amp"
-    ).only
-    assert result["recommended_batch_size"] == result["max_batch_size"]
-    assert result["verified"]
 
 
 def test_multiples(gpu: Gpu) -> None:
@@ -124,6 +126,8 @@ def test_exact_search(gpu: Gpu) -> None:
         *("--precision", "fp32", "--headroom", "0"),
     ).only
     assert result["smallest_failed_batch_size"] == result["max_batch_size"] + 1
+    assert result["recommended_batch_size"] == result["max_batch_size"]
+    assert result["verified"]
 
 
 @pytest.mark.parametrize(
@@ -163,22 +167,12 @@ def check(gpu: Gpu, model: str, *arguments: str) -> None:
     assert trial["peak_allocated_bytes"] > 0
 
 
-def test_activation_checkpointing_and_accumulation_pay(gpu: Gpu) -> None:
-    def largest(*arguments: str) -> int:
-        done = gpu.run(
-            "well_behaved.py:Blocks", "--input-shape", "64,256", "--precision", "fp32", *arguments
-        )
-        assert done.code == 0, done.err
-        return int(done.only["max_batch_size"])
-
-    assert largest("--grad-checkpoint") > 1.5 * largest()
-
-
 def test_a_batch_of_one_is_no_obstacle_for_batch_norm(gpu: Gpu) -> None:
-    done = gpu.run("well_behaved.py:Normalised", "--input-shape", "16", "--max-batch-size", "3")
+    model = ("well_behaved.py:Normalised", "--input-shape", "16", "--precision", "fp32")
+    done = gpu.run(*model, "--max-batch-size", "3")
     assert done.code == 0, done.err
-    assert {result["max_batch_size"] for result in done.report["results"]} == {3}
-    done = gpu.run("well_behaved.py:Normalised", "--input-shape", "16", "--max-batch-size", "1")
+    assert done.only["max_batch_size"] == 3
+    done = gpu.run(*model, "--max-batch-size", "1")
     assert done.code == 1, done.err
 
 
@@ -209,47 +203,12 @@ def test_check(gpu: Gpu) -> None:
         assert [trial["status"] for trial in result["trials"]] == ["oom"]
 
 
-def test_exports_follow_the_trials(gpu: Gpu) -> None:
-    done = gpu.run(
-        *("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32"),
-        *("--export", "report.json", "--export", "report.md", "--export", "report.csv"),
-    )
-    assert done.code == 0, done.err
-    exported = json.loads(Path(gpu.folder, "report.json").read_text())
-    assert exported["results"] == done.report["results"]
-    assert "| fp32 |" in Path(gpu.folder, "report.md").read_text()
-    rows = Path(gpu.folder, "report.csv").read_text().splitlines()
-    assert len(rows) == 1 + len(done.only["trials"] + done.only["timings"])
-    assert sorted(p.name for p in gpu.folder.iterdir()) == [
-        "report.csv",
-        "report.json",
-        "report.md",
-    ]
-
-
 def test_reproduce_line_runs(gpu: Gpu) -> None:
-    first = gpu.run("well_behaved.py:ConvNet", *IMAGES, "--precision", "fp32", "--headroom", "0")
-    import shlex
-
-    command = shlex.split(first.report["reproduce"])
-    again = gpu.bsfind(*command[1:], "--json")
+    options = ("--precision", "fp32", "--headroom", "0", "--max-batch-size", "8")
+    first = gpu.run("well_behaved.py:ConvNet", *IMAGES, *options).report
+    again = gpu.bsfind(*shlex.split(first["reproduce"])[1:], "--json")
     assert again.code == 0, again.err
-    assert again.only["max_batch_size"] == first.only["max_batch_size"]
-
-
-def test_environment_variables_and_configuration(gpu: Gpu) -> None:
-    Path(gpu.folder, "pyproject.toml").write_text(
-        '[tool.bsfind]\nmax-batch-size = 7\nprecision = "fp32"\ninput-shape = ["3,32,32"]\n'
-    )
-    assert gpu.run("well_behaved.py:ConvNet").only["max_batch_size"] == 7
-    from_variable = gpu.run("well_behaved.py:ConvNet", variables={"BSFIND_MAX_BATCH_SIZE": "6"})
-    assert from_variable.only["max_batch_size"] == 6
-    from_flag = gpu.run(
-        "well_behaved.py:ConvNet",
-        *("--max-batch-size", "5"),
-        variables={"BSFIND_MAX_BATCH_SIZE": "6"},
-    )
-    assert from_flag.only["max_batch_size"] == 5
+    assert all(again.report[part] == first[part] for part in ("search", "workload", "reproduce"))
 
 
 def test_a_reader_that_has_seen_enough(gpu: Gpu) -> None:

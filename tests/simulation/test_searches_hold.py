@@ -108,7 +108,7 @@ def check(of: Workload, *, steps: int = 3) -> tuple[PrecisionResult, PrecisionSe
 
 @pytest.mark.parametrize(
     "seed",
-    [-3, -2, 0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (-6, -5, -4, -1, 2))],
+    [-3, -2, 0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (-5, 2))],
 )
 def test_irregular_sizes(seed: int) -> None:
     of = workload("irregular.py:Irregular", (256,), model_args=(("seed", str(seed)),))
@@ -122,17 +122,12 @@ def test_a_cubic_term() -> None:
     assert result.smallest_failed_batch_size == (result.max_batch_size or 0) + 1
 
 
-@pytest.mark.parametrize(
-    "model", ["EverySixteenth", pytest.param("EveryFourth", marks=pytest.mark.slow)]
-)
-def test_steps_that_do_more_now_and_then(model: str) -> None:
-    result, _ = check(workload(f"repetition.py:{model}", (16,)), steps=20)
+def test_steps_that_do_more_now_and_then() -> None:
+    result, _ = check(workload("repetition.py:EverySixteenth", (16,)), steps=20)
     assert result.smallest_failed_batch_size == (result.max_batch_size or 0) + 1
 
 
-@pytest.mark.parametrize(
-    "model", ["KeepsTheLastBatch", "KeepsTwoBatches", "KeepsThreeBatches", "KeepsTenBatches"]
-)
+@pytest.mark.parametrize("model", ["KeepsTheLastBatch", "KeepsThreeBatches", "KeepsTenBatches"])
 def test_lists_that_fill_up(model: str) -> None:
     of = workload(f"repetition.py:{model}", (4096,))
     result, search = check(of)
