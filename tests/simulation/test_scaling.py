@@ -156,3 +156,24 @@ def test_a_size_is_a_whole_number_of_bytes(size: Callable[[int], int], batch_siz
         entries, is_traced = traces.at(n, lambda n=n: trace_of(n, [size(n)]), exact=False)  # type: ignore[misc]
         assert is_traced
         assert entries == trace_of(n, [size(n)])
+
+
+def test_sizes_that_do_not_follow_from_others_are_traced_once() -> None:
+    traces, traced = Traces(), []
+
+    def at(size: int) -> int:
+        def trace() -> Any:
+            traced.append(size)
+            return [None] * (size % 7 + 1)  # of other lengths: no structure in common
+
+        return len(traces.at(size, trace, exact=False)[0])
+
+    sizes = [2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233]
+    assert [at(size) for size in sizes] == [size % 7 + 1 for size in sizes]
+    assert traced == sizes
+    assert not traces.scale
+    for size in sizes[-4:]:
+        at(size)
+    assert traced == sizes
+    at(2)  # long ago: not all are kept
+    assert traced == [*sizes, 2]

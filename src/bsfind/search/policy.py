@@ -138,6 +138,10 @@ class Simulated:
         found = search.confirmation.trial
         if found is None or found.traced_steps in (None, found.steps):
             return True
+        if found.traced_steps and _is_slow(search):
+            return (
+                True  # its trace would be as long again: the report says how many steps were traced
+            )
         traced = search.confirmation.trace(found)
         if traced.status == "timeout" or traced.error_kind == "untraceable":
             return True  # the report says how many steps were traced
@@ -167,6 +171,12 @@ class Simulated:
             sizes=search.sizes,
         )
         steps = max(search.steps, min(limits.confirm_steps, _REPLAYED_STEPS))
+        if _is_slow(search) and not accumulates:  # replays of what was traced take no time
+            for trial in sorted(search.bracket.trials, key=lambda trial: -trial.batch_size):
+                if trial.status == "ok" and smallest <= trial.batch_size <= largest:
+                    bracket.record(search.confirmation.run(trial.batch_size, steps))
+                    if bracket.best is not None:
+                        break
         for is_exact in (False, True):
             if is_exact:
                 if _is_slow(search):

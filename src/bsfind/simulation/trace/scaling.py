@@ -73,8 +73,9 @@ class Traces:
         Raises:
             BsfindError: what `trace` raises.
         """
-        known = self._traced.get(batch_size)
+        known = self._traced.pop(batch_size, None)
         if known is not None:
+            self._traced[batch_size] = known  # the last that is forgotten
             return known, True
         follows = (
             self._scaled is not None
@@ -94,9 +95,11 @@ class Traces:
         return entries, True
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
-        if not self._may_scale:
-            return
         self._traced[batch_size] = entries
+        if not self._may_scale:
+            if len(self._traced) > _MOST:  # each is large
+                del self._traced[next(iter(self._traced))]
+            return
         if batch_size < self._smallest:
             return
         several = [item for item in sorted(self._traced.items()) if item[0] >= self._smallest]

@@ -26,7 +26,7 @@ _ENOUGH = 256 << 20
 """Bytes that the CPU computed in a step; after a smaller step, the batch is doubled."""
 
 _MUCH = 1 << 30
-"""If the first step computed more, a smaller batch is next, and the second seed has one step."""
+"""If the first step computed more, a smaller batch is next, and the second seed has that one alone."""
 
 _MEMORY_OF_NEXT = 3
 """Memory that the next batch may need, in terms of that of half its size."""
@@ -51,7 +51,7 @@ def run_with_values(
     _grow(shapes, run)
     sizes = sorted(step.batch_size for step in shapes.steps)[-2:]
     if shapes.steps[0].computed_bytes > _MUCH:
-        del sizes[:-1]
+        del sizes[1:]
     load(SEED + 1)
     for size in sizes:
         _record(shapes, size, SEED + 1, run)
