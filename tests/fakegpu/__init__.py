@@ -56,6 +56,7 @@ def environment(
     fail_once: Path | None = None,
     recurrent: Sequence[int] = (),
     launch_us: float | None = None,
+    nccl_memory: str | int | None = None,
 ) -> dict[str, str]:
     """Return the complete environment variables of a process on a fake GPU.
 
@@ -75,6 +76,7 @@ def environment(
         fail_once: a file that the first process to fail makes; the others then do not fail.
         recurrent: bytes that cuDNN asks for in a recurrent layer: workspace, reserve, random states.
         launch_us: microseconds that each kernel launch takes longer.
+        nccl_memory: of a GPU, for each communicator of NCCL.
     """
     build = build_directory(venv)
     sonames = (build / "sonames.txt").read_text().split()
@@ -108,6 +110,7 @@ def environment(
         "FAKECUDA_FAIL": fail,
         "FAKECUDA_FAIL_ONCE": fail_once,
         "FAKECUDA_LAUNCH_US": launch_us,
+        "FAKE_NCCL_MEMORY": nccl_memory,
         "FAKECUDA_TRACE": trace,
         "CUDA_VISIBLE_DEVICES": visible,
     }

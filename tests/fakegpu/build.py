@@ -62,7 +62,8 @@ def _build_in(directory: Path, site: Path) -> None:
         importing = pool.submit(stubs.imports, site)
         flags = [
             f"-I{site}/nvidia/cu13/include",
-            f"-DFAKECUDA_CUDNN_VERSION={_cudnn_version(site)}",
+            f"-DFAKECUDA_CUDNN_VERSION={_version_of(site, 'cudnn')}",
+            f"-DFAKECUDA_NCCL_VERSION={_version_of(site, 'nccl')}",
         ]
         objects = list(
             pool.map(
@@ -104,11 +105,11 @@ def _replace(target: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _cudnn_version(site: Path) -> int:
-    """Return the version of cuDNN that PyTorch was built with, as cudnnGetVersion() writes it."""
+def _version_of(site: Path, library: str) -> int:
+    """Return the version of cuDNN or NCCL that PyTorch was built with, as the library itself writes it."""
     [torch] = importlib.metadata.distributions(name="torch", path=[str(site)])
     for requirement in torch.requires or ():
-        pinned = re.match(r"nvidia-cudnn-cu\d+ *== *(\d+)\.(\d+)\.(\d+)", requirement)
+        pinned = re.match(rf"nvidia-{library}-cu\d+ *== *(\d+)\.(\d+)\.(\d+)", requirement)
         if pinned:
             major, minor, patch = map(int, pinned.groups())
             return major * 10_000 + minor * 100 + patch

@@ -3,7 +3,7 @@
  * machine.c  the GPUs of the pretended machine, CUDA's choice of them, who holds their memory
  * memory.c   device memory, copies, pinned host memory
  * faults.c   what a kernel launch does: count, wait, fail
- * cudart.c, driver.c, nvml.c, cublas.c, cudnn.c, others.c   the libraries' entry points
+ * cudart.c, driver.c, nvml.c, cublas.c, cudnn.c, nccl.c, others.c   the libraries' entry points
  *
  * All is compiled with -fvisibility=hidden: only what is marked EXPORT can be seen from outside.
  */
@@ -50,7 +50,7 @@ extern gpu_t gpus[MAX_GPUS];
 extern int device_count; /* visible to CUDA */
 extern __thread int current_device;
 extern FILE *trace_file;
-extern size_t cudnn_workspace, cublaslt_workspace, cudnn_version, copy_max;
+extern size_t cudnn_workspace, cublaslt_workspace, nccl_memory, cudnn_version, copy_max;
 extern size_t recurrent_workspace, recurrent_reserve, dropout_states; /* 0: a guess */
 extern int nvml_off;
 typedef enum { D2H_AUTO, D2H_ZERO, D2H_COPY } d2h_t;

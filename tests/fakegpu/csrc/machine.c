@@ -33,6 +33,7 @@ __thread int current_device;
 FILE *trace_file;
 size_t recurrent_workspace, recurrent_reserve, dropout_states;
 size_t cudnn_workspace, cublaslt_workspace, copy_max = 16 * MIB, cudnn_version = FAKECUDA_CUDNN_VERSION;
+size_t nccl_memory = 544 * MIB; /* two A100s, NVIDIA/nccl#964 */
 int nvml_off;
 static int spills;
 d2h_t d2h_mode;
@@ -178,6 +179,7 @@ static void read_environment(void) {
   if ((s = getenv("FAKE_CUDNN_WORKSPACE"))) cudnn_workspace = parse_size(s);
   if ((s = getenv("FAKE_CUDNN_RECURRENT")) && *s) init_recurrent(s);
   if ((s = getenv("FAKE_CUBLASLT_WORKSPACE"))) cublaslt_workspace = parse_size(s);
+  if ((s = getenv("FAKE_NCCL_MEMORY")) && *s) nccl_memory = parse_size(s);
   if ((s = getenv("FAKECUDA_COPY_MAX"))) copy_max = parse_size(s);
   if ((s = getenv("FAKECUDA_D2H"))) d2h_mode = !strcmp(s, "zero") ? D2H_ZERO : !strcmp(s, "copy") ? D2H_COPY : D2H_AUTO;
   if ((s = getenv("FAKECUDA_TRACE")) && *s) trace_file = strcmp(s, "stderr") ? fopen(s, "a") : stderr;

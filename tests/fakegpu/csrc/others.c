@@ -1,7 +1,6 @@
-/* libcufft, libnccl, libnvrtc, libcupti: what has outputs. The rest of them are stubs.
+/* libcufft, libnvrtc, libcupti: what has outputs. The rest of them are stubs.
  *
- * Not faithful: a cuFFT plan needs no workspace; NCCL is right for one rank only; NVRTC compiles to nothing; CUPTI, the
- * profiler, records nothing.
+ * Not faithful: a cuFFT plan needs no workspace; NVRTC compiles to nothing; CUPTI, the profiler, records nothing.
  */
 #include "fakegpu.h"
 
@@ -15,72 +14,6 @@ EXPORT int cufftXtMakePlanMany(int p, int rank, void *n, void *ie, long long is,
   *ws = 0;
   return 0;
 }
-EXPORT int ncclGetVersion(int *v) {
-  *v = 22809;
-  return 0;
-}
-EXPORT const char *ncclGetErrorString(int e) { return e ? "fake nccl error" : "no error"; }
-EXPORT const char *ncclGetLastError(void *c) { return ""; }
-EXPORT int ncclGetUniqueId(void *id) {
-  memset(id, 7, 128);
-  return 0;
-}
-typedef struct {
-  char b[128];
-} nuid;
-typedef struct {
-  int n, r;
-} ncomm;
-static int mkcomm(void **c, int n, int r) {
-  ncomm *x = calloc(1, 256);
-  x->n = n;
-  x->r = r;
-  *c = x;
-  return 0;
-}
-EXPORT int ncclCommInitRank(void **c, int n, nuid id, int r) { return mkcomm(c, n, r); }
-EXPORT int ncclCommInitRankConfig(void **c, int n, nuid id, int r, void *cfg) { return mkcomm(c, n, r); }
-EXPORT int ncclCommInitRankScalable(void **c, int n, int r, int k, nuid *id, void *cfg) { return mkcomm(c, n, r); }
-EXPORT int ncclCommInitAll(void **c, int n, const int *d) {
-  for (int i = 0; i < n; i++) mkcomm(&c[i], n, i);
-  return 0;
-}
-EXPORT int ncclCommCount(ncomm *c, int *n) {
-  *n = c->n;
-  return 0;
-}
-EXPORT int ncclCommUserRank(ncomm *c, int *n) {
-  *n = c->r;
-  return 0;
-}
-EXPORT int ncclCommGetAsyncError(void *c, int *e) {
-  *e = 0;
-  return 0;
-}
-/* one rank: a collective is a copy */
-static size_t nsize(int t) {
-  static const int z[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};
-  return t >= 0 && t < 12 ? z[t] : 4;
-}
-static int ncopy(const void *s, void *r, size_t n, int t) {
-  if (s != r) copy(r, s, n * nsize(t));
-  return 0;
-}
-EXPORT int ncclAllGather(const void *s, void *r, size_t n, int t, void *c, void *st) { return ncopy(s, r, n, t); }
-EXPORT int ncclAllReduce(const void *s, void *r, size_t n, int t, int op, void *c, void *st) {
-  return ncopy(s, r, n, t);
-}
-EXPORT int ncclReduceScatter(const void *s, void *r, size_t n, int t, int op, void *c, void *st) {
-  return ncopy(s, r, n, t);
-}
-EXPORT int ncclBroadcast(const void *s, void *r, size_t n, int t, int root, void *c, void *st) {
-  return ncopy(s, r, n, t);
-}
-EXPORT int ncclReduce(const void *s, void *r, size_t n, int t, int op, int root, void *c, void *st) {
-  return ncopy(s, r, n, t);
-}
-EXPORT int ncclMemAlloc(void **p, size_t n) { return device_malloc(p, n); }
-EXPORT int ncclMemFree(void *p) { return device_free(p); }
 EXPORT const char *nvrtcGetErrorString(int e) { return "fake nvrtc"; }
 EXPORT int nvrtcVersion(int *a, int *b) {
   *a = CUDART_VERSION / 1000;
