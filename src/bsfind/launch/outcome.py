@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import signal
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +25,10 @@ from bsfind.failures.oom import (
     may_depend_on_size,
 )
 from bsfind.launch.limiting_rank import limiting, memory_of_ranks, peak_reserved
+from bsfind.launch.placeholders import several_machines
 from bsfind.launch.ranks import Run
 from bsfind.launch.records import RankRecord, Step
+from bsfind.launch.why_failed import first_line, why_it_failed
 from bsfind.simulation.allocator.recording import Recording, numbered_events
 from bsfind.trial import Leak, Trial
 from bsfind.units import format_bytes, format_duration
@@ -78,10 +78,7 @@ def outcome_of(
         GpuFaultError: the GPU failed.
     """
     if run.has_other_nodes:
-        raise UsageError(
-            "the command trains on several machines: `bsfind launch` hears only the ranks of this one",
-            hint="launch it on one of them: `torchrun --nnodes 1 …`",
-        )
+        raise several_machines()
     failed = run.failed
     if failed is not None:
         found = (
@@ -94,6 +91,8 @@ def outcome_of(
     if run.is_whole:
         return _ran(run, batch_size, limit_bytes, leave_bytes)
     if run.is_out_of_time:
+        if run.ended_early is not None:
+            return _others_wait(run.ended_early, run, batch_size)
         raise _too_late(run, batch_size, timeout_s)
     return _ended(run, batch_size, limit_bytes, leave_bytes)
 
@@ -110,7 +109,7 @@ def _ran(run: Run, batch_size: int, limit_bytes: int, leave_bytes: int) -> Outco
             f"steps without, batch size {batch_size}",
             hint="bsfind measures the memory of a GPU: does the command need an option for it?",
         )
-    short = _short(record, batch_size)
+    short = _short(ranks, batch_size)
     if short is not None:
         return short
     if len(ranks) == 1:
@@ -286,7 +285,7 @@ def _failed(record: RankRecord, run: Run, batch_size: int) -> Outcome:
     fault = device_fault(error, doing=f"batch size {batch_size}", traceback=run.last_lines)
     if fault is not None:
         raise fault
-    told = f"{type(error).__name__}: {_first_line(str(error))}"
+    told = f"{type(error).__name__}: {first_line(str(error))}"
     return _refused(told, run, batch_size, may_run=may_depend_on_size(error))
 
 
@@ -328,20 +327,15 @@ def _ended(run: Run, batch_size: int, limit_bytes: int, leave_bytes: int) -> Out
     """Return what it says that the command ended by itself before it had made all steps."""
     ranks = run.ranks
     record = limiting(ranks, limit_bytes) if ranks else None
-    refused = next((r for r in ranks if r.out_of_memory), None)
-    said = refused.out_of_memory[0] if refused else run.last_lines
     has_failed = run.status != 0
-    if refused or (has_failed and classify(RuntimeError(said)) is FailureKind.OUT_OF_MEMORY):
-        steps = len(refused.steps) if refused else 0
-        message = first_sentence(said) if refused else _out_of_memory_line(said)
-        return Outcome(
-            trial=Trial(batch_size=batch_size, status="oom", steps=steps, message=message)
-        )
+    if has_failed and classify(RuntimeError(run.last_lines)) is FailureKind.OUT_OF_MEMORY:
+        message = _out_of_memory_line(run.last_lines)
+        return Outcome(trial=Trial(batch_size=batch_size, status="oom", steps=0, message=message))
     if has_failed:
-        told, may_run = _why_it_failed(run)
+        told, may_run = why_it_failed(run.status, run.last_lines)
         return _refused(told, run, batch_size, may_run=may_run)
     if record is not None:
-        short = _short(record, batch_size)
+        short = _short(ranks, batch_size)
         if short is not None:
             return short
         if all(each.steps for each in ranks):
@@ -359,10 +353,24 @@ def _ended(run: Run, batch_size: int, limit_bytes: int, leave_bytes: int) -> Out
     return Outcome(trial=trial, refusal=refusal, record=record)
 
 
-def _short(record: RankRecord, batch_size: int) -> Outcome | None:
-    """Return the outcome of a batch that is larger than the data set; None if it is not."""
-    found = [int(samples) for size, samples in record.loaders if size == batch_size]
-    samples = max(found, default=batch_size)
+def _others_wait(record: RankRecord, run: Run, batch_size: int) -> Outcome:
+    """Return the outcome of a run in which one rank has ended early, and others have not."""
+    short = _short([record], batch_size)
+    if short is not None:
+        return short
+    steps = len(record.steps)
+    told = f"rank {record.rank} ended after {steps} optimizer steps, and other ranks did not"
+    return _refused(told, run, batch_size, may_run=True)
+
+
+def _short(ranks: Sequence[RankRecord], batch_size: int) -> Outcome | None:
+    """Return the outcome of a batch that is larger than the data set of a rank; None if it is not."""
+    of_rank = [
+        (max(int(samples) for size, samples in each.loaders if size == batch_size), each)
+        for each in ranks
+        if batch_size in {size for size, _ in each.loaders}
+    ]
+    samples, record = min(of_rank, key=lambda each: each[0], default=(batch_size, ranks[0]))
     if samples >= batch_size:
         return None
     message = f"the data set has {samples:,} samples, the batch size is {batch_size:,}"
@@ -377,29 +385,6 @@ def _short(record: RankRecord, batch_size: int) -> Outcome | None:
     )
     refusal = TargetError(message, hint="bsfind needs a data set with more samples than a batch")
     return Outcome(trial=trial, refusal=refusal, record=record)
-
-
-_RAISED = re.compile(r"(?:[\w.]+\.)?([A-Z]\w*(?:Error|Exception|Exit|Interrupt)): ?(.*)")
-_MISTAKES = re.compile(
-    r"(Type|Name|Attribute|Import|ModuleNotFound|NotImplemented|Syntax|FileNotFound)Error"
-)
-
-
-def _why_it_failed(run: Run) -> tuple[str, bool]:
-    """Return why a command ended with an error, and whether it may run at another batch size."""
-    for line in reversed(run.last_lines.splitlines()):
-        found = _RAISED.match(line.strip())
-        if found is not None:
-            told = f"{found[1]}: {_first_line(found[2])}" if found[2] else found[1]
-            return told, _MISTAKES.fullmatch(found[1]) is None
-    status = run.status
-    if status is None:
-        return "it ended with an unknown status", False
-    if status < 0:
-        name = signal.Signals(-status).name if -status in signal.valid_signals() else str(-status)
-        return f"it was killed by {name}", False
-    # 2 is what `argparse` exits with, 126 and 127 are a shell's.
-    return f"it exited with status {status}", status not in (2, 126, 127)
 
 
 def check_device(record: RankRecord, index: int) -> None:
@@ -420,7 +405,3 @@ def _out_of_memory_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines()]
     told = (line for line in lines if classify(RuntimeError(line)) is FailureKind.OUT_OF_MEMORY)
     return first_sentence(next(told, "out of memory"))
-
-
-def _first_line(text: str) -> str:
-    return text.strip().partition("\n")[0][:300]

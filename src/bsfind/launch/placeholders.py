@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ WITHOUT_VARIANTS = "command"
 
 TRACKERS: Mapping[str, str] = {"WANDB_MODE": "disabled", "NEPTUNE_MODE": "debug"}
 """Environment variables that keep trials out of trackers of experiments."""
+
+
+_SEVERAL_MACHINES = re.compile(r"--(?:nnodes|num[-_]machines)[= ](?!1(?:\s|:|$))")
+"""The options of torchrun and of `accelerate launch`; `1:4` begins with one machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +55,7 @@ def check(launch: Launch) -> None:
     """Make sure that there is a command with placeholders, and that it can be found.
 
     Raises:
-        UsageError: what is missing, or stands for nothing.
+        UsageError: what is missing, or stands for nothing, or wants several machines.
     """
     texts = [*launch.command, *(text for _, text in launch.set_env)]
     for name in launch.substitute:
@@ -81,12 +86,22 @@ def check(launch: Launch) -> None:
             "`{variant}` stands for nothing", hint="name variants: `--variant amp=--bf16`"
         )
     for filled in (fill(launch, name, 1, None) for name in names_of(launch)):
+        if _SEVERAL_MACHINES.search(" ".join(filled.arguments)):
+            raise several_machines()
         path = filled.variables.get("PATH", os.environ.get("PATH"))
         if shutil.which(filled.arguments[0], path=path) is None:
             raise UsageError(
                 f"there is no program `{filled.arguments[0]}`",
                 hint="the command follows `--`, the program first: `bsfind launch -- python train.py …`",
             )
+
+
+def several_machines() -> UsageError:
+    """Return the error of a command that trains on several machines."""
+    return UsageError(
+        "the command trains on several machines: `bsfind launch` hears only the ranks of this one",
+        hint="launch it on one of them: `torchrun --nnodes 1 …`",
+    )
 
 
 def fill(launch: Launch, name: str, batch_size: int, folder: Path | None) -> Filled:

@@ -34,6 +34,9 @@ _POLL_S = 0.05
 _LAST_WORDS_S = 1.0
 """How long stacks may take to be written, and records of processes that have ended to be read."""
 
+_ALONE_S = 20.0
+"""How long at least the other ranks may go on after one has ended: in a collective they wait for it."""
+
 _LONGEST_SOCKET = 100
 """Length of the name of a Unix socket that every system takes (sun_path has 104 bytes or more)."""
 
@@ -84,6 +87,11 @@ class Run:
         return failed_first(self.records)
 
     @property
+    def ended_early(self) -> RankRecord | None:
+        """The record of the rank that ended first, before it had made its steps."""
+        return next(filter(has_ended_early, self.records), None)
+
+    @property
     def ranks(self) -> list[RankRecord]:
         """What each process that trains told last, one for each rank."""
         return list({record.rank: record for record in self.records}.values())
@@ -101,7 +109,19 @@ class Run:
 
 def failed_first(records: Iterable[RankRecord]) -> RankRecord | None:
     """Return the record of the process that failed first; None if none has."""
-    return next((r for r in records if r.status in ("oom", "failed")), None)
+    return next(filter(has_failed, records), None)
+
+
+def has_failed(record: RankRecord) -> bool:
+    """Tell whether a process has failed: `multiprocessing` ends it for an exception that nobody else sees."""
+    return record.status in ("oom", "failed") or (
+        record.status == "ended" and bool(record.out_of_memory)
+    )
+
+
+def has_ended_early(record: RankRecord) -> bool:
+    """Tell whether one of several ranks has ended by itself, before it had made its steps."""
+    return record.status == "ended" and record.world_size > 1
 
 
 def are_elsewhere(record: RankRecord) -> bool:
@@ -169,8 +189,14 @@ def run_command(
 
 def _follow(process: WorkerProcess, inbox: _Inbox, deadline: float) -> tuple[int | None, bool]:
     """Wait for the end of a run; return the exit status, and whether the time is over."""
+    began = time.monotonic()
+    are_alone = False
     while not inbox.is_decided:
         inbox.read(_POLL_S)
+        if not are_alone and any(map(has_ended_early, inbox.records)):
+            are_alone = True
+            now = time.monotonic()
+            deadline = min(deadline, now + max(_ALONE_S, now - began))
         try:
             line = process.next_line(time.monotonic())
         except queue.Empty:

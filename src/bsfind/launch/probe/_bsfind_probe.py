@@ -66,12 +66,14 @@ class _Probe:
         self._is_in_backward = False
         self._ooms: list[str] = []
         self._loaders: dict[int, int] = {}
-        self._limit_bytes: Any = None
+        self._limits: dict[int, int | None] = {}
+        self._is_choosing = False
         self._index: Any = None
         self._connection: socket.socket | None = None
         self._catch_out_of_memory()
         self._watch_backward()
         self._watch_loaders()
+        self._watch_choice()
         self._dump_stacks_on(asked["signal"])
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -135,6 +137,23 @@ class _Probe:
 
         DataLoader.__iter__ = iterated  # type: ignore[method-assign]
 
+    def _watch_choice(self) -> None:
+        """Limit the memory of the GPU that the script chooses: no variable may name it."""
+        cuda = self._torch.cuda
+        choose = cuda.set_device
+
+        @functools.wraps(choose)
+        def chosen(device: Any) -> None:
+            self._is_choosing = True
+            try:
+                choose(device)
+            finally:
+                self._is_choosing = False
+            if cuda.is_initialized():
+                self._limit_on(cuda.current_device())
+
+        cuda.set_device = chosen
+
     @staticmethod
     def _dump_stacks_on(number: int) -> None:
         # There is none on Windows, and the signal may be taken.
@@ -145,11 +164,8 @@ class _Probe:
         """Limit the memory, and record what is allocated from here on."""
         self._pid = os.getpid()
         torch, asked = self._torch, self._asked
-        device = self._likely_device()
-        limit = self._limit(device)
-        if limit is not None:
-            total = torch.cuda.get_device_properties(device).total_memory
-            torch.cuda.set_per_process_memory_fraction(min(1.0, max(0, limit) / total), device)
+        if not self._is_choosing:
+            self._limit_on(self._likely_device())
         if asked["record"]:
             # A torch without it: guesses are less good.
             with contextlib.suppress(Exception):
@@ -160,21 +176,24 @@ class _Probe:
 
         Finalize(None, self._at_exit, exitpriority=1000)
 
-    def _limit(self, device: int) -> Any:
-        """Return what the allocator may reserve, bytes: of several GPUs, another may have less free."""
-        limit = self._asked["limit_bytes"]
-        ranks = os.environ.get("WORLD_SIZE", "")
-        if limit is not None and ranks.isdigit() and int(ranks) > 1:
-            free, _ = self._torch.cuda.mem_get_info(device)
-            limit = min(limit, free - self._asked["leave_bytes"])
-        self._limit_bytes = limit
-        return limit
+    def _limit_on(self, device: int) -> None:
+        """Limit what the allocator may reserve on a device: of several GPUs, another may have less free."""
+        cuda, limit = self._torch.cuda, self._asked["limit_bytes"]
+        if device in self._limits:
+            return
+        if limit is not None:
+            if device or self._rank()["world_size"] > 1:
+                free, _ = cuda.mem_get_info(device)
+                limit = min(limit, free + cuda.memory_reserved(device) - self._asked["leave_bytes"])
+            total = cuda.get_device_properties(device).total_memory
+            cuda.set_per_process_memory_fraction(min(1.0, max(0, limit) / total), device)
+        self._limits[device] = limit
 
     def _likely_device(self) -> int:
         """Return the device that this process is about to use; asking torch would say 0 for every rank."""
         local = os.environ.get("LOCAL_RANK", "")
-        count = self._torch.cuda.device_count()
-        return int(local) if local.isdigit() and int(local) < count else 0
+        number = int(local) if local.isdigit() else self._rank()["rank"]
+        return number if number < self._torch.cuda.device_count() else 0
 
     # ------------------------------------------------------------------------------ what happens
 
@@ -227,6 +246,7 @@ class _Probe:
             current = cuda.current_device()
             others = [i for i in range(cuda.device_count()) if i != current]
             self._index = max([current, *others], key=cuda.memory_reserved)
+            self._limit_on(self._index)  # late, where nothing has told which it is
         return int(self._index)
 
     def _have_all_stepped(self) -> bool:
@@ -270,7 +290,6 @@ class _Probe:
             "pid": os.getpid(),
             "torch_version": self._torch.__version__,
             "on_host": self._on_host,
-            "limit_bytes": self._limit_bytes,
             "steps": self._steps,
             "optimizers": len(self._counts),
             "loaders": sorted(self._loaders.items()),
@@ -308,6 +327,7 @@ class _Probe:
         reserved = cuda.memory_reserved(index)
         used = [i for i in range(cuda.device_count()) if cuda.memory_reserved(i)]
         return {
+            "limit_bytes": self._limits.get(index),
             "device": {
                 "index": index,
                 "name": properties.name,
@@ -317,7 +337,7 @@ class _Probe:
                 "reserved_bytes": reserved,
                 "cached_bytes": reserved - cuda.memory_allocated(index),
                 "used": used,
-            }
+            },
         }
 
     def _recording(self) -> dict[str, Any] | None:
