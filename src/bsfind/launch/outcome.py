@@ -119,7 +119,8 @@ def _ran(run: Run, batch_size: int, limit_bytes: int, leave_bytes: int) -> Outco
     return Outcome(
         trial=trial,
         record=record,
-        differ=steps_differ([_memory(step, i) for i, step in enumerate(record.steps)]),
+        differ=steps_differ([_memory(step, i) for i, step in enumerate(record.steps)])
+        and not (len(ranks) > 1 and _settles(record.steps)),
     )
 
 
@@ -200,6 +201,15 @@ def _trial(record: RankRecord, batch_size: int, limit_bytes: int) -> Trial:
         samples_per_s=samples / step_time if step_time and samples is not None else None,
         message=None if leak is None else leak_message(leak, len(steps)),
     )
+
+
+def _settles(steps: Sequence[Step]) -> bool:
+    """Tell whether no step after the second needs more than the one before it.
+
+    DistributedDataParallel makes its buckets anew in the second, and frees the old ones some steps later.
+    """
+    peaks = [step.peak_allocated_bytes for step in steps[1:]]
+    return peaks == sorted(peaks, reverse=True)
 
 
 def _leak(steps: Sequence[Step], left_bytes: int) -> Leak | None:
@@ -359,7 +369,8 @@ def _others_wait(record: RankRecord, run: Run, batch_size: int) -> Outcome:
     if short is not None:
         return short
     steps = len(record.steps)
-    told = f"rank {record.rank} ended after {steps} optimizer steps, and other ranks did not"
+    when = f"after optimizer step {steps}" if steps else "before its first optimizer step"
+    told = f"rank {record.rank} ended {when}, and other ranks did not"
     return _refused(told, run, batch_size, may_run=True)
 
 

@@ -32,6 +32,8 @@ _PATIENCE_S = 5.0
 
 _COLLECTING_S = 1.0
 
+_APART_S = 0.05
+
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 
@@ -106,10 +108,14 @@ def end_all(root: int, mark: str) -> list[Process]:
 
 
 def signal_all(root: int, mark: str, number: int) -> None:
-    """Send a signal to every process that stems from another one, but not to that one itself."""
+    """Send a signal to every process that stems from another one, but not to that one itself.
+
+    One after the other, so that lines which they write to the same file do not mix.
+    """
     for process in _stemming_from(root, mark):
         with contextlib.suppress(OSError):
             os.kill(process.pid, number)
+        time.sleep(_APART_S)
 
 
 def _stemming_from(root: int, mark: str) -> list[Process]:

@@ -25,13 +25,7 @@ args = parser.parse_args()
 if args.kind == "mistake":
     torch.undefined()
 device = "cpu" if args.kind == "host" else "cuda"
-rank = int(os.environ.get("RANK", "0"))
-if args.kind.startswith("ddp"):
-    torch.distributed.init_process_group("gloo")  # there are fake GPUs without NCCL
-    device = f"cuda:{rank}"
 model = nn.Sequential(nn.Linear(64, args.hidden), nn.GELU(), nn.Linear(args.hidden, 8)).to(device)
-if args.kind.startswith("ddp"):
-    model = nn.parallel.DistributedDataParallel(model, device_ids=[rank])
 optimizer = torch.optim.AdamW(model.parameters())
 other = nn.Sequential(nn.Linear(8, args.hidden), nn.GELU(), nn.Linear(args.hidden, 1)).to(device)
 of_other = torch.optim.Adam(other.parameters()) if args.kind == "gan" else None
@@ -62,10 +56,6 @@ def train_gan(x: torch.Tensor, number: int) -> None:
         optimizer.step()
 
 
-if args.kind == "ddp-unequal" and rank == 1:
-    more = torch.zeros(100 << 20, dtype=torch.uint8, device=device)
-if args.kind == "ddp-mistake" and rank == 1:
-    raise ValueError("rank 1 does not find its data")
 kept = []
 for _ in range(args.epochs):
     for number, batch in enumerate(loader):
