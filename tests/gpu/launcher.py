@@ -11,6 +11,7 @@ COMMANDS = Path(__file__).parent / "commands"
 SCRIPT = str(COMMANDS / "train.py")
 MEMORY = {"memory": "1GiB"}
 FEW = ("--max-batch-size", "6")
+ONE = ("--max-batch-size", "1")
 
 
 class Launcher:
@@ -51,6 +52,11 @@ class Ranks:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+
+    @property
+    def mark(self) -> str:
+        """The variable that all processes of a test have, and no others."""
+        return f"BSFIND_LOCK_DIR={self.gpu.locks}"
 
     def command(self, kind: str, *, spawn: bool = False) -> list[str]:
         script = (*self.script, "--kind", kind, *(("--spawn", "2") if spawn else ()))

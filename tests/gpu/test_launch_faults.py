@@ -14,12 +14,11 @@ from jsonschema import Draft202012Validator
 
 from bsfind.report.json import schema
 from tests.gpu.gpu import Gpu, Result
-from tests.gpu.launcher import FEW, MEMORY, Launcher, Ranks
+from tests.gpu.launcher import FEW, MEMORY, ONE, Launcher, Ranks
 from tests.gpu.processes import left_behind, wait_for
 
 pytestmark = pytest.mark.faults
 
-ONE = ("--max-batch-size", "1")
 IN_TRIAL = "BSFIND_TRIAL=1"
 
 
@@ -68,25 +67,20 @@ def test_a_signal_leaves_nothing_behind(
 # ------------------------------------------------------------------------------- several ranks
 
 
-def mark_of(ranks: Ranks) -> str:
-    """The variable that all processes of a test have, and no others."""
-    return f"BSFIND_LOCK_DIR={ranks.gpu.locks}"
-
-
 @pytest.mark.parametrize("spawn", [False, True], ids=["torchrun", "spawn"])
 def test_a_rank_that_is_killed(ranks: Ranks, spawn: bool) -> None:
     done = ranks("dies", *ONE, spawn=spawn)
     assert done.code == 4, done.err
     named = "process 1 terminated with signal SIGKILL" if spawn else "rank 1 was killed by SIGKILL"
     assert named in done.err
-    assert left_behind(mark_of(ranks)) == []
+    assert left_behind(ranks.mark) == []
 
 
 def test_a_rank_that_ends_while_the_other_waits(ranks: Ranks) -> None:
     done = ranks("ends", *ONE)
     assert done.code == 4, done.err
     assert "rank 1 ended after optimizer step 1, and other ranks did not" in done.err
-    assert left_behind(mark_of(ranks)) == []
+    assert left_behind(ranks.mark) == []
 
 
 def test_a_rank_that_hangs(ranks: Ranks) -> None:
@@ -96,7 +90,7 @@ def test_a_rank_that_hangs(ranks: Ranks) -> None:
     (log,) = Path(done.report["launch"]["logs"]).iterdir()
     assert "train_ranks.py" in log.read_text()  # the stacks
     assert "in go_wrong" in log.read_text()
-    assert left_behind(mark_of(ranks)) == []
+    assert left_behind(ranks.mark) == []
 
 
 def interrupted(ranks: Ranks, seconds: float, number: signal.Signals, *, launcher: bool) -> Result:
@@ -107,14 +101,14 @@ def interrupted(ranks: Ranks, seconds: float, number: signal.Signals, *, launche
     time.sleep(seconds)
     os.kill(launchers(ranks)[0] if launcher else process.pid, number)
     out, err = process.communicate(timeout=120)
-    wait_for(lambda: left_behind(mark_of(ranks)) == [], seconds=10)
+    wait_for(lambda: left_behind(ranks.mark) == [], seconds=10)
     return Result(process.returncode, out, err)
 
 
 def launchers(ranks: Ranks) -> list[int]:
     """The processes of a test that run torchrun."""
     found = []
-    for pid in left_behind(mark_of(ranks)):
+    for pid in left_behind(ranks.mark):
         with contextlib.suppress(OSError):
             arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if arguments[1:3] == [b"-m", b"torch.distributed.run"]:

@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 from bsfind.report.json import schema
 from bsfind.units import GIB
 from tests.gpu.gpu import Gpu
-from tests.gpu.launcher import FEW, Ranks
+from tests.gpu.launcher import ONE, Ranks
 from tests.gpu.processes import left_behind
 
 pytestmark = pytest.mark.slow
@@ -23,7 +23,7 @@ def ranks(fake_gpu: Gpu) -> Ranks:
 
 
 def test_every_rank_is_measured(ranks: Ranks) -> None:
-    done = ranks("plain", *FEW)
+    done = ranks("plain", *ONE)
     assert done.code == 0, done.err
     report, result = done.report, done.only
     Draft202012Validator(schema()).validate(report)
@@ -31,31 +31,33 @@ def test_every_rank_is_measured(ranks: Ranks) -> None:
     for trial in (*result["trials"], result["confirmation"]):
         assert [each["rank"] for each in trial["ranks"]] == [0, 1]
         assert [each["device_index"] for each in trial["ranks"]] == [0, 1]
-        assert len({each["peak_reserved_bytes"] for each in trial["ranks"]}) == 1
+        least, most = sorted(each["peak_allocated_bytes"] for each in trial["ranks"])
+        assert least > 0.7 * most  # not the same: see the script
         # The loader of each rank has batches of this size.
         of_all = 2 * trial["batch_size"]
         assert trial["samples_per_s"] == pytest.approx(of_all / trial["step_time_s"])
-    assert "ranks_differ" not in {warning["code"] for warning in report["warnings"]}
 
 
 def test_shards_of_a_model(ranks: Ranks) -> None:
     """`fully_shard`: each rank holds half of the parameters, gradients and moments."""
-    done = ranks("fsdp", *FEW)
+    done = ranks("fsdp", *ONE)
     assert done.code == 0, done.err
     assert done.only["verified"]
     (first, *_) = done.only["trials"]
     assert [each["rank"] for each in first["ranks"]] == [0, 1]
     parameters = 4 * (64 * 32_768 + 32_768 + 32_768 * 8 + 8)
-    assert 3 * parameters / 2 < first["resident_bytes"] < 3 * parameters
+    # Besides what cuBLAS takes, and buffers. DistributedDataParallel holds more than five times.
+    assert 2 * parameters < first["resident_bytes"] < 4 * parameters
 
 
 def test_the_rank_that_needs_most_limits_all(ranks: Ranks) -> None:
-    done = ranks("unequal", *FEW)
+    done = ranks("unequal", *ONE)
     assert done.code == 0, done.err
     confirmation = done.only["confirmation"]
     assert confirmation["limiting_rank"] == 1
     least, most = confirmation["ranks"]
-    assert most["peak_allocated_bytes"] - least["peak_allocated_bytes"] == 100 << 20
+    more = most["peak_allocated_bytes"] - least["peak_allocated_bytes"]
+    assert 60 << 20 < more < 140 << 20
     assert confirmation["peak_allocated_bytes"] == most["peak_allocated_bytes"]
     (warning,) = [w for w in done.report["warnings"] if w["code"] == "ranks_differ"]
     assert "rank 1 limits the batch size" in warning["message"]
@@ -96,7 +98,7 @@ def test_an_error_that_one_rank_catches_is_one(ranks: Ranks) -> None:
 
 
 def test_the_first_rank_that_fails_ends_all(ranks: Ranks) -> None:
-    done = ranks("mistake", "--max-batch-size", "1")
+    done = ranks("mistake", *ONE)
     assert done.code == 4
     assert "ValueError: rank 1 does not find its data" in done.err
-    assert left_behind("BSFIND_TRIAL=1") == []
+    assert left_behind(ranks.mark) == []
