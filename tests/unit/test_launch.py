@@ -14,83 +14,22 @@ import pytest
 from command_line import command_line
 from example_report import example_report
 from jsonschema import Draft202012Validator
+from launch_records import LIMIT, OOM, a_run, a_step, launch, outcome, raised, record, told
 
 from bsfind.errors import ExitCode, GpuFaultError, TargetError, TimeLimitError, UsageError
-from bsfind.launch.limiting_rank import ranks_assumption, unequal_ranks
-from bsfind.launch.outcome import outcome_of, trains_the_same
+from bsfind.launch.outcome import trains_the_same
 from bsfind.launch.placeholders import check, fill, names_of, trackers_off
-from bsfind.launch.ranks import PROBE, Run
-from bsfind.launch.records import RankRecord, read_record
+from bsfind.launch.ranks import PROBE
+from bsfind.launch.records import read_record
 from bsfind.option_fields import arguments_of
 from bsfind.records import Report
 from bsfind.report.diff import compare
 from bsfind.report.json import read_report, schema, to_json
 from bsfind.report.markup import to_markdown
-from bsfind.search.estimate import Estimate
 from bsfind.search.request import launch_settings_from
 from bsfind.settings import Launch
-from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
-
-LIMIT = 1 << 30
-OOM = (
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB. Process 7"
-)
-DEVICE = {
-    **{"index": 0, "name": "A GPU", "uuid": "", "total_bytes": 8 << 30, "free_bytes": 6 << 30},
-    **{"reserved_bytes": 1 << 20, "cached_bytes": 0, "used": [0]},
-}
-
-
-def a_step(number: int = 1, **more: Any) -> dict[str, Any]:
-    return {
-        **{"time_s": 0.5 if number else None, "backwards": 1, "retries": 0},
-        **{"peak_allocated_bytes": 900, "peak_reserved_bytes": 1000, "held_bytes": 100},
-        **{"requested_bytes": 5000 * (number + 1), **more},
-    }
-
-
-def told(**more: Any) -> dict[str, Any]:
-    return {
-        **{"key": "secret", "status": "ok", "message": "", "out_of_memory": [], "pid": 7},
-        **{"rank": 0, "world_size": 1, "local_world_size": 1, "torch_version": "2.13.0"},
-        **{"on_host": 0, "optimizers": 1},
-        **{"steps": [a_step(i) for i in range(3)], "loaders": [], "errors": [], "device": DEVICE},
-        **more,
-    }
-
-
-def record(**more: Any) -> RankRecord:
-    found = read_record(json.dumps(told(**more)).encode(), "secret")
-    assert found is not None
-    return found
-
-
-def raised(*kinds: str, message: str = "") -> list[dict[str, Any]]:
-    return [{"kinds": [*kinds, "builtins.Exception"], "message": message}]
-
-
-def a_run(
-    *records: RankRecord, status: int | None = None, said: str = "", late: bool = False
-) -> Run:
-    return Run(
-        records=records,
-        status=status,
-        is_out_of_time=late,
-        last_lines=said,
-        log=Path("trial.log"),
-        left=(),
-    )
-
-
-def outcome(run: Run, batch_size: int = 64) -> Any:
-    return outcome_of(run, batch_size, LIMIT, 60.0)
-
 
 # ------------------------------------------------------------------------------------ the command
-
-
-def launch(*command: str, **more: Any) -> Launch:
-    return Launch(command=(sys.executable, *command), **more)
 
 
 def test_placeholders_are_filled_and_other_braces_stay() -> None:
@@ -405,78 +344,3 @@ def test_the_screen_of_a_command() -> None:
 def test_two_reports_of_other_commands_are_told_apart() -> None:
     old, new = launched_report(amp=""), launched_report(amp="--bf16")
     assert any("different commands" in text for text in compare(old, new, 0.0).warnings)
-
-
-# ---------------------------------------------------------------------------------- several ranks
-
-
-def of_rank(rank: int, reserved: int = 1000, **more: Any) -> RankRecord:
-    steps = [a_step(i, peak_reserved_bytes=reserved) for i in range(3)]
-    device = {**DEVICE, "index": rank, "free_bytes": 9000, "reserved_bytes": reserved}
-    told_more = {"world_size": 2, "local_world_size": 2, "steps": steps, "device": device, **more}
-    return record(rank=rank, **told_more)
-
-
-def test_the_rank_with_the_least_memory_left_decides() -> None:
-    found = outcome(a_run(of_rank(0, 3000), of_rank(1, 2000)))
-    assert (found.trial.status, found.trial.limiting_rank) == ("ok", 0)
-    assert found.trial.peak_reserved_bytes == 3000
-    assert [each.peak_reserved_bytes for each in found.trial.ranks] == [3000, 2000]
-    # The other's own limit is smaller: its GPU has less free.
-    found = outcome(a_run(of_rank(0, 3000), of_rank(1, 2000, limit_bytes=2100)))
-    assert found.trial.limiting_rank == 1
-    assert found.trial.peak_reserved_bytes == 2000
-
-
-def test_ranks_that_need_different_amounts_are_told() -> None:
-    trial = outcome(a_run(of_rank(0, 3000), of_rank(1, 2000))).trial
-    warning = unequal_ranks(trial)
-    assert warning is not None
-    assert "rank 0 reserves 2.9 KiB and rank 1 2.0 KiB" in warning.message
-    assert ranks_assumption(trial).value.startswith("2, all measured; figures are those of rank 0")
-    assert unequal_ranks(outcome(a_run(of_rank(0, 2000), of_rank(1, 1990))).trial) is None
-
-
-def test_headroom_has_to_be_free_besides_what_is_not_the_allocators() -> None:
-    run = a_run(of_rank(0), of_rank(1))
-    assert outcome_of(run, 64, LIMIT, 60.0, 9000).trial.status == "ok"
-    trial = outcome_of(run, 64, LIMIT, 60.0, 9001).trial
-    assert trial.status == "oom"
-    assert "less than the headroom" in (trial.message or "")
-
-
-def test_the_gpu_with_the_least_memory_sizes_the_recommendation() -> None:
-    trials = []
-    for size in (10, 20):
-        taken = 100 * size
-        small = {**DEVICE, "index": 1, "reserved_bytes": taken, "free_bytes": 5000 - taken}
-        run = a_run(of_rank(0, taken), of_rank(1, taken, device=small))
-        trials.append(outcome_of(run, size, 9000, 60.0, 0).trial)
-    assert [(t.limiting_rank, t.capacity_bytes(9000)) for t in trials] == [(1, 5000)] * 2
-    assert trials[0].capacity_bytes(3000) == 3000  # `--memory-limit`
-    estimate = Estimate(9000, {}, AllocatorSettings(torch_version="2.13"))
-    assert estimate.shortfall_bytes(trials) == 4000
-    assert estimate.shortfall_bytes([]) == 0
-    alone = [dataclasses.replace(trial, ranks=(), limiting_rank=None) for trial in trials]
-    assert estimate.maximum(trials) == 50
-    assert estimate.maximum(alone) == 90
-
-
-def test_a_failure_names_its_rank() -> None:
-    failed = of_rank(1, status="failed", out_of_memory=["CUDA out of memory. Tried to"])
-    trial = outcome(a_run(of_rank(0), failed)).trial
-    assert (trial.status, trial.limiting_rank) == ("oom", 1)
-    assert (trial.message or "").startswith("rank 1: CUDA out of memory")
-
-
-@pytest.mark.parametrize(
-    ("loaders", "samples"), [([[64, 1000]], 2 * 64 / 0.5), ([[32, 1000]], None), ([], None)]
-)
-def test_samples_of_all_ranks_count_where_they_are_known(loaders: Any, samples: Any) -> None:
-    ranks = (of_rank(rank, loaders=loaders) for rank in (0, 1))
-    assert outcome(a_run(*ranks)).trial.samples_per_s == samples
-
-
-def test_ranks_on_other_machines_are_not_heard() -> None:
-    with pytest.raises(UsageError, match="several machines"):
-        outcome(a_run(of_rank(0, world_size=16, local_world_size=8)))
