@@ -66,7 +66,8 @@ def test_the_rank_that_needs_most_limits_all(ranks: Ranks) -> None:
 
 
 def test_the_smaller_gpu_limits_all(ranks: Ranks) -> None:
-    done = ranks("plain", "--headroom", "200MiB", memory="2GiB,1GiB")
+    options = ("--min-batch-size", "500", "--headroom", "200MiB")
+    done = ranks("plain", *options, memory="2GiB,1GiB")
     assert done.code == 0, done.err
     result = done.only
     assert result["smallest_failed_batch_size"] <= 1.02 * result["max_batch_size"]

@@ -171,7 +171,7 @@ def _trial(record: RankRecord, batch_size: int, limit_bytes: int) -> Trial:
             status="oom",
             steps=len(steps),
             message=f"{format_bytes(reserved)} were reserved of the {format_bytes(limit_bytes)} that are "
-            "to be used: the command sets a limit of its own",
+            "to be used: the command sets a limit of its own, or does not call `torch.cuda.set_device`",
         )
     peaks = tuple(step.peak_allocated_bytes for step in steps)
     leak = _leak(steps, limit_bytes - max(peaks))
