@@ -18,7 +18,12 @@ from bsfind.simulation.allocator.caching_allocator import (
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.allocator.recording import Recording
+from bsfind.simulation.allocator.recording import (
+    Recording,
+    numbered_events,
+    replay,
+    streams_of,
+)
 
 MIB = 1 << 20
 SETTINGS = AllocatorSettings(torch_version="2.13")
@@ -200,3 +205,25 @@ def test_recordings_that_have_nothing_in_common(
     found = largest_that_fits([recording(5, low), recording(11, high)], capacity, SETTINGS)
     assert found is not None
     assert found >= 0
+
+
+@pytest.mark.parametrize(("streams", "reserved"), [([0, 0], 20 * MIB), ([0, 7], 40 * MIB)])
+def test_what_one_stream_leaves_is_not_anothers(streams: list[int], reserved: int) -> None:
+    entries = [
+        {"action": "alloc", "addr": address, "size": 6 * MIB, "stream": stream}
+        for address, stream in enumerate(streams)
+    ]
+    recording = Recording(
+        batch_size=5,
+        available_bytes=30 * MIB,
+        has_convolutions=False,
+        segments=(),
+        events=numbered_events((), entries),
+        streams=streams_of(entries),
+    )
+    allocator = CachingAllocator(DeviceMemory(1 << 40), SETTINGS)
+    replay(allocator, [], recording.events, {}, streams=recording.streams)
+    assert allocator.reserved_bytes == reserved
+    found = largest_that_fits([recording], recording.available_bytes, SETTINGS)
+    assert found is not None
+    assert (found >= 5) == (reserved <= recording.available_bytes)

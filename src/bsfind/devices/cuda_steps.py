@@ -20,7 +20,7 @@ from bsfind.failures.leaks import (
     note_of_epoch,
     steps_differ,
 )
-from bsfind.simulation.allocator.recording import Recording, numbered_events
+from bsfind.simulation.allocator.recording import Recording, numbered_events, streams_of
 from bsfind.trial import Evaluation, Leak, Trial
 from bsfind.workload.randomness import LargestStep, StepSize
 from bsfind.workload.step import LoadedWorkload
@@ -260,7 +260,10 @@ class MemoryHistory:
         try:
             segments = tuple(_slim_segment(segment) for segment in self._segments)
             events = numbered_events(segments, self._entries)
+            streams = streams_of(self._entries)
         except (KeyError, ValueError):
+            return None
+        if streams:  # those of the blocks in the segments are not known
             return None
         return Recording(
             batch_size=batch_size,

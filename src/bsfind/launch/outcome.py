@@ -29,7 +29,7 @@ from bsfind.launch.placeholders import several_machines
 from bsfind.launch.ranks import Run
 from bsfind.launch.records import RankRecord, Step
 from bsfind.launch.why_failed import first_line, why_it_failed
-from bsfind.simulation.allocator.recording import Recording, numbered_events
+from bsfind.simulation.allocator.recording import Recording, numbered_events, streams_of
 from bsfind.trial import Leak, Trial
 from bsfind.units import format_bytes, format_duration
 
@@ -232,6 +232,7 @@ def recording_of(record: RankRecord, batch_size: int) -> Recording | None:
     try:
         entries = [dict(zip(names, entry, strict=True)) for entry in told["entries"]]
         events = numbered_events((), entries)
+        streams = streams_of(entries)
         has_convolutions = bool(told["has_convolutions"])
     except (KeyError, TypeError, ValueError):
         return None
@@ -241,6 +242,7 @@ def recording_of(record: RankRecord, batch_size: int) -> Recording | None:
         has_convolutions=has_convolutions,
         segments=(),
         events=events,
+        streams=streams,
     )
 
 

@@ -204,7 +204,7 @@ def largest_that_fits(
         allocator = start.copy(memory.copy())
         blocks: list[Block | None] = [allocator.block_at(address) for address in resident]
         try:
-            replay(allocator, blocks, events_at(batch_size), optional)
+            replay(allocator, blocks, events_at(batch_size), optional, streams=high.streams)
         except SimulatedOutOfMemoryError:
             return False
         return True

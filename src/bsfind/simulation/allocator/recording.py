@@ -31,6 +31,7 @@ class Recording:
         segments: the allocator's segments when the trial began, as `torch.cuda.memory_snapshot()`
             lists them.
         events: the allocations and releases of the trial.
+        streams: the stream of each allocation of the trial; empty: all are on one.
     """
 
     batch_size: int
@@ -38,6 +39,7 @@ class Recording:
     has_convolutions: bool
     segments: tuple[dict[str, Any], ...]
     events: tuple[int, ...]
+    streams: tuple[int, ...] = ()
 
 
 def resident_blocks(segments: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -68,16 +70,14 @@ def numbered_events(
         entries: the history that PyTorch keeps of one device (`device_traces` of a snapshot).
 
     Raises:
-        ValueError: several streams, an unknown action, or an unknown block is freed.
+        ValueError: an unknown action, or an unknown block is freed.
     """
     numbers = {block["address"]: number for number, block in enumerate(resident_blocks(segments))}
     count = len(numbers)
-    streams = set()
     events = []
     for entry in entries:
         action = entry["action"]
         if action == "alloc":
-            streams.add(entry["stream"])
             numbers[entry["addr"]] = count
             count += 1
             events.append(entry["size"])
@@ -87,9 +87,13 @@ def numbered_events(
             events.append(-numbers.pop(entry["addr"]) - 1)
         elif action not in _IGNORED_ACTIONS:
             raise ValueError(f"unknown action {action}")
-    if len(streams) > 1:
-        raise ValueError("several streams")
     return tuple(events)
+
+
+def streams_of(entries: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return the streams of a `Recording`, of the entries of `numbered_events`."""
+    streams = tuple(entry["stream"] for entry in entries if entry["action"] == "alloc")
+    return streams if len(set(streams)) > 1 else ()
 
 
 def replay(
@@ -98,6 +102,7 @@ def replay(
     events: Sequence[int],
     optional: Mapping[int, Sequence[int]],
     position: int = 0,
+    streams: Sequence[int] = (),
 ) -> None:
     """Run events; appends the blocks that they allocate to `blocks`.
 
@@ -108,11 +113,18 @@ def replay(
         optional: positions of memory that a kernel does not need, with the smaller sizes that it
             tries if it does not fit.
         position: position of the first event.
+        streams: the stream of each allocation of the events; empty: all are on one.
 
     Raises:
         SimulatedOutOfMemoryError: the events do not fit.
     """
-    malloc, free = allocator.malloc, allocator.free
+    begin = len(blocks)
+
+    def malloc_on_stream(nbytes: int) -> Block:
+        return allocator.malloc(nbytes, streams[len(blocks) - begin])
+
+    malloc: Callable[[int], Block] = malloc_on_stream if streams else allocator.malloc
+    free = allocator.free
     for index, event in enumerate(events, position):
         if event < 0:
             block = blocks[-event - 1]
