@@ -95,7 +95,9 @@ def test_ranks_that_the_script_spawns_are_limited_on_their_own_gpu(ranks: Ranks)
 def test_an_error_that_one_rank_catches_is_one(ranks: Ranks) -> None:
     done = ranks("catches", *FITS_WITHOUT_MORE, "--memory-limit", "300MiB")
     assert done.code == 1, done.err
-    assert "went on after an out-of-memory error" in done.only["trials"][0]["message"]
+    (trial,) = done.only["trials"]
+    who = f"rank {trial['limiting_rank']}"
+    assert trial["message"].startswith(f"{who} went on after an out-of-memory error: CUDA")
 
 
 def test_the_first_rank_that_fails_ends_all(ranks: Ranks) -> None:

@@ -257,11 +257,12 @@ def trains_the_same(one: RankRecord, other: RankRecord) -> bool:
 
 
 def _caught(record: RankRecord, batch_size: int) -> Trial:
+    who = f"rank {record.rank}" if record.world_size > 1 else "the command"
     return Trial(
         batch_size=batch_size,
         status="oom",
         steps=max(0, len(record.steps) - 1),
-        message=f"the command went on after an out-of-memory error: {first_sentence(record.message)}",
+        message=f"{who} went on after an out-of-memory error: {first_sentence(record.message)}",
     )
 
 
