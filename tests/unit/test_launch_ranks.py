@@ -13,9 +13,9 @@ from bsfind.launch.limiting_rank import ranks_assumption, unequal_ranks
 from bsfind.launch.outcome import outcome_of
 from bsfind.launch.placeholders import check
 from bsfind.launch.records import RankRecord
+from bsfind.launch.why_failed import why_it_failed
 from bsfind.search.estimate import Estimate
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
-from bsfind.launch.why_failed import why_it_failed
 
 TORCHRUN = """\
 raise ChildFailedError(
