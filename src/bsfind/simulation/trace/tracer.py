@@ -15,33 +15,19 @@ from bsfind.failures.leaks import draws_assumption
 from bsfind.inputs import InputSpec
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
-from bsfind.simulation.kernels.call import GpuSpec, load_rules
+from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.building import FixedMemory
-from bsfind.simulation.trace.cuda_paths import meta_kernel_gaps, quantised_weights
-from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
-from bsfind.simulation.trace.cuda_paths.backward import GradientSums
-from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
-from bsfind.simulation.trace.dispatch import Dispatcher
-from bsfind.simulation.trace.masquerade.compiler import (
-    UNCOMPILED,
-    uncompiled,
-    uncompiled_message,
-)
-from bsfind.simulation.trace.masquerade.device import CudaMasquerade
+from bsfind.simulation.trace.masquerade.compiler import UNCOMPILED, uncompiled_message
 from bsfind.simulation.trace.masquerade.paged_memory import paged_memory
-from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
-from bsfind.simulation.trace.masquerade.torch_functions import cuda_groups, undelegated_functions
+from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
 from bsfind.simulation.trace.program import Program, Source, program_of
 from bsfind.simulation.trace.recorder import Entry, Observer, Recorder
 from bsfind.simulation.trace.scaling import Traces
-from bsfind.simulation.trace.self_check import problems
-from bsfind.simulation.trace.torch_private import allows_tf32_convolutions, check_torch
+from bsfind.simulation.trace.simulated_torch import SimulatedTorch, anonymous, gpu_as_set
 from bsfind.simulation.trace.traced_model import TracedModel
 from bsfind.simulation.trace.traced_steps import TracedSteps
-from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.simulation.trace.value_shapes import ValueShapes
 from bsfind.trial import BatchVariation
-from bsfind.workload.late_compiler import postpone_compiler
 from bsfind.workload.libraries.pretrained import random_weights
 from bsfind.workload.precision import precision_plan
 
@@ -80,41 +66,12 @@ class Tracer:
         self._asked = workload
         self._plan = precision_plan(precision)
         self._gpu = gpu
-        self._properties = properties or SimulatedGpu(
-            name="GPU",
-            total_memory=1 << 40,
-            major=gpu.capability[0],
-            minor=gpu.capability[1],
-            multi_processor_count=gpu.sm_count,
-            max_threads_per_multi_processor=gpu.max_threads_per_sm,
-        )
-        postpone_compiler()
-        check_torch()
-        load_rules()
-        self._sums = GradientSums()
         self._recorder = Recorder(observer)
-        self._observer = self._recorder.observer
+        self._torch = SimulatedTorch(gpu, properties or anonymous(gpu), self._recorder, shapes)
         if workload.compile:
             self._recorder.note(UNCOMPILED, uncompiled_message("`--compile`"))
             workload = dataclasses.replace(workload, compile=False)
-        for problem in problems():
-            self._recorder.note(
-                "estimate",
-                f"this is an estimate, not exact: the tracer does not fit this torch: {problem}",
-            )
-        self._autocast = AutocastCuda(self._observer.has_cast)
-        self._composites = CudaComposites(gpu)
-        self._dispatcher = Dispatcher(
-            self._recorder,
-            {
-                **value_handlers(),
-                **meta_kernel_gaps.handlers(),
-                **quantised_weights.handlers(),
-                "aten::add.Tensor": self._sums.handle,
-            },
-            self._composites.kernels,
-            shapes,
-        )
+        self._dispatcher = self._torch.dispatcher
         self._shapes = self._dispatcher.shapes
         self._model = TracedModel(workload, self._plan, self._dispatcher, self._recorder)
         self._open = contextlib.ExitStack()
@@ -127,8 +84,8 @@ class Tracer:
             model=self._model,
             dispatcher=self._dispatcher,
             recorder=self._recorder,
-            autocast=self._autocast,
-            composites=self._composites,
+            autocast=self._torch.autocast,
+            composites=self._torch.composites,
             on_new_shapes=self._traces.clear,
         )
         try:
@@ -162,25 +119,9 @@ class Tracer:
     @contextlib.contextmanager
     def _simulated(self) -> Iterator[None]:
         """Let this thread's torch run on the simulated GPU."""
-        is_on_gpu = self._dispatcher.is_on_gpu
-        with (
-            simulated_cuda_module(
-                *(self._gpu, self._properties, self._autocast.clear_cache),
-                lambda: self._recorder.allocated_bytes,
-            ),
-            self._composites.active(is_on_gpu),
-            cuda_groups(is_on_gpu),
-            undelegated_functions(),
-            uncompiled(self._recorder.note),
-            random_weights(self._recorder.note),
-            self._autocast.active(),
-            self._dispatcher.active(),
-        ):
-            self._sums.calibrate()
+        with random_weights(self._recorder.note), self._torch.active():
             gc.freeze()  # torch's modules are many objects, which no collection needs to visit
-            masquerade = CudaMasquerade(self._dispatcher)
-            with masquerade.in_backward(), masquerade, self._observer.watching():
-                yield
+            yield
 
     @property
     def workload(self) -> Workload:
@@ -273,7 +214,7 @@ class Tracer:
             lambda: self._traced(batch_size, steps, enough),
             exact=exact or self._model.loaded.variation.is_there,
         )
-        program = program_of(self._model.load_entries, entries, self._gpu_as_set(), sources)
+        program = program_of(self._model.load_entries, entries, gpu_as_set(self._gpu), sources)
         program.traced_steps = len(program.step_ends) if is_traced else 0
         program.batches = self._variations.get((batch_size, steps, enough))
         return program
@@ -282,11 +223,3 @@ class Tracer:
         entries = self.steps.trace(batch_size, steps, enough or steps)
         self._variations[batch_size, steps, enough] = self._model.loaded.variation.found()
         return entries
-
-    def _gpu_as_set(self) -> GpuSpec:
-        """Return the GPU with what the user's code has set so far: on import, in `forward`, anywhere."""
-        return dataclasses.replace(
-            self._gpu,
-            tf32_convolutions=self._gpu.tf32_convolutions and allows_tf32_convolutions(),
-            deterministic=torch.are_deterministic_algorithms_enabled(),
-        )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -229,6 +229,7 @@ def simulated_cuda_module(
     properties: SimulatedGpu,
     clear_autocast_cache: Callable[[], None],
     allocated: Callable[[], int],
+    own_answers: Mapping[str, Any],
 ) -> Iterator[None]:
     """Let torch's Python code find a GPU while inside.
 
@@ -237,6 +238,7 @@ def simulated_cuda_module(
         properties: its properties.
         clear_autocast_cache: called when the outermost autocast is left.
         allocated: returns the bytes of the tensors on the GPU, which code may ask for.
+        own_answers: functions that stand for those of `torch.cuda` instead of the usual ones, by name.
     """
     import torch.cuda.amp.common
 
@@ -254,7 +256,7 @@ def simulated_cuda_module(
                 setattr(owner, name, value)
 
         undo.enter_context(cuda_build(gpu))
-        answers = _replacements(gpu, properties, allocated)
+        answers = {**_replacements(gpu, properties, allocated), **own_answers}
         # Most of these functions are in a module of their own, which code asks too.
         owners = (
             *(torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams),
