@@ -380,7 +380,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--gpu",
         panel="Device",
-        commands=_ALL,
+        commands=_EVERY,
         metavar="NAME|SIZE",
         complete=gpus,
         help="Predict for a GPU that need not be there: a name that `bsfind gpus` lists, or its "
@@ -389,7 +389,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "--context-memory",
         panel="Device",
-        commands=_ALL,
+        commands=_EVERY,
         metavar="SIZE",
         shows_default=False,
         help="What a process holds of a simulated GPU outside PyTorch's allocator; without it, that is "

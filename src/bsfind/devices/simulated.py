@@ -45,7 +45,7 @@ from bsfind.simulation.allocator.caching_allocator import (
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.gpus.catalogue import CatalogueGpu, find_gpu
+from bsfind.simulation.gpus.catalogue import find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.trial import Trial
@@ -159,7 +159,7 @@ class SimulatedDevice:
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
         tracer = self._tracer = Tracer(
-            *(workload, precision, _target(self._gpu, precision), self._seen_by_user_code()),
+            *(workload, precision, self.spec(precision), self.properties),
             *(observer, self._shapes[1]),
         )
         allocator = self.new_allocator()
@@ -184,8 +184,9 @@ class SimulatedDevice:
             raise RuntimeError("a trial before load")
         return self._tracer
 
-    def _seen_by_user_code(self) -> SimulatedGpu:
-        """Return what `torch.cuda.get_device_properties` returns to the user's code."""
+    @property
+    def properties(self) -> SimulatedGpu:
+        """What `torch.cuda.get_device_properties` returns to the user's code."""
         from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
 
         major, minor = self._gpu.capability or (0, 0)
@@ -196,6 +197,22 @@ class SimulatedDevice:
             minor=minor,
             multi_processor_count=self._gpu.sm_count,
             max_threads_per_multi_processor=self._gpu.max_threads_per_sm,
+        )
+
+    def spec(self, precision: str) -> GpuSpec:
+        """Return the GPU as rules of kernels have it, for steps in a precision."""
+        gpu = self._gpu
+        if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
+            raise ValueError(f"{gpu.key} cannot be simulated")
+        major, minor = torch.__version__.split(".")[:2]
+        tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
+        return GpuSpec(
+            capability=gpu.capability,
+            sm_count=gpu.sm_count,
+            max_threads_per_sm=gpu.max_threads_per_sm,
+            torch_version=(int(major), int(minor)),
+            tf32_convolutions=tf32,
+            tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
         )
 
     def limit_memory(self, nbytes: int) -> None:
@@ -431,18 +448,3 @@ def _allocator_settings() -> AllocatorSettings:
             f"PyTorch would refuse the environment: {error}",
             hint="PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF sets it",
         ) from error
-
-
-def _target(gpu: CatalogueGpu, precision: str) -> GpuSpec:
-    if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
-        raise ValueError(f"{gpu.key} cannot be simulated")
-    major, minor = torch.__version__.split(".")[:2]
-    tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
-    return GpuSpec(
-        capability=gpu.capability,
-        sm_count=gpu.sm_count,
-        max_threads_per_sm=gpu.max_threads_per_sm,
-        torch_version=(int(major), int(minor)),
-        tf32_convolutions=tf32,
-        tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
-    )

@@ -267,7 +267,14 @@ def _caught(record: RankRecord, batch_size: int) -> Trial:
 
 
 def _failed(record: RankRecord, run: Run, batch_size: int) -> Outcome:
-    """Return what the exception that ended a process says."""
+    """Return what the exception that ended a process says.
+
+    Raises:
+        BsfindError: the GPU that is simulated there cannot do what the command asks of it.
+    """
+    if (own := record.own_error) is not None:
+        own.detail = run.last_lines
+        raise own
     error = record.error or RuntimeError(record.message)
     kind = classify(error, memory_exhausted=record.is_exhausted)
     steps = len(record.steps)

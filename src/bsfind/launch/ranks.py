@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bsfind.launch.records import LONGEST_RECORD, RankRecord, read_record
 from bsfind.worker.connection import WorkerProcess
@@ -53,12 +54,14 @@ class Asked:
         limit_bytes: what the allocator of each may reserve; None: no limit.
         leave_bytes: what each is to leave free on its GPU: several may differ in what they have.
         record: whether they record what is asked of the allocator.
+        gpu: fields of the `DeviceChoice` of a GPU to simulate; None: there is one.
     """
 
     steps: int
     limit_bytes: int | None
     leave_bytes: int = 0
     record: bool
+    gpu: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,7 @@ def run_command(
     with contextlib.ExitStack() as held:
         inbox = held.enter_context(_Inbox())
         told = {**vars(asked), "socket": inbox.address, "key": inbox.key, "signal": _STACKS}
+        told["package"] = str(PROBE.parents[1])
         path = (str(PROBE), variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH") or "")
         own = {
             "PYTHONPATH": os.pathsep.join(filter(None, path)),

@@ -8,8 +8,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from bsfind import errors as own_errors
+from bsfind.errors import BsfindError
 from bsfind.failures.exceptions import plain
-from bsfind.records import record_of
+from bsfind.records import ReportWarning, record_of
 
 LONGEST_RECORD = 1 << 28
 """Bytes of a record: a recording has some hundred thousand events."""
@@ -105,6 +107,7 @@ class RankRecord:
         local_world_size: ranks on this machine.
         limit_bytes: what the allocator was allowed to reserve; None where no limit was set.
         recording: what was asked of the allocator: `entries` of action, address, size and stream.
+        warnings: what the reader of a prediction must know.
     """
 
     status: Status
@@ -123,6 +126,7 @@ class RankRecord:
     limit_bytes: int | None = None
     device: UsedDevice | None = None
     recording: dict[str, Any] | None = None
+    warnings: tuple[ReportWarning, ...] = ()
 
     @property
     def error(self) -> BaseException | None:
@@ -132,6 +136,14 @@ class RankRecord:
             link = told.as_exception()
             link.__cause__, first = first, link
         return None if first is None else plain(first)
+
+    @property
+    def own_error(self) -> BsfindError | None:
+        """The error of bsfind's that simulates the GPU there; None: it has raised none."""
+        told = next(iter(self.errors), None)
+        module, _, name = told.kinds[0].rpartition(".") if told and told.kinds else ("", "", "")
+        kind = getattr(own_errors, name, None) if module == own_errors.__name__ else None
+        return kind(told.message) if told and kind is not None else None
 
     @property
     def is_exhausted(self) -> bool:

@@ -240,7 +240,8 @@ class Finder:
         self._logs = Path(tempfile.mkdtemp(prefix="bsfind-launch-"))
         for name in names_of(launch):
             runner = LaunchedTrials(
-                *(launch, name, self._settings.limits, opened.device, self._clock),
+                *(launch, name, self._settings.limits),
+                *(opened.device, opened.settings.device, self._clock),
                 logs=self._logs,
                 on_line=self._events.output,
                 on_warning=self._warn,

@@ -23,7 +23,7 @@ from bsfind.launch.ranks import Asked, run_command
 from bsfind.launch.records import RankRecord
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning
 from bsfind.search.time_budget import TimeBudget
-from bsfind.settings import Launch, SearchLimits
+from bsfind.settings import DeviceChoice, Launch, SearchLimits
 from bsfind.simulation.allocator.recording import Recording
 from bsfind.trial import Trial
 
@@ -39,6 +39,7 @@ class LaunchedTrials:
         name: of the variant.
         limits: how many steps a trial has.
         device: the device as a worker found it.
+        choice: the GPU to simulate, if it is simulated.
         clock: how long trials may take.
         logs: folder for what the trials print.
         on_line: called with every line of it, in a thread.
@@ -57,6 +58,7 @@ class LaunchedTrials:
         name: str,
         limits: SearchLimits,
         device: DeviceInfo,
+        choice: DeviceChoice,
         clock: TimeBudget,
         *,
         logs: Path,
@@ -75,7 +77,8 @@ class LaunchedTrials:
         self._ran: dict[int, RankRecord] = {}
         self._messages: list[str] = []
         self._are_unequal = False
-        self._of_command = self.assumptions = _assumptions(launch)
+        self._gpu = choice.to_json() if choice.is_simulated else None
+        self._of_command = self.assumptions = _assumptions(launch, is_simulated=choice.is_simulated)
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
 
@@ -86,7 +89,9 @@ class LaunchedTrials:
         """Run the command on the whole device (see `Trials.run`)."""
         steps = steps or self._steps
         capacity = self._device.capacity_bytes
-        outcome = self._try(batch_size, Asked(steps=steps, limit_bytes=capacity, record=True))
+        outcome = self._try(
+            batch_size, Asked(steps=steps, limit_bytes=capacity, record=True, gpu=self._gpu)
+        )
         record = outcome.record
         if outcome.trial.error_kind == "refused":
             self._give_up_if_alike(outcome)
@@ -113,7 +118,13 @@ class LaunchedTrials:
     ) -> Trial:
         """Run the command within a part of the device (see `Trials.run_within`)."""
         leave = max(0, self._device.capacity_bytes - limit_bytes)
-        asked = Asked(steps=steps, limit_bytes=limit_bytes, leave_bytes=leave, record=False)
+        asked = Asked(
+            steps=steps,
+            limit_bytes=limit_bytes,
+            leave_bytes=leave,
+            record=False,
+            gpu=self._gpu,
+        )
         return self._try(batch_size, asked, variables or {}).trial
 
     def check_time(self) -> None:
@@ -188,6 +199,8 @@ class LaunchedTrials:
     def _warn_of(self, record: RankRecord) -> None:
         """Warn if a process uses several GPUs, or another torch than the one that has opened the device."""
         found, own = record.device, self._device.torch_version
+        for warning in record.warnings:
+            self._on_warning(warning)
         if found is not None and len(found.used) > 1:
             self._on_warning(
                 ReportWarning(
@@ -206,7 +219,7 @@ class LaunchedTrials:
             )
 
 
-def _assumptions(launch: Launch) -> tuple[Assumption, ...]:
+def _assumptions(launch: Launch, *, is_simulated: bool) -> tuple[Assumption, ...]:
     found = [
         Assumption(
             what="batch size",
@@ -214,6 +227,14 @@ def _assumptions(launch: Launch) -> tuple[Assumption, ...]:
             why="whether it is of a process or of all, with or without accumulation, the command decides",
         )
     ]
+    if is_simulated:
+        found.append(
+            Assumption(
+                what="prediction",
+                value="experimental: the command ran without a GPU, with assumed losses",
+                why="tensors on `cuda` have no values; what the command reads of them is made up",
+            )
+        )
     off = trackers_off(launch)
     if off:
         settings = ", ".join(f"{name}={value}" for name, value in off.items())

@@ -38,9 +38,10 @@ _FACTORS = (2, 3, 4, 5, 8, 16, 32, 64)
 
 
 class Measured:
-    """Trials run on a GPU.
+    """Trials run on a GPU, or each takes as long as if it did.
 
     Args:
+        is_measured: see the attribute.
         times_smaller: whether smaller sizes are timed, too: where each takes seconds, they are not.
 
     Attributes:
@@ -49,11 +50,11 @@ class Measured:
         reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
     """
 
-    is_measured = True
     longest_s = math.inf
     reductions: tuple[float, ...] = (0.98, 0.94, 0.88, 0.82, 0.76)  # one process for each
 
-    def __init__(self, *, times_smaller: bool = True) -> None:
+    def __init__(self, *, is_measured: bool = True, times_smaller: bool = True) -> None:
+        self.is_measured = is_measured
         self._times_smaller = times_smaller
 
     def tolerance(self, asked: float) -> float:
@@ -254,4 +255,7 @@ Policy = Measured | Simulated
 
 def policy_for(device: DeviceInfo, *, is_launched: bool = False) -> Policy:
     """Return how trials on a device are used: of bsfind's own steps, or of a command that is launched."""
-    return Measured(times_smaller=not is_launched) if device.kind == "cuda" else Simulated()
+    is_measured = device.kind == "cuda"
+    if is_launched:
+        return Measured(is_measured=is_measured, times_smaller=False)
+    return Measured() if is_measured else Simulated()

@@ -372,6 +372,8 @@ def _prediction(state: SearchState) -> Prediction | None:
     no_accuracy_because = measured().why_not(kind, version) if kind else None
     if any(warning.code == "uncompiled" for warning in state.warnings):
         accuracy, no_accuracy_because = None, "none for a step that is trained compiled"
+    if state.settings.launch is not None:
+        no_accuracy_because = "none for a launched command, whose prediction is experimental"
     return Prediction(
         torch_version=version,
         allocator=AllocatorSettings.from_environment(os.environ, version).changed(),

@@ -1,7 +1,7 @@
 """Watches a training process from inside: optimizer steps, the allocator's counters, errors.
 
 It runs in the user's process once that has imported torch, on any Python from 3.8 on, and imports nothing
-of bsfind. What it finds goes through a Unix socket to bsfind, which then ends the process; until that happens
+of bsfind, unless a GPU is to be simulated there. What it finds goes through a Unix socket to bsfind, which then ends the process; until that happens
 the process holds at the end of its last step, so that no launcher sees it fail.
 
 A record is one line of JSON: see `bsfind.launch.records`.
@@ -70,6 +70,9 @@ class _Probe:
         self._is_choosing = False
         self._index: Any = None
         self._connection: socket.socket | None = None
+        self._gpu: Any = None
+        if asked["gpu"] is not None:
+            self._simulate_gpu(asked)
         self._catch_out_of_memory()
         self._watch_backward()
         self._watch_loaders()
@@ -81,8 +84,20 @@ class _Probe:
         self._excepthook = sys.excepthook
         sys.excepthook = self._on_exception
         atexit.register(self._at_exit)
-        # Runs at the first use of the device, in the process that uses it.
-        torch.cuda._lazy_call(self._on_first_use)
+        if self._gpu is None:
+            # Runs at the first use of the device, in the process that uses it.
+            torch.cuda._lazy_call(self._on_first_use)
+
+    def _simulate_gpu(self, asked: dict[str, Any]) -> None:
+        """Let this process have the GPU that is asked for."""
+        try:
+            self._gpu = _bsfind(asked["package"]).GpuOfProcess(
+                asked["gpu"], asked["limit_bytes"], self._on_first_use
+            )
+            self._gpu.open()
+        except Exception as error:
+            self._report("failed", error=error)
+            self._hold()
 
     # ------------------------------------------------------------------------------ what is watched
 
@@ -163,6 +178,8 @@ class _Probe:
     def _on_first_use(self) -> None:
         """Limit the memory, and record what is allocated from here on."""
         self._pid = os.getpid()
+        if self._gpu is not None:
+            return self._finish_without_atexit()
         torch, asked = self._torch, self._asked
         if not self._is_choosing:
             self._limit_on(self._likely_device())
@@ -172,6 +189,9 @@ class _Probe:
                 torch.cuda.memory._record_memory_history(
                     "all", context=None, max_entries=_MAX_ENTRIES
                 )
+        self._finish_without_atexit()
+
+    def _finish_without_atexit(self) -> None:
         from multiprocessing.util import Finalize  # its processes end without `atexit`
 
         Finalize(None, self._at_exit, exitpriority=1000)
@@ -227,7 +247,7 @@ class _Probe:
         stats = cuda.memory_stats(device)
         self._steps.append(
             {
-                "time_s": None if self._began is None else now - self._began,
+                "time_s": None if self._began is None or self._gpu else now - self._began,
                 "backwards": self._backwards,
                 "peak_allocated_bytes": cuda.max_memory_allocated(device),
                 "peak_reserved_bytes": cuda.max_memory_reserved(device),
@@ -265,7 +285,8 @@ class _Probe:
 
     def _on_exception(self, kind: Any, error: Any, trace: Any) -> None:
         self._excepthook(kind, error, trace)
-        if self._is_mine() and not issubclass(kind, KeyboardInterrupt):
+        is_own = kind.__module__ == "bsfind.errors" and os.getpid() == self._pid
+        if (is_own or self._is_mine()) and not issubclass(kind, KeyboardInterrupt):
             sys.stderr.flush()
             self._report("failed", error=error)
             self._hold()
@@ -273,6 +294,8 @@ class _Probe:
     def _at_exit(self) -> None:
         if self._is_mine():
             self._report("ended")
+        if self._gpu is not None and os.getpid() == self._pid:
+            self._gpu.close()
 
     def _is_mine(self) -> bool:
         is_alive = os.getpid() == self._pid and not self._is_over
@@ -294,6 +317,7 @@ class _Probe:
             "optimizers": len(self._counts),
             "loaders": sorted(self._loaders.items()),
             "errors": [] if error is None else _chain(error),
+            "warnings": [] if self._gpu is None else self._gpu.warnings(),
         }
         record.update(self._rank())
         if self._torch.cuda.is_initialized():
@@ -379,6 +403,21 @@ class _Probe:
                 self._connection.settimeout(None)
                 self._connection.recv(1)
         os._exit(1)
+
+
+def _bsfind(package: str) -> Any:
+    """Load what simulates a GPU from the bsfind in a folder, which is not on the path."""
+    import importlib
+    import importlib.util
+
+    if "bsfind" not in sys.modules:
+        file = os.path.join(package, "__init__.py")  # noqa: PTH118
+        spec: Any = importlib.util.spec_from_file_location(
+            "bsfind", file, submodule_search_locations=[package]
+        )
+        sys.modules["bsfind"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["bsfind"])
+    return importlib.import_module("bsfind.devices.in_process")
 
 
 def _chain(error: Any) -> list[dict[str, Any]]:

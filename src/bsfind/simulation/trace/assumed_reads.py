@@ -43,10 +43,14 @@ class AssumedReads:
 
     Args:
         note: called with a code and a message for the reader of the result.
+
+    Attributes:
+        is_repeatable: whether the code that reads can be run again, with other answers (see `run`).
     """
 
     def __init__(self, note: Callable[[str, str], None]) -> None:
         self._note = note
+        self.is_repeatable = True
         self._others: set[_Site] = set()
         self._recent: dict[_Site, None] = {}
         self._pending: dict[str, bool | int | float] = {}
@@ -63,7 +67,8 @@ class AssumedReads:
         site = tuple((frame.f_code, frame.f_lasti) for frame in frames)
         self._reads[site] += 1
         if self._reads[site] > _MAX_READS:
-            raise _EndlessLoopError(site, frames)
+            loop = _EndlessLoopError(site, frames)
+            raise loop if self.is_repeatable else _endless(loop)
         value = known.guess
         if site in self._others:
             other = 1.0 if value == 0 else 0.0
@@ -85,7 +90,7 @@ class AssumedReads:
         self._pending[place] = value
         return value
 
-    def _note_lines(self) -> None:
+    def note_lines(self) -> None:
         """Note the lines that read in an attempt that succeeded."""
         for place, value in list(self._pending.items())[:_MAX_NAMED]:
             self._note(
@@ -118,10 +123,7 @@ class AssumedReads:
             except _EndlessLoopError as loop:
                 if loop.site in self._others:
                     self._others = before
-                    raise UntraceableError(
-                        f"`{loop.place}` loops until a value has changed, which cannot be predicted",
-                        hint="`--device cuda` measures instead, on a machine with a GPU",
-                    ) from None
+                    raise _endless(loop) from None
                 traceback.clear_frames(loop.__traceback__)
                 self._others.add(loop.site)
             except Exception as error:
@@ -132,7 +134,7 @@ class AssumedReads:
                 traceback.clear_frames(error.__traceback__)  # their tensors are those of the trial
                 self._others.add(site)
             else:
-                self._note_lines()
+                self.note_lines()
                 return result
 
     def _responsible(self, error: Exception) -> _Site | None:
@@ -158,6 +160,13 @@ class _EndlessLoopError(BaseException):
         self.site = site
         own = next((frame for frame in frames if is_user_frame(frame.f_code)), frames[0])
         self.place = f"{Path(own.f_code.co_filename).name}:{own.f_lineno}"
+
+
+def _endless(loop: _EndlessLoopError) -> UntraceableError:
+    return UntraceableError(
+        f"`{loop.place}` loops until a value has changed, which cannot be predicted",
+        hint="`--device cuda` measures instead, on a machine with a GPU",
+    )
 
 
 def _is_check(error: Exception) -> bool:

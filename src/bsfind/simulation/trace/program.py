@@ -208,22 +208,31 @@ def program_of(
         sources: list that gets the source of each block of the program, if it is wanted.
     """
     program = Program()
-    writer = _Writer(gpu, sources)
+    writer = Writer(gpu, sources)
     writer.write(load_entries, program.load_events, program)
     writer.write(trial_entries, program.trial_events, program, is_trial=True)
     return program
 
 
-class _Writer:
-    """Numbers blocks while it turns entries to events."""
+class Writer:
+    """Numbers blocks while it turns entries to events.
+
+    Args:
+        gpu: the GPU whose kernels run.
+        sources: list that gets the source of each block, if it is wanted.
+
+    Attributes:
+        gpu: the GPU; what is set there may change.
+    """
 
     def __init__(self, gpu: GpuSpec, sources: list[Source] | None = None) -> None:
-        self._gpu = gpu
+        self.gpu = gpu
         self._sources = sources
         self._numbers: dict[int, int] = {}
         self._count = 0
         self._workspaces: set[tuple[str, str]] = set()
-        self._known: dict[int, list[tuple[str, Any, int]]] = {}
+        # By the call's identity; it is kept, so that no other one gets its place.
+        self._known: dict[int, tuple[Call, list[tuple[str, Any, int]]]] = {}
 
     def write(
         self,
@@ -263,9 +272,9 @@ class _Writer:
         known = self._known.get(id(call))
         if known is None:
             trace = KernelTrace(call)
-            rule(call, self._gpu, trace)
-            known = self._known[id(call)] = trace.finish()
-        return known
+            rule(call, self.gpu, trace)
+            known = self._known[id(call)] = (call, trace.finish())
+        return known[1]
 
     def _write_call(
         self, index: int, entry: Entry, events: list[int], program: Program, *, is_trial: bool

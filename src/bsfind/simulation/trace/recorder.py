@@ -126,7 +126,7 @@ class Recorder:
         if known is not None:
             if known[2] == nbytes:
                 return None
-            self.entries.append((RELEASE, known[0]))  # resized: freed, and allocated anew
+            self._add((RELEASE, known[0]))  # resized: freed, and allocated anew
         block = self._count
         self._count += 1
         storages = self._storages
@@ -135,7 +135,7 @@ class Recorder:
             current = storages.get(key)
             if current is not None and current[1] is reference:
                 del storages[key]
-                self.entries.append((RELEASE, block))
+                self._add((RELEASE, block))
                 self.on_free(key)
 
         storages[key] = (block, weakref.ref(storage, free), nbytes)
@@ -146,12 +146,16 @@ class Recorder:
         self.observer.allocates(block)
         return block
 
+    def _add(self, entry: Entry) -> None:
+        """Take in what happened."""
+        self.entries.append(entry)
+
     def allocate(self, tensor: torch.Tensor, operator: str) -> None:
         """Record a tensor's storage as allocated now, unless it is known."""
         storage = tensor.untyped_storage()
         block = self.adopt(storage)
         if block is not None:
-            self.entries.append((ALLOCATE, block, storage.nbytes(), operator))
+            self._add((ALLOCATE, block, storage.nbytes(), operator))
 
     def call(
         self, rule: Rule, call: Call, outputs: list[torch.Tensor | None], operator: str
@@ -165,7 +169,7 @@ class Recorder:
             else:
                 blocks.append((block, output.untyped_storage().nbytes()))
         self.observer.calls()
-        self.entries.append((CALL, rule, call, tuple(blocks), self.thread, operator))
+        self._add((CALL, rule, call, tuple(blocks), self.thread, operator))
 
     def alive_since(self, count: int) -> list[tuple[int, Any]]:
         """Return (block, storage) of all storages alive from block `count` on."""
@@ -202,11 +206,11 @@ class Recorder:
     def mark(self, name: str) -> None:
         """Record a point of the step."""
         self.observer.marks(name)
-        self.entries.append((MARK, name))
+        self._add((MARK, name))
 
     def step_is_over(self, gradient_bytes: int, *, is_warm_up: bool) -> None:
         """Record the end of a step (see `TrainingSteps`)."""
-        self.entries.append((MARK, "step_end", gradient_bytes, is_warm_up))
+        self._add((MARK, "step_end", gradient_bytes, is_warm_up))
 
     def size_since(self, first: int) -> tuple[int, int]:
         """Return by how many bytes storages grew at most, and how many were allocated in all.

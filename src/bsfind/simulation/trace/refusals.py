@@ -62,7 +62,8 @@ def raise_refusal(op: Any, args: Args, kwargs: Kwargs, error: Exception) -> NoRe
 
 
 def _meaning(op: Any, args: Args, kwargs: Kwargs, error: Exception) -> Exception:
-    if isinstance(error, (BsfindError, RecursionError, MemoryError)) or is_raised_by_user(error):
+    own = (BsfindError, RecursionError, MemoryError, torch.OutOfMemoryError)
+    if isinstance(error, own) or is_raised_by_user(error):
         return error
     if is_message_of_torch(error):
         return error

@@ -21,7 +21,13 @@ from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulate
 from bsfind.simulation.trace.masquerade.torch_functions import cuda_groups, undelegated_functions
 from bsfind.simulation.trace.recorder import Recorder
 from bsfind.simulation.trace.self_check import problems
-from bsfind.simulation.trace.torch_private import allows_tf32_convolutions, check_torch
+from bsfind.simulation.trace.torch_private import (
+    AUTOCAST_CUDA,
+    FAKE,
+    allows_tf32_convolutions,
+    check_torch,
+    include_key,
+)
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.simulation.trace.value_shapes import ValueShapes
 from bsfind.workload.late_compiler import postpone_compiler
@@ -106,6 +112,12 @@ class SimulatedTorch:
             self._sums.calibrate()
             with self.masquerade.in_backward(), self.masquerade, recorder.observer.watching():
                 yield
+
+    def leave(self) -> None:
+        """Let operators run as they are, in a process that was forked from one that simulates a GPU."""
+        include_key(FAKE, False)
+        include_key(AUTOCAST_CUDA, False)
+        self.masquerade.is_off = True
 
 
 def anonymous(gpu: GpuSpec) -> SimulatedGpu:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.autograd.graph
 import torch.utils.checkpoint
+import torch.utils.data._utils.pin_memory
 
 from bsfind.errors import UntraceableError
 
@@ -260,6 +261,11 @@ _storage_use_count = _optional("torch._C._storage_Use_Count")
 suggested_format = _named("torch._prims_common.suggest_memory_format")
 groups_of_tensors = _named("torch._C._group_tensors_by_device_and_dtype")
 replacing_groups_of_tensors = replacing("_group_tensors_by_device_and_dtype", torch._C)
+reduced_tensor = _named("torch.Tensor._reduce_ex_internal")
+"""Returns what pickle writes of a tensor."""
+replacing_reduced_tensor = replacing("_reduce_ex_internal", torch.Tensor)
+replacing_pinning = replacing("pin_memory", torch.utils.data._utils.pin_memory)
+"""The function that loaders call with each batch."""
 
 
 def storage_uses(storage: Any) -> int:

@@ -54,11 +54,15 @@ class CudaMasquerade(TorchFunctionMode):
 
     Args:
         dispatcher: knows which meta tensors lie on the GPU.
+
+    Attributes:
+        is_off: whether every call is left as it is.
     """
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         super().__init__()
         self._dispatcher = dispatcher
+        self.is_off = False
         tensor = torch.Tensor
         self._handlers: dict[Any, _Handler] = {
             tensor.device.__get__: lambda args, _: self._device(args[0]),
@@ -74,6 +78,7 @@ class CudaMasquerade(TorchFunctionMode):
             tensor.cpu: self._cpu,
             tensor.type: self._type,
             tensor.tolist: lambda args, _: self._read(args[0]).tolist(),
+            tensor.pin_memory: lambda args, _: args[0],
             tensor.numpy: lambda args, kwargs: _handed_on(self._read(args[0]).numpy, (), kwargs),
             tensor.__array__: self._array,
             tensor.__format__: self._format,
@@ -96,9 +101,13 @@ class CudaMasquerade(TorchFunctionMode):
     ) -> Any:
         """Run a function of torch's Python API (torch.overrides, torch 2.6-2.13)."""
         kwargs = kwargs or {}
+        if self.is_off:
+            return func(*args, **kwargs)
         handler = self._handlers.get(func)
         if handler is not None:
             return handler(args, kwargs)
+        if kwargs and kwargs.get("pin_memory"):  # the host's memory needs a GPU for that
+            kwargs = {**kwargs, "pin_memory": False}
         if kwargs and _is_cuda(kwargs.get("device")):
             kwargs = {**kwargs, "device": _META}
         elif kwargs and kwargs.get("device") in ("meta", _META):
