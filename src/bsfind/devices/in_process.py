@@ -62,6 +62,7 @@ class GpuOfProcess:
             raise UsageError(SEVERAL, hint=ALONE)
         self._open.enter_context(self._torch.active(self._memory.answers()))
         self._open.enter_context(programs_calls(self._torch.dispatcher.is_on_gpu))
+        self._memory.is_open = True
         os.register_at_fork(after_in_child=self._torch.leave)
 
     def close(self) -> None:

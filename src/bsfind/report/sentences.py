@@ -331,13 +331,15 @@ def hints(report: Report) -> list[str]:
     expandable = result.expandable_segments
     if expandable is not None and result.recommended_size:
         more = expandable.batch_size / result.recommended_size - 1
+        ran = "fits" if report.simulated else "ran"
         hints.append(
-            "`PYTORCH_ALLOC_CONF=expandable_segments:True` ran batch size "
+            f"`PYTORCH_ALLOC_CONF=expandable_segments:True` {ran} batch size "
             f"{expandable.batch_size:,} in the same memory ({more:+.0%})"
         )
     compared = {other.remedy for other in report.results}
     if (
         report.simulated
+        and report.launch is None
         and recommendation.global_batch is None
         and is_fragmented(result.peak_allocated_bytes, result.peak_reserved_bytes)
         and "expandable-segments" not in compared

@@ -46,10 +46,12 @@ class Measured:
 
     Attributes:
         is_measured: whether trials run: their times are known, and a process can confirm the answer.
+        has_own_processes: whether a trial can have a process with an environment of its own.
         longest_s: processor time of trials after which no further size is tried, where one fits; seconds.
         reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
     """
 
+    has_own_processes = True
     longest_s = math.inf
     reductions: tuple[float, ...] = (0.98, 0.94, 0.88, 0.82, 0.76)  # one process for each
 
@@ -94,7 +96,7 @@ class Simulated:
     Attributes: see `Measured`.
     """
 
-    is_measured = False
+    is_measured = has_own_processes = False
     longest_s = 600.0
     reductions: tuple[float, ...] = tuple(1 - percent / 100 for percent in range(1, 25))
 

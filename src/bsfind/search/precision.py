@@ -280,7 +280,7 @@ class PrecisionSearch:
             TimeLimitError: the time budget of the whole search is spent.
         """
         confirmed, limits = self.confirmation.trial, self.limits
-        if not self._policy.is_measured or self._allocator.expandable_segments:
+        if not self._policy.has_own_processes or self._allocator.expandable_segments:
             return  # `--compare expandable-segments` predicts what they gain
         if confirmed is None or self.axis is not None:
             return

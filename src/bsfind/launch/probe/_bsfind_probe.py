@@ -1,8 +1,9 @@
 """Watches a training process from inside: optimizer steps, the allocator's counters, errors.
 
 It runs in the user's process once that has imported torch, on any Python from 3.8 on, and imports nothing
-of bsfind, unless a GPU is to be simulated there. What it finds goes through a Unix socket to bsfind, which then ends the process; until that happens
-the process holds at the end of its last step, so that no launcher sees it fail.
+of bsfind, unless a GPU is to be simulated there. What it finds goes through a Unix socket to bsfind, which
+then ends the process; until that happens the process holds at the end of its last step, so that no launcher
+sees it fail.
 
 A record is one line of JSON: see `bsfind.launch.records`.
 """
@@ -178,8 +179,13 @@ class _Probe:
     def _on_first_use(self) -> None:
         """Limit the memory, and record what is allocated from here on."""
         self._pid = os.getpid()
-        if self._gpu is not None:
-            return self._finish_without_atexit()
+        if self._gpu is None:
+            self._limit_and_record()
+        from multiprocessing.util import Finalize  # its processes end without `atexit`
+
+        Finalize(None, self._at_exit, exitpriority=1000)
+
+    def _limit_and_record(self) -> None:
         torch, asked = self._torch, self._asked
         if not self._is_choosing:
             self._limit_on(self._likely_device())
@@ -189,12 +195,6 @@ class _Probe:
                 torch.cuda.memory._record_memory_history(
                     "all", context=None, max_entries=_MAX_ENTRIES
                 )
-        self._finish_without_atexit()
-
-    def _finish_without_atexit(self) -> None:
-        from multiprocessing.util import Finalize  # its processes end without `atexit`
-
-        Finalize(None, self._at_exit, exitpriority=1000)
 
     def _limit_on(self, device: int) -> None:
         """Limit what the allocator may reserve on a device: of several GPUs, another may have less free."""

@@ -26,6 +26,11 @@ _OURS = str(Path(__file__).resolve().parents[2])
 _MODULE = str(Path("torch", "nn", "modules", "module.py"))
 _MAX_OTHER_ANSWERS = 16
 _MAX_NAMED = 3
+
+_OF_LOSSES = 1.0
+"""What programs read of numbers without bounds, of losses and norms: they divide by them."""
+
+_UNBOUNDED = torch.finfo(torch.float16).max
 _MAX_READS = 10_000
 """Reads in one place after which it is taken for a loop that only another answer would end."""
 
@@ -70,6 +75,8 @@ class AssumedReads:
             loop = _EndlessLoopError(site, frames)
             raise loop if self.is_repeatable else _endless(loop)
         value = known.guess
+        if not self.is_repeatable and known.likely is None and known.high >= _UNBOUNDED:
+            value = max(_OF_LOSSES, known.low) if dtype.is_floating_point else value
         if site in self._others:
             other = 1.0 if value == 0 else 0.0
             value = min(max(other, known.low), known.high)

@@ -38,6 +38,7 @@ class LiveMemory:
         on_first_use: called before the first allocation.
 
     Attributes:
+        is_open: whether what happens counts: not what the tracer does to get ready.
         is_used: whether the program has used the GPU.
         calls: what was called since `calls` was cleared.
     """
@@ -61,7 +62,7 @@ class LiveMemory:
         self._blocks: list[Block | None] = []
         self._events: list[int] = []
         self._requested_bytes = 0
-        self.is_used = False
+        self.is_open = self.is_used = False
         self.calls: list[Entry] = []
 
     def use(self, *_: object, **__: object) -> None:
@@ -79,6 +80,8 @@ class LiveMemory:
         Raises:
             torch.OutOfMemoryError: it does not fit.
         """
+        if not self.is_open:
+            return
         if entry[0] == CALL:
             self.calls.append(entry)
             self._writer.gpu = gpu_as_set(self._gpu)
@@ -116,15 +119,17 @@ class LiveMemory:
 
     def _refusal(self, error: SimulatedOutOfMemoryError) -> str:
         """Return the text of CUDACachingAllocator.cpp, torch 2.13."""
-        free = self._free_bytes - error.reserved_bytes
-        unused = error.reserved_bytes - error.allocated_bytes
+        used = self._total_bytes - self._free_bytes + error.reserved_bytes
         limit = self._allocator.limit_bytes
         allowed = "" if limit is None else f" {format_bytes(limit)} allowed;"
+        unused = error.reserved_bytes - error.allocated_bytes
         return (
-            f"CUDA out of memory. Tried to allocate {format_bytes(error.requested_bytes)}. GPU 0 has a total "
-            f"capacity of {format_bytes(self._total_bytes)} of which {format_bytes(free)} is free.{allowed} Of "
-            f"the allocated memory {format_bytes(error.allocated_bytes)} is allocated by PyTorch, and "
-            f"{format_bytes(unused)} is reserved by PyTorch but unallocated."
+            f"CUDA out of memory. Tried to allocate {format_bytes(error.requested_bytes)}. GPU 0 has a "
+            f"total capacity of {format_bytes(self._total_bytes)} of which "
+            f"{format_bytes(self._total_bytes - used)} is free. Including non-PyTorch memory, this process "
+            f"has {format_bytes(used)} memory in use.{allowed} Of the allocated memory "
+            f"{format_bytes(error.allocated_bytes)} is allocated by PyTorch, and {format_bytes(unused)} is "
+            "reserved by PyTorch but unallocated."
         )
 
     def answers(self) -> dict[str, Callable[..., Any]]:

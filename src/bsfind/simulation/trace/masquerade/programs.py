@@ -21,7 +21,7 @@ from bsfind.simulation.trace.torch_private import (
 from bsfind.workload.user_errors import user_line
 
 SEVERAL = "`--gpu` predicts a training in one process, and the command starts a group of ranks"
-ALONE = "start the script itself, without `torchrun`; the ranks of DDP need about as much as one process alone"
+ALONE = "start the script itself, without `torchrun`: a rank of DDP needs little more than one process alone"
 """What to tell where there are several ranks, and what to do."""
 
 
