@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 from bsfind.devices.prediction_limits import setting_warnings
 from bsfind.devices.simulated import SimulatedDevice
-from bsfind.errors import UsageError
+from bsfind.errors import UntraceableError, UsageError
 from bsfind.settings import DeviceChoice
 from bsfind.simulation.trace.live import LiveMemory, LiveRecorder
 from bsfind.simulation.trace.masquerade.programs import ALONE, SEVERAL, programs_calls
@@ -60,18 +61,38 @@ class GpuOfProcess:
         """
         if os.environ.get("WORLD_SIZE", "1") != "1":
             raise UsageError(SEVERAL, hint=ALONE)
-        self._open.enter_context(self._torch.active(self._memory.answers()))
-        self._open.enter_context(programs_calls(self._torch.dispatcher.is_on_gpu))
+        simulated = self._torch
+        self._open.enter_context(simulated.active(self._memory.answers()))
+        self._open.enter_context(
+            programs_calls(simulated.dispatcher.is_on_gpu, simulated.active_in_thread)
+        )
+        self._open.enter_context(self._noting_refusals())
         self._memory.is_open = True
-        os.register_at_fork(after_in_child=self._torch.leave)
+        os.register_at_fork(after_in_child=simulated.leave)
+
+    @contextlib.contextmanager
+    def _noting_refusals(self) -> Iterator[None]:
+        """Note what cannot be traced, where the program catches the error and goes on."""
+        begin = UntraceableError.__init__
+
+        def made(error: UntraceableError, message: str, **more: Any) -> None:
+            begin(error, message, **more)
+            self._recorder.note(f"untraceable:{message}", f"{message}; the command went on without")
+
+        with mock.patch.multiple(UntraceableError, __init__=made):
+            yield
 
     def close(self) -> None:
         """Give torch back its own operators."""
         self._open.close()
 
-    def warnings(self) -> list[dict[str, str | None]]:
-        """Return what the reader of the prediction must know: codes, messages and hints."""
-        self._torch.dispatcher.reads.note_lines()
+    def warnings(self, *, has_failed: bool) -> list[dict[str, str | None]]:
+        """Return what the reader of the prediction must know: codes, messages and hints.
+
+        Args:
+            has_failed: whether an exception has ended the program.
+        """
+        self._torch.dispatcher.reads.note_lines(has_failed=has_failed)
         notes = self._recorder.notes.items()
         found = self._device.take_warnings()
         operators = operators_of(self._memory.calls)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bsfind.errors import BsfindError, TargetError, TimeLimitError, UsageError
+from bsfind.errors import BsfindError, InternalError, TargetError, TimeLimitError, UsageError
 from bsfind.failures.gpu_faults import device_fault
 from bsfind.failures.leaks import (
     StepMemory,
@@ -273,7 +273,7 @@ def _failed(record: RankRecord, run: Run, batch_size: int) -> Outcome:
         BsfindError: the GPU that is simulated there cannot do what the command asks of it.
     """
     if (own := record.own_error) is not None:
-        own.detail = run.last_lines
+        own.detail = run.last_lines if isinstance(own, InternalError) else ""
         raise own
     error = record.error or RuntimeError(record.message)
     kind = classify(error, memory_exhausted=record.is_exhausted)
@@ -315,9 +315,12 @@ def _refused(told: str, run: Run, batch_size: int, *, may_run: bool) -> Outcome:
     Raises:
         TargetError: it would at every size.
     """
+    assumed = [
+        each.message for r in run.records for each in r.warnings if each.code == "value_assumed"
+    ]
     error = TargetError(
         f"the command failed: {told}, batch size {batch_size}",
-        detail=run.last_lines,
+        detail="\n".join((run.last_lines, *assumed)),
         hint=f"all that it printed is in `{run.log}`",
     )
     if not may_run:

@@ -66,10 +66,11 @@ class UsedDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class RaisedError:
-    """An exception, by the names of its classes (the nearest first) and its text."""
+    """An exception, by the names of its classes (the nearest first) and its text; bsfind's has a hint."""
 
     kinds: tuple[str, ...]
     message: str
+    hint: str = ""
 
     def as_exception(self) -> BaseException:
         """Return an exception that reads the same, of the nearest built-in class."""
@@ -143,7 +144,7 @@ class RankRecord:
         told = next(iter(self.errors), None)
         module, _, name = told.kinds[0].rpartition(".") if told and told.kinds else ("", "", "")
         kind = getattr(own_errors, name, None) if module == own_errors.__name__ else None
-        return kind(told.message) if told and kind is not None else None
+        return kind(told.message, hint=told.hint) if told and kind is not None else None
 
     @property
     def is_exhausted(self) -> bool:

@@ -55,7 +55,7 @@ _OF_ONE_PRECISION = (TargetError, WorkerError)
 
 
 _LAUNCH_HINT = (
-    "a command is measured on a GPU; `bsfind env` shows what the driver and torch see, and `bsfind run` "
+    "a command is measured on a GPU; `bsfind env` shows what the driver and torch see, and `--gpu NAME` "
     "predicts for a GPU that is not here"
 )
 

@@ -317,7 +317,7 @@ class _Probe:
             "optimizers": len(self._counts),
             "loaders": sorted(self._loaders.items()),
             "errors": [] if error is None else _chain(error),
-            "warnings": [] if self._gpu is None else self._gpu.warnings(),
+            "warnings": self._gpu.warnings(has_failed=status == "failed") if self._gpu else [],
         }
         record.update(self._rank())
         if self._torch.cuda.is_initialized():
@@ -429,6 +429,7 @@ def _chain(error: Any) -> list[dict[str, Any]]:
             said = str(error)
         except Exception:
             said = ""
-        found.append({"kinds": kinds, "message": said[:2000]})
+        hint = str(getattr(error, "hint", "")) if kinds[0].startswith("bsfind.") else ""
+        found.append({"kinds": kinds, "message": said[:2000], "hint": hint})
         error = error.__cause__ or error.__context__
     return found

@@ -59,6 +59,7 @@ class AssumedReads:
         self._others: set[_Site] = set()
         self._recent: dict[_Site, None] = {}
         self._pending: dict[str, bool | int | float] = {}
+        self._checked: dict[str, bool | int | float] = {}
         self._reads: Counter[_Site] = Counter()
 
     def answer(self, dtype: torch.dtype, known: Range) -> bool | int | float:
@@ -91,14 +92,20 @@ class AssumedReads:
 
     def _named_answer(self, frames: list[FrameType], value: _Value) -> _Value:
         """Remember the line that reads, unless it is a library's, or only checks."""
-        if not frames or not is_user_frame(frames[0].f_code) or _checks(frames[0]):
+        if not frames or not is_user_frame(frames[0].f_code):
             return value
         place = f"{Path(frames[0].f_code.co_filename).name}:{frames[0].f_lineno}"
-        self._pending[place] = value
+        (self._checked if _checks(frames[0]) else self._pending)[place] = value
         return value
 
-    def note_lines(self) -> None:
-        """Note the lines that read in an attempt that succeeded."""
+    def note_lines(self, *, has_failed: bool = False) -> None:
+        """Note the lines that read.
+
+        Args:
+            has_failed: whether the code has failed: lines that do nothing but check are noted too.
+        """
+        if has_failed:
+            self._pending |= self._checked
         for place, value in list(self._pending.items())[:_MAX_NAMED]:
             self._note(
                 f"value_assumed:{place}",
@@ -124,6 +131,7 @@ class AssumedReads:
         while True:
             self._recent.clear()
             self._pending.clear()
+            self._checked.clear()
             self._reads.clear()
             try:
                 result = attempt()

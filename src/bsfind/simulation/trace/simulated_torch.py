@@ -113,6 +113,14 @@ class SimulatedTorch:
             with self.masquerade.in_backward(), self.masquerade, recorder.observer.watching():
                 yield
 
+    @contextlib.contextmanager
+    def active_in_thread(self) -> Iterator[None]:
+        """Let another thread's torch run on it too, while `active` is entered."""
+        include_key(FAKE, True)
+        include_key(AUTOCAST_CUDA, True)
+        with self.masquerade:
+            yield
+
     def leave(self) -> None:
         """Let operators run as they are, in a process that was forked from one that simulates a GPU."""
         include_key(FAKE, False)

@@ -1,9 +1,11 @@
-"""What whole programs call, and a model and its step do not: loaders, checkpoints, process groups."""
+"""What whole programs call, and a step does not: loaders, checkpoints, threads, process groups."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 from unittest import mock
 
@@ -26,15 +28,20 @@ ALONE = "start the script itself, without `torchrun`: a rank of DDP needs little
 
 
 @contextlib.contextmanager
-def programs_calls(is_on_gpu: Callable[[torch.Tensor], bool]) -> Iterator[None]:
+def programs_calls(
+    is_on_gpu: Callable[[torch.Tensor], bool],
+    active_in_thread: Callable[[], AbstractContextManager[None]],
+) -> Iterator[None]:
     """Let a program do what it does with a GPU while inside.
 
     - Loaders leave the batches where they are that they would copy to pinned memory.
     - Tensors without values are saved as zeros, in a file that is small.
+    - Threads that it starts have the GPU, too.
     - A process group is refused.
 
     Args:
         is_on_gpu: tells a tensor on the simulated GPU from one of the host.
+        active_in_thread: returns what is entered in such a thread.
     """
 
     def reduced(tensor: torch.Tensor, protocol: int) -> Any:
@@ -50,9 +57,24 @@ def programs_calls(is_on_gpu: Callable[[torch.Tensor], bool]) -> Iterator[None]:
         with replacing_reduced_tensor(reduced):
             own_save(*args, **kwargs)
 
+    own_start = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        own_run = thread.run
+
+        def run() -> None:
+            with active_in_thread():
+                own_run()
+
+        thread.run = run  # type: ignore[method-assign]
+        own_start(thread)
+
     with (
+        mock.patch.multiple(threading.Thread, start=start),
         replacing_pinning(lambda data, _device=None: data),
         mock.patch.multiple(torch, save=save),
+        # torch's own reads the stream before anybody is asked.
+        mock.patch.multiple(torch.Tensor, record_stream=lambda _tensor, _stream: None),
         mock.patch.multiple(torch.distributed, init_process_group=_refuse_group),
     ):
         yield
