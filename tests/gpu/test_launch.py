@@ -157,3 +157,17 @@ def test_a_script_that_never_steps(launch: Launcher) -> None:
     assert "the command has not made its steps after 30 s" in done.err
     (log,) = Path(done.report["launch"]["logs"]).iterdir()
     assert "train.py" in log.read_text()  # the stacks
+
+
+@pytest.mark.parametrize("kind", ["plain", "gan", "accumulates"])
+def test_a_prediction_has_the_figures_of_a_measurement(fake_gpu: Gpu, kind: str) -> None:
+    launcher = Launcher(fake_gpu)
+    measured = launcher(kind)
+    predicted = launcher(kind, options=("--gpu", "rtx3090"))
+    assert (measured.code, predicted.code) == (0, 0), measured.err + predicted.err
+    assert predicted.report["device"]["kind"] == "simulated"
+    names = ("max_batch_size", "smallest_failed_batch_size", "recommended_batch_size")
+    peaks = ("peak_allocated_bytes", "peak_reserved_bytes")
+    for name in (*names, *peaks):
+        assert predicted.only[name] == measured.only[name], name
+    assert not predicted.only["verified"]

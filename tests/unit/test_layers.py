@@ -50,7 +50,7 @@ LAYERS = {
     "search": f"{LEAVES} failures worker launch simulation",
     "launch": f"{LEAVES} failures worker simulation",
     # In the processes of a launched command, where there may be no bsfind.
-    "launch.probe": "torch",
+    "launch.probe": "torch devices",
     "report": f"{LEAVES} search simulation inspect.inspection matplotlib rich",
     "inspect": f"{LEAVES} inspect.inspection search worker report rich",
     "explain": f"{LEAVES} failures report rich",

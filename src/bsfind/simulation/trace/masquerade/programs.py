@@ -36,6 +36,7 @@ def programs_calls(
 
     - Loaders leave the batches where they are that they would copy to pinned memory.
     - Tensors without values are saved as zeros, in a file that is small.
+    - `torch.set_default_device` takes the GPU.
     - Threads that it starts have the GPU, too.
     - A process group is refused.
 
@@ -69,10 +70,26 @@ def programs_calls(
         thread.run = run  # type: ignore[method-assign]
         own_start(thread)
 
+    own_set, own_get = torch.set_default_device, torch.get_default_device
+
+    def set_default_device(device: Any) -> None:
+        # torch asks its default after the masquerade, which cannot translate it any more.
+        is_gpu = device is not None and torch.device(device).type == "cuda"
+        own_set("meta" if is_gpu else device)
+
+    def get_default_device() -> torch.device:
+        found = own_get()
+        return torch.device("cuda", 0) if found.type == "meta" else found
+
     with (
+        mock.patch.multiple(
+            torch,
+            save=save,
+            set_default_device=set_default_device,
+            get_default_device=get_default_device,
+        ),
         mock.patch.multiple(threading.Thread, start=start),
         replacing_pinning(lambda data, _device=None: data),
-        mock.patch.multiple(torch, save=save),
         # torch's own reads the stream before anybody is asked.
         mock.patch.multiple(torch.Tensor, record_stream=lambda _tensor, _stream: None),
         mock.patch.multiple(torch.distributed, init_process_group=_refuse_group),
