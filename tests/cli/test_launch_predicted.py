@@ -57,6 +57,7 @@ def test_a_script_with_workers_amp_validation_and_checkpoints(tmp_path: Path) ->
     assert "OutOfMemoryError: CUDA out of memory" in printed(report)
 
 
+@pytest.mark.slow
 def test_the_first_screen_says_that_it_is_experimental(tmp_path: Path) -> None:
     command = (sys.executable, SCRIPT, "--kind", "device", "--batch-size", "{batch_size}")
     done = bsfind("launch", "--gpu", "2GiB", *FEW, "--", *command, folder=tmp_path)
@@ -114,8 +115,14 @@ def test_a_refusal_that_the_script_catches_is_told(tmp_path: Path) -> None:
     ("kind", "line", "says"),
     [
         ("selects", "y = y[y[:, 0] > 0]", "cannot be predicted: the shape of its result"),
-        ("loops", "while loss.item() > 0.5:", "loops until a value has changed"),
-        ("checks", 'if kind == "checks" and loss.item() < 5:', "it is taken as 1.0"),
+        pytest.param(
+            *("loops", "while loss.item() > 0.5:", "loops until a value has changed"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("checks", 'if kind == "checks" and loss.item() < 5:', "it is taken as 1.0"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_cannot_be_predicted_names_the_line(
@@ -129,7 +136,11 @@ def test_what_cannot_be_predicted_names_the_line(
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"), [("group", ()), ("device", ("--set-env", "WORLD_SIZE=2"))]
+    ("kind", "options"),
+    [
+        ("group", ()),
+        pytest.param("device", ("--set-env", "WORLD_SIZE=2"), marks=pytest.mark.slow),
+    ],
 )
 def test_several_ranks_are_refused(kind: str, options: tuple[str, ...], tmp_path: Path) -> None:
     done = launch(tmp_path, kind, *options)
@@ -145,6 +156,7 @@ def test_a_script_that_trains_on_the_cpu(tmp_path: Path) -> None:
     assert "does not use CUDA: it has made 3 optimizer steps" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_of_the_page(tmp_path: Path) -> None:
     (command,) = re.findall(r"^bsfind (launch --gpu .*)$", PAGE, re.MULTILINE)
     files = dict(re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
