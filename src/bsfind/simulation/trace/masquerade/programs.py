@@ -23,7 +23,7 @@ from bsfind.simulation.trace.torch_private import (
 from bsfind.workload.user_errors import user_line
 
 SEVERAL = "`--gpu` predicts a training in one process, and the command starts a group of ranks"
-ALONE = "start the script itself, without `torchrun`: a rank of DDP needs little more than one process alone"
+ALONE = "start the script itself, without `torchrun`; DDP needs the size of the gradients besides (buckets)"
 """What to tell where there are several ranks, and what to do."""
 
 
