@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Asked:
         steps: optimizer steps.
         limit_bytes: what the allocator of each may reserve; None: no limit.
         leave_bytes: what each is to leave free on its GPU: several may differ in what they have.
+        capacities: by the index of a GPU, what was there for the allocator of its rank in another trial.
         record: whether they record what is asked of the allocator.
         gpu: fields of the `DeviceChoice` of a GPU to simulate; None: there is one.
     """
@@ -60,6 +61,7 @@ class Asked:
     steps: int
     limit_bytes: int | None
     leave_bytes: int = 0
+    capacities: Mapping[int, int] = field(default_factory=dict)
     record: bool
     gpu: dict[str, Any] | None = None
 

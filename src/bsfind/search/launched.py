@@ -77,6 +77,7 @@ class LaunchedTrials:
         self._ran: dict[int, RankRecord] = {}
         self._messages: list[str] = []
         self._are_unequal = False
+        self._capacities: dict[int, int] = {}
         self._gpu = choice.to_json() if choice.is_simulated else None
         self._of_command = self.assumptions = _assumptions(launch, is_simulated=choice.is_simulated)
         self.recordings: dict[int, Recording] = {}
@@ -122,6 +123,7 @@ class LaunchedTrials:
             steps=steps,
             limit_bytes=limit_bytes,
             leave_bytes=leave,
+            capacities=self._capacities,
             record=False,
             gpu=self._gpu,
         )
@@ -152,6 +154,9 @@ class LaunchedTrials:
         if outcome.record is not None:
             check_device(outcome.record, self._device.index)
             self._warn_of(outcome.record)
+        for each in outcome.trial.ranks:
+            known = self._capacities.get(each.device_index, each.capacity_bytes)
+            self._capacities[each.device_index] = min(known, each.capacity_bytes)
         if outcome.trial.ranks:
             self.assumptions = (*self._of_command, ranks_assumption(outcome.trial))
             unequal = unequal_ranks(outcome.trial)

@@ -204,7 +204,10 @@ class _Probe:
         if limit is not None:
             if device or self._rank()["world_size"] > 1:
                 free, _ = cuda.mem_get_info(device)
-                limit = min(limit, free + cuda.memory_reserved(device) - self._asked["leave_bytes"])
+                there = free + cuda.memory_reserved(device)
+                # NCCL takes its memory later on.
+                there = min(there, self._asked["capacities"].get(str(device), there))
+                limit = min(limit, there - self._asked["leave_bytes"])
             total = cuda.get_device_properties(device).total_memory
             cuda.set_per_process_memory_fraction(min(1.0, max(0, limit) / total), device)
         self._limits[device] = limit
