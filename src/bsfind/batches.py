@@ -1,4 +1,4 @@
-"""Batches of models that are not called with plain tensors: detectors, and graph networks.
+"""Batches of models that are not called with plain tensors: detectors, images in texts, graph networks.
 
     bsfind run torchvision:fasterrcnn_resnet50_fpn --batch-fn bsfind.batches:detection --batch-arg classes=91
     bsfind run train.py:yolo --batch-fn bsfind.batches:yolo --image-size 640
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _DIFFERENT_GRAPHS = 1024
 """Graphs with edges of their own; more graphs in a batch repeat these."""
+
+_TEXT = 128
+"""Tokens of text beside an image."""
 
 
 def detection(
@@ -210,6 +213,69 @@ def yolo(
         points[..., 2] = 1
         batch["keypoints"] = points.to(device)
     return (batch,)
+
+
+def image_text(
+    batch_size: int,
+    device: torch.device,
+    *,
+    image_size: int | tuple[int, int] = 224,
+    seq_len: int = 1024,
+    vocabulary: int = 32000,
+    image_token: int = 31999,
+    image_tokens: int = 256,
+    images: int = 0,
+    patch: int = 0,
+    token_types: str = "",
+) -> dict[str, torch.Tensor]:
+    """Return texts with an image in each, as models of images and text in transformers take them.
+
+    Args:
+        batch_size: texts.
+        device: where the tensors are.
+        image_size: side of the images, or height and width, pixels.
+        seq_len: tokens of each text, those for its images among them.
+        vocabulary: tokens are from 0 to one less than this.
+        image_token: the token that marks the places of images.
+        image_tokens: places of each image.
+        images: images in each text, in a dimension of their own; 0: one, without such a dimension.
+        patch: side of the patches that images are cut into, a row for each, as Qwen-VL takes them; 0: none.
+        token_types: name of the argument that tells the places of images (1) from text (0); "": none.
+
+    Returns:
+        `input_ids` and `attention_mask` of shape (batch_size, seq_len), and `pixel_values` of shape
+        (batch_size, 3, height, width), with `images` (batch_size, images, 3, height, width). With `patch`,
+        `pixel_values` of shape (patches of all images, 6 * patch * patch), and `image_grid_thw` of shape
+        (batch_size, 3): 1, and how many patches are in a column and in a row.
+    """
+    import torch
+
+    height, width = _sides(image_size)
+    places = image_tokens * max(images, 1)
+    _check(vocabulary=vocabulary - 1, image_tokens=image_tokens)
+    if places >= seq_len:
+        raise TargetError(
+            f"texts of {seq_len} tokens have no room for {places} places of images",
+            hint=f"`--seq-len {places + _TEXT}`, or smaller images: `--image-size`",
+        )
+    tokens = torch.randint(0, vocabulary, (batch_size, seq_len))
+    tokens[tokens == image_token] = (image_token + 1) % vocabulary
+    tokens[:, :places] = image_token
+    batch = {
+        "input_ids": tokens.to(device),
+        "attention_mask": torch.ones(batch_size, seq_len, dtype=torch.int64).to(device),
+    }
+    if token_types:
+        batch[token_types] = (tokens == image_token).long().to(device)
+    if patch:
+        grid = (1, height // patch, width // patch)
+        rows = (batch_size * grid[1] * grid[2], 2 * 3 * patch * patch)
+        batch["pixel_values"] = torch.rand(rows, device=device)
+        batch["image_grid_thw"] = torch.tensor([grid] * batch_size).to(device)
+        return batch
+    of_sample = (images, 3, height, width) if images else (3, height, width)
+    batch["pixel_values"] = torch.rand(batch_size, *of_sample, device=device)
+    return batch
 
 
 def _centred_boxes(count: int) -> torch.Tensor:

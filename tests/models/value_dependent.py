@@ -21,6 +21,24 @@ class EverySecond(nn.Module):
         return out
 
 
+class TwoMasks(nn.Module):
+    """Assigns by a mask that grows with the batch, and by one that does not, and indexes both backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.many, self.few = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        h = self.layer(x)
+        out = torch.zeros_like(h)
+        many = h[..., 0] > 0
+        out[many] = self.many(h[many])
+        few = h[..., 0].flatten().exp().cumsum(0) < 30
+        flat = out.flatten(0, 1).clone()
+        flat[few] = self.few(h.flatten(0, 1)[few])
+        return flat.view_as(h)
+
+
 class Pairs(nn.Module):
     """Compares each sample with every other one, as contrastive learners do; lists them if asked to."""
 

@@ -58,6 +58,8 @@ def test_what_nothing_is_known_of(name: str, args: Any, bounds: tuple[float, flo
         ("sum", (X,), Range(1, 1), (4, 4)),
         ("sum", (X,), Range(0, 2), (0, 8)),
         ("isinf", (X,), Range(-math.inf, 0), (0, 1)),
+        ("upsample_nearest2d", (X, [2, 2]), Range(1, 1), (1, 1)),
+        ("upsample_bicubic2d", (X, [2, 2], False), Range(1, 1), None),
         ("clamp", (X, 0, 2), Range(-9, 9), (0, 2)),
         ("masked_fill", (X, FLAGS, -math.inf), Range(0, 1), (-math.inf, 1)),
         ("max", (X,), Range(0, 7), (0, 7)),

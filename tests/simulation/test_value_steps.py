@@ -47,6 +47,12 @@ def test_a_mask_selects_in_proportion() -> None:
     assert "between 2 seeds the memory of a step varied by 0.0%" in said
 
 
+def test_a_mask_selects_as_many_in_the_backward_pass() -> None:
+    program, said = traced("TwoMasks", 10, 8, batch_size=300)
+    assert program.trial_events
+    assert "steps on the CPU" in said
+
+
 def test_a_list_as_an_index_has_values() -> None:
     program, _ = traced("Permuted", 10, 8, batch_size=300)
     assert 300 * 10 * 24 * 4 in sizes(program)  # two of four positions, of which two make a row

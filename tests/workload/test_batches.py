@@ -95,6 +95,22 @@ def test_yolo_with_masks_and_keypoints() -> None:
         assert (classes[masks.long() - 1] == of_pixels).all()
 
 
+def test_texts_with_images() -> None:
+    pairs = (("vocabulary", "9"), ("image_token", "8"), ("image_tokens", "3"), ("images", "2"))
+    batch = made("image_text", image_size=16, seq_len=10, batch_args=pairs).kwargs
+    assert batch["pixel_values"].shape == (3, 2, 3, 16, 16)
+    assert (batch["input_ids"][:, :6] == 8).all()
+    assert (batch["input_ids"][:, 6:] < 8).all()
+    cut = (*pairs[:2], ("image_tokens", "4"), ("patch", "4"), ("token_types", "kinds"))
+    batch = made("image_text", image_size=16, seq_len=10, batch_args=cut).kwargs
+    assert batch["image_grid_thw"].tolist() == [[1, 4, 4]] * 3
+    assert batch["pixel_values"].shape == (3 * 16, 2 * 3 * 4 * 4)
+    assert batch["kinds"].tolist() == [[1] * 4 + [0] * 6] * 3
+    with pytest.raises(TargetError) as error:
+        made("image_text", seq_len=256)
+    assert "--seq-len 384" in error.value.hint
+
+
 def test_graphs() -> None:
     pairs = (("fields", "x,edge_index,batch"), ("nodes", "5"), ("edges", "40"))
     graphs = made("graphs", batch_args=pairs).kwargs

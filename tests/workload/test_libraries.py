@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -25,6 +26,7 @@ from bsfind.inputs import parse_input
 from bsfind.settings import Workload
 from bsfind.workload.inputs import batch_function
 from bsfind.workload.libraries.proposals import with_inputs
+from bsfind.workload.libraries.timm import assumed_classes
 from bsfind.workload.libraries.transformers import assumed_configuration
 from bsfind.workload.model import build_model
 from bsfind.workload.user_errors import user_error
@@ -71,6 +73,19 @@ def test_timm_by_name(target: str) -> None:
     assert model.head.out_features == 5
     assert inputs_of(model) == ["1,32,32"]
     assert inputs_of(model, image_size=64) == ["1,64,64"]
+
+
+@pytest.mark.usefixtures("libraries")
+def test_a_backbone_of_timm_gets_classes() -> None:
+    assert assumed_classes(build_model("timm:net50", {})) is None
+    backbone = build_model("timm:backbone50", {"num_classes": 0})
+    assert isinstance(backbone.head, nn.Identity)
+    assert assumed_classes(backbone) is None
+    model = build_model("timm:backbone50", {})
+    assert model.head.out_features == 1000
+    assumed = assumed_classes(model)
+    assert assumed is not None
+    assert assumed.value == "--model-arg num_classes=1000"
 
 
 @pytest.mark.usefixtures("libraries")
@@ -372,6 +387,47 @@ def test_models_that_are_trained_with_lists_have_their_batch_function() -> None:
         assert make(2, torch.device("cpu"))
     assert "resizes these images to 300 × 300" in assumed.why
     assert inputs_of(detector, mode="infer")
+
+
+IN_TEXT = {
+    "text_config": SimpleNamespace(vocab_size=50, hidden_size=8, max_position_embeddings=64),
+    "image_token_id": 7,
+}
+
+
+@pytest.mark.usefixtures("libraries")
+def test_texts_with_images_have_a_token_for_each_part() -> None:
+    cut = {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    sized = {"image_size": 32, **IN_TEXT}
+    whole = "image_token=7 --batch-arg image_tokens=16"
+    for model, options, said in (
+        (
+            _configured("ImageInTextModel", image_dims=2, **sized),
+            {},
+            f"seq_len=64 --batch-arg {whole} --batch-arg token_types=token_type_ids",
+        ),
+        (
+            _configured("ImageInTextModel", image_dims=3, **sized),
+            {"seq_len": 48},
+            f"{whole} --batch-arg images=1 --batch-arg token_types=token_type_ids",
+        ),
+        (
+            _configured("PatchesInTextModel", vision_config=SimpleNamespace(**cut), **IN_TEXT),
+            {"image_size": 40},
+            "seq_len=64 --batch-arg image_token=7 --batch-arg image_tokens=25 --batch-arg patch=4 "
+            "--batch-arg token_types=mm_token_type_ids",
+        ),
+    ):
+        workload, assumed = with_inputs(Workload(target="a:b", **options), model)
+        assert assumed is not None
+        for option in said.split(" --batch-arg "):
+            assert option in assumed.value.split()
+        make = batch_function(workload)
+        assert make is not None
+        batch = make(2, torch.device("cpu"))
+        assert batch["input_ids"].shape == (2, options.get("seq_len", 64))
+        places = 25 if "image_size" in options else 16
+        assert (batch["input_ids"] == 7).sum(1).tolist() == [places] * 2
 
 
 @pytest.mark.usefixtures("libraries")

@@ -482,6 +482,22 @@ class TestLabels:
 
         assert trained(loaded(Net(), IMAGE))[0] == f"the model's own loss from `labels` {shape}"
 
+    def test_labels_of_sounds_have_several_codes_for_each_moment(self) -> None:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                sizes = SimpleNamespace(num_codebooks=4, max_position_embeddings=6)
+                self.config = SimpleNamespace(decoder=sizes)
+                self.codes = nn.Embedding(VOCABULARY, VOCABULARY)
+
+            def forward(self, input_ids: torch.Tensor, labels: Any = None) -> Any:
+                _, _, codebooks = labels.shape
+                scores = self.codes(labels).flatten(0, 2)
+                return {"loss": F.cross_entropy(scores, labels.flatten()) * codebooks}
+
+        workload = loaded(Net(), f"input_ids={TOKENS}")
+        assert trained(workload)[0] == "the model's own loss from `labels` (N, 6, 4)"
+
     def test_an_argument_that_is_no_label(self) -> None:
         """`y` is the class that a diffusion model is told."""
 

@@ -145,7 +145,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="pkg.mod:fn",
         help="Makes the batches: `fn(batch_size, device)` returns a tensor, tuple, dict or (args, kwargs). "
         "If it makes some tensors on `device`, the others stay on the CPU; if none, all are moved. "
-        "`bsfind.batches:` has `detection`, `detr`, `yolo` and `graphs`.",
+        "`bsfind.batches:` has `detection`, `detr`, `image_text`, `yolo` and `graphs`.",
     ),
     Option(
         "--batch-arg",

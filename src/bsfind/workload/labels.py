@@ -127,6 +127,8 @@ def _shapes(
     """Yield the label of each possible shape, with integers below `high`."""
     ids = _token_ids(batch)
     config = getattr(model, "config", None)
+    if (codebooks := _codebooks(config)) is not None:
+        yield Label(name=name, shape=(_decoder_tokens(config) or 1, codebooks), high=high)
     if scores is None:
         if ids is not None:
             yield Label(name=name, shape=None, high=high)
@@ -193,6 +195,12 @@ def _decoder_tokens(config: Any) -> int | None:
         if isinstance(most, int):
             return min(most, _MOST_DECODER_TOKENS)
     return None
+
+
+def _codebooks(config: Any) -> int | None:
+    """Return how many codes there are for each moment, where the text is sound (MusicGen); else None."""
+    number = getattr(getattr(config, "decoder", config), "num_codebooks", None)
+    return number if isinstance(number, int) and number > 1 else None
 
 
 def _valid_classes(output: Any, model: nn.Module) -> int:

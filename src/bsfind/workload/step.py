@@ -19,6 +19,7 @@ from bsfind.workload.inputs import Batch, sized_maker
 from bsfind.workload.libraries.lightning import Lightning, LightningTraining
 from bsfind.workload.libraries.lightning_module import lightning_class
 from bsfind.workload.libraries.proposals import with_inputs
+from bsfind.workload.libraries.timm import assumed_classes
 from bsfind.workload.libraries.transformers import assumed_configuration
 from bsfind.workload.loss import Loss, LossOfTerms, make_loss
 from bsfind.workload.loss_choice import LossChoice
@@ -111,7 +112,8 @@ class LoadedWorkload:
         workload, asked, built = self.workload, workload, model
         is_proposed = inputs is not None and workload.axis is None
         self.proposed_inputs = workload.inputs if is_proposed else ()
-        self._assumed = [a for a in (assumed_configuration(model), inputs) if a is not None]
+        built_as = assumed_configuration(model), assumed_classes(model)
+        self._assumed = [a for a in (*built_as, inputs) if a is not None]
         self._step_fn = resolve_function(workload.step) if workload.step is not None else None
         run = functools.partial(self._step_fn, model) if self._step_fn is not None else model
         called = model.forward if self._step_fn is None else run

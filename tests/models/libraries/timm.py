@@ -15,13 +15,19 @@ class Net(nn.Sequential):
         self.conv = nn.Conv2d(in_chans, 8, 3, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flat = nn.Flatten()
-        self.head = nn.Linear(8, num_classes)
+        self.num_classes = num_classes
+        self.reset_classifier(num_classes)
         self.pretrained_cfg = {"input_size": (3, 32, 32), "first_conv": "conv"}
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give it another number of classes."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(8, num_classes) if num_classes else nn.Identity()
 
 
 def list_models() -> list[str]:
     """Return the names."""
-    return ["net50", "net101"]
+    return ["net50", "net101", "backbone50"]
 
 
 def is_model(name: str) -> bool:
@@ -33,4 +39,6 @@ def create_model(name: str, pretrained: bool = True, **arguments: Any) -> nn.Mod
     """Return a model of this name, with an optional tag."""
     assert name.partition(".")[0] in list_models()
     assert not pretrained
+    if name == "backbone50":
+        arguments.setdefault("num_classes", 0)
     return Net(**arguments)

@@ -132,6 +132,35 @@ class ImageAndTextModel(PreTrainedModel):
         """Never run."""
 
 
+class ImageInTextModel(ImageAndTextModel):
+    """Takes texts in which tokens mark the places of images, which have one for each 8 x 8 pixels."""
+
+    def forward(  # type: ignore[no-untyped-def]
+        self,
+        input_ids=None,
+        pixel_values=None,
+        attention_mask=None,
+        token_type_ids=None,
+        labels=None,
+    ):
+        """Never run."""
+
+    def get_image_features(self, pixel_values):  # type: ignore[no-untyped-def]
+        """Return what stands in the places of the images, one list for each."""
+        *rest, height, width = pixel_values.shape
+        assert len(rest) == self.config.image_dims
+        return [pixel_values.new_zeros(height * width // 64, self.config.text_config.hidden_size)]
+
+
+class PatchesInTextModel(PreTrainedModel):
+    """The same with images that are cut into patches."""
+
+    def forward(  # type: ignore[no-untyped-def]
+        self, input_ids=None, pixel_values=None, image_grid_thw=None, mm_token_type_ids=None
+    ):
+        """Never run."""
+
+
 class SoundModel(PreTrainedModel):
     """Takes sounds."""
 

@@ -159,7 +159,7 @@ def _masked_select(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwa
     shape = torch.broadcast_shapes(tensor.shape, mask.shape)  # type: ignore[no-untyped-call]
     values = dispatcher.values.of(mask) if mask.is_meta else mask
     if values is None:
-        count = _unknown_size(dispatcher, facts, shape.numel())
+        count = _unknown_count(dispatcher, facts, mask, shape.numel())
     else:
         count = int(values.expand(shape).count_nonzero())
         dispatcher.shapes.note_size(facts.name, shape.numel(), count)
@@ -182,7 +182,9 @@ def _shaped_by_values(
         dispatcher.shapes.note_size(facts.name, most, size_of(_first(answer)))
     else:
         size = kwargs.get("output_size")
-        if size is None:
+        if size is None and facts.name == "aten::nonzero":
+            size = _unknown_count(dispatcher, facts, args[0], args[0].numel())
+        elif size is None:
             size = _unknown_size(dispatcher, facts, most)
         answer = example(facts.op, args, kwargs, size)
     several = isinstance(answer, tuple)
@@ -273,6 +275,21 @@ def _check_errors(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwar
 def _first(answer: Any) -> torch.Tensor:
     first: torch.Tensor = answer[0] if isinstance(answer, tuple) else answer
     return first
+
+
+def _unknown_count(
+    dispatcher: Dispatcher, facts: OperatorFacts, mask: torch.Tensor, possible: int
+) -> int:
+    """Return how many elements an unknown mask selects: of the same mask always the same (see above)."""
+    is_own = possible == mask.numel() and mask.layout is torch.strided
+    known = dispatcher.values.count_of(mask) if is_own else None
+    if known is not None:
+        dispatcher.shapes.note_size(facts.name, possible, known)
+        return known
+    count = _unknown_size(dispatcher, facts, possible)
+    if is_own:
+        dispatcher.values.set_count(mask, count)
+    return count
 
 
 def _unknown_size(dispatcher: Dispatcher, facts: OperatorFacts, possible: int | None) -> int:

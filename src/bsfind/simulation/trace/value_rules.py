@@ -314,6 +314,16 @@ def _uniform(_of: Bounds, args: Args, kwargs: Kwargs) -> Answer:
     return Range(*given) if len(given) == 2 else Range(0, 1)
 
 
+_CHOOSE = tuple(
+    name.format(dimensions)
+    for dimensions in (1, 2, 3)
+    for name in (
+        *("upsample_nearest{}d", "_upsample_nearest_exact{}d", "adaptive_max_pool{}d"),
+        *("max_pool{}d_with_indices", "fractional_max_pool{}d"),
+    )
+)
+"""Operators that give an image another size by a choice of its pixels."""
+
 _SHARE, _SIGNED, _POSITIVE = _always(0, 1), _always(-1, 1), _always(0, 3.4e38)
 
 RULES: dict[str, Rule] = {
@@ -339,6 +349,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("index_select", "take", "clone", "repeat", "flip", "roll", "sort"), _same),
     **dict.fromkeys(("topk", "kthvalue", "mode", "embedding", "cat", "stack"), _same),
     **dict.fromkeys(("masked_select", "cummax", "cummin", "round", "floor", "nan_to_num"), _same),
+    **dict.fromkeys(_CHOOSE, _same),
     "_to_copy": _converted,
     "copy": _copied,
     "add": _arithmetic(operator.add),

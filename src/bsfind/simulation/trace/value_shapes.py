@@ -37,6 +37,9 @@ and other batch sizes follow from a few traces (see scaling.py)."""
 _EXACT = 4
 """Batch sizes from which on a polynomial through all of them is no accident."""
 
+_CLEAR = 3
+"""How much better a number must be explained as one that stays the same than as one that grows."""
+
 _MOST_READ = 1 << 20
 """Elements of the largest tensor whose values are kept where the host reads it."""
 
@@ -382,7 +385,11 @@ def _law(
         pairs = zip(numbers, fewer, strict=True)
         return sum(abs(number - other * factors[law]) for number, other in pairs)
 
-    return min(factors, key=error)
+    errors = {law: error(law) for law in factors}
+    others = min(errors[law] for law in errors if law != "constant")
+    if _CLEAR * errors["constant"] > others:  # a few samples vary by chance
+        del errors["constant"]
+    return min(errors, key=lambda law: errors[law])
 
 
 def _are_in_proportion(sums: Sequence[tuple[int, int]]) -> bool:

@@ -166,6 +166,7 @@ class Values:
 
     def __init__(self) -> None:
         self._copies: dict[int, torch.Tensor] = {}
+        self._counts: dict[int, dict[tuple[Any, ...], int]] = {}
         self.keeps_all = self.is_updating = False
         self.computed_bytes = 0
         self.ranges = Ranges(self.of)
@@ -192,7 +193,18 @@ class Values:
     def forget_storage(self, key: int) -> None:
         """Drop what is known of a storage."""
         self._copies.pop(key, None)
+        self._counts.pop(key, None)
         self.ranges.forget_storage(key)
+
+    def count_of(self, mask: torch.Tensor) -> int | None:
+        """Return how many elements an unknown mask selects, if `set_count` said so of it."""
+        counts = self._counts.get(address_of(mask.untyped_storage())) if self._counts else None
+        return None if counts is None else counts.get(_view_of(mask))
+
+    def set_count(self, mask: torch.Tensor, count: int) -> None:
+        """Keep how many elements an unknown mask selects, until something is written to it."""
+        key = address_of(mask.untyped_storage())
+        self._counts.setdefault(key, {})[_view_of(mask)] = count
 
     def take(self, storage: Any) -> torch.Tensor | None:
         """Remove a storage's copy, if it has one, and return it."""
@@ -282,6 +294,9 @@ class Values:
         """
         if name in _KEEPS_VALUES:
             return
+        if self._counts:
+            for tensor in mutated:
+                self._counts.pop(address_of(tensor.untyped_storage()), None)
         touched = [tensor for tensor in mutated if self._has_copy(tensor)] if mutated else []
         if touched or any(t is not None and self._is_kept(t) for t in outputs):
             self._repeat_on_copies(op, name, args, kwargs, outputs, touched)
@@ -382,6 +397,10 @@ class Values:
             return self._run(op, args, kwargs)
         except _UnknownValueError:
             return None
+
+
+def _view_of(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
 def _is_alike(values: torch.Tensor, tensor: torch.Tensor) -> bool:

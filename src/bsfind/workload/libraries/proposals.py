@@ -57,7 +57,7 @@ def with_inputs(
         others = [pair for pair in found.batch_args if getattr(workload, pair[0], None) is None]
         made: dict[str, Any] = {"batch_fn": found.batch_fn, "batch_args": tuple(others)}
         described = replace(workload, **made)
-        shown = replace(_NOTHING, image_size=workload.image_size, **made)
+        shown = replace(_NOTHING, seq_len=workload.seq_len, image_size=workload.image_size, **made)
     else:
         described = replace(workload, inputs=found.inputs, seq_len=None, image_size=None)
         is_sized = workload.axis is not None

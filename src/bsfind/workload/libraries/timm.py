@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from bsfind.errors import UsageError
+from bsfind.records import Assumption
 from bsfind.settings import Workload
 from bsfind.workload.libraries.base import (
     Proposal,
@@ -32,6 +34,11 @@ def factory(name: str) -> Callable[..., nn.Module]:
     def make(**arguments: Any) -> nn.Module:
         refuse_weights("pretrained", arguments.get("pretrained"))
         model: nn.Module = timm.create_model(name, **{**arguments, "pretrained": False})
+        add_head = getattr(model, "reset_classifier", None)
+        has_no_head = getattr(model, "num_classes", None) == 0
+        if has_no_head and "num_classes" not in arguments and add_head is not None:
+            add_head(_CLASSES)
+            _WITH_CLASSES.add(model)
         return model
 
     return make
@@ -57,6 +64,24 @@ def propose(model: nn.Module, workload: Workload) -> Proposal | None:
         size = list(wanted)
     channels = _channels(model, config.get("first_conv")) or channels
     return Proposal(inputs=(floats(None, channels, *size),), why=why, follows=_FOLLOWS)
+
+
+_CLASSES = 1000
+"""Classes of a model that timm builds without any."""
+
+_WITH_CLASSES: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def assumed_classes(model: nn.Module) -> Assumption | None:
+    """Return what was assumed where a model got classes that timm's has not."""
+    if model not in _WITH_CLASSES:
+        return None
+    return Assumption(
+        what="classes",
+        value=f"--model-arg num_classes={_CLASSES}",
+        why="timm builds the model without classes, for weights of a backbone, which is trained with a "
+        "head; `--model-arg num_classes=0` leaves it out",
+    )
 
 
 _FOLLOWS = frozenset(("image_size",))

@@ -26,6 +26,7 @@ from bsfind.workload.libraries.base import (
     integers,
     is_of,
 )
+from bsfind.workload.libraries.image_text import batches_of_text, marks_places
 from bsfind.workload.libraries.series import inputs_of_series
 
 _LENGTHS = (
@@ -34,9 +35,6 @@ _LENGTHS = (
     *("seq_length", "max_source_positions", "max_target_positions"),
 )
 """Fields of configurations for the most tokens that a model takes."""
-
-_IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id")
-"""Fields of models whose text has to contain a token for each part of an image or a sound."""
 
 _WITH_BOXES = ("ForObjectDetection", "DetrForSegmentation")
 _WITH_MASKS = ("ForUniversalSegmentation", "ForInstanceSegmentation")
@@ -108,8 +106,12 @@ def set_tokens(config: Any, cls: type[nn.Module]) -> None:
         config: the configuration, which is changed.
         cls: a class of transformers.
     """
-    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = 0  # T5 makes no decoder tokens of labels without one
+    if config.is_encoder_decoder:
+        decoder = getattr(config, "decoder", None)  # MusicGen's
+        parts: list[Any] = [config, *([decoder] if hasattr(decoder, "to_dict") else [])]
+        for part in parts:
+            if getattr(part, "decoder_start_token_id", None) is None:
+                part.decoder_start_token_id = 0  # T5 makes no decoder tokens of labels without one
     if (
         cls.__name__.endswith("ForSequenceClassification")
         and getattr(config, "pad_token_id", 0) is None
@@ -162,6 +164,8 @@ def propose(model: Any, workload: Workload) -> Proposal | None:
     if workload.mode == "train" and type(model).__name__.endswith((*_WITH_BOXES, *_WITH_MASKS)):
         return _lists_of_labels(model)
     inputs = _Inputs(model, workload)
+    if marks_places(model):
+        return inputs.with_places()
     found = tuple(inputs.find())
     if not found:
         return None
@@ -216,12 +220,6 @@ class _Inputs:
         """Yield the inputs; none at all if one of them is not known."""
         main = self._model.main_input_name
         has_text = "input_ids" in self._arguments
-        if (has_text and main != "input_ids") or "pixel_values" in self._arguments:
-            for token, _ in first_of(self._config, *_IMAGE_TOKENS):
-                raise UsageError(
-                    f"`{self._name}` takes text in which `{token}` marks the places of images or sounds",
-                    hint="make such batches yourself: `--batch-fn pkg.mod:fn`",
-                )
         found = []
         if has_text:
             found += self._text("input_ids", self._text_config())
@@ -245,6 +243,18 @@ class _Inputs:
         yield from found
         if self._needs_decoder_tokens():
             yield from self._decoder_text()
+
+    def with_places(self) -> Proposal:
+        """Return texts in which a token marks the places of images.
+
+        Raises:
+            UsageError: what the model takes besides is not known.
+        """
+        config = self._text_config()
+        images = self._images() if "pixel_values" in self._arguments else [None]
+        return batches_of_text(
+            self._model, images[0], self._length(config), self._vocabulary(config)
+        )
 
     # ------------------------------------------------------------------------------- text
 

@@ -326,6 +326,8 @@ class CudaMasquerade(TorchFunctionMode):
         """Run a function that makes a tensor of Python's values: on the host, then moved."""
         device = kwargs.get("device")
         source = args[0] if args else None
+        if isinstance(source, (list, tuple)):
+            args = (self._on_host(source), *args[1:])
         if not _is_cuda(device):
             return make(*args, **kwargs)
         if isinstance(source, torch.Tensor):
@@ -334,6 +336,16 @@ class CudaMasquerade(TorchFunctionMode):
         made = make(*args, **{**kwargs, "device": _CPU})
         moved = self._moved(made)
         return moved.requires_grad_() if requires_grad else moved
+
+    def _on_host(self, values: Any) -> Any:
+        """Return numbers in lists with the tensors among them in the host's memory, as torch reads them."""
+        if isinstance(values, torch.Tensor):
+            return self._read(values)
+        if isinstance(values, (list, tuple)) and any(
+            isinstance(value, (torch.Tensor, list, tuple)) for value in values
+        ):
+            return [self._on_host(value) for value in values]
+        return values
 
     @stands_for_torch
     def _new(self, args: Args, kwargs: Kwargs) -> Any:
