@@ -171,14 +171,15 @@ class Graph:
     """As one of PyTorch Geometric: tensors in a store that knows its graph, which `apply` changes."""
 
     def __init__(self, x: torch.Tensor) -> None:
-        self.store = {"x": x, "graph": self}
+        self.store = {"x": x, "graph": self, "seeds": 2}
         self.moved_to: Any = None
 
     def __copy__(self) -> Graph:
         return Graph(self.store["x"])
 
     def apply(self, change: Any) -> Graph:
-        self.store["x"] = change(self.store["x"])
+        for name in ("x", "seeds"):  # numbers too
+            self.store[name] = change(self.store[name])
         return self
 
     def to(self, device: Any) -> Graph:

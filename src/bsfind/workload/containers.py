@@ -44,7 +44,8 @@ def mapped(
         data, *others = value
         return PackedSequence(change(data), *others)
     if can_move and callable(getattr(value, "apply", None)):  # PyTorch Geometric, TensorDict
-        return copy.copy(value).apply(change)
+        # A graph asks about its numbers too.
+        return copy.copy(value).apply(lambda x: change(x) if isinstance(x, torch.Tensor) else x)
 
     def of(part: Any) -> Any:
         return mapped(part, change, move, depth + 1)
