@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -122,3 +123,30 @@ def test_a_model_of_timm(notes: dict[str, str]) -> None:
     model = timm.create_model("resnet10t", pretrained=True, num_classes=7)
     assert model.get_classifier().out_features == 7
     assert "(`pretrained=True`, test_pretrained.py:" in notes["random_weights"]
+
+
+def test_encoders_of_segmentation_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stand-in would download: weights, and how images are normalised."""
+
+    def get_encoder(name: str, channels: int = 3, depth: int = 5, weights: Any = None) -> nn.Module:
+        assert weights is None
+        return nn.Conv2d(channels, depth, 1)
+
+    def get_preprocessing_params(name: str, pretrained: str = "imagenet") -> dict[str, Any]:
+        assert name == "tu-net"
+        return {"mean": [0.5]}
+
+    module = SimpleNamespace(
+        get_encoder=get_encoder, get_preprocessing_params=get_preprocessing_params
+    )
+    monkeypatch.setitem(sys.modules, "segmentation_models_pytorch.encoders", module)
+    for _ in range(2):
+        noted: dict[str, str] = {}
+        with random_weights(noted.setdefault):
+            assert len(module.get_preprocessing_params("resnet34")["mean"]) == 3
+            assert module.get_preprocessing_params("tu-net")["mean"] == [0.5]
+            assert not noted
+            module.get_encoder("resnet34", weights="imagenet")
+            assert "(`encoder_weights`, " in noted["random_weights"]
+    with pytest.raises(AssertionError):
+        module.get_preprocessing_params("resnet34")

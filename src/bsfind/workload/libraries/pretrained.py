@@ -90,8 +90,15 @@ class UnloadedWeights(dict[Any, Any]):
         return UnloadedWeights()
 
 
-def _unless_noted(own: Any, answer: Callable[..., Any], what: str) -> Any:
-    """Return a function that loads weights as its own does, or else notes the call and answers it."""
+def _unless_noted(own: Any, answer: Callable[..., Any], what: str, *, is_told: bool = True) -> Any:
+    """Return a function that loads weights as its own does, or else notes the call and answers it.
+
+    Args:
+        own: the function.
+        answer: what answers in its place; NotImplemented: the function does.
+        what: what the user's code said, for the note.
+        is_told: whether there is a note.
+    """
     if getattr(own, "is_of_bsfind", False):  # of an earlier prediction
         return own
 
@@ -103,6 +110,8 @@ def _unless_noted(own: Any, answer: Callable[..., Any], what: str) -> Any:
         answered = answer(*args, **kwargs)
         if answered is NotImplemented:
             return own(*args, **kwargs)
+        if not is_told:
+            return answered
         where = user_line()
         _note(
             "random_weights",
@@ -155,6 +164,22 @@ def _segmentation_models(module: Any) -> None:
         return NotImplemented if weights is None else own(name, *args, **kwargs)
 
     module.get_encoder = _unless_noted(own, answer, "encoder_weights")
+
+    def normalisation(name: str, *_: Any, **__: Any) -> Any:
+        return NotImplemented if name.startswith("tu-") else {**_OF_IMAGENET}  # timm knows its own
+
+    module.get_preprocessing_params = _unless_noted(
+        module.get_preprocessing_params, normalisation, "get_preprocessing_params", is_told=False
+    )
+
+
+_OF_IMAGENET = {
+    "input_space": "RGB",
+    "input_range": [0, 1],
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+"""How most encoders want their images; other numbers take the same memory."""
 
 
 def _transformers(module: Any) -> None:
