@@ -367,6 +367,37 @@ def test_what_is_chosen(model: nn.Module, given: str, chosen: str) -> None:
     assert workload.assumptions[0].value == chosen
 
 
+@pytest.mark.parametrize(
+    ("shares", "chosen"),
+    [
+        (False, 'contrastive loss on output["image"] and output["text"] (N, 5)'),
+        (True, "cross-entropy"),
+    ],
+)
+def test_two_towers_with_a_learned_scale(shares: bool, chosen: str) -> None:
+    """As CLIP: no contrastive loss where both features are of the same layer."""
+
+    class Towers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.f, self.g = nn.Linear(16, 5), nn.Linear(9, 5)
+            self.head = nn.Linear(5, 5) if shares else nn.Identity()
+            self.logit_scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, image: torch.Tensor, text: torch.Tensor) -> dict[str, torch.Tensor]:
+            features = [self.head(self.f(image)), self.head(self.g(text))]
+            return {
+                **dict(zip(("image", "text"), features, strict=True)),
+                "scale": self.logit_scale.exp(),
+            }
+
+    model = Towers()
+    workload = loaded(model, "16", "9")
+    assert trained(workload)[0].startswith(chosen)
+    assert model.logit_scale.grad is not None
+    trained(workload, 5)
+
+
 def scores(shape: tuple[int, ...]) -> Made:
     """Return a model with an output of this shape, whatever its input."""
     size = torch.Size(shape).numel()

@@ -13,7 +13,14 @@ from torch.nn import functional as F  # noqa: N812 (torch's own name for it)
 from bsfind.workload.outputs import Path, name_of
 
 Kind = Literal[
-    "own", "cross-entropy", "negative log-likelihood", "binary cross-entropy", "CTC", "mse", "mean"
+    "own",
+    "cross-entropy",
+    "negative log-likelihood",
+    "binary cross-entropy",
+    "contrastive loss",
+    "CTC",
+    "mse",
+    "mean",
 ]
 
 _OF_CLASSES = ("cross-entropy", "negative log-likelihood")
@@ -55,18 +62,28 @@ class Targets:
 
 @dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of the loss: a criterion of the tensor at a path of the output."""
+    """One term of the loss: a criterion of the tensor at a path of the output.
+
+    Attributes:
+        path: the path.
+        criterion: the criterion.
+        shape: shape of the tensor.
+        batch_dim: its batch dimension.
+        others: paths of further tensors that the criterion takes.
+    """
 
     path: Path
     criterion: Criterion
     shape: tuple[int, ...]
     batch_dim: int = 0
+    others: tuple[Path, ...] = ()
 
     def describe(self) -> str:
         """Return the term as text: `cross-entropy on the output (N, 1000)`."""
         shape = shape_of(self.shape, self.batch_dim)
         joint = "of" if self.criterion.kind == "mean" else "on"
-        return f"{self.criterion.kind} {joint} {name_of(self.path)} {shape}"
+        names = " and ".join(name_of(path) for path in (self.path, *self.others[:1]))
+        return f"{self.criterion.kind} {joint} {names} {shape}"
 
     def targets(self, scores: torch.Tensor) -> Targets | None:
         """Return the targets that scores of this shape need; None if they need none."""
@@ -78,6 +95,8 @@ class Term:
             # Blanks may stand between characters: an alignment has room for half as many.
             samples, length = shape[self.batch_dim], max(1, shape[1 - self.batch_dim] // 2)
             return Targets((samples, length), torch.int64, device, shape[-1])
+        if kind == "contrastive loss":  # each sample is the class of its partner
+            return Targets((shape[0],), torch.int64, device, shape[0])
         if kind in _OF_CLASSES:
             classes = shape.pop(self.criterion.class_dim)
             return Targets(tuple(shape), torch.int64, device, classes)
@@ -85,8 +104,13 @@ class Term:
         is_cast = torch.is_autocast_enabled(device.type)
         return Targets(tuple(shape), torch.float32 if is_cast else scores.dtype, device)
 
-    def loss(self, scores: torch.Tensor, targets: torch.Tensor | None) -> torch.Tensor:
-        """Return the loss of the scores."""
+    def loss(
+        self,
+        scores: torch.Tensor,
+        targets: torch.Tensor | None,
+        others: Sequence[torch.Tensor] = (),
+    ) -> torch.Tensor:
+        """Return the loss of the scores, given the tensors at `others`."""
         kind = self.criterion.kind
         if kind == "own":
             return scores if scores.dim() == 0 else scores.float().mean()
@@ -98,6 +122,10 @@ class Term:
             return F.binary_cross_entropy_with_logits(scores, targets)
         if kind == "CTC":
             return self._ctc(scores, targets)
+        if kind == "contrastive loss":
+            partners, scale = others
+            ours, theirs = scale * scores @ partners.T, scale * partners @ scores.T
+            return (F.cross_entropy(ours, targets) + F.cross_entropy(theirs, targets)) / 2
         if self.criterion.class_dim == -1 and scores.dim() > 2:
             scores, targets = scores.flatten(0, -2), targets.flatten()
         if kind == "negative log-likelihood":

@@ -108,7 +108,11 @@ class LossOfTerms(Loss):
             self._needed = needed
             self.make_targets()
         values = [
-            term.loss(scores, None if targets is None else self._targets[targets])
+            term.loss(
+                scores,
+                None if targets is None else self._targets[targets],
+                [tensor_at(output, path) for path in term.others],
+            )
             for term, scores, targets in zip(self._terms, tensors, needed, strict=True)
         ]
         total = values[0]

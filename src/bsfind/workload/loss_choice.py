@@ -157,7 +157,7 @@ class LossChoice:
     def terms_of(self, model: nn.Module, output: Any, batch: Batch) -> Sequence[Term]:
         """Return the terms of the loss, which the first output decides."""
         if self._chosen is None:
-            own = _own(output) or _vector_of_losses(output, batch)
+            own = _own(output) or _vector_of_losses(output, batch) or _of_pairs(output, batch)
             if own is None:
                 self._chosen = _by_shapes(model, output, batch, self._refusal)
             elif self._labels:
@@ -253,6 +253,27 @@ def _vector_of_losses(output: Any, batch: Batch) -> _Chosen | None:
         f"the output has {count} numbers for {batch.size} samples: losses, all of which are trained"
     )
     return _own_loss(trained, why)
+
+
+def _of_pairs(output: Any, batch: Batch) -> _Chosen | None:
+    """Return the loss of CLIP and its relatives, from two features of each sample and a learned scale."""
+    found = [(path, tensor) for path, tensor in float_leaves(output) if tensor.requires_grad]
+    features = [(path, t) for path, t in found if t.dim() == 2]
+    scales = [(path, t) for path, t in found if t.dim() == 0 and len(trained_by([t])) == 1]
+    if len(features) != 2 or len(scales) != 1 or len(found) != 3 or batch.size < 2:
+        return None
+    (path, one), (other_path, other) = features
+    towers = [trained_by([tensor]) for tensor in (one, other)]
+    if one.shape != other.shape or one.shape[0] != batch.size or towers[0] & towers[1]:
+        return None
+    term = Term(
+        path=path,
+        criterion=Criterion(kind="contrastive loss"),
+        shape=tuple(one.shape),
+        others=(other_path, scales[0][0]),
+    )
+    why = f"the output is two features of each sample and a learned scale, {name_of(scales[0][0])}"
+    return _Chosen(terms=[term], name=term.describe(), why=why)
 
 
 def _own_loss(losses: Sequence[tuple[Path, torch.Tensor]], why: str) -> _Chosen:
