@@ -229,6 +229,16 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             TOKENS,
             "cross-entropy on output[1] (N, 7, 50)",
         ),
+        # Deep supervision.
+        (
+            Made(
+                lambda m, x: torch.stack([m.f(x), m.g(x)], 1),
+                f=nn.Conv2d(3, 5, 1),
+                g=nn.Conv2d(3, 5, 1),
+            ),
+            IMAGE,
+            "cross-entropy on the output (N, 2, 5, 8, 12)",
+        ),
         # A reconstruction in one row.
         (
             Made(

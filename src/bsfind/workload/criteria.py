@@ -32,7 +32,7 @@ class Criterion:
 
     Attributes:
         kind: `own`: the tensor is a loss itself; `mean`: the loss is unknown, the mean replaces it.
-        class_dim: dimension of the classes, 1 or -1, if there are classes.
+        class_dim: dimension of the classes, if there are classes: 1, -1, or 2 for several scores of a sample.
         why: what the tensor was taken for.
     """
 
@@ -126,8 +126,11 @@ class Term:
             partners, scale = others
             ours, theirs = scale * scores @ partners.T, scale * partners @ scores.T
             return (F.cross_entropy(ours, targets) + F.cross_entropy(theirs, targets)) / 2
-        if self.criterion.class_dim == -1 and scores.dim() > 2:
+        class_dim = self.criterion.class_dim
+        if class_dim == -1 and scores.dim() > 2:
             scores, targets = scores.flatten(0, -2), targets.flatten()
+        elif class_dim > 1:
+            scores, targets = (x.flatten(0, class_dim - 1) for x in (scores, targets))
         if kind == "negative log-likelihood":
             return F.nll_loss(scores, targets)
         return F.cross_entropy(scores, targets)
@@ -204,6 +207,9 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         return Criterion(kind="mse", why="the output has the values of an input in one row")
     if tensor.dim() == 1 or (tensor.dim() != 3 and tensor.shape[1] == 1):
         return _ONE_SCORE
+    if any(_is_stacked(tensor, x) for x in inputs):
+        why = "the output is class scores for each position, several of each sample (deep supervision)"
+        return Criterion(kind="cross-entropy", class_dim=2, why=why)
     if tensor.dim() > 2 and any(_is_one_channel(tensor, x) for x in inputs):
         return Criterion(kind="binary cross-entropy", why="the output is one score for each pixel")
     has_tokens = any(_is_tokens(x) for x in inputs)
@@ -244,6 +250,17 @@ def _is_one_channel(tensor: torch.Tensor, other: torch.Tensor) -> bool:
         other.is_floating_point()
         and other.dim() == tensor.dim() + 1
         and other.shape[:1] + other.shape[2:] == tensor.shape
+    )
+
+
+def _is_stacked(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether a tensor is scores (N, K, C, …) that are as large as the images of an input (N, C, …)."""
+    return (
+        other.is_floating_point()
+        and other.dim() > 3
+        and other.dim() == tensor.dim() - 1
+        and other.shape[2:] == tensor.shape[3:]
+        and tensor.shape[2] > 1
     )
 
 
