@@ -44,8 +44,9 @@ class TiedAndMoved(nn.Module):
             self.watch = weakref.ref(weight)
             self.embed.weight = weight
             self.head.weight = weight
-        elif how == "values":  # a constructor that cannot be run without values
+        elif how in ("values", "held values"):  # a constructor that cannot be run without values
             self.head.weight = self.embed.weight
+            self.watch = weakref.ref(self.embed.weight) if how == "held values" else None
             self.chosen = self.embed.weight[self.embed.weight > 0].numel()
         else:
             MOVES[move](self)

@@ -87,9 +87,15 @@ def test_ties_survive_however_they_are_made(how: str, move: str) -> None:
         assert opened.notes == {}
 
 
-@pytest.mark.parametrize("move", ["to_cpu", "cuda", "there_and_back", "half_float"])
-def test_ties_survive_a_build_in_memory_which_is_told(move: str) -> None:
-    with tracer("TiedAndMoved", TOKENS, how="values", move=move) as opened:
+@pytest.mark.parametrize(
+    ("how", "move"),
+    [
+        *(("values", move) for move in ("to_cpu", "cuda", "there_and_back", "half_float")),
+        ("held values", "to_cpu"),
+    ],
+)
+def test_ties_survive_a_build_in_memory_which_is_told(how: str, move: str) -> None:
+    with tracer("TiedAndMoved", TOKENS, how=how, move=move) as opened:
         assert opened.parameters == 64_000
         assert sizes_on_gpu(opened) == [256_000]
         note = opened.notes["built_in_host_memory"]

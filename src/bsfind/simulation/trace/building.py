@@ -129,9 +129,8 @@ class Builder:
         for module in model.modules():
             for name, parameter in parameters_of(module).items():
                 if parameter is not None and not is_lazy(parameter):
-                    parameters_of(module)[name] = (
-                        without_memory(self._dispatcher, parameter) or parameter
-                    )
+                    taken = without_memory(self._dispatcher, parameter)
+                    parameters_of(module)[name] = parameter if taken is None else taken
 
 
 def without_memory(dispatcher: Dispatcher, parameter: nn.Parameter) -> nn.Parameter | None:
