@@ -260,6 +260,14 @@ def test_inputs_of_images_and_sounds(name: str, fields: dict[str, Any], inputs: 
 
 
 @pytest.mark.usefixtures("libraries")
+def test_text_goes_into_the_encoder_where_a_decoder_makes_sounds() -> None:
+    encoder = SimpleNamespace(vocab_size=50, max_position_embeddings=64)
+    assert inputs_of(_configured("WithDecoder", text_encoder=encoder), loss="auto")[0] == (
+        "input_ids=64:int64:0..50"
+    )
+
+
+@pytest.mark.usefixtures("libraries")
 def test_a_decoder_without_labels_gets_tokens() -> None:
     fields = {"num_mel_bins": 80, "max_source_positions": 10, "vocab_size": 9}
     model = _configured("SpectrogramModel", **fields, max_target_positions=7)

@@ -23,6 +23,8 @@ class PretrainedConfig:
 
     def get_text_config(self, decoder: bool | None = None) -> Any:
         """Return the part of it that is about text."""
+        if hasattr(self, "text_encoder"):
+            raise ValueError("Multiple valid text configs were found")
         return getattr(self, "text_config", self)
 
 

@@ -259,7 +259,12 @@ class _Inputs:
     # ------------------------------------------------------------------------------- text
 
     def _text_config(self, *, decoder: bool | None = None) -> Any:
-        return self._config.get_text_config(decoder=decoder)
+        try:
+            return self._config.get_text_config(decoder=decoder)
+        except ValueError:  # there are several: text goes into the encoder, and sound into the decoder
+            for _, part in first_of(self._config, "text_encoder"):
+                return part
+            raise
 
     def _text(self, name: str, config: Any) -> list[InputSpec]:
         vocabulary = self._vocabulary(config)
