@@ -27,8 +27,8 @@ _REPLAYED_STEPS = 6
 """Steps of a replay within the budget: by then most allocators have reached a steady state, or never will."""
 
 _SLOW_S = 30.0
-"""Processor time of a search in which every size has to be traced, after which it leaves the rest to the
-tolerance; seconds."""
+"""Processor time of an exact search in which every size has to be traced, above which it leaves the rest to
+the tolerance; seconds."""
 
 _FEW_TRACES = 4
 """Traces that may be needed until other sizes follow from them."""
@@ -182,7 +182,7 @@ class Simulated:
                         break
         for is_exact in (False, True):
             if is_exact:
-                if _is_slow(search):
+                if _is_slow(search, bracket):
                     break
                 bracket.be_exact()
             while (batch_size := bracket.next()) is not None:
@@ -198,15 +198,24 @@ class Simulated:
         return largest
 
 
-def _is_slow(search: PrecisionSearch) -> bool:
-    """Tell whether a search takes long, and sizes do not follow from those that were traced.
+def _is_slow(search: PrecisionSearch, bracket: Bracket | None = None) -> bool:
+    """Tell whether an exact search takes long, and sizes do not follow from those that were traced.
 
     A search whose batches vary counts as such: each size is traced by itself, with other batches.
+
+    Args:
+        search: the search.
+        bracket: what is to be halved to its end; None: that of the search.
     """
+    bracket = bracket or search.bracket
     if any(trial.batches is not None for trial in search.bracket.trials):
         return True
     follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
-    return search.runner.busy_s > _SLOW_S and not follows
+    if follows or bracket.best is None or bracket.smallest_failed is None:
+        return search.runner.busy_s > _SLOW_S and not follows
+    halvings = math.log2(max(1, bracket.smallest_failed - bracket.best.batch_size))
+    each = search.runner.busy_s / len(search.bracket.trials)
+    return search.runner.busy_s + halvings * each > _SLOW_S
 
 
 def _goes_on_above(search: PrecisionSearch) -> bool:
