@@ -227,3 +227,24 @@ class AsksForCudaInBackward(nn.Module):
 
 
 instance = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8))
+
+
+def images_of_the_host(batch_size, device):
+    """Random images that are checked, as a data set would be."""
+    images = torch.randn(batch_size, 3, 256, 256)
+    assert images.device.type == "cpu"
+    assert images.shape == (batch_size, 3, 256, 256)
+    assert abs(images.mean()) < 0.01
+    assert abs(images.std() - 1) < 0.01
+    assert images[0].unique().numel() > 100_000
+    assert images.flatten()[0] == images.flatten()[1 << 20]  # the first million repeats
+    return images.mean((1, 2, 3), keepdim=True).expand(-1, 1, 1, 8).reshape(-1, 8), images[:, :1]
+
+
+class MeanOfPixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x, images):
+        return self.layer(x) * images.mean()

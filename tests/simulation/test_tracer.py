@@ -176,3 +176,12 @@ def test_an_instance_is_found_as_it_was_by_each_precision() -> None:
             program = tracer.program(4, 2)
         sizes = [event for event in program.load_events if event >= 0]
         assert sizes == [8 * 8 * 4, 8 * 4, *[8 * 4] * 2, *[8 * 4] * 2, 8, 8 * 8 * 4, 8 * 4]
+
+
+def test_many_random_numbers_of_the_host_repeat_some() -> None:
+    asked = Workload(
+        target=f"{MODELS}:MeanOfPixels", batch_fn=f"{MODELS}:images_of_the_host", loss="mean"
+    )
+    with Tracer(asked, "fp32", A100) as tracer:
+        program = tracer.program(40, 2)
+    assert 40 * 256 * 256 * 4 in program.trial_events

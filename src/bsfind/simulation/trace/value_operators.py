@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 
 _META = torch.device("meta")
+_MOST_DRAWN = 1 << 20
+"""Random numbers on the host of which more repeat these: a data loader's images take seconds."""
+
 _INDEXING = (
     *("aten::index.Tensor", "aten::_unsafe_index.Tensor", "aten::index_put", "aten::index_put_"),
     *("aten::_index_put_impl_", "aten::_unsafe_index_put"),
@@ -54,6 +57,7 @@ def value_handlers() -> dict[str, Handler]:
         "aten::nll_loss_forward": _nll_loss,
         "aten::nll_loss2d_forward": _nll_loss2d,
         **dict.fromkeys(_INDEXING, _index),
+        **dict.fromkeys(("aten::rand.default", "aten::randn.default"), _drawn),
     }
 
 
@@ -220,6 +224,21 @@ def _bincount(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: 
     with without_fake():
         out = torch.empty((bins,), dtype=dtype, device=_META)
     dispatcher.record(facts, args, kwargs, out)
+    return out
+
+
+def _drawn(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
+    """Draw some of many numbers on the host, and repeat these, where the step does not depend on values."""
+    size, device = args[0], kwargs.get("device")
+    is_on_host = device is None or torch.device(device).type == "cpu"
+    numel = torch.Size(size).numel()
+    if not is_on_host or numel <= _MOST_DRAWN or dispatcher.values.keeps_all:
+        return dispatcher.run(facts, args, kwargs)
+    some = dispatcher.compute(facts, ([_MOST_DRAWN], *args[1:]), kwargs)
+    with without_fake():
+        out = torch.empty(size, dtype=some.dtype)
+        for part in out.view(-1).split(_MOST_DRAWN):  # type: ignore[no-untyped-call]
+            part.copy_(some[: part.numel()])
     return out
 
 
