@@ -159,7 +159,7 @@ def test_a_script_that_never_steps(launch: Launcher) -> None:
     assert "train.py" in log.read_text()  # the stacks
 
 
-@pytest.mark.parametrize("kind", ["plain", "gan", "accumulates"])
+@pytest.mark.parametrize("kind", ["plain", "gan"])
 def test_a_prediction_has_the_figures_of_a_measurement(fake_gpu: Gpu, kind: str) -> None:
     launcher = Launcher(fake_gpu)
     measured = launcher(kind)
