@@ -26,6 +26,7 @@ LARGEST_BATCH_SIZE = 2**31 - 1
 
 _LARGEST_COUNT = 1_000_000
 _LARGEST_SIZE = 1 << 50
+_LARGEST_PORT = 65535
 _SHORTEST_S, _LONGEST_S = 0.001, 365 * 24 * 3600.0
 
 
@@ -158,6 +159,25 @@ def _import_path(text: str) -> str:
     return text
 
 
+def parse_address(text: str) -> tuple[str, int]:
+    """Return the host and the port of `HOST` or `HOST:PORT`; without a port, 0. An IPv6 host is in brackets.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    found = re.fullmatch(r"(?:([\w.-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{1,5}))?", text)
+    if found is None or int(found[3] or 0) > _LARGEST_PORT:
+        raise ValueError(f"`{brief(text)}` is not an address, write `HOST` or `HOST:PORT`")
+    return found[1] or found[2], int(found[3] or 0)
+
+
+def format_address(address: tuple[str, int]) -> str:
+    """Return an address as `parse_address` reads it."""
+    host, port = address
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host
+
+
 def _optimizer(text: str) -> str:
     if not is_import_path(text) and not text.isidentifier():
         raise ValueError(f"`{brief(text)}` is neither a name of torch.optim nor `pkg.mod:fn`")
@@ -257,6 +277,9 @@ TEXT = of_text(str)
 
 IMPORT_PATH = of_text(_import_path)
 """`pkg.mod:fn`."""
+
+ADDRESS = of_text(parse_address, format_address)
+"""An address of this machine: `HOST` or `HOST:PORT`."""
 
 OPTIMIZER = of_text(_optimizer)
 """A name of torch.optim, or `pkg.mod:fn`."""

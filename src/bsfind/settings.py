@@ -302,6 +302,7 @@ class Launch:
         set_env: environment variables of the command, as (name, text) pairs; placeholders are filled in.
         substitute: files with placeholders, of which the command gets filled copies.
         variants: names and arguments to compare, which stand for `{variant}`.
+        listen: host and port (0: any) of this machine that ranks on others reach; None: all are on this one.
     """
 
     command: tuple[str, ...]
@@ -310,6 +311,7 @@ class Launch:
     variants: tuple[tuple[str, str], ...] = field(
         default=(), metadata=_option(types.VARIANT, "variant")
     )
+    listen: tuple[str, int] | None = field(default=None, metadata=_option(types.ADDRESS))
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
@@ -318,6 +320,7 @@ class Launch:
             "set_env": dict(self.set_env),
             "substitute": list(self.substitute),
             "variants": dict(self.variants),
+            "listen": self.listen and types.format_address(self.listen),
         }
 
 

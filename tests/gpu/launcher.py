@@ -62,6 +62,12 @@ class Ranks:
         script = (*self.script, "--kind", kind, *(("--spawn", "2") if spawn else ()))
         return [self.gpu.python, *(() if spawn else self.torchrun), *script]
 
+    def on_two_machines(self, kind: str, *options: str) -> Result:
+        """Run a launcher that starts one rank on each of two machines."""
+        start = (self.gpu.python, str(COMMANDS / "two_machines.py"))
+        command = (*start, *self.script, "--kind", kind)
+        return self.gpu.bsfind("launch", "--json", *options, "--", *command, **self.fake())
+
     def fake(self, memory: str = "1GiB") -> dict[str, Any]:
         return {"gpu": "rtx3090,rtx3090", "memory": memory, "nccl_memory": "64MiB"}
 

@@ -105,3 +105,23 @@ def test_the_first_rank_that_fails_ends_all(ranks: Ranks) -> None:
     assert done.code == 4
     assert "ValueError: rank 1 does not find its data" in done.err
     assert left_behind(ranks.mark) == []
+
+
+def test_ranks_on_two_machines(ranks: Ranks) -> None:
+    done = ranks.on_two_machines("unequal", *ONE, "--listen", "127.0.0.1")
+    assert done.code == 0, done.err
+    (trial, *_) = done.only["trials"]
+    assert [each["rank"] for each in trial["ranks"]] == [0, 1]
+    assert [each["device_index"] for each in trial["ranks"]] == [0, 0]  # the only one of each
+    assert len({each["device_uuid"] for each in trial["ranks"]}) == 2
+    assert trial["limiting_rank"] == 1
+    assert done.report["launch"]["listen"] == "127.0.0.1"
+    assert left_behind(ranks.mark) == []
+
+
+def test_ranks_that_are_not_heard(ranks: Ranks) -> None:
+    done = ranks.on_two_machines("plain", *ONE)
+    assert done.code == 2
+    assert "the command trains on several machines" in done.err
+    assert "`--listen HOST` hears those of others" in done.err
+    assert left_behind(ranks.mark) == []

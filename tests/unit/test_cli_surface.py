@@ -54,7 +54,7 @@ SURFACE = {
         *(OUTPUT | {"--steps", "--trial-timeout", "--memory-limit", "--no-lock"}),
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
         *("--time-budget", "--confirm-steps", "--fail-under"),
-        *("--set-env", "--substitute", "--variant", "--gpu", "--context-memory"),
+        *("--set-env", "--substitute", "--listen", "--variant", "--gpu", "--context-memory"),
     },
     "diff": {"--threshold", "--json"},
     "explain": {"--json"},

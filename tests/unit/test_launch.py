@@ -313,7 +313,7 @@ def launched_report(**variants: str) -> Report:
     assert report.recommendation is not None
     told = {
         **{"command": ["python", "train.py", "{batch_size}"], "set_env": {}, "substitute": []},
-        **{"variants": variants, "variables": {}, "logs": "/tmp/logs"},
+        **{"variants": variants, "listen": None, "variables": {}, "logs": "/tmp/logs"},
     }
     recommendation = dataclasses.replace(report.recommendation, precision=names[-1], check="train")
     return dataclasses.replace(

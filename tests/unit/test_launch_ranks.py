@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import socket
 from typing import Any
 
 import pytest
-from launch_records import DEVICE, LIMIT, OOM, a_run, a_step, launch, outcome, record
+from launch_records import DEVICE, LIMIT, OOM, a_run, a_step, launch, outcome, record, told
 
 from bsfind.errors import TargetError, UsageError
+from bsfind.launch.inbox import Inbox
 from bsfind.launch.limiting_rank import ranks_assumption, unequal_ranks
 from bsfind.launch.outcome import outcome_of
 from bsfind.launch.placeholders import check
 from bsfind.launch.records import RankRecord
 from bsfind.launch.why_failed import why_it_failed
+from bsfind.option_types import format_address, parse_address
 from bsfind.search.estimate import Estimate
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 
@@ -179,3 +183,37 @@ def test_several_machines(options: str, is_refused: bool) -> None:
         return
     with pytest.raises(UsageError, match="trains on several machines"):
         check(command)
+
+
+def test_ranks_of_other_machines_are_heard_with_the_key() -> None:
+    check(launch("true", "--nnodes", "2", "train.py", "{batch_size}", listen=("127.0.0.1", 0)))
+    far = {"world_size": 16, "local_world_size": 8}
+    run = dataclasses.replace(a_run(of_rank(0, **far)), hears_others=True)
+    assert not run.has_unheard_ranks
+    with Inbox(("127.0.0.1", 0)) as inbox:
+        for key, rank in (("guessed", 3), (inbox.key, 9)):
+            with socket.create_connection(inbox.address, 10) as connection:
+                record = told(key=key, rank=rank, **far)
+                connection.sendall(json.dumps(record).encode() + b"\n")
+        inbox.read(10)
+        inbox.read_all(10)
+        assert [each.rank for each in inbox.records] == [9]
+        last = socket.create_connection(inbox.address, 10)
+        inbox.read(10)
+    with last:
+        assert last.recv(1) == b""  # what waits for bsfind's end sees it
+
+
+@pytest.mark.parametrize("address", ["", "host:", "host:x", "host:70000", "a b", "[::1", "::1"])
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ValueError, match="is not an address"):
+        parse_address(address)
+
+
+def test_addresses() -> None:
+    read = {"node-1": ("node-1", 0), "10.0.0.1:29400": ("10.0.0.1", 29400), "[::1]:1": ("::1", 1)}
+    for text, address in read.items():
+        assert parse_address(text) == address
+        assert format_address(address) == text
+    with pytest.raises(UsageError, match="nothing can listen on 192"):
+        Inbox(("192.0.2.1", 0))  # of no machine (RFC 5737)

@@ -77,6 +77,15 @@ OPTIONS: tuple[Option, ...] = (
         "its place; repeatable.",
     ),
     Option(
+        "--listen",
+        panel="Command",
+        commands=_LAUNCH,
+        metavar="HOST[:PORT]",
+        is_in_file=False,
+        help="An address of this machine that others reach, where the command starts ranks on several, as "
+        "srun does.",
+    ),
+    Option(
         "--variant",
         panel="Command",
         commands=_LAUNCH,

@@ -77,7 +77,7 @@ def outcome_of(
         UsageError: it trains on several machines.
         GpuFaultError: the GPU failed.
     """
-    if run.has_other_nodes:
+    if run.has_unheard_ranks:
         raise several_machines()
     failed = run.failed
     if failed is not None:

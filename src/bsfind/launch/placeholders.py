@@ -86,7 +86,7 @@ def check(launch: Launch) -> None:
             "`{variant}` stands for nothing", hint="name variants: `--variant amp=--bf16`"
         )
     for filled in (fill(launch, name, 1, None) for name in names_of(launch)):
-        if _SEVERAL_MACHINES.search(" ".join(filled.arguments)):
+        if launch.listen is None and _SEVERAL_MACHINES.search(" ".join(filled.arguments)):
             raise several_machines()
         path = filled.variables.get("PATH", os.environ.get("PATH"))
         if shutil.which(filled.arguments[0], path=path) is None:
@@ -100,7 +100,8 @@ def several_machines() -> UsageError:
     """Return the error of a command that trains on several machines."""
     return UsageError(
         "the command trains on several machines: `bsfind launch` hears only the ranks of this one",
-        hint="launch it on one of them: `torchrun --nnodes 1 …`",
+        hint="`--listen HOST` hears those of others, where the command starts them, as srun does; or launch "
+        "it on one machine: `torchrun --nnodes 1 …`",
     )
 
 

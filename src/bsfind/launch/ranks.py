@@ -6,19 +6,15 @@ import contextlib
 import json
 import os
 import queue
-import secrets
-import selectors
-import shutil
 import signal
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bsfind.launch.records import LONGEST_RECORD, RankRecord, read_record
+from bsfind.launch.inbox import Inbox
+from bsfind.launch.records import RankRecord
 from bsfind.worker.connection import WorkerProcess
 from bsfind.worker.protocol import ProtocolError, decode_message
 
@@ -37,9 +33,6 @@ _LAST_WORDS_S = 1.0
 
 _ALONE_S = 20.0
 """How long at least the other ranks may go on after one has ended: in a collective they wait for it."""
-
-_LONGEST_SOCKET = 100
-"""Length of the name of a Unix socket that every system takes (sun_path has 104 bytes or more)."""
 
 _STACKS = getattr(signal, "SIGRTMAX", signal.SIGTERM) - 1
 """The signal that makes a process write its stacks; no program is known to use it."""
@@ -77,6 +70,7 @@ class Run:
         last_lines: the last lines that it printed.
         log: file of all that it printed.
         left: processes that could not be ended.
+        hears_others: whether processes on other machines could tell.
     """
 
     records: tuple[RankRecord, ...]
@@ -85,6 +79,7 @@ class Run:
     last_lines: str
     log: Path
     left: tuple[str, ...]
+    hears_others: bool = False
 
     @property
     def failed(self) -> RankRecord | None:
@@ -102,9 +97,9 @@ class Run:
         return list({record.rank: record for record in self.records}.values())
 
     @property
-    def has_other_nodes(self) -> bool:
+    def has_unheard_ranks(self) -> bool:
         """Whether ranks run on other machines, of which none is heard."""
-        return any(are_elsewhere(record) for record in self.records)
+        return not self.hears_others and any(map(are_elsewhere, self.records))
 
     @property
     def is_whole(self) -> bool:
@@ -147,6 +142,7 @@ def run_command(
     timeout_s: float,
     log: Path,
     on_line: Callable[[str], object],
+    listen: tuple[str, int] | None = None,
 ) -> Run:
     """Run a command until every rank has made its steps, one has failed, or it has ended; then end it all.
 
@@ -157,9 +153,13 @@ def run_command(
         timeout_s: how long it may take, seconds.
         log: file for everything that it prints.
         on_line: called with every line that it prints, in a thread.
+        listen: host and port of this machine that ranks on others reach; None: there are none.
+
+    Raises:
+        UsageError: nothing can listen there.
     """
     with contextlib.ExitStack() as held:
-        inbox = held.enter_context(_Inbox())
+        inbox = held.enter_context(Inbox(listen))
         told = {**vars(asked), "socket": inbox.address, "key": inbox.key, "signal": _STACKS}
         told["package"] = str(PROBE.parents[1])
         path = (str(PROBE), variables.get("PYTHONPATH") or os.environ.get("PYTHONPATH") or "")
@@ -178,7 +178,8 @@ def run_command(
             log=output,
         )
         held.callback(process.kill)
-        status, is_out_of_time = _follow(process, inbox, time.monotonic() + timeout_s)
+        end = time.monotonic() + timeout_s
+        status, is_out_of_time = _follow(process, inbox, end, hears_others=listen is not None)
         if is_out_of_time:
             process.signal_all(_STACKS)
             time.sleep(_LAST_WORDS_S)
@@ -190,14 +191,17 @@ def run_command(
             last_lines=process.last_lines,
             log=log,
             left=tuple(f"{each.name} (PID {each.pid})" for each in left),
+            hears_others=listen is not None,
         )
 
 
-def _follow(process: WorkerProcess, inbox: _Inbox, deadline: float) -> tuple[int | None, bool]:
+def _follow(
+    process: WorkerProcess, inbox: Inbox, deadline: float, *, hears_others: bool
+) -> tuple[int | None, bool]:
     """Wait for the end of a run; return the exit status, and whether the time is over."""
     began = time.monotonic()
     are_alone = False
-    while not inbox.is_decided:
+    while not _is_decided(inbox.records, hears_others=hears_others):
         inbox.read(_POLL_S)
         if not are_alone and any(map(has_ended_early, inbox.records)):
             are_alone = True
@@ -214,6 +218,15 @@ def _follow(process: WorkerProcess, inbox: _Inbox, deadline: float) -> tuple[int
     return None, False
 
 
+def _is_decided(records: Collection[RankRecord], *, hears_others: bool) -> bool:
+    """Tell whether a process has failed, every rank has made its steps, or some are not heard."""
+    return (
+        failed_first(records) is not None
+        or have_all_run(records)
+        or (not hears_others and any(map(are_elsewhere, records)))
+    )
+
+
 def _status_in(line: bytes | None, process: WorkerProcess) -> int | None:
     """Return the exit status that the supervisor has written; None: it is not known."""
     if line is None:  # there is none, or the command has ended it
@@ -222,89 +235,3 @@ def _status_in(line: bytes | None, process: WorkerProcess) -> int | None:
         status = decode_message(line).get("status")
         return status if isinstance(status, int) else None
     return None
-
-
-class _Inbox:
-    """Takes in records on a Unix socket, in a folder that other users cannot enter.
-
-    Attributes:
-        address: the socket.
-        key: what a process must know.
-        records: what has come, in its order.
-    """
-
-    def __init__(self) -> None:
-        self.key = secrets.token_hex(16)
-        self.records: list[RankRecord] = []
-        self._folder = tempfile.mkdtemp(prefix="bsfind-")
-        if len(self._folder) > _LONGEST_SOCKET:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = tempfile.mkdtemp(prefix="bsfind-", dir="/tmp")
-        self.address = str(Path(self._folder, "s"))
-        self._selector = selectors.DefaultSelector()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(self.address)
-        self._listener.listen()
-        self._listener.setblocking(False)
-        self._selector.register(self._listener, selectors.EVENT_READ)
-        self._unread: dict[socket.socket, bytearray] = {}
-
-    def __enter__(self) -> _Inbox:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for connection in (self._listener, *self._unread):
-            connection.close()
-        self._selector.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    @property
-    def is_decided(self) -> bool:
-        """Whether a process has failed, or every rank has made its steps."""
-        return (
-            failed_first(self.records) is not None
-            or have_all_run(self.records)
-            or any(map(are_elsewhere, self.records))
-        )
-
-    def read_all(self, seconds: float) -> None:
-        """Take in what was written by processes that have ended."""
-        end = time.monotonic() + seconds
-        while self.read(0.0) and time.monotonic() < end:
-            pass
-
-    def read(self, seconds: float) -> bool:
-        """Wait so long for something to come in, and take it in; tell whether there was something."""
-        ready = self._selector.select(seconds)
-        for key, _ in ready:
-            if key.fileobj is self._listener:
-                with contextlib.suppress(OSError):
-                    connection, _ = self._listener.accept()
-                    connection.setblocking(False)
-                    self._unread[connection] = bytearray()
-                    self._selector.register(connection, selectors.EVENT_READ)
-            else:
-                self._receive(key.fileobj)  # type: ignore[arg-type]
-        return bool(ready)
-
-    def _receive(self, connection: socket.socket) -> None:
-        try:
-            data = connection.recv(1 << 20)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        unread = self._unread[connection]
-        unread += data
-        if not data or len(unread) > LONGEST_RECORD:
-            self._selector.unregister(connection)
-            connection.close()
-            del self._unread[connection]
-            return
-        if b"\n" not in data:
-            return
-        *lines, rest = bytes(unread).split(b"\n")
-        self._unread[connection] = bytearray(rest)
-        for record in (read_record(line, self.key) for line in lines):
-            if record is not None:
-                self.records.append(record)

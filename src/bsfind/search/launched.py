@@ -144,7 +144,7 @@ class LaunchedTrials:
             run = run_command(
                 filled.arguments,
                 {**trackers_off(self._launch), **filled.variables, **(variables or {})},
-                *(asked, timeout_s, log, self._on_line),
+                *(asked, timeout_s, log, self._on_line, self._launch.listen),
             )
         if run.left:
             message = f"processes of the command could not be ended: {', '.join(run.left)}"

@@ -103,6 +103,7 @@ def launch_settings_from(
         set_env=tuple(options.get("set_env") or ()),
         substitute=tuple(options.get("substitute") or ()),
         variants=tuple(options.get("variant") or ()),
+        listen=options.get("listen"),
     )
     check(launch)
     return dataclasses.replace(settings, launch=launch)

@@ -19,12 +19,12 @@ parser.add_argument("--spawn", type=int, help="how many ranks this process start
 args = parser.parse_args()
 
 
-def wrapped(model: nn.Module, rank: int) -> nn.Module:
+def wrapped(model: nn.Module) -> nn.Module:
     if args.kind == "fsdp":
         for layer in (model[0], model[2], model):
             fully_shard(layer)
         return model
-    return nn.parallel.DistributedDataParallel(model.cuda(), device_ids=[rank])
+    return nn.parallel.DistributedDataParallel(model.cuda())
 
 
 def go_wrong() -> None:
@@ -38,10 +38,10 @@ def go_wrong() -> None:
 
 
 def train(rank: int) -> None:
-    torch.cuda.set_device(rank)
+    torch.cuda.set_device(rank % torch.cuda.device_count())
     torch.distributed.init_process_group("nccl", rank=rank, world_size=args.spawn or -1)
     model = nn.Sequential(nn.Linear(64, 32_768), nn.GELU(), nn.Linear(32_768, 8))
-    model = wrapped(model, rank)
+    model = wrapped(model)
     optimizer = torch.optim.AdamW(model.parameters())
     if args.kind == "unequal" and rank == 1:
         more = torch.zeros(100 << 20, dtype=torch.uint8, device="cuda")  # noqa: F841

@@ -1,9 +1,9 @@
 """Watches a training process from inside: optimizer steps, the allocator's counters, errors.
 
 It runs in the user's process once that has imported torch, on any Python from 3.8 on, and imports nothing
-of bsfind, unless a GPU is to be simulated there. What it finds goes through a Unix socket to bsfind, which
-then ends the process; until that happens the process holds at the end of its last step, so that no launcher
-sees it fail.
+of bsfind, unless a GPU is to be simulated there. What it finds goes through a socket to bsfind, which then
+ends the process; until that happens the process holds at the end of its last step, so that no launcher sees
+it fail.
 
 A record is one line of JSON: see `bsfind.launch.records`.
 """
@@ -19,6 +19,7 @@ import json
 import os
 import socket
 import sys
+import threading
 import time
 from typing import Any
 
@@ -181,6 +182,8 @@ class _Probe:
         self._pid = os.getpid()
         if self._gpu is None:
             self._limit_and_record()
+        if not isinstance(self._asked["socket"], str):
+            threading.Thread(target=self._end_with_bsfind, daemon=True).start()
         from multiprocessing.util import Finalize  # its processes end without `atexit`
 
         Finalize(None, self._at_exit, exitpriority=1000)
@@ -390,13 +393,28 @@ class _Probe:
 
     def _send(self, record: dict[str, Any]) -> None:
         try:
-            if self._connection is None:
-                self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._connection.settimeout(_CONNECT_S)
-                self._connection.connect(self._asked["socket"])
-            self._connection.sendall(json.dumps(record).encode() + b"\n")
+            self._connect().sendall(json.dumps(record).encode() + b"\n")
         except OSError:  # bsfind is gone
             self._connection = None
+
+    def _connect(self) -> socket.socket:
+        if self._connection is None:
+            address = self._asked["socket"]
+            if isinstance(address, str):
+                self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._connection.settimeout(_CONNECT_S)
+                self._connection.connect(address)
+            else:
+                self._connection = socket.create_connection(tuple(address), _CONNECT_S)
+        return self._connection
+
+    def _end_with_bsfind(self) -> None:
+        """End this process when bsfind closes the connection: on another machine it cannot do so itself."""
+        with contextlib.suppress(OSError):
+            connection = self._connect()
+            connection.settimeout(None)
+            if not connection.recv(1):
+                os._exit(1)
 
     def _hold(self) -> None:
         """Wait for bsfind to end this process."""
