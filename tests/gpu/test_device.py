@@ -11,7 +11,7 @@ from tests.gpu.gpu import MODELS, Gpu
 
 IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32", "--max-batch-size", "6")
 CHECK = (
-    *("check", f"{MODELS}/well_behaved.py:ConvNet", *IMAGES),
+    *("check", f"{MODELS}/well_behaved.py:ConvNet", "--input-shape", "3,32,32"),
     *("--batch-size", "8", "--precision", "fp32", "--json"),
 )
 

@@ -93,7 +93,7 @@ def _check(value: Any, rule: Mapping[str, Any], path: str) -> None:
     if not _is_of(value, types):
         wanted = types if isinstance(types, str) else " or ".join(types)
         raise ValueError(f"{name} is of the type {_TYPES[type(value)]}, not {wanted}")
-    if value is None and "enum" not in rule:
+    if value is None and "enum" not in rule and "const" not in rule:
         return
     for keyword, (is_right, complaint) in _TESTS.items():
         if keyword == "minimum" and isinstance(value, str):
