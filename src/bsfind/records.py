@@ -202,7 +202,8 @@ class PrecisionResult:
         recommended_batch_size: the largest that leaves the headroom free.
         is_maximum_proven: whether the next size within the tolerance did not run, or was not allowed.
         fragmentation_bytes: peak reserved minus peak allocated.
-        peak_fraction: peak reserved as a part of the total memory of the device, of the limiting rank's.
+        peak_fraction: peak reserved as a part of the total memory of the device; of several ranks, of the
+            limiting rank's.
         verified: whether the recommended size ran in a process of its own; False if it is predicted.
         smallest_failed_batch_size: the smallest above the maximum that did not run.
         confirmation: trial of the recommended size in a fresh process.

@@ -144,7 +144,7 @@ class Trial:
         """What the limiting rank took; None where there is one process, or the rank had no GPU."""
         return next((each for each in self.ranks if each.rank == self.limiting_rank), None)
 
-    def capacity_bytes(self, of_device: int) -> int:
+    def limiting_capacity_bytes(self, of_device: int) -> int:
         """Return what the allocator of the process that limits the size may reserve.
 
         Args:

@@ -359,11 +359,10 @@ def test_dropped_layers_have_one_answer_that_of_all_layers() -> None:
     command = ("run", "--input-shape", "32,64", "--gpu", "t4", "--precision", "fp32")
     target = f"{MODELS}/random_steps.py:layers"
     everything = document(*command, target)["recommendation"]["batch_size"]
-    for seed in ("1",):
-        found = document(*command, target, "--model-arg", "keeps=python_own", PYTHONHASHSEED=seed)
-        assert found["recommendation"]["batch_size"] == everything
-        assert "random_steps" in [warning["code"] for warning in found["warnings"]]
-        assert "random numbers" in [made["what"] for made in found["workload"]["assumptions"]]
+    found = document(*command, target, "--model-arg", "keeps=python_own")
+    assert found["recommendation"]["batch_size"] == everything
+    assert "random_steps" in [warning["code"] for warning in found["warnings"]]
+    assert "random numbers" in [made["what"] for made in found["workload"]["assumptions"]]
 
 
 # ------------------------------------------------- models that are hard to build, or that read values

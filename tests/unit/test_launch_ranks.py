@@ -100,8 +100,8 @@ def test_the_gpu_with_the_least_memory_sizes_the_recommendation() -> None:
         small = {**DEVICE, "index": 1, "reserved_bytes": taken, "free_bytes": 5000 - taken}
         run = a_run(of_rank(0, taken), of_rank(1, taken, device=small))
         trials.append(outcome_of(run, size, 9000, 60.0, 0).trial)
-    assert [(t.limiting_rank, t.capacity_bytes(9000)) for t in trials] == [(1, 5000)] * 2
-    assert trials[0].capacity_bytes(3000) == 3000  # `--memory-limit`
+    assert [(t.limiting_rank, t.limiting_capacity_bytes(9000)) for t in trials] == [(1, 5000)] * 2
+    assert trials[0].limiting_capacity_bytes(3000) == 3000  # `--memory-limit`
     estimate = Estimate(9000, {}, AllocatorSettings(torch_version="2.13"))
     assert estimate.shortfall_bytes(trials) == 4000
     assert estimate.shortfall_bytes([]) == 0

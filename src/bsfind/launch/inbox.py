@@ -39,7 +39,6 @@ class Inbox:
         self.key = secrets.token_hex(16)
         self.records: list[RankRecord] = []
         self._held = contextlib.ExitStack()
-        self._selector = self._held.enter_context(selectors.DefaultSelector())
         self.address: str | tuple[str, int]
         if listen is None:
             self._listener, self.address = self._on_this_machine()
@@ -47,6 +46,7 @@ class Inbox:
             self._listener, self.address = _over_tcp(listen)
         self._held.enter_context(self._listener)
         self._listener.setblocking(False)
+        self._selector = self._held.enter_context(selectors.DefaultSelector())
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._unread: dict[socket.socket, bytearray] = {}
 

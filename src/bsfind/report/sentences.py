@@ -34,12 +34,10 @@ def answer(report: Report) -> str | None:
     reference = baseline(report.results, result.seq_len)
     if ratio is not None and reference is not None:
         reasons.append(f"{ratio:.1f} x the samples per second of {reference.precision}")
-    if report.device is not None and result.peak_reserved_bytes is not None:
-        capacity, limiting = report.device.capacity_bytes, wording.limiting_rank(result)
-        if limiting is not None:
-            capacity = min(capacity, limiting.capacity_bytes)
-        left = capacity - result.peak_reserved_bytes
-        reasons.append(f"{format_bytes(left)} left free")
+    trial = wording.recommended_trial(result)
+    if report.device is not None and trial is not None and result.peak_reserved_bytes is not None:
+        capacity = trial.limiting_capacity_bytes(report.device.capacity_bytes)
+        reasons.append(f"{format_bytes(capacity - result.peak_reserved_bytes)} left free")
     return f"{text}: {', '.join(reasons)}." if reasons else f"{text}."
 
 
@@ -98,8 +96,8 @@ def _evidence(result: PrecisionResult, report: Report) -> str:
 
 def _predicted(result: PrecisionResult) -> str:
     """Return what the recommended size of a prediction is based on."""
-    size = result.recommended_size
-    trial = next(t for t in reversed(result.trials) if t.size == size)
+    trial = wording.recommended_trial(result)
+    assert trial is not None
     if trial.traced_steps in (None, trial.steps):
         return f"Predicted, not run: {trial.steps} steps, replayed within the budget."
     traced = (
@@ -176,9 +174,7 @@ def _global_batch(report: Report) -> Iterator[str]:
 
 def _evaluation(result: PrecisionResult) -> Iterator[str]:
     """Yield whether training or evaluation sets the peak at the recommended batch size."""
-    size = result.recommended_batch_size
-    trial = next((t for t in reversed(result.trials) if t.batch_size == size), None)
-    text = evaluation_against_training(result.confirmation or trial)
+    text = evaluation_against_training(wording.recommended_trial(result))
     if text is not None:
         yield f"{text}."
 
@@ -202,7 +198,8 @@ def _gpu_memory(result: PrecisionResult, report: Report) -> Iterator[str]:
     device, reserved = report.device, result.peak_reserved_bytes
     if device is None or reserved is None:
         return
-    limiting = wording.limiting_rank(result)
+    trial = wording.recommended_trial(result)
+    limiting = None if trial is None else trial.limiting
     if limiting is None:
         whose, total = "The card's", device.total_bytes
         outside = {"context": device.context_bytes, "other processes": device.others_bytes}

@@ -11,7 +11,7 @@ from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.records import Assumption, PrecisionResult, Report
 from bsfind.report.visible import visible
 from bsfind.search.variants import row_name
-from bsfind.trial import RankMemory
+from bsfind.trial import Trial
 from bsfind.units import format_bytes, format_parameters
 
 _NAMING_ARGUMENTS = ("model_name", "name", "arch", "architecture", "variant", "model")
@@ -153,11 +153,11 @@ def recommended(report: Report) -> PrecisionResult | None:
     )
 
 
-def limiting_rank(result: PrecisionResult) -> RankMemory | None:
-    """Return what the rank took that limits the recommended size; None where one process trains."""
+def recommended_trial(result: PrecisionResult) -> Trial | None:
+    """Return the trial of the recommended size: its confirmation, or the last; None without one."""
     size = result.recommended_size
-    trials = (*result.trials, *([result.confirmation] if result.confirmation else []))
-    return next((trial.limiting for trial in reversed(trials) if trial.size == size), None)
+    last = next((trial for trial in reversed(result.trials) if trial.size == size), None)
+    return result.confirmation or last
 
 
 def rows(report: Report) -> list[PrecisionResult]:

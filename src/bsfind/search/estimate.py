@@ -77,7 +77,11 @@ class Estimate:
 
     def shortfall_bytes(self, trials: Sequence[Trial]) -> int:
         """Return by how much less than the device's capacity the limiting rank of trials has."""
-        ran = [trial.capacity_bytes(self._capacity) for trial in trials if trial.status == "ok"]
+        ran = [
+            trial.limiting_capacity_bytes(self._capacity)
+            for trial in trials
+            if trial.status == "ok"
+        ]
         return self._capacity - min(ran, default=self._capacity)
 
     def within_budget(self, budget_bytes: int, bracket: Bracket) -> int | None:

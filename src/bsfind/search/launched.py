@@ -154,10 +154,10 @@ class LaunchedTrials:
         if outcome.record is not None:
             check_device(outcome.record, self._device.index)
             self._warn_of(outcome.record)
-        for each in outcome.trial.ranks:
-            known = self._capacities.get(each.device_index, each.capacity_bytes)
-            self._capacities[each.device_index] = min(known, each.capacity_bytes)
         if outcome.trial.ranks:
+            for each in outcome.trial.ranks:
+                known = self._capacities.get(each.device_index, each.capacity_bytes)
+                self._capacities[each.device_index] = min(known, each.capacity_bytes)
             self.assumptions = (*self._of_command, ranks_assumption(outcome.trial))
             unequal = unequal_ranks(outcome.trial)
             if unequal is not None and not self._are_unequal:

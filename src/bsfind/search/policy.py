@@ -141,10 +141,8 @@ class Simulated:
         found = search.confirmation.trial
         if found is None or found.traced_steps in (None, found.steps):
             return True
-        if found.traced_steps and _is_slow(search):
-            return (
-                True  # its trace would be as long again: the report says how many steps were traced
-            )
+        if found.traced_steps and _is_slow(search):  # its trace would be as long again
+            return True  # the report says how many steps were traced
         traced = search.confirmation.trace(found)
         if traced.status == "timeout" or traced.error_kind == "untraceable":
             return True  # the report says how many steps were traced

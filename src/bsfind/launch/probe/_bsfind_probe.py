@@ -183,7 +183,7 @@ class _Probe:
         if self._gpu is None:
             self._limit_and_record()
         if not isinstance(self._asked["socket"], str):
-            threading.Thread(target=self._end_with_bsfind, daemon=True).start()
+            self._end_with_bsfind()
         from multiprocessing.util import Finalize  # its processes end without `atexit`
 
         Finalize(None, self._at_exit, exitpriority=1000)
@@ -409,12 +409,16 @@ class _Probe:
         return self._connection
 
     def _end_with_bsfind(self) -> None:
-        """End this process when bsfind closes the connection: on another machine it cannot do so itself."""
+        """End this process when the connection ends: on another machine, bsfind cannot do so itself."""
+
+        def wait(connection: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                connection.settimeout(None)
+                connection.recv(1)  # bsfind sends nothing
+            os._exit(1)
+
         with contextlib.suppress(OSError):
-            connection = self._connect()
-            connection.settimeout(None)
-            if not connection.recv(1):
-                os._exit(1)
+            threading.Thread(target=wait, args=(self._connect(),), daemon=True).start()
 
     def _hold(self) -> None:
         """Wait for bsfind to end this process."""

@@ -40,7 +40,7 @@ class LiveMemory:
     Attributes:
         is_open: whether what happens counts: not what the tracer does to get ready.
         is_used: whether the program has used the GPU.
-        calls: what was called since `calls` was cleared.
+        calls: entries of all calls of operators so far.
     """
 
     def __init__(

@@ -261,9 +261,7 @@ class _Inputs:
     def _text_config(self, *, decoder: bool | None = None) -> Any:
         try:
             return self._config.get_text_config(decoder=decoder)
-        except (
-            ValueError
-        ):  # there are several: text goes into the encoder, and sound into the decoder
+        except ValueError:  # there are several: text goes into the encoder, sound into the decoder
             for _, part in first_of(self._config, "text_encoder"):
                 return part
             raise
