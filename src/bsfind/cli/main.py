@@ -27,6 +27,7 @@ from bsfind.cli.commands.launch import launch
 from bsfind.cli.commands.run import run
 from bsfind.cli.commands.schema import schema
 from bsfind.errors import BsfindError, ExitCode, InternalError, Terminated, UsageError
+from bsfind.units import brief
 
 _EPILOG = (
     "Exit codes: 0 a batch size is recommended, 1 nothing fits, 2 usage, 3 no usable GPU, "
@@ -213,5 +214,6 @@ def _usage_error(error: Exception) -> BsfindError | None:
     variable = re.search(r" \(env var: '(\w+)'\)", message)
     if variable is not None and variable[1] not in os.environ:
         message = message.replace(variable[0], "")
+    message = re.sub(r"\S{101,}", lambda word: brief(word[0]), message)
     hint = f"`{command} --help` shows the options" if hasattr(error, "ctx") else ""
     return UsageError(message.strip().rstrip("."), hint=hint)
