@@ -8,11 +8,12 @@ from typing import Any
 
 from bsfind.inputs import InputSpec
 from bsfind.option_types import OptionType
+from bsfind.parallel import Parallel
 from bsfind.settings import DeviceChoice, Launch, SearchLimits, Settings, Workload
 
 _LAST = (
     *("compare", "time_budget", "steps", "trial_timeout"),
-    *("device", "gpu", "context_memory", "memory_limit"),
+    *("device", "gpu", "context_memory", "nccl_memory", "memory_limit"),
 )
 """The options that a reproducing command line names behind the others, in this order."""
 
@@ -73,7 +74,7 @@ def _settings_of(cls: type, part: str) -> Iterator[Setting]:
 SETTINGS: Mapping[str, Setting] = {
     setting.option: setting
     for cls, part in (
-        *((Workload, "workload"), (Settings, "")),
+        *((Workload, "workload"), (Settings, ""), (Parallel, "parallel")),
         *((SearchLimits, "limits"), (DeviceChoice, "device"), (Launch, "launch")),
     )
     for setting in _settings_of(cls, part)

@@ -49,6 +49,8 @@ class DeviceInfo:
         capacity_bytes: what the search may use: `free_bytes`, or `--memory-limit`.
         context_bytes: context memory: what the process holds outside PyTorch's allocator, for the CUDA
             context and loaded kernels and libraries; None: unknown.
+        nccl_bytes: NCCL memory: what its communicators take of the device in training on several; None on one.
+        nccl_source: `measured` around the first collective, `modelled`, or `given` by `--nccl-memory`.
         context_source: where `context_bytes` comes from: `measured` when the device was opened,
             `modelled`, or `given` by `--context-memory`.
         others_bytes: what other processes, a display and the driver held when the device was opened;
@@ -64,6 +66,8 @@ class DeviceInfo:
     capacity_bytes: int
     context_bytes: int | None = None
     context_source: ContextSource | None = None
+    nccl_bytes: int | None = None
+    nccl_source: ContextSource | None = None
     others_bytes: int | None = None
     supports_bf16: bool = True
     supports_tf32: bool = True
@@ -218,6 +222,8 @@ class PrecisionResult:
             precision does not convert them: `bfloat16`, `mixed bfloat16/float32`.
         max_axis_size, recommended_axis_size, smallest_failed_axis_size: the same of an axis that is
             searched; the fields with `batch_size` have the batch size then.
+        global_batch_size: samples of all ranks in each optimizer step, of the recommended size; None where one
+            GPU trains.
     """
 
     precision: str
@@ -249,6 +255,7 @@ class PrecisionResult:
     max_axis_size: int | None = None
     recommended_axis_size: int | None = None
     smallest_failed_axis_size: int | None = None
+    global_batch_size: int | None = None
 
     @property
     def max_size(self) -> int | None:
@@ -328,6 +335,7 @@ class Report:
 
     Attributes:
         workload: what one step is; {} of a launched command, which says it itself.
+        parallel: how several GPUs share the training; None where there is one.
         launch: the command, its placeholders, and the folder of its logs; None where bsfind trains.
     """
 
@@ -347,6 +355,7 @@ class Report:
     environment: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
     prediction: Prediction | None = None
+    parallel: dict[str, Any] | None = None
     launch: dict[str, Any] | None = None
     message: str | None = None
 
@@ -387,6 +396,7 @@ class Report:
             "device": device,
             "model": model,
             "workload": {**self.workload, "assumptions": assumptions} if self.workload else None,
+            "parallel": self.parallel,
             "launch": {**self.launch, "assumptions": assumptions} if self.launch else None,
             "search": self.search,
             "results": [self._row(result) for result in self.results],

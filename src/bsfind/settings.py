@@ -19,12 +19,13 @@ from typing import Any, Literal, get_args
 from bsfind import option_types as types
 from bsfind.inputs import InputSpec
 from bsfind.option_types import OptionType
+from bsfind.parallel import Parallel
 from bsfind.units import Headroom, brief
 
 LARGEST_BATCH_SIZE = types.LARGEST_BATCH_SIZE
 """The largest batch size that any option takes."""
 
-PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16")
+PRECISIONS = ("fp32", "tf32", "amp-fp16", "amp-bf16", "bf16", "mp-bf16")
 """The precisions that a step can run in."""
 
 FIRST_SIZE_OF_AXIS = 128
@@ -120,6 +121,7 @@ class Workload:
         grad_accum: micro-batches for each optimizer step.
         with_eval: an evaluation pass follows the steps of a trial.
         eval_batch_size: samples in a batch of that pass; None: as many as in training.
+        parallel: how several GPUs share the training.
     """
 
     target: str
@@ -153,6 +155,7 @@ class Workload:
     grad_accum: int = field(default=1, metadata=_option(types.COUNT))
     with_eval: bool = field(default=False, metadata=_option(types.FLAG))
     eval_batch_size: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
+    parallel: Parallel = field(default_factory=Parallel)
 
     def evaluated(self, batch_size: int) -> int:
         """Return the samples in a batch of the evaluation pass, given those of training."""
@@ -188,6 +191,7 @@ class Workload:
             "inputs": [spec.to_json() for spec in self.inputs],
             "batch_args": dict(self.batch_args),
             "optimizer_args": dict(self.optimizer_args),
+            "parallel": self.parallel.to_json(),
         }
 
     @classmethod
@@ -201,6 +205,7 @@ class Workload:
                 "batch_args": tuple(data["batch_args"].items()),
                 "optimizer_args": tuple(data["optimizer_args"].items()),
                 "inputs": tuple(InputSpec.from_json(spec) for spec in data["inputs"]),
+                "parallel": Parallel.from_json(data["parallel"]),
             }
         )
 
@@ -224,7 +229,6 @@ class SearchLimits:
         confirm_steps: optimizer steps of the confirmation of the recommended size.
         global_batch: samples for each optimizer step, over all GPUs, that the recommended size is to
             reach with accumulation; None: no such aim.
-        world_size: GPUs that share the global batch.
         trial_timeout_s: longest time for one trial, seconds.
         time_budget_s: longest time for the whole search, seconds; None: no limit.
     """
@@ -240,7 +244,6 @@ class SearchLimits:
     steps: int = field(default=3, metadata=_option(types.COUNT))
     confirm_steps: int = field(default=20, metadata=_option(types.COUNT))
     global_batch: int | None = field(default=None, metadata=_option(types.BATCH_SIZE))
-    world_size: int = field(default=1, metadata=_option(types.COUNT))
     trial_timeout_s: float = field(default=600.0, metadata=_option(types.DURATION, "trial_timeout"))
     time_budget_s: float | None = field(
         default=None, metadata=_option(types.DURATION, "time_budget")
@@ -266,11 +269,6 @@ class SearchLimits:
             raise ValueError(
                 f"no multiple of {self.multiple_of} (`--multiple-of`) lies between `{minimum} "
                 f"{self.least}` and `{maximum} {self.most}`"
-            )
-        if self.global_batch is not None and self.global_batch < self.world_size:
-            raise ValueError(
-                f"`--global-batch {self.global_batch}` leaves nothing for some of the "
-                f"{self.world_size} GPUs (`--world-size`)"
             )
 
     @property
@@ -342,6 +340,9 @@ class DeviceChoice:
         memory_limit_bytes: what PyTorch's allocator may reserve; None: what is free.
         context_memory_bytes: what the process holds outside the allocator's pool on a simulated
             GPU; None: as modelled.
+        nccl_memory_bytes: what NCCL takes of the GPU in training on several, where it does not run; None: as
+            modelled.
+        communicators: the ranks in each of its communicators.
     """
 
     device: str = field(default="auto", metadata=_option(types.of_text(_device)))
@@ -352,6 +353,8 @@ class DeviceChoice:
     context_memory_bytes: int | None = field(
         default=None, metadata=_option(types.SIZE, "context_memory")
     )
+    nccl_memory_bytes: int | None = field(default=None, metadata=_option(types.SIZE, "nccl_memory"))
+    communicators: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the device's name, and that a GPU is named where one is simulated.
@@ -381,7 +384,7 @@ class DeviceChoice:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DeviceChoice:
         """Return the choice that `to_json` wrote."""
-        return cls(**data)
+        return cls(**{**data, "communicators": tuple(data["communicators"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,3 +418,8 @@ class Settings:
     seq_len: int | None = None
     given: frozenset[str] = field(default=frozenset(), compare=False)
     launch: Launch | None = None
+
+    @property
+    def parallel(self) -> Parallel:
+        """How several GPUs share the training."""
+        return self.workload.parallel

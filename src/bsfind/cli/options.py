@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bsfind import option_types as types
 from bsfind.cli.parameters import REQUIRED, Option, configure, gpus, one_of, profiles
+from bsfind.parallel import STRATEGIES
 from bsfind.report.export import EXPORT_FORMATS
 from bsfind.settings import LOSSES, PRECISIONS, REMEDIES
 from bsfind.units import brief
@@ -240,6 +241,54 @@ OPTIONS: tuple[Option, ...] = (
         shows_default=False,
         help="Samples in a batch of the evaluation; without it, as many as in training.",
     ),
+    # --------------------------------------------------------------------------------- Parallel
+    Option(
+        "--parallel",
+        panel="Parallel",
+        commands=_ALL,
+        metavar="|".join((*STRATEGIES, "pkg.mod:fn")),
+        help="How several GPUs share the training: ddp, fsdp (FSDP2, `fully_shard`), hsdp, zero1, or "
+        "`fn(model, mesh)`, which returns the wrapped model. Batch sizes are those of one GPU.",
+    ),
+    Option(
+        "--world-size",
+        panel="Parallel",
+        commands=_ALL,
+        metavar="N",
+        help="GPUs in all, one for each rank, which share the global batch.",
+    ),
+    Option(
+        "--replicas",
+        panel="Parallel",
+        commands=_ALL,
+        metavar="N",
+        shows_default=False,
+        help="With hsdp: groups of GPUs that have a whole model each; without it, 2.",
+    ),
+    Option(
+        "--shard-by",
+        panel="Parallel",
+        commands=_ALL,
+        metavar="CLASS,…|auto",
+        help="With fsdp and hsdp: the classes of modules that are sharded one by one. auto: those of "
+        "`_no_split_modules`, else the blocks that repeat.",
+    ),
+    Option(
+        "--parallel-arg",
+        panel="Parallel",
+        commands=_ALL,
+        metavar="KEY=VALUE",
+        help="Argument of the strategy, such as `reshard_after_forward=false`, `bucket_cap_mb=100`, "
+        "`static_graph=true`; repeatable.",
+    ),
+    Option(
+        "--nccl-memory",
+        panel="Parallel",
+        commands=_ALL,
+        metavar="SIZE",
+        shows_default=False,
+        help="What NCCL takes of each GPU, where it does not run; without it, that is modelled.",
+    ),
     # -------------------------------------------------------------------------------- Precision
     Option(
         "--precision",
@@ -332,13 +381,6 @@ OPTIONS: tuple[Option, ...] = (
         metavar="N",
         help="Samples for each optimizer step, over all GPUs: recommend the micro-batch and the "
         "accumulation steps that reach it.",
-    ),
-    Option(
-        "--world-size",
-        panel="Search",
-        commands=_RUN,
-        metavar="N",
-        help="GPUs that share the global batch.",
     ),
     Option(
         "--compare",

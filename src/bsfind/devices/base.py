@@ -10,9 +10,18 @@ from bsfind.errors import BsfindError, ShortBatchError, TargetError
 from bsfind.failures.leaks import leak_message, steady_retries
 from bsfind.failures.memory_watch import MemoryLeft
 from bsfind.inputs import InputSpec
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, OutputMemory, ReportWarning
-from bsfind.settings import Workload
+from bsfind.records import (
+    Assumption,
+    ContextSource,
+    DeviceInfo,
+    ModelInfo,
+    ModelKind,
+    OutputMemory,
+    ReportWarning,
+)
+from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.allocator.recording import Recording
+from bsfind.simulation.gpus.nccl_memory import nccl_bytes
 from bsfind.trial import BatchVariation, Evaluation, Leak, Trial
 
 
@@ -101,6 +110,18 @@ class Device(Protocol):
     def recording(self) -> Recording | None:
         """The last trial's requests to the allocator; None if it failed or was not recorded."""
         ...
+
+
+def nccl_memory(choice: DeviceChoice) -> tuple[int | None, ContextSource | None]:
+    """Return what NCCL takes of a device on which it does not run, bytes, and where that is from.
+
+    None where no training on several GPUs is asked for.
+    """
+    if choice.nccl_memory_bytes is not None:
+        return choice.nccl_memory_bytes, "given"
+    if not choice.communicators:
+        return None, None
+    return nccl_bytes(choice.communicators), "modelled"
 
 
 def short_trial(batch_size: int, error: ShortBatchError) -> tuple[Trial, TargetError]:

@@ -79,7 +79,8 @@ class CudaDevice:
         torch.cuda.empty_cache()
         self._free_bytes = torch.cuda.mem_get_info(self._device)[0]
         self._context_bytes = _context_bytes(free_before, self._free_bytes)
-        self._capacity_bytes = self._free_bytes
+        self._nccl_bytes, self._nccl_source = nccl_memory(choice)
+        self._capacity_bytes = max(0, self._free_bytes - (self._nccl_bytes or 0))
         self._memory_limit = choice.memory_limit_bytes
         if self._memory_limit is not None:
             if self._memory_limit > self._properties.total_memory:
@@ -88,7 +89,7 @@ class CudaDevice:
                     f"`--memory-limit` of {format_bytes(self._memory_limit)} is more than the "
                     f"{total} of {self._properties.name}"
                 )
-            self._capacity_bytes = min(self._memory_limit, self._free_bytes)
+            self._capacity_bytes = min(self._memory_limit, self._capacity_bytes)
         # Without a limit, Windows and WSL would use host memory beyond what is free.
         self.limit_memory(self._capacity_bytes)
         self._loaded: LoadedWorkload | None = None
@@ -112,10 +113,12 @@ class CudaDevice:
             index=self._device.index or 0,
             compute_capability=f"{properties.major}.{properties.minor}" if is_nvidia else None,
             total_bytes=properties.total_memory,
-            free_bytes=self._free_bytes,
+            free_bytes=max(0, self._free_bytes - (self._nccl_bytes or 0)),
             capacity_bytes=self._capacity_bytes,
             context_bytes=self._context_bytes,
             context_source=None if self._context_bytes is None else "measured",
+            nccl_bytes=self._nccl_bytes,
+            nccl_source=self._nccl_source,
             others_bytes=self._others_bytes(),
             supports_bf16=major is None or major >= 8,
             supports_tf32=major is not None and major >= 8,

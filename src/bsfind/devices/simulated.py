@@ -17,6 +17,7 @@ from bsfind.devices.base import (
     evaluation_that_ran,
     failed_in_evaluation,
     finished_trial,
+    nccl_memory,
     short_trial,
 )
 from bsfind.devices.prediction_limits import setting_warnings, version_warnings
@@ -97,13 +98,15 @@ class SimulatedDevice:
             # Counted as if the step, which is not known yet, called all libraries.
             lazy = loads_lazily(os.environ, torch.version.cuda)
             self._context_bytes = context_bytes(self._gpu, lazy=lazy)
+        self._nccl_bytes, self._nccl_source = nccl_memory(choice)
         self._memory_limit = choice.memory_limit_bytes
-        left = (self._gpu.total_bytes or 0) - self._context_bytes
+        self._outside_bytes = self._context_bytes + (self._nccl_bytes or 0)
+        left = (self._gpu.total_bytes or 0) - self._outside_bytes
         self._free_bytes = max(left, self._memory_limit or 0)
         if self._free_bytes <= 0:
             raise UsageError(
-                f"the CUDA context leaves nothing of {self._gpu.name}",
-                hint="say what it takes there with `--context-memory`",
+                f"the CUDA context and NCCL leave nothing of {self._gpu.name}",
+                hint="say what they take there with `--context-memory` and `--nccl-memory`",
             )
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None
@@ -124,11 +127,13 @@ class SimulatedDevice:
             name=self._gpu.name,
             index=0,
             compute_capability=self._gpu.compute_capability,
-            total_bytes=self._free_bytes + self._context_bytes,
+            total_bytes=self._free_bytes + self._outside_bytes,
             free_bytes=self._free_bytes,
             capacity_bytes=self._free_bytes if self._memory_limit is None else self._memory_limit,
             context_bytes=self._context_bytes,
             context_source="given" if self._is_context_given else "modelled",
+            nccl_bytes=self._nccl_bytes,
+            nccl_source=self._nccl_source,
             supports_bf16=capability >= (8, 0),
             supports_tf32=capability >= (8, 0),
             torch_version=torch.__version__,
@@ -192,7 +197,7 @@ class SimulatedDevice:
         major, minor = self._gpu.capability or (0, 0)
         return SimulatedGpu(
             name=self._gpu.name,
-            total_memory=self._free_bytes + self._context_bytes,
+            total_memory=self._free_bytes + self._outside_bytes,
             major=major,
             minor=minor,
             multi_processor_count=self._gpu.sm_count,
@@ -436,7 +441,7 @@ class SimulatedDevice:
             DeviceMemory(self._free_bytes),
             self._settings,
             limit_bytes=self._limit_bytes,
-            total_bytes=self._free_bytes + self._context_bytes,
+            total_bytes=self._free_bytes + self._outside_bytes,
         )
 
 

@@ -26,6 +26,8 @@ def answer(report: Report) -> str | None:
     number = f"batch size {recommendation.batch_size}"
     if recommendation.axis_size is not None:
         number = f"{report.axis} up to {recommendation.axis_size:,} at {number}"
+    if result.global_batch_size is not None:
+        number += f" per GPU, {result.global_batch_size:,} in all,"
     text = f"{verb} with {number}{wording.in_which(result, report)}"
     if report.status == "partial":
         text += " at least (the search is not complete)"
@@ -201,8 +203,12 @@ def _gpu_memory(result: PrecisionResult, report: Report) -> Iterator[str]:
     trial = wording.recommended_trial(result)
     limiting = None if trial is None else trial.limiting
     if limiting is None:
-        whose, total = "The card's", device.total_bytes
-        outside = {"context": device.context_bytes, "other processes": device.others_bytes}
+        whose, total = "Each card's" if report.parallel else "The card's", device.total_bytes
+        outside = {
+            "context": device.context_bytes,
+            "NCCL": device.nccl_bytes,
+            "other processes": device.others_bytes,
+        }
     else:
         whose, total = f"Of rank {limiting.rank}, the card's", limiting.total_bytes
         outside = {"contexts, NCCL and other processes": total - limiting.capacity_bytes}

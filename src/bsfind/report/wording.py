@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bsfind.inspect.inspection import PrecisionInspection
+from bsfind.parallel import NAMES
 from bsfind.records import Assumption, PrecisionResult, Report
 from bsfind.report.visible import visible
 from bsfind.search.variants import row_name
@@ -93,6 +94,10 @@ def subject(report: Report) -> str:
         if device.capacity_bytes < device.free_bytes:
             memory += f", limited to {format_bytes(device.capacity_bytes)}"
         name = f"simulated {device.name}" if report.simulated else device.name
+        if report.parallel is not None:
+            how, ranks = NAMES.get(report.parallel["strategy"]), report.parallel["world_size"]
+            parts[-1] += f" with {how or report.parallel['strategy']}"
+            name = f"{ranks:,} × {name}"
         parts.append(f"{name}, {memory})")
     return " · ".join(parts)
 
@@ -115,6 +120,8 @@ def conditions(report: Report) -> str | None:
     device = report.device
     if device is not None and device.context_bytes is not None:
         parts.append(f"context {format_bytes(device.context_bytes)} ({device.context_source})")
+    if device is not None and device.nccl_bytes is not None:
+        parts.append(f"NCCL {format_bytes(device.nccl_bytes)} ({device.nccl_source})")
     if report.prediction is not None:
         parts.append(f"torch {report.prediction.torch_version}")
         parts.extend(f"{name} {value}" for name, value in report.prediction.allocator.items())

@@ -47,6 +47,7 @@ class Confirmation:
         reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
         exact: whether predictions trace every step at each size.
         searched: the name of the number that is searched.
+        world_size: GPUs that share the global batch.
 
     Attributes:
         trial: the trial of the size that holds; None before there is one.
@@ -70,8 +71,10 @@ class Confirmation:
         reductions: Sequence[float],
         exact: bool = False,
         searched: str = "batch size",
+        world_size: int = 1,
     ) -> None:
         self._name = name
+        self._world_size = world_size
         self._searched = searched
         self._limits = limits
         self._sizes = sizes
@@ -184,7 +187,7 @@ class Confirmation:
         return split_global_batch(
             limits.global_batch,
             largest,
-            world_size=limits.world_size,
+            world_size=self._world_size,
             sizes=self._sizes,
         )
 

@@ -102,6 +102,7 @@ class PrecisionSearch:
         self.is_check = settings.batch_size is not None
         self.is_asked_for = settings.remedy is None
         self.limits = limits
+        self._world_size = settings.parallel.world_size
         self.steps = limits.steps
         self._exact = False
         self.runner = runner
@@ -158,6 +159,7 @@ class PrecisionSearch:
             reductions=self._policy.reductions,
             exact=self._exact,
             searched=self.searched,
+            world_size=self._world_size,
         )
         self.timing = Timing(self.limits, self.sizes, self._time)
 

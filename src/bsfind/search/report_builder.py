@@ -42,7 +42,7 @@ from bsfind.search.axis import recommendation_on, result_on
 from bsfind.search.recommend import best_that_leaves, recommend
 from bsfind.search.throughput import saturation
 from bsfind.search.variants import at_length, lengths_of
-from bsfind.settings import Launch, Settings
+from bsfind.settings import Launch, Settings, Workload
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.gpus.accuracy import measured
 from bsfind.trial import Trial
@@ -122,6 +122,7 @@ def result_of(state: PrecisionState) -> PrecisionResult:
     return dataclasses.replace(
         result,
         recommended_batch_size=shown.batch_size,
+        global_batch_size=_global_batch_size(state.settings, shown),
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
         fragmentation_bytes=None if reserved is None or allocated is None else reserved - allocated,
@@ -129,6 +130,14 @@ def result_of(state: PrecisionState) -> PrecisionResult:
         samples_per_s=shown.samples_per_s,
         step_time_s=shown.step_time_s,
     )
+
+
+def _global_batch_size(settings: Settings, trial: Trial) -> int | None:
+    workload = settings.workload
+    if not workload.parallel.is_used:
+        return None
+    samples = workload.samples(trial.batch_size)
+    return samples * workload.grad_accum * workload.parallel.world_size
 
 
 def _recommended_trial(state: PrecisionState) -> Trial | None:
@@ -243,11 +252,13 @@ def report_of(state: SearchState) -> Report:
         budget_bytes=None if capacity is None else headroom.leaves(capacity),
         model=model,
         prediction=_prediction(state),
-        workload={} if settings.launch is not None else settings.workload.to_json(),
+        workload={} if settings.launch is not None else _workload(settings.workload),
+        parallel=_parallel(settings, device),
         launch=_launch(settings.launch, state.logs),
         search={
             **settings.limits.to_json(),
-            **settings.device.to_json(),
+            "world_size": settings.parallel.world_size,
+            **{k: v for k, v in settings.device.to_json().items() if k != "communicators"},
             "headroom_bytes": None if capacity is None else headroom.of(capacity),
             "precisions": [LAUNCHED] if settings.launch else list(settings.precisions),
             "seq_lens": list(settings.seq_lens),
@@ -265,6 +276,29 @@ def report_of(state: SearchState) -> Report:
         message=state.stopped_by
         or (state.errors[0].message if state.errors else _why_ended_early(state.results)),
     )
+
+
+def _workload(workload: Workload) -> dict[str, Any]:
+    return {name: value for name, value in workload.to_json().items() if name != "parallel"}
+
+
+def _parallel(settings: Settings, device: DeviceInfo | None) -> dict[str, Any] | None:
+    """Return how several GPUs share the training; None where there is one."""
+    parallel = settings.parallel
+    if not parallel.is_used:
+        return None
+    found = parallel.to_json()
+    rank = found.pop("rank")
+    mode = None
+    if device is not None:
+        mode = "predicted" if device.kind == "simulated" else "one_rank"
+    return {
+        **found,
+        "options": found.pop("arguments"),
+        "mode": mode,
+        "ranks_run": [rank],
+        "communicators": len(parallel.communicators),
+    }
 
 
 def is_answered(results: Sequence[PrecisionResult]) -> bool:

@@ -14,6 +14,7 @@ from bsfind.errors import UsageError
 from bsfind.inputs import LARGEST_TENSOR_BYTES, InputSpec, check_together
 from bsfind.launch.placeholders import check
 from bsfind.option_fields import SETTINGS
+from bsfind.parallel import Parallel
 from bsfind.settings import (
     REMEDIES,
     Axis,
@@ -46,7 +47,9 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     _check_inputs(inputs, options.get("batch_fn"))
     for name in ("batch_size", "min_batch_size", "multiple_of"):
         _check_batch(inputs, name, options.get(name) or 1)
-    parts: dict[str, dict[str, Any]] = {"": {}, "workload": {}, "limits": {}, "device": {}}
+    parts: dict[str, dict[str, Any]] = {
+        part: {} for part in ("", "workload", "parallel", "limits", "device")
+    }
     for name, setting in SETTINGS.items():
         value = options.get(name)
         if value is not None and setting.part in parts:
@@ -57,7 +60,11 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     parts["workload"]["axis"] = axis = _axis_of(options, inputs, given)
     if axis is not None:
         del parts[""]["batch_size"]
-    workload = Workload(target=target, **parts["workload"])
+    try:
+        parallel = Parallel(**parts["parallel"])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    workload = Workload(target=target, parallel=parallel, **parts["workload"])
     for name in ("seq_len", "image_size"):
         if options.get(name) and inputs:
             raise UsageError(
@@ -68,13 +75,14 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     if "batch_size" in parts[""]:  # `check` searches nothing and keeps nothing free
         parts["limits"]["headroom"] = Headroom(bytes=0)
     _check_limits(parts["limits"], workload, options.get("fail_under"))
+    _check_parallel(workload, parts, given)
     for remedy in options.get("compare") or ():
         why_not = why_pointless(workload, remedy)
         if why_not is not None:
             raise UsageError(why_not)
     try:
         limits = SearchLimits(**parts["limits"])
-        device = DeviceChoice(**_which_gpu(parts["device"]))
+        device = DeviceChoice(**_which_gpu(parts["device"]), communicators=parallel.communicators)
     except ValueError as error:
         raise UsageError(str(error)) from None
     if device.gpu is not None:
@@ -224,13 +232,52 @@ def _check_limits(limits: Mapping[str, Any], workload: Workload, fail_under: int
         raise UsageError(
             "`--global-batch` sets the accumulation steps: it cannot be combined with `--grad-accum`"
         )
-    if limits.get("world_size", 1) > 1 and "global_batch" not in limits:
-        raise UsageError("`--world-size` requires `--global-batch`")
+    asked, ranks = limits.get("global_batch"), workload.parallel.world_size
+    if asked is not None and asked < ranks:
+        raise UsageError(
+            f"`--global-batch {asked}` leaves nothing for some of the {ranks} GPUs (`--world-size`)"
+        )
     for name in ("max_batch_size", "max_size"):
         most = limits.get(name)
         if most is not None and fail_under is not None and fail_under > most:
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"`--fail-under {fail_under}` is above `{flag} {most}`")
+
+
+def _check_parallel(
+    workload: Workload, parts: dict[str, dict[str, Any]], given: Collection[str]
+) -> None:
+    """Check what concerns several GPUs; set the precisions in which a sharded model is tried by default.
+
+    Raises:
+        UsageError: options that exclude each other.
+    """
+    parallel, precisions = workload.parallel, parts[""].get("precisions")
+    if not parallel.is_used:
+        if parallel.world_size > 1 and "global_batch" not in parts["limits"]:
+            raise UsageError(
+                "`--world-size` requires `--parallel` or `--global-batch`",
+                hint="`--parallel ddp` or `--parallel fsdp` says how the GPUs share the training",
+            )
+        if "nccl_memory_bytes" in parts["device"]:
+            raise UsageError("`--nccl-memory` requires `--parallel`")
+    if "mp-bf16" in (precisions or ()) and not parallel.shards:
+        raise UsageError(
+            "the precision `mp-bf16` is FSDP2's mixed-precision policy: it requires `--parallel fsdp` or "
+            "`--parallel hsdp`",
+            hint="`--precision amp` is autocast",
+        )
+    if not parallel.is_used:
+        return
+    if parallel.shards and "precision" not in given:
+        parts[""]["precisions"] = ("fp32", "mp-bf16")
+    for flag, value in (
+        ("--mode infer", workload.mode == "infer"),
+        ("--compile", workload.compile),
+        ("--compare", bool(parts[""].get("compare"))),
+    ):
+        if value:
+            raise UsageError(f"`{flag}` cannot be combined with `--parallel`")
 
 
 def why_pointless(workload: Workload, remedy: str) -> str | None:

@@ -15,6 +15,8 @@ class PrecisionPlan:
     Attributes:
         name: a key of `settings.PRECISIONS`.
         autocast_dtype: dtype of `torch.autocast`; None: no autocast.
+        sharded_dtype: dtype of the parameters that FSDP2 gathers, and of computations with them; gradients
+            are reduced in float32; None: that of the shards.
         model_dtype: dtype that the model and floating inputs are cast to; None: as they are.
         grad_scaler: scale the loss (torch.amp.GradScaler): float16 gradients would underflow.
         matmul_tf32: allow TF32 in matrix products. Convolutions use it by default in PyTorch, in
@@ -24,6 +26,7 @@ class PrecisionPlan:
     name: str
     autocast_dtype: torch.dtype | None = None
     model_dtype: torch.dtype | None = None
+    sharded_dtype: torch.dtype | None = None
     grad_scaler: bool = False
     matmul_tf32: bool = False
 
@@ -46,6 +49,7 @@ _PLANS = {
         PrecisionPlan(name="amp-fp16", autocast_dtype=torch.float16, grad_scaler=True),
         PrecisionPlan(name="amp-bf16", autocast_dtype=torch.bfloat16),
         PrecisionPlan(name="bf16", model_dtype=torch.bfloat16),
+        PrecisionPlan(name="mp-bf16", sharded_dtype=torch.bfloat16),
     )
 }
 

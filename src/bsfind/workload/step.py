@@ -36,6 +36,7 @@ from bsfind.workload.model import (
 )
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.outputs import nbytes_of
+from bsfind.workload.parallel import Parallelized, open_group, partitioned
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.training import MakingInputs, ReferenceTraining, Training, TrainingSteps
 from bsfind.workload.user_errors import stands_for_torch
@@ -64,6 +65,7 @@ class LoadedWorkload:
 
     Attributes:
         workload: what is trained, with inputs where the user described none.
+        parallelized: the model as it is wrapped for several GPUs; None: for one.
         proposed_inputs: these inputs; none where the user described them.
         model: the module on the device (before torch.compile).
         choice: the choice of the loss, with `--loss auto`.
@@ -134,6 +136,14 @@ class LoadedWorkload:
             enable_checkpointing(model)
         if workload.channels_last:
             model = in_channels_last(model)
+        self.parallelized: Parallelized | None = None
+        if workload.parallel.is_used:
+            open_group(workload.parallel)
+            self.parallelized = Parallelized(
+                model.to(dtype=plan.model_dtype), workload.parallel, device, plan
+            )
+            self.notes.update(self.parallelized.notes)
+            model = self.parallelized.model
         moved: Any = model.to(device=device, dtype=plan.model_dtype)
         # A `to` of the model's own may return nothing.
         self.model: nn.Module = moved if isinstance(moved, nn.Module) else model
@@ -270,7 +280,16 @@ class LoadedWorkload:
         """Return fresh optimizers, without state of an earlier trial."""
         if self._own_training is not None:
             return self._own_training.trainer.configure_optimizers()[0]
-        return [make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)]
+        optimizer = make_optimizer(self.workload.optimizer, self._optimizer_args, self.model)
+        if self.workload.parallel.strategy == "zero1":
+            optimizer = partitioned(optimizer)
+        return [optimizer]
+
+    def accumulating(self, micro_batch: int) -> AbstractContextManager[None]:
+        """Return the context of a micro-batch: ranks exchange gradients in the last one of a step."""
+        if self.parallelized is None or self.workload.grad_accum == 1:
+            return contextlib.nullcontext()
+        return self.parallelized.accumulating(micro_batch == self.workload.grad_accum - 1)
 
     def name_optimizers(self) -> str:
         """Make the optimizers once, some of which have state from the start, and return their classes."""

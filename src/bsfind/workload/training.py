@@ -159,7 +159,8 @@ class ReferenceTraining:
         """Run `grad_accum` micro-batches (see `Training.step`)."""
         with noting_steps() as stepped:
             for micro_batch in range(self._loaded.workload.grad_accum):
-                self._run(batch_size, micro_batch, stepped)
+                with self._loaded.accumulating(micro_batch):
+                    self._run(batch_size, micro_batch, stepped)
         return any(optimizer in stepped for optimizer in self.optimizers)
 
     def evaluate(self, batch_size: int) -> None:

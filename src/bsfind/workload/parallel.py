@@ -1,0 +1,217 @@
+"""Wraps a model for data-parallel training: DDP, FSDP2, HSDP, ZeRO-1, or a function of the user's.
+
+The wrapping and its defaults are those of torch.distributed (torch 2.6-2.14): `DistributedDataParallel`,
+`fully_shard`, `ZeroRedundancyOptimizer`. The process group may be torch's fake one, of which this process is
+one rank and all others are absent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsfind.errors import TargetError
+from bsfind.import_path import resolve_function
+from bsfind.parallel import Parallel
+from bsfind.workload.model import repeated_blocks
+from bsfind.workload.precision import PrecisionPlan
+
+FSDP_ROOT_ONLY = (
+    "no repeated block was found to shard, so FSDP2 wraps the root alone: all parameters are gathered "
+    "at once, and sharding saves little; name classes with `--shard-by`"
+)
+
+
+def open_group(parallel: Parallel) -> None:
+    """Make this process a rank of a process group whose other ranks are absent, unless it is in one.
+
+    Args:
+        parallel: the number of ranks, and which one this is.
+    """
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        if (dist.get_world_size(), dist.get_rank()) == (parallel.world_size, parallel.rank):
+            return
+        dist.destroy_process_group()
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group(
+        "fake", store=FakeStore(), rank=parallel.rank, world_size=parallel.world_size
+    )
+
+
+def close_group() -> None:
+    """Leave the process group, if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class Parallelized:
+    """A model that is wrapped, on the device.
+
+    Args:
+        model: the model, on the host.
+        parallel: how it is wrapped; the process group is open.
+        device: where this rank trains.
+        plan: the precision, whose dtypes are those of FSDP2's policy in `mp-bf16`.
+
+    Attributes:
+        model: the module to train.
+        sharded: classes whose modules FSDP2 wraps, and how many of each there are.
+        notes: messages for the reader of the report, by code.
+
+    Raises:
+        TargetError: a class that is to be wrapped does not occur, or the user's function gives no module.
+        Exception: whatever torch or the user's code raises.
+    """
+
+    def __init__(
+        self, model: nn.Module, parallel: Parallel, device: torch.device, plan: PrecisionPlan
+    ) -> None:
+        self.notes: dict[str, str] = {}
+        self.sharded: Counter[str] = Counter()
+        self._parallel = parallel
+        self._device = device
+        if parallel.strategy in ("ddp", "zero1"):
+            self.model: nn.Module = self._distributed(model, parallel.options)
+        elif parallel.shards:
+            self.model = self._sharded(model, parallel.options, plan)
+        else:
+            self.model = self._own(model)
+
+    def _distributed(self, model: nn.Module, options: dict[str, Any]) -> nn.Module:
+        if options.pop("sync_batchnorm", False):
+            convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
+            model = convert(model)
+        return nn.parallel.DistributedDataParallel(
+            model.to(self._device), device_ids=[self._device.index], **options
+        )
+
+    def _sharded(self, model: nn.Module, options: dict[str, Any], plan: PrecisionPlan) -> nn.Module:
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+        prefetch = options.pop("prefetch", 0)
+        dtypes: dict[str, Any] = {
+            "param_dtype": plan.sharded_dtype,
+            "reduce_dtype": torch.float32 if plan.sharded_dtype is not None else None,
+        }
+        for name in dtypes:
+            if name in options:
+                dtypes[name] = getattr(torch, options.pop(name))
+        if any(dtype is not None for dtype in dtypes.values()):
+            options["mp_policy"] = MixedPrecisionPolicy(**dtypes)
+        options["mesh"] = self._mesh()
+        blocks = self._blocks(model)
+        self.sharded.update(type(block).__name__ for block in blocks)
+        for block in blocks:
+            fully_shard(block, **options)
+        fully_shard(model, **options)
+        for number, block in enumerate(blocks if prefetch else ()):
+            sharded: Any = block
+            sharded.set_modules_to_forward_prefetch(blocks[number + 1 : number + 1 + prefetch])
+            before = blocks[max(0, number - prefetch) : number]
+            sharded.set_modules_to_backward_prefetch(before[::-1])
+        # Buffers, and what `fully_shard` has not moved.
+        return model.to(self._device)
+
+    def _mesh(self) -> Any:
+        from torch.distributed.device_mesh import init_device_mesh
+
+        size = self._parallel.world_size
+        if self._parallel.strategy != "hsdp":
+            return init_device_mesh(self._device.type, (size,))
+        groups = self._parallel.groups
+        return init_device_mesh(
+            self._device.type, (groups, size // groups), mesh_dim_names=("replicate", "shard")
+        )
+
+    def _blocks(self, model: nn.Module) -> Sequence[nn.Module]:
+        """Return the modules that are wrapped before the root, inner ones first."""
+        names = self._parallel.shard_by
+        if names:
+            found = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
+            missing = [name for name in names if name not in found]
+            if missing:
+                present = Counter(type(module).__name__ for module in model.modules())
+                hint = ", ".join(f"{name} ({n})" for name, n in present.most_common(6))
+                raise TargetError(
+                    f"`--shard-by {missing[0]}`: the model has no module of this class",
+                    hint=f"it has {hint}",
+                )
+        else:
+            names = tuple(getattr(model, "_no_split_modules", None) or ())
+        blocks = [
+            module
+            for module in model.modules()
+            if module is not model and any(c.__name__ in names for c in type(module).__mro__)
+        ]
+        if not blocks and not self._parallel.shard_by:
+            blocks = repeated_blocks(model)
+        if not blocks:
+            self.notes["fsdp_root_only"] = FSDP_ROOT_ONLY
+        return blocks[::-1] if any(_is_inside(blocks)) else blocks
+
+    def _own(self, model: nn.Module) -> nn.Module:
+        name = self._parallel.strategy
+        function = resolve_function(name)
+        wrapped = function(model, self._mesh(), **dict(self._parallel.arguments))
+        if not isinstance(wrapped, nn.Module):
+            raise TargetError(
+                f"`--parallel {name}` returned `{type(wrapped).__name__}`, not an `nn.Module`",
+                hint="`fn(model, mesh)` returns the wrapped model",
+            )
+        return wrapped.to(self._device)
+
+    @contextlib.contextmanager
+    def accumulating(self, is_last: bool) -> Iterator[None]:
+        """Leave gradients unreduced in micro-batches but the last, as a training loop does.
+
+        Args:
+            is_last: whether the micro-batch inside is the last of its step.
+        """
+        model: Any = self.model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            with contextlib.nullcontext() if is_last else model.no_sync():
+                yield
+            return
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(is_last)
+        yield
+
+
+def _is_inside(blocks: Sequence[nn.Module]) -> Iterator[bool]:
+    chosen = set(blocks)
+    for block in blocks:
+        yield any(inner in chosen for inner in block.modules() if inner is not block)
+
+
+def partitioned(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return a `ZeroRedundancyOptimizer` (ZeRO-1) whose ranks each step a part of the parameters.
+
+    Args:
+        optimizer: an optimizer of all parameters, whose class and arguments the ranks' optimizers have.
+
+    Raises:
+        TargetError: a class that cannot be made again from its arguments.
+    """
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    kind = type(optimizer)
+    taken = inspect.signature(kind).parameters
+    arguments = {name: value for name, value in optimizer.defaults.items() if name in taken}
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    try:
+        return ZeroRedundancyOptimizer(parameters, optimizer_class=kind, **arguments)
+    except TypeError as error:
+        raise TargetError(
+            f"`--parallel zero1` cannot make a `{kind.__name__}` of a part of the parameters: {error}"
+        ) from None
