@@ -69,12 +69,18 @@ class CheckOptions(TypedDict, total=False):
     grad_accum: int
     with_eval: bool
     eval_batch_size: int | None
+    parallel: Function
+    world_size: int
+    replicas: int | None
+    shard_by: str
+    parallel_arg: Mapping[str, Any] | None
     precision: Names
     steps: int
     trial_timeout: str | float
     device: str
     gpu: str | int | None
     context_memory: str | int | None
+    nccl_memory: str | int | None
     memory_limit: str | int | None
     no_lock: bool
 
@@ -93,13 +99,12 @@ class FindOptions(CheckOptions, total=False):
     headroom: str | int
     objective: str
     global_batch: int | None
-    world_size: int
     compare: Names
     confirm_steps: int
     time_budget: str | float | None
 
 
-_FUNCTIONS = ("batch_fn", "loss", "optimizer", "step")
+_FUNCTIONS = ("batch_fn", "loss", "optimizer", "step", "parallel")
 Arguments = ParamSpec("Arguments")
 
 
@@ -184,7 +189,13 @@ def find(
         grad_accum: micro-batches for each optimizer step.
         with_eval: evaluate after the steps of a trial, as a trainer does between epochs.
         eval_batch_size: samples in a batch of the evaluation; None: as many as in training.
-        precision: of fp32, tf32, amp-fp16, amp-bf16, bf16 and amp.
+        parallel: how several GPUs share the training: `"none"`, `"ddp"`, `"fsdp"`, `"hsdp"`, `"zero1"`, or a
+            function of the model and the device mesh, which returns the wrapped model.
+        world_size: GPUs in all, one for each rank, which share the global batch.
+        replicas: with `"hsdp"`: groups of GPUs that have a whole model each.
+        shard_by: with `"fsdp"` and `"hsdp"`: the classes of modules that are sharded, `"Block,Embedding"`.
+        parallel_arg: arguments of the strategy.
+        precision: of fp32, tf32, amp-fp16, amp-bf16, bf16, mp-bf16 (FSDP2's policy) and amp.
         min_batch_size: smallest useful answer, samples.
         max_batch_size: largest batch size to try, samples.
         axis: search this size instead of the batch size: `"seq-len"`, `"image-size"`, or a name that stands
@@ -198,7 +209,6 @@ def find(
         headroom: memory that the recommended size leaves free: part of the capacity, or bytes.
         objective: `"largest"`, or `"fastest"`: the smallest within 2 % of the best samples/s.
         global_batch: samples for each optimizer step over all GPUs, reached with accumulation.
-        world_size: GPUs that share the global batch.
         compare: what else to try, one result each: checkpointing, channels-last, compile, …
         steps: optimizer steps of a trial.
         confirm_steps: optimizer steps of the confirmation in a fresh process.
@@ -207,6 +217,7 @@ def find(
         device: `"auto"`, `"cuda"`, `"cuda:1"`, or `"sim"`: predict.
         gpu: predict for a GPU that need not be there: its name, or its memory (bytes or text).
         context_memory: what a process holds of a simulated GPU outside PyTorch's allocator.
+        nccl_memory: what NCCL takes of each GPU, where it does not run.
         memory_limit: what PyTorch's allocator may reserve.
         no_lock: do not wait for another bsfind that is using this GPU.
         options: the above; one that is None has its default.

@@ -49,7 +49,8 @@ class DeviceInfo:
         capacity_bytes: what the search may use: `free_bytes`, or `--memory-limit`.
         context_bytes: context memory: what the process holds outside PyTorch's allocator, for the CUDA
             context and loaded kernels and libraries; None: unknown.
-        nccl_bytes: NCCL memory: what its communicators take of the device in training on several; None on one.
+        nccl_bytes: NCCL memory: what its communicators take of each device in training on several; None on
+            one.
         nccl_source: `measured` around the first collective, `modelled`, or `given` by `--nccl-memory`.
         context_source: where `context_bytes` comes from: `measured` when the device was opened,
             `modelled`, or `given` by `--context-memory`.
@@ -222,8 +223,8 @@ class PrecisionResult:
             precision does not convert them: `bfloat16`, `mixed bfloat16/float32`.
         max_axis_size, recommended_axis_size, smallest_failed_axis_size: the same of an axis that is
             searched; the fields with `batch_size` have the batch size then.
-        global_batch_size: samples of all ranks in each optimizer step, of the recommended size; None where one
-            GPU trains.
+        global_batch_size: samples of all ranks in each optimizer step, at the recommended size; None where
+            one GPU trains.
     """
 
     precision: str

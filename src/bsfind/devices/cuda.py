@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from bsfind.devices import nvml
-from bsfind.devices.base import DoesNotFit, failed_in_evaluation, short_trial
+from bsfind.devices.base import DoesNotFit, failed_in_evaluation, nccl_memory, short_trial
 from bsfind.devices.cuda_gpu import cuda_device, identity, memory_left, unusable
 from bsfind.devices.cuda_steps import MeasuredSteps, MemoryHistory
 from bsfind.errors import BsfindError, ShortBatchError, TargetError, UsageError

@@ -1,9 +1,9 @@
-"""What NCCL takes of a GPU, outside PyTorch's allocator: a guess, which grows with the ranks of a communicator.
+"""What NCCL takes of a GPU, outside PyTorch's allocator: a guess, which grows with the ranks.
 
-Figures that others have measured, in bytes for each communicator: 544 MB with two and 688 MB with three or four
-ranks on A100 GPUs (NVIDIA/nccl issue 964), 1.06 GB with eight H100 (issue 1685), 1.6 GB in all, more with all-to-all
-(issue 864). The buffers are those of channels, whose number depends on the links and not on the ranks beyond one
-machine (issue 285).
+Figures that others have measured, for each communicator: 544 MB with two and 688 MB with three or four ranks
+on A100 GPUs (NVIDIA/nccl issue 964), 1.06 GB with eight H100 (issue 1685), 1.6 GB in all, more with
+all-to-all (issue 864). The buffers are those of channels, whose number depends on the links and not on the
+ranks beyond one machine (issue 285).
 """
 
 from __future__ import annotations
