@@ -183,20 +183,25 @@ class Workload:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
+        """Return the fields as JSON types, without `parallel`, which reports have apart."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        del plain["parallel"]
         return {
-            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **plain,
             "axis": None if self.axis is None else asdict(self.axis),
             "model_args": dict(self.model_args),
             "inputs": [spec.to_json() for spec in self.inputs],
             "batch_args": dict(self.batch_args),
             "optimizer_args": dict(self.optimizer_args),
-            "parallel": self.parallel.to_json(),
         }
+
+    def to_message(self) -> dict[str, Any]:
+        """Return everything as JSON types, for a worker."""
+        return {**self.to_json(), "parallel": self.parallel.to_json()}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Workload:
-        """Return the workload that `to_json` wrote."""
+        """Return the workload that `to_message` wrote."""
         return cls(
             **{
                 **data,
@@ -378,12 +383,16 @@ class DeviceChoice:
         return self.device == "sim"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON types."""
+        """Return the fields as JSON types, without `communicators`, which follow from `parallel`."""
+        return {name: value for name, value in asdict(self).items() if name != "communicators"}
+
+    def to_message(self) -> dict[str, Any]:
+        """Return everything as JSON types, for a worker."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DeviceChoice:
-        """Return the choice that `to_json` wrote."""
+        """Return the choice that `to_message` wrote."""
         return cls(**{**data, "communicators": tuple(data["communicators"])})
 
 

@@ -171,6 +171,7 @@ def example_report() -> Report:
         workload=SETTINGS.workload.to_json(),
         search={
             **SETTINGS.limits.to_json(),
+            "world_size": 1,
             **SETTINGS.device.to_json(),
             "headroom_bytes": HEADROOM,
             "precisions": list(SETTINGS.precisions),

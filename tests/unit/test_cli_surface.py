@@ -25,6 +25,7 @@ WORKLOAD = {
     *("--batch-fn", "--batch-arg", "--mode", "--loss"),
     *("--optimizer", "--optimizer-arg", "--step", "--grad-checkpoint", "--channels-last"),
     *("--compile", "--grad-accum", "--precision"),
+    *("--parallel", "--world-size", "--replicas", "--shard-by", "--parallel-arg", "--nccl-memory"),
 }
 TRIALS = {
     *("--steps", "--trial-timeout", "--device", "--gpu", "--context-memory", "--memory-limit"),
@@ -40,7 +41,7 @@ SURFACE = {
     "run": {
         *(WORKLOAD | EVALUATION | TRIALS | OUTPUT),
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
-        *("--objective", "--time-budget", "--confirm-steps", "--global-batch", "--world-size"),
+        *("--objective", "--time-budget", "--confirm-steps", "--global-batch"),
         *("--compare", "--fail-under"),
         *("--axis", "--batch-size", "-b", "--min-size", "--max-size"),
     },
@@ -131,7 +132,7 @@ def test_options_that_repeat() -> None:
     found = {option.name.replace("_", "-") for _, option in CONFIGURABLE if option.multiple}
     assert found == {
         *("model-arg", "input-shape", "input", "batch-arg", "optimizer-arg", "export"),
-        *("set-env", "substitute", "variant"),
+        *("parallel-arg", "set-env", "substitute", "variant"),
     }
 
 

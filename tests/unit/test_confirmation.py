@@ -46,6 +46,7 @@ def confirmation(
     *,
     is_everything: bool = False,
     searched: Sequence[int] = (),
+    world_size: int = 1,
     **limits: Any,
 ) -> tuple[Confirmation, Runner]:
     runner = Runner(answer)
@@ -62,6 +63,7 @@ def confirmation(
             lambda _: None,
             is_everything=is_everything,
             reductions=Measured.reductions,
+            world_size=world_size,
         ),
         runner,
     )

@@ -51,6 +51,7 @@ EXTREME = {
         for key in ("trial_timeout", "time_budget")
     },
     "memory_limit": ["0", "1023KiB", "1025TiB", "1.5"],
+    "nccl_memory": ["1025TiB", "1.5", "5%"],
     "context_memory": ["1025TiB", "9" * 400 + ".5TiB", "1.5", "5%"],
     "headroom": ["1025TiB", "100%", "9" * 400 + "%", "5", "0.05"],
     "tolerance": ["1", "100%", "9" * 400 + "%"],
@@ -80,7 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_which_options_are_numbers() -> None:
     assert {option.name for option in ALL} == set(EXTREME)
-    assert len(INTEGERS) == 17
+    assert len(INTEGERS) == 18
 
 
 def asked(option: Any) -> list[str]:

@@ -13,7 +13,8 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # Parts of bsfind that say what was asked for and what was found: everything may import them.
 LEAVES = (
-    "errors units inputs settings option_fields records trial import_path simulation.gpus.catalogue"
+    "errors units inputs settings parallel option_fields records trial import_path "
+    "simulation.gpus.catalogue"
 )
 
 # Each part of bsfind (a package, or a module that differs from its package), and what it may import besides
@@ -28,8 +29,9 @@ LAYERS = {
     "import_path": "errors units",
     "simulation.gpus.catalogue": "errors units",
     "option_types": "import_path inputs simulation.gpus.catalogue units",
-    "settings": "inputs option_types units",
-    "option_fields": "inputs option_types settings",
+    "parallel": "import_path option_types units",
+    "settings": "inputs option_types parallel units",
+    "option_fields": "inputs option_types parallel settings",
     "trial": "",
     "records": "errors units trial",
     "failures": LEAVES,

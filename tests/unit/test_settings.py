@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from bsfind.errors import UsageError
 from bsfind.inputs import DTYPES, INTEGERS, InputSpec
 from bsfind.option_fields import arguments_of
+from bsfind.parallel import Parallel
 from bsfind.settings import REQUESTABLE_PRECISIONS, DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.units import Headroom
 
@@ -66,8 +68,32 @@ def workloads(draw: st.DrawFn) -> Workload:
         channels_last=draw(st.booleans()),
         compile=draw(st.booleans()),
         grad_accum=draw(st.integers(1, 64)),
+        parallel=draw(PARALLEL),
     )
 
+
+PARALLEL = (
+    st.builds(Parallel)
+    | st.builds(
+        Parallel,
+        strategy=st.sampled_from(["ddp", "zero1"]),
+        world_size=st.integers(1, 1024),
+        arguments=st.sampled_from([(), (("static_graph", "true"), ("bucket_cap_mb", "100"))]),
+    )
+    | st.builds(
+        Parallel,
+        strategy=st.just("fsdp"),
+        world_size=st.integers(1, 1024),
+        shard_by=st.sampled_from([(), ("Block",), ("Block", "nn.Embedding")]),
+        arguments=st.sampled_from([(), (("reshard_after_forward", "4"),)]),
+    )
+    | st.builds(
+        Parallel,
+        strategy=st.just("hsdp"),
+        world_size=st.just(12),
+        replicas=st.sampled_from([None, 3]),
+    )
+)
 
 # What people type has a few digits: these come back exactly, an arbitrary float may be off by 1e-17.
 PERCENTAGES = st.integers(0, 99_999).map(lambda n: n / 1000 / 100)
@@ -117,13 +143,18 @@ DEVICES = st.builds(
 
 @st.composite
 def everything(draw: st.DrawFn) -> Settings:
-    batch_size = draw(st.none() | st.integers(1, 10**6))
-    precisions = st.lists(st.sampled_from(REQUESTABLE_PRECISIONS), min_size=1, unique=True)
+    batch_size, workload = draw(st.none() | st.integers(1, 10**6)), draw(workloads())
+    if workload.parallel.is_used:
+        workload = dataclasses.replace(workload, mode="train", compile=False)
+    device = draw(DEVICES)
+    known = [
+        name for name in REQUESTABLE_PRECISIONS if name != "mp-bf16" or workload.parallel.shards
+    ]
     return Settings(
-        workload=draw(workloads()),
-        precisions=tuple(draw(precisions)),
+        workload=workload,
+        precisions=tuple(draw(st.lists(st.sampled_from(known), min_size=1, unique=True))),
         limits=draw(limits(search=batch_size is None)),
-        device=draw(DEVICES),
+        device=dataclasses.replace(device, communicators=workload.parallel.communicators),
         batch_size=batch_size,
     )
 
@@ -139,8 +170,8 @@ def _no_configuration(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
 
 @given(workload=workloads(), device=DEVICES)
 def test_json_round_trips(workload: Workload, device: DeviceChoice) -> None:
-    assert Workload.from_json(json.loads(json.dumps(workload.to_json()))) == workload
-    assert DeviceChoice.from_json(json.loads(json.dumps(device.to_json()))) == device
+    assert Workload.from_json(json.loads(json.dumps(workload.to_message()))) == workload
+    assert DeviceChoice.from_json(json.loads(json.dumps(device.to_message()))) == device
 
 
 @given(asked=everything())

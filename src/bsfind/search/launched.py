@@ -78,7 +78,7 @@ class LaunchedTrials:
         self._messages: list[str] = []
         self._are_unequal = False
         self._capacities: dict[int, int] = {}
-        self._gpu = choice.to_json() if choice.is_simulated else None
+        self._gpu = choice.to_message() if choice.is_simulated else None
         self._of_command = self.assumptions = _assumptions(launch, is_simulated=choice.is_simulated)
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}

@@ -42,7 +42,7 @@ from bsfind.search.axis import recommendation_on, result_on
 from bsfind.search.recommend import best_that_leaves, recommend
 from bsfind.search.throughput import saturation
 from bsfind.search.variants import at_length, lengths_of
-from bsfind.settings import Launch, Settings, Workload
+from bsfind.settings import Launch, Settings
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.gpus.accuracy import measured
 from bsfind.trial import Trial
@@ -252,13 +252,13 @@ def report_of(state: SearchState) -> Report:
         budget_bytes=None if capacity is None else headroom.leaves(capacity),
         model=model,
         prediction=_prediction(state),
-        workload={} if settings.launch is not None else _workload(settings.workload),
+        workload={} if settings.launch is not None else settings.workload.to_json(),
         parallel=_parallel(settings, device),
         launch=_launch(settings.launch, state.logs),
         search={
             **settings.limits.to_json(),
             "world_size": settings.parallel.world_size,
-            **{k: v for k, v in settings.device.to_json().items() if k != "communicators"},
+            **settings.device.to_json(),
             "headroom_bytes": None if capacity is None else headroom.of(capacity),
             "precisions": [LAUNCHED] if settings.launch else list(settings.precisions),
             "seq_lens": list(settings.seq_lens),
@@ -276,10 +276,6 @@ def report_of(state: SearchState) -> Report:
         message=state.stopped_by
         or (state.errors[0].message if state.errors else _why_ended_early(state.results)),
     )
-
-
-def _workload(workload: Workload) -> dict[str, Any]:
-    return {name: value for name, value in workload.to_json().items() if name != "parallel"}
 
 
 def _parallel(settings: Settings, device: DeviceInfo | None) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ class Worker:
         Raises:
             NoDeviceError: there is none.
         """
-        request = {"do": "identify", "device": choice.to_json()}
+        request = {"do": "identify", "device": choice.to_message()}
         return self._ask(request, timeout_s, "looking for the device", _text("uuid"))
 
     def open(self, choice: DeviceChoice, timeout_s: float) -> DeviceInfo:
@@ -124,7 +124,7 @@ class Worker:
             NoDeviceError: there is none; another one may be opened then.
             UsageError: the memory limit does not suit it.
         """
-        request = {"do": "open", "device": choice.to_json()}
+        request = {"do": "open", "device": choice.to_message()}
 
         def read(answer: dict[str, Any]) -> DeviceInfo:
             return record_of(DeviceInfo, answer["device"])
@@ -141,7 +141,7 @@ class Worker:
             TargetError, UsageError: the workload does not work.
         """
         self._searched = workload.searched
-        request = {"do": "load", "workload": workload.to_json(), "precision": precision}
+        request = {"do": "load", "workload": workload.to_message(), "precision": precision}
 
         def read(answer: dict[str, Any]) -> ModelInfo:
             if answer["is"] == "does_not_fit":
@@ -213,7 +213,11 @@ class Worker:
         Raises:
             TargetError, UsageError: the workload does not work.
         """
-        request = {"do": "load_to_inspect", "workload": workload.to_json(), "precision": precision}
+        request = {
+            "do": "load_to_inspect",
+            "workload": workload.to_message(),
+            "precision": precision,
+        }
         return self._ask(request, timeout_s, "building the model", _text("class_name"))
 
     def inspect(self, batch_size: int, steps: int, timeout_s: float) -> PrecisionInspection:

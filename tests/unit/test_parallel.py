@@ -1,0 +1,88 @@
+"""Options of several GPUs: what they ask for, and what is refused with a word that helps."""
+
+from __future__ import annotations
+
+import pytest
+from command_line import command_line, settings_of
+
+from bsfind.errors import UsageError
+from bsfind.option_fields import arguments_of
+from bsfind.simulation.gpus.nccl_memory import nccl_bytes
+
+MODEL = ("a:b", "--input-shape", "3,224,224", "--gpu", "a10g")
+
+
+def test_what_is_asked_for() -> None:
+    asked = settings_of(
+        [
+            *("run", *MODEL, "--parallel", "hsdp", "--world-size", "16", "--replicas", "4"),
+            *("--shard-by", "Block, Embedding", "--parallel-arg", "reshard_after_forward=false"),
+            *("--nccl-memory", "1GiB"),
+        ]
+    )
+    parallel = asked.parallel
+    assert (parallel.strategy, parallel.world_size, parallel.groups) == ("hsdp", 16, 4)
+    assert parallel.shard_by == ("Block", "Embedding")
+    assert parallel.options == {"reshard_after_forward": False}
+    assert asked.device.nccl_memory_bytes == 1 << 30
+    assert asked.device.communicators == (4, 4)
+    assert settings_of(arguments_of(asked)) == asked
+
+
+def test_sharded_models_are_tried_with_the_policy_of_fsdp2() -> None:
+    sharded = settings_of(["run", *MODEL, "--parallel", "fsdp", "--world-size", "8"])
+    assert sharded.precisions == ("fp32", "mp-bf16")
+    whole = settings_of(["run", *MODEL, "--parallel", "ddp", "--world-size", "8"])
+    assert whole.precisions == ("fp32", "amp")
+    named = settings_of(["run", *MODEL, "--parallel", "fsdp", "--precision", "amp"])
+    assert named.precisions == ("amp",)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--world-size 8", "`--world-size` requires `--parallel` or `--global-batch`"),
+        ("--replicas 2", "`--replicas` requires `--parallel`"),
+        ("--shard-by Block", "`--shard-by` requires `--parallel`"),
+        ("--parallel-arg static_graph=true", "`--parallel-arg` requires `--parallel`"),
+        ("--nccl-memory 1GiB", "`--nccl-memory` requires `--parallel`"),
+        ("--precision mp-bf16", "it requires `--parallel fsdp`"),
+        ("--parallel ddp --precision mp-bf16", "it requires `--parallel fsdp`"),
+        ("--parallel ddp --replicas 2", "`--replicas` is for `--parallel hsdp`"),
+        ("--parallel ddp --shard-by Block", "`--shard-by` is for `--parallel fsdp`"),
+        ("--parallel hsdp --world-size 3", "to divide `--world-size`"),
+        ("--parallel hsdp --world-size 8 --replicas 8", "to divide `--world-size`"),
+        ("--parallel fsdp --parallel-arg static_graph=true", "has no argument `static_graph`"),
+        ("--parallel ddp --parallel-arg static_graph=1", "write `true` or `false`"),
+        ("--parallel ddp --parallel-arg bucket_cap_mb=-1", "write a number of MB above 0"),
+        (
+            "--parallel ddp --parallel-arg static_graph=true --parallel-arg static_graph=false",
+            "sets the same key twice",
+        ),
+        ("--parallel zero1 --parallel-arg parameters_as_bucket_view=true", "cannot be predicted"),
+        ("--parallel ddp --mode infer", "`--mode infer` cannot be combined with `--parallel`"),
+        ("--parallel ddp --world-size 8 --global-batch 7", "leaves nothing for some of the 8"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(options: str, said: str) -> None:
+    with pytest.raises(UsageError) as raised:
+        settings_of(["run", *MODEL, *options.split()])
+    assert said in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "name", ["fsdp1", "pp", "pipeline", "cp", "ep", "deepspeed", "zero3", "tp", "FSDP1"]
+)
+def test_other_strategies_are_refused_by_name(name: str) -> None:
+    outcome = command_line("run", *MODEL, "--parallel", name)
+    assert outcome.code == 2
+    assert f"`{name}`: " in outcome.stderr
+    assert "bsfind launch" in outcome.stderr
+
+
+def test_nccl_takes_nothing_of_one_gpu_and_more_of_many() -> None:
+    sizes = [nccl_bytes((ranks,)) for ranks in (1, 2, 4, 8, 64)]
+    assert sizes[0] == 0
+    assert sizes == sorted(sizes)
+    assert sizes[-1] == sizes[-2] < 2 << 30
+    assert nccl_bytes((4, 4)) == 2 * nccl_bytes((4,))
