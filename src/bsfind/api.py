@@ -99,6 +99,7 @@ class FindOptions(CheckOptions, total=False):
     headroom: str | int
     objective: str
     global_batch: int | None
+    nproc_per_node: str | int | None
     compare: Names
     confirm_steps: int
     time_budget: str | float | None
@@ -208,6 +209,7 @@ def find(
             as a part of it; 0: exact.
         headroom: memory that the recommended size leaves free: part of the capacity, or bytes.
         objective: `"largest"`, or `"fastest"`: the smallest within 2 % of the best samples/s.
+        nproc_per_node: run so many ranks on the GPUs of this machine; `"gpu"`: one on each.
         global_batch: samples for each optimizer step over all GPUs, reached with accumulation.
         compare: what else to try, one result each: checkpointing, channels-last, compile, …
         steps: optimizer steps of a trial.

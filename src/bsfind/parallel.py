@@ -14,6 +14,9 @@ from bsfind import option_types as types
 from bsfind.import_path import is_import_path
 from bsfind.units import brief
 
+GRAD_ACCUM = "BSFIND_GRAD_ACCUM"
+"""The variable that tells ranks another number of micro-batches than their request has."""
+
 STRATEGIES = ("none", "ddp", "fsdp", "hsdp", "zero1")
 """The strategies that have a name."""
 
@@ -113,6 +116,14 @@ def _strategy(text: str) -> str:
     raise ValueError(f"`{brief(text)}` is not one of {', '.join(STRATEGIES)}, nor `pkg.mod:fn`")
 
 
+def _ranks(text: str) -> str:
+    if text != "gpu" and not re.fullmatch("[1-9][0-9]{0,3}", text):
+        raise ValueError(
+            f"`{brief(text)}` is neither a number of GPUs nor `gpu`: all of this machine"
+        )
+    return text
+
+
 def _classes(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if not names or not all(re.fullmatch(r"[\w.]+", name) for name in names):
@@ -131,6 +142,8 @@ class Parallel:
         replicas: of HSDP: how many groups of ranks have a whole model each.
         shard_by: of FSDP2: names of the classes of modules that are wrapped before the root; (): chosen.
         arguments: of the strategy, as (name, text) pairs.
+        nproc_per_node: how many ranks this machine runs, each on a GPU: a number, or `gpu`: on all; None: at
+            most one.
         rank: which rank this process is, or stands for.
     """
 
@@ -153,6 +166,9 @@ class Parallel:
     arguments: tuple[tuple[str, str], ...] = field(
         default=(), metadata={"kind": types.KEY_VALUE, "option": "parallel_arg"}
     )
+    nproc_per_node: str | None = field(
+        default=None, metadata={"kind": types.of_text(_ranks), "option": ""}
+    )
     rank: int = 0
 
     def __post_init__(self) -> None:
@@ -166,6 +182,7 @@ class Parallel:
                 ("--replicas", self.replicas),
                 ("--shard-by", self.shard_by),
                 ("--parallel-arg", self.arguments),
+                ("--nproc-per-node", self.nproc_per_node),
             ):
                 if value:
                     raise ValueError(f"`{flag}` requires `--parallel`")
@@ -202,8 +219,8 @@ class Parallel:
 
     @property
     def communicators(self) -> tuple[int, ...]:
-        """The ranks in each of the NCCL communicators that training makes on a GPU."""
-        if not self.is_used or self.world_size == 1:
+        """The ranks in each NCCL communicator that training would make on a GPU; none where NCCL runs."""
+        if not self.is_used or self.world_size == 1 or self.nproc_per_node is not None:
             return ()
         if self.strategy == "hsdp":
             return self.world_size // self.groups, self.groups
@@ -249,6 +266,7 @@ class Parallel:
             "replicas": self.replicas,
             "shard_by": list(self.shard_by),
             "arguments": dict(self.arguments),
+            "nproc_per_node": self.nproc_per_node,
             "rank": self.rank,
         }
 

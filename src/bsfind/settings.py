@@ -432,3 +432,8 @@ class Settings:
     def parallel(self) -> Parallel:
         """How several GPUs share the training."""
         return self.workload.parallel
+
+    @property
+    def is_launched(self) -> bool:
+        """Whether every trial starts a command: the user's, or torchrun with bsfind's own step."""
+        return self.launch is not None or self.parallel.nproc_per_node is not None

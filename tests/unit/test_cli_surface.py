@@ -44,6 +44,7 @@ SURFACE = {
         *("--objective", "--time-budget", "--confirm-steps", "--global-batch"),
         *("--compare", "--fail-under"),
         *("--axis", "--batch-size", "-b", "--min-size", "--max-size"),
+        "--nproc-per-node",
     },
     "check": {*(WORKLOAD | EVALUATION | TRIALS | OUTPUT), "--batch-size", "-b"},
     "inspect": {
@@ -193,6 +194,7 @@ def test_every_flag_that_a_text_names_exists() -> None:
     known = {flag for flags in SURFACE.values() for flag in flags} | {"--help", "--version"}
     # Of the scripts in examples of `launch`, and of torchrun.
     known |= {"--bf16", "--config", "--standalone", "--nproc-per-node", "--nnodes"}
+    known |= {"--max-restarts"}
     named = [
         (f"{file.relative_to(SOURCE)}:{line}", flag)
         for file in sorted(SOURCE.rglob("*.py"))

@@ -61,6 +61,9 @@ def test_sharded_models_are_tried_with_the_policy_of_fsdp2() -> None:
         ),
         ("--parallel zero1 --parallel-arg parameters_as_bucket_view=true", "cannot be predicted"),
         ("--parallel ddp --mode infer", "`--mode infer` cannot be combined with `--parallel`"),
+        ("--nproc-per-node 2", "`--nproc-per-node` requires `--parallel`"),
+        ("--parallel ddp --nproc-per-node 2", "`--gpu` cannot be combined with `--nproc-per-node`"),
+        ("--parallel ddp --nproc-per-node 2 --world-size 4", "`--world-size` follows from it"),
         ("--parallel ddp --world-size 8 --global-batch 7", "leaves nothing for some of the 8"),
     ],
 )
@@ -78,6 +81,52 @@ def test_other_strategies_are_refused_by_name(name: str) -> None:
     assert outcome.code == 2
     assert f"`{name}`: " in outcome.stderr
     assert "bsfind launch" in outcome.stderr
+
+
+RANK = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "4"}
+DDP = (*MODEL[:3], "--parallel", "ddp")
+
+
+def test_ranks_are_a_number_or_all() -> None:
+    outcome = command_line("run", *DDP, "--nproc-per-node", "few")
+    assert outcome.code == 2
+    assert "neither a number of GPUs nor `gpu`" in outcome.stderr
+
+
+def test_the_first_rank_of_torchrun_searches_on_all_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in RANK.items():
+        monkeypatch.setenv(name, value)
+    outcome = command_line("run", *DDP)
+    assert outcome.options is not None
+    assert outcome.options["nproc_per_node"] == "4"
+
+
+def test_the_other_ranks_of_torchrun_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**RANK, "LOCAL_RANK": "3"}.items():
+        monkeypatch.setenv(name, value)
+    outcome = command_line("run", *DDP)
+    assert (outcome.code, outcome.options, outcome.stdout, outcome.stderr) == (0, None, "", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "more", "said"),
+    [
+        (DDP, {"WORLD_SIZE": "8"}, "on several machines"),
+        ((*DDP, "--nproc-per-node", "4"), {}, "leave torchrun out, or the option"),
+        ((*DDP, "--gpu", "a10g"), {}, "a prediction runs no ranks"),
+        (MODEL[:3], {}, "nothing says how they share the training"),
+    ],
+)
+def test_what_has_no_meaning_under_torchrun(
+    options: tuple[str, ...], more: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {**RANK, **more}.items():
+        monkeypatch.setenv(name, value)
+    outcome = command_line("run", *options)
+    assert outcome.code == 2
+    assert said in outcome.stderr
 
 
 def test_nccl_takes_nothing_of_one_gpu_and_more_of_many() -> None:

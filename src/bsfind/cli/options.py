@@ -258,6 +258,15 @@ OPTIONS: tuple[Option, ...] = (
         help="GPUs in all, one for each rank, which share the global batch.",
     ),
     Option(
+        "--nproc-per-node",
+        panel="Parallel",
+        commands=_RUN,
+        metavar="N|gpu",
+        shows_default=False,
+        help="Run so many ranks on the GPUs of this machine, under torchrun; gpu: one on each. Without it, "
+        "one rank runs, and the others are absent.",
+    ),
+    Option(
         "--replicas",
         panel="Parallel",
         commands=_ALL,

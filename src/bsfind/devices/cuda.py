@@ -165,7 +165,7 @@ class CudaDevice:
         if loaded.workload.mode == "train":
             optimizer = loaded.name_optimizers()
         return ModelInfo(
-            class_name=type(loaded.model).__name__,
+            class_name=loaded.class_name,
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),

@@ -18,9 +18,9 @@ from bsfind.search.assumptions import (
     with_proposed_inputs,
 )
 from bsfind.search.events import Events, Progress
-from bsfind.search.finder import precisions_of, unsupported
 from bsfind.search.predict_first import simulated_counterpart
 from bsfind.search.time_budget import TimeBudget
+from bsfind.search.variants import precisions_of, unsupported
 from bsfind.settings import DeviceChoice, Settings
 from bsfind.worker.client import Worker
 

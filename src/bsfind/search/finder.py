@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from bsfind.records import (
     Report,
     ReportWarning,
 )
+from bsfind.search.all_ranks import launch_of, on_ranks, uuids_of_ranks
 from bsfind.search.events import Events
 from bsfind.search.launched import LaunchedTrials
 from bsfind.search.policy import Policy, policy_for
@@ -41,7 +42,9 @@ from bsfind.search.trials import TrialRunner, Trials
 from bsfind.search.variants import (
     at_length,
     lengths_of,
+    precisions_of,
     remedied,
+    unsupported,
     variables_of,
     why_unsupported,
 )
@@ -119,6 +122,7 @@ class Finder:
         self._warnings: list[ReportWarning] = []
         self._is_finished = False
         self._logs: Path | None = None
+        self._nccl_bytes: int | None = None
         self.errors: list[BsfindError] = []
         self.stopped_by: str | None = None
 
@@ -129,7 +133,7 @@ class Finder:
         Errors are in `errors`.
         """
         expected = 1
-        if not self._settings.device.is_simulated and self._settings.launch is None:
+        if not self._settings.device.is_simulated and not self._settings.is_launched:
             num_rows = len(self._settings.precisions) * len(self._lengths)
             num_searches = num_rows + len(self._settings.compare)
             is_check = self._settings.batch_size is not None
@@ -191,8 +195,8 @@ class Finder:
 
     def _run(self, pool: WorkerPool, held: contextlib.ExitStack) -> None:
         worker = pool.take()
-        if self._settings.launch is not None:
-            self._launch(self._settings.launch, pool, worker, held)
+        if self._settings.is_launched:
+            self._launch(pool, worker, held)
             return
         with Predictor(self._settings, self._make_pool) as predictor:
             opened = self._opened = self._open(pool, worker, held)
@@ -213,11 +217,14 @@ class Finder:
         settings, choice = self._settings, self._settings.device
         try:
             if not choice.is_simulated:
-                uuid = worker.identify(choice, self._clock.for_start())
-                lock = held.enter_context(GpuLock(uuid, lock_folder()))
-                warning = hold(lock, self._clock.check, self._events.waiting, alone=self._use_lock)
-                if warning is not None:
-                    self._warn(warning)
+                settings, uuids = self._gpus(worker)
+                for uuid in sorted(uuids):  # in one order, so that no two wait for each other
+                    lock = held.enter_context(GpuLock(uuid, lock_folder()))
+                    warning = hold(
+                        lock, self._clock.check, self._events.waiting, alone=self._use_lock
+                    )
+                    if warning is not None:
+                        self._warn(warning)
             device = worker.open(choice, self._clock.for_start())
         except NoGpuError as error:
             if settings.launch is not None:
@@ -227,27 +234,61 @@ class Finder:
                 raise
             settings = dataclasses.replace(settings, device=other)
             device = worker.open(other, self._clock.for_start())
-        policy = policy_for(device, is_launched=settings.launch is not None)
+        policy = policy_for(device, is_launched=self._settings.is_launched)
         return _Opened(settings=settings, device=device, policy=policy, pool=pool)
 
-    def _launch(
-        self, launch: Launch, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack
-    ) -> None:
-        """Search every variant of a command, once a worker has told which device there is."""
+    def _gpus(self, worker: Worker) -> tuple[Settings, list[str]]:
+        """Return the UUIDs of the GPUs that are measured, and the settings with their number."""
+        settings = self._settings
+
+        def identify(device: str) -> str:
+            choice = dataclasses.replace(settings.device, device=device)
+            return worker.identify(choice, self._clock.for_start())
+
+        if settings.parallel.nproc_per_node is None:
+            return settings, [identify(settings.device.device)]
+        uuids = uuids_of_ranks(settings, identify)
+        return on_ranks(settings, len(uuids)), uuids
+
+    def _launch(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> None:
+        """Search every row of what is launched, once a worker has told which device there is."""
         opened = self._opened = self._open(pool, worker, held)
         self._warn_about_other_processes(opened.device)
         pool.close()  # the worker's context takes memory
         self._logs = Path(tempfile.mkdtemp(prefix="bsfind-launch-"))
-        for name in names_of(launch):
+        for name, settings, launch, found in self._launched(opened, self._logs):
             runner = LaunchedTrials(
-                *(launch, name, self._settings.limits),
-                *(opened.device, opened.settings.device, self._clock),
+                *(launch, name, settings.limits),
+                *(opened.device, settings.device, self._clock),
                 logs=self._logs,
+                found=found,
                 on_line=self._events.output,
                 on_warning=self._warn,
             )
-            self._search(opened, opened.settings, name, runner)
+            search = self._search(opened, settings, name, runner)
+            if runner.nccl_bytes is not None:
+                self._nccl_bytes = max(self._nccl_bytes or 0, runner.nccl_bytes)
+            if found is not None and search.error is not None and self._model is None:
+                break
         self._look_at_fragmentation()
+
+    def _launched(
+        self, opened: _Opened, logs: Path
+    ) -> Iterator[tuple[str, Settings, Launch, Path | None]]:
+        """Yield the rows of what is launched: name, settings, command, and where rank 0 tells of it."""
+        launch = opened.settings.launch
+        if launch is not None:
+            for name in names_of(launch):
+                yield name, opened.settings, launch, None
+            return
+        for seq_len in self._lengths:
+            for precision in precisions_of(opened.settings, opened.device):
+                why_not = unsupported(precision, opened.device)
+                if why_not is not None:
+                    self._add_unsupported(precision, seq_len, None, why_not)
+                    continue
+                settings = at_length(opened.settings, seq_len)
+                yield precision, settings, *launch_of(settings, precision, logs)
 
     def _search_all(
         self,
@@ -388,6 +429,14 @@ class Finder:
         )
 
     @property
+    def _device(self) -> DeviceInfo | None:
+        """The device that was opened, with what NCCL has been seen to take of it."""
+        device = self._opened.device if self._opened else None
+        if device is None or self._nccl_bytes is None:
+            return device
+        return dataclasses.replace(device, nccl_bytes=self._nccl_bytes, nccl_source="measured")
+
+    @property
     def report(self) -> Report:
         """What is known so far."""
         current = [self._current] if self._current is not None else []
@@ -401,7 +450,7 @@ class Finder:
             SearchState(
                 settings=opened.settings if opened else self._settings,
                 command=self._command,
-                device=opened.device if opened else None,
+                device=self._device,
                 model=self._model,
                 results=tuple(
                     sorted(results, key=lambda r: asked.index(r.seq_len) if r.seq_len else 0)
@@ -429,18 +478,3 @@ def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo 
     if model is None or before is None:
         return model or before
     return dataclasses.replace(model, kind=model.kind or before.kind)
-
-
-def precisions_of(settings: Settings, device: DeviceInfo) -> list[str]:
-    """Return the precisions to search on a device: `amp` resolved, none twice."""
-    amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
-    return list(dict.fromkeys(amp if p == "amp" else p for p in settings.precisions))
-
-
-def unsupported(precision: str, device: DeviceInfo) -> str | None:
-    """Return why a device cannot run a precision; None if it can."""
-    if precision == "tf32" and not device.supports_tf32:
-        return f"{device.name} has no TF32 (it came with compute capability 8.0)"
-    if precision in ("bf16", "amp-bf16") and not device.supports_bf16:
-        return f"{device.name} has no bfloat16 in hardware (it came with compute capability 8.0)"
-    return None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bsfind.errors import BsfindError, TargetError
 from bsfind.failures.leaks import STEPS_DIFFER
@@ -21,7 +24,15 @@ from bsfind.launch.outcome import (
 from bsfind.launch.placeholders import fill, trackers_off
 from bsfind.launch.ranks import Asked, run_command
 from bsfind.launch.records import RankRecord
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning
+from bsfind.parallel import GRAD_ACCUM
+from bsfind.records import (
+    Assumption,
+    DeviceInfo,
+    ModelInfo,
+    OutputMemory,
+    ReportWarning,
+    record_of,
+)
 from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import DeviceChoice, Launch, SearchLimits
 from bsfind.simulation.allocator.recording import Recording
@@ -42,6 +53,7 @@ class LaunchedTrials:
         choice: the GPU to simulate, if it is simulated.
         clock: how long trials may take.
         logs: folder for what the trials print.
+        found: file in which rank 0 tells what it trains, where the command is bsfind's own; None: it is not.
         on_line: called with every line of it, in a thread.
         on_warning: called with what the reader of the report must know.
     """
@@ -62,6 +74,7 @@ class LaunchedTrials:
         clock: TimeBudget,
         *,
         logs: Path,
+        found: Path | None = None,
         on_line: Callable[[str], object],
         on_warning: Callable[[ReportWarning], object],
     ) -> None:
@@ -79,7 +92,13 @@ class LaunchedTrials:
         self._are_unequal = False
         self._capacities: dict[int, int] = {}
         self._gpu = choice.to_message() if choice.is_simulated else None
-        self._of_command = self.assumptions = _assumptions(launch, is_simulated=choice.is_simulated)
+        self._found = found
+        self._of_command: tuple[Assumption, ...] = ()
+        if found is None:
+            self._of_command = _assumptions(launch, is_simulated=choice.is_simulated)
+        self.assumptions = self._of_command
+        self.nccl_bytes: int | None = None
+        self._micro_batches = 1
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
 
@@ -127,7 +146,10 @@ class LaunchedTrials:
             record=False,
             gpu=self._gpu,
         )
-        return self._try(batch_size, asked, variables or {}).trial
+        variables = dict(variables or {})
+        if self._found is not None and grad_accum is not None:
+            variables[GRAD_ACCUM] = str(grad_accum)
+        return self._try(batch_size, asked, variables).trial
 
     def check_time(self) -> None:
         """Raise TimeLimitError if the time for the whole search is over."""
@@ -151,6 +173,9 @@ class LaunchedTrials:
             self._on_warning(ReportWarning(code="processes_left", message=message))
         limit = asked.limit_bytes if asked.limit_bytes is not None else self._device.free_bytes
         outcome = outcome_of(run, batch_size, limit, timeout_s, asked.leave_bytes)
+        if self._found is not None and self._found.exists():
+            self._take_in(json.loads(self._found.read_text(encoding="utf-8")))
+            outcome = dataclasses.replace(outcome, trial=self._timed(outcome.trial))
         if outcome.record is not None:
             check_device(outcome.record, self._device.index)
             self._warn_of(outcome.record)
@@ -168,6 +193,23 @@ class LaunchedTrials:
         if outcome.refusal is not None:
             self.refusals[batch_size] = outcome.refusal
         return outcome
+
+    def _timed(self, trial: Trial) -> Trial:
+        """Return a trial of bsfind's own step with its samples/s: all ranks have batches of its size."""
+        if trial.step_time_s is None:
+            return trial
+        samples = trial.batch_size * max(1, len(trial.ranks)) * self._micro_batches
+        return dataclasses.replace(trial, samples_per_s=samples / trial.step_time_s)
+
+    def _take_in(self, told: dict[str, Any]) -> None:
+        """Take in what rank 0 has told of bsfind's own step (see `devices.rank`)."""
+        self.model = record_of(ModelInfo, told["model"])
+        self.output = told["output"] and record_of(OutputMemory, told["output"])
+        self.inputs = tuple(InputSpec.from_json(spec) for spec in told["inputs"])
+        self._of_command = tuple(record_of(Assumption, made) for made in told["assumptions"])
+        self.nccl_bytes, self._micro_batches = told["nccl_bytes"], told["micro_batches"]
+        for warning in told["warnings"]:
+            self._on_warning(record_of(ReportWarning, warning))
 
     def _give_up_if_alike(self, outcome: Outcome) -> None:
         """Raise what the command fails with if nothing has run and it fails alike at several sizes.

@@ -99,8 +99,8 @@ def result_of(state: PrecisionState) -> PrecisionResult:
     ran = [trial for trial in trials if trial.status == "ok"]
     largest = max(ran, key=lambda trial: trial.batch_size, default=None)
     timed = [*ran, *(trial for trial in found.timings if trial.status == "ok")]
-    # Neither sizes of a launched command nor those along an axis are timed for their speed.
-    is_timed = state.settings.launch is None and state.settings.workload.axis is None
+    # Neither sizes of what is launched nor those along an axis are timed for their speed.
+    is_timed = not state.settings.is_launched and state.settings.workload.axis is None
     enough = saturation(timed) if is_timed else None
     # Nothing runs on a simulated device: nothing is confirmed.
     is_confirmed = confirmed is not None and is_measured
@@ -284,16 +284,15 @@ def _parallel(settings: Settings, device: DeviceInfo | None) -> dict[str, Any] |
     if not parallel.is_used:
         return None
     found = parallel.to_json()
-    rank = found.pop("rank")
+    on_all, ranks = found.pop("nproc_per_node") is not None, [found.pop("rank")]
     mode = None
     if device is not None:
-        mode = "predicted" if device.kind == "simulated" else "one_rank"
+        mode = "predicted" if device.kind == "simulated" else "measured" if on_all else "one_rank"
     return {
         **found,
         "options": found.pop("arguments"),
         "mode": mode,
-        "ranks_run": [rank],
-        "communicators": len(parallel.communicators),
+        "ranks_run": list(range(parallel.world_size)) if on_all else ranks,
     }
 
 

@@ -261,6 +261,8 @@ def _check_parallel(
             )
         if "nccl_memory_bytes" in parts["device"]:
             raise UsageError("`--nccl-memory` requires `--parallel`")
+    if parallel.nproc_per_node is not None:
+        _check_all_ranks(workload, parts, given)
     if "mp-bf16" in (precisions or ()) and not parallel.shards:
         raise UsageError(
             "the precision `mp-bf16` is FSDP2's mixed-precision policy: it requires `--parallel fsdp` or "
@@ -278,6 +280,33 @@ def _check_parallel(
     ):
         if value:
             raise UsageError(f"`{flag}` cannot be combined with `--parallel`")
+
+
+def _check_all_ranks(
+    workload: Workload, parts: Mapping[str, Mapping[str, Any]], given: Collection[str]
+) -> None:
+    """Check what concerns the ranks of this machine.
+
+    Raises:
+        UsageError: options that have no meaning where every rank runs.
+    """
+    parallel = workload.parallel
+    if "world_size" in given and str(parallel.world_size) != parallel.nproc_per_node:
+        raise UsageError(
+            f"`--nproc-per-node {parallel.nproc_per_node}` runs all ranks on this machine: `--world-size` "
+            "follows from it",
+            hint="training on several machines: `bsfind launch --listen HOST -- srun torchrun …`",
+        )
+    for flag, value in (
+        ("--gpu", parts["device"].get("gpu")),
+        ("--device", "device" in given),
+        ("--nccl-memory", "nccl_memory_bytes" in parts["device"]),
+        ("--with-eval", workload.with_eval),
+        ("--axis", workload.axis),
+        ("--objective fastest", parts["limits"].get("objective") == "fastest"),
+    ):
+        if value:
+            raise UsageError(f"`{flag}` cannot be combined with `--nproc-per-node`")
 
 
 def why_pointless(workload: Workload, remedy: str) -> str | None:

@@ -1,6 +1,6 @@
-"""The rows of a report besides precisions: changes of the settings that are searched one after the other.
+"""The rows of a report: precisions, and changes of the settings that are searched one after the other.
 
-They are the lengths of `--seq-len`, and what guides to out-of-memory errors advise: `--compare`.
+The latter are the lengths of `--seq-len`, and what guides to out-of-memory errors advise: `--compare`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+from bsfind.records import DeviceInfo
 from bsfind.settings import REMEDIES, Settings
 
 _EXPANDABLE_SEGMENTS = "expandable-segments"
@@ -75,3 +76,18 @@ def _with_expandable_segments(options: str) -> str:
         if option.strip() and not option.strip().startswith("expandable_segments")
     ]
     return ",".join([*others, "expandable_segments:True"])
+
+
+def precisions_of(settings: Settings, device: DeviceInfo) -> list[str]:
+    """Return the precisions to search on a device: `amp` resolved, none twice."""
+    amp = "amp-bf16" if device.supports_bf16 else "amp-fp16"
+    return list(dict.fromkeys(amp if p == "amp" else p for p in settings.precisions))
+
+
+def unsupported(precision: str, device: DeviceInfo) -> str | None:
+    """Return why a device cannot run a precision; None if it can."""
+    if precision == "tf32" and not device.supports_tf32:
+        return f"{device.name} has no TF32 (it came with compute capability 8.0)"
+    if precision in ("bf16", "amp-bf16") and not device.supports_bf16:
+        return f"{device.name} has no bfloat16 in hardware (it came with compute capability 8.0)"
+    return None

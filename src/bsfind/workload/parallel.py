@@ -19,6 +19,8 @@ from torch import nn
 from bsfind.errors import TargetError
 from bsfind.import_path import resolve_function
 from bsfind.parallel import Parallel
+from bsfind.records import Assumption
+from bsfind.units import format_parameters
 from bsfind.workload.model import repeated_blocks
 from bsfind.workload.precision import PrecisionPlan
 
@@ -37,7 +39,8 @@ def open_group(parallel: Parallel) -> None:
     import torch.distributed as dist
 
     if dist.is_initialized():
-        if (dist.get_world_size(), dist.get_rank()) == (parallel.world_size, parallel.rank):
+        is_same = (dist.get_world_size(), dist.get_rank()) == (parallel.world_size, parallel.rank)
+        if is_same or dist.get_backend() != "fake":
             return
         dist.destroy_process_group()
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -81,6 +84,7 @@ class Parallelized:
         self.sharded: Counter[str] = Counter()
         self._parallel = parallel
         self._device = device
+        self._why_sharded = "`--shard-by` names these classes"
         if parallel.strategy in ("ddp", "zero1"):
             self.model: nn.Module = self._distributed(model, parallel.options)
         elif parallel.shards:
@@ -149,6 +153,9 @@ class Parallelized:
                 )
         else:
             names = tuple(getattr(model, "_no_split_modules", None) or ())
+            self._why_sharded = (
+                "`_no_split_modules` of the model names them; `--shard-by` names others"
+            )
         blocks = [
             module
             for module in model.modules()
@@ -156,8 +163,12 @@ class Parallelized:
         ]
         if not blocks and not self._parallel.shard_by:
             blocks = repeated_blocks(model)
+            self._why_sharded = (
+                "these blocks repeat and hold most parameters; `--shard-by` names others"
+            )
         if not blocks:
             self.notes["fsdp_root_only"] = FSDP_ROOT_ONLY
+            self._why_sharded = "no repeated block was found; `--shard-by` names classes"
         return blocks[::-1] if any(_is_inside(blocks)) else blocks
 
     def _own(self, model: nn.Module) -> nn.Module:
@@ -170,6 +181,26 @@ class Parallelized:
                 hint="`fn(model, mesh)` returns the wrapped model",
             )
         return wrapped.to(self._device)
+
+    @property
+    def assumptions(self) -> list[Assumption]:
+        """How the model is sharded, where bsfind chose it."""
+        if not self._parallel.shards:
+            return []
+        listed = ", ".join(f"{name} × {number}" for name, number in self.sharded.items())
+        whole = local = 0
+        for parameter in self.model.parameters():
+            whole += parameter.numel()
+            of_rank: Any = getattr(parameter, "to_local", lambda found=parameter: found)()
+            local += of_rank.numel()
+        return [
+            Assumption(
+                what="sharding",
+                value=f"{listed + ' and the root' if listed else 'the root alone'}, "
+                f"{format_parameters(local)} of {format_parameters(whole)} parameters on each rank",
+                why=self._why_sharded,
+            )
+        ]
 
     @contextlib.contextmanager
     def accumulating(self, is_last: bool) -> Iterator[None]:

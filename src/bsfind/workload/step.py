@@ -75,6 +75,7 @@ class LoadedWorkload:
         notes: messages for the reader of the report, by code.
         own_optimizers: classes of the optimizers that the user's step function stepped itself.
         weights_dtype: see `records.PrecisionResult`.
+        class_name: name of the model's class, before it is wrapped.
 
     Raises:
         TargetError: something that the workload names does not exist or does not work.
@@ -136,6 +137,7 @@ class LoadedWorkload:
             enable_checkpointing(model)
         if workload.channels_last:
             model = in_channels_last(model)
+        self.class_name = type(model).__name__
         self.parallelized: Parallelized | None = None
         if workload.parallel.is_used:
             open_group(workload.parallel)
@@ -274,6 +276,8 @@ class LoadedWorkload:
                     "loss for them",
                 )
             )
+        if self.parallelized is not None:
+            chosen += self.parallelized.assumptions
         return [*chosen, *self._evaluation, *self._assumed, *self.deliveries.assumptions]
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:

@@ -131,7 +131,7 @@ class Tracer:
     @property
     def class_name(self) -> str:
         """Name of the model's class."""
-        return type(self._model.loaded.model).__name__
+        return self._model.loaded.class_name
 
     @property
     def optimizer(self) -> str | None:
