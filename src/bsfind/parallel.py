@@ -24,7 +24,7 @@ NAMES: Mapping[str, str] = {
     "ddp": "DDP",
     "fsdp": "FSDP2",
     "hsdp": "HSDP",
-    "zero1": "DDP with ZeroRedundancyOptimizer",
+    "zero1": "DDP and ZeRO-1",
 }
 """What people call a strategy."""
 

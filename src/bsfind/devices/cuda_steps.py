@@ -187,8 +187,10 @@ class MeasuredSteps:
 
     def trial(self) -> Trial:
         """Return the trial of these steps, once they have run."""
-        step_time = statistics.median(self.step_times) if self.step_times else None
         workload = self.loaded.workload
+        # A rank whose peers are absent waits for no collective.
+        is_timed = self.step_times and not workload.parallel.is_used
+        step_time = statistics.median(self.step_times) if is_timed else None
         samples = workload.samples(self.batch_size) * workload.grad_accum
         return finished_trial(
             self.batch_size,

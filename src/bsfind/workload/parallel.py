@@ -50,12 +50,22 @@ def open_group(parallel: Parallel) -> None:
     )
 
 
-def close_group() -> None:
-    """Leave the process group, if there is one."""
+def is_alone() -> bool:
+    """Tell whether the other ranks of the process group are absent."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
+    return dist.is_available() and dist.is_initialized() and dist.get_backend() == "fake"
+
+
+def _reduced(bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    """Return a bucket of gradients as if it were reduced.
+
+    DDP waits for the future of the reduction, of which torch's fake process group has none
+    (torch/csrc/distributed/c10d/FakeProcessGroup.hpp, torch 2.6-2.14).
+    """
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done
 
 
 class Parallelized:
@@ -96,9 +106,13 @@ class Parallelized:
         if options.pop("sync_batchnorm", False):
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
             model = convert(model)
-        return nn.parallel.DistributedDataParallel(
+        wrapped = nn.parallel.DistributedDataParallel(
             model.to(self._device), device_ids=[self._device.index], **options
         )
+        if is_alone():
+            # It checks annotations, which are texts in this file: a lambda has none.
+            wrapped.register_comm_hook(None, lambda _, bucket: _reduced(bucket))
+        return wrapped
 
     def _sharded(self, model: nn.Module, options: dict[str, Any], plan: PrecisionPlan) -> nn.Module:
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -184,23 +198,33 @@ class Parallelized:
 
     @property
     def assumptions(self) -> list[Assumption]:
-        """How the model is sharded, where bsfind chose it."""
-        if not self._parallel.shards:
-            return []
+        """Which rank trains where the others are absent, and how the model is sharded."""
+        parallel = self._parallel
+        made: list[Assumption] = []
+        if is_alone():
+            made.append(
+                Assumption(
+                    what="ranks",
+                    value=f"rank {parallel.rank} of {parallel.world_size:,}, the others absent",
+                    why="they are taken to need as much memory; collectives return at once",
+                )
+            )
+        return [*made, self._sharding] if parallel.shards else made
+
+    @property
+    def _sharding(self) -> Assumption:
         listed = ", ".join(f"{name} × {number}" for name, number in self.sharded.items())
         whole = local = 0
         for parameter in self.model.parameters():
             whole += parameter.numel()
             of_rank: Any = getattr(parameter, "to_local", lambda found=parameter: found)()
             local += of_rank.numel()
-        return [
-            Assumption(
-                what="sharding",
-                value=f"{listed + ' and the root' if listed else 'the root alone'}, "
-                f"{format_parameters(local)} of {format_parameters(whole)} parameters on each rank",
-                why=self._why_sharded,
-            )
-        ]
+        return Assumption(
+            what="sharding",
+            value=f"{listed + ' and the root' if listed else 'the root alone'}, "
+            f"{format_parameters(local)} of {format_parameters(whole)} parameters on each rank",
+            why=self._why_sharded,
+        )
 
     @contextlib.contextmanager
     def accumulating(self, is_last: bool) -> Iterator[None]:

@@ -297,7 +297,9 @@ class LoadedWorkload:
 
     def name_optimizers(self) -> str:
         """Make the optimizers once, some of which have state from the start, and return their classes."""
-        self._configured = ", ".join(type(made).__name__ for made in self.make_optimizers())
+        # Of ZeRO-1, what a rank steps its part with.
+        made = (getattr(each, "optim", each) for each in self.make_optimizers())
+        self._configured = ", ".join(type(each).__name__ for each in made)
         return self._configured
 
     def make_training(
