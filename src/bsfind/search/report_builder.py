@@ -285,12 +285,12 @@ def _parallel(settings: Settings, device: DeviceInfo | None) -> dict[str, Any] |
         return None
     found = parallel.to_json()
     on_all, ranks = found.pop("nproc_per_node") is not None, [found.pop("rank")]
+    found["options"] = found.pop("arguments")
     mode = None
     if device is not None:
         mode = "predicted" if device.kind == "simulated" else "measured" if on_all else "one_rank"
     return {
         **found,
-        "options": found.pop("arguments"),
         "mode": mode,
         "ranks_run": list(range(parallel.world_size)) if on_all else ranks,
     }
