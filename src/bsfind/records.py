@@ -85,6 +85,8 @@ class ModelInfo:
     Attributes:
         parameters: number of parameters, shared ones once.
         model_bytes: bytes that are allocated on the device after loading.
+        gradient_bytes: bytes of the gradients of all parameters that are trained, those of a rank where they
+            are sharded; None: not known.
         kind: which operators most of the traced step consists of; predictions for the kinds differ in how
             exact they are; None: not traced.
     """
@@ -95,6 +97,7 @@ class ModelInfo:
     model_bytes: int
     kind: ModelKind | None = None
     weights_dtype: str | None = None
+    gradient_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,12 +334,40 @@ class Assumption:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GpusNeeded:
+    """The smallest number of GPUs on which a model trains, and what one of them holds, bytes.
+
+    Attributes:
+        world_size: the number.
+        strategy: `fsdp`.
+        precision: precision of the step.
+        batch_size: samples on each GPU.
+        parameter_bytes, gradient_bytes, optimizer_bytes: the shards of a rank.
+        activation_bytes: what the peak allocated has besides: activations, and parameters that are gathered.
+        peak_reserved_bytes: peak reserved on each GPU.
+        capacity_bytes: what the allocator may reserve there.
+    """
+
+    world_size: int
+    strategy: str
+    precision: str
+    batch_size: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+    peak_reserved_bytes: int
+    capacity_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that one `run`, `check` or `launch` found out. `to_json` returns the public document.
 
     Attributes:
         workload: what one step is; {} of a launched command, which says it itself.
         parallel: how several GPUs share the training; None where there is one.
+        gpus_needed: how many GPUs it takes where nothing fits on one; None where that was not looked for.
         launch: the command, its placeholders, and the folder of its logs; None where bsfind trains.
     """
 
@@ -357,6 +388,7 @@ class Report:
     duration_s: float = 0.0
     prediction: Prediction | None = None
     parallel: dict[str, Any] | None = None
+    gpus_needed: GpusNeeded | None = None
     launch: dict[str, Any] | None = None
     message: str | None = None
 
@@ -398,6 +430,7 @@ class Report:
             "model": model,
             "workload": {**self.workload, "assumptions": assumptions} if self.workload else None,
             "parallel": self.parallel,
+            "gpus_needed": asdict(self.gpus_needed) if self.gpus_needed else None,
             "launch": {**self.launch, "assumptions": assumptions} if self.launch else None,
             "search": self.search,
             "results": [self._row(result) for result in self.results],

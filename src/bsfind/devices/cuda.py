@@ -166,6 +166,7 @@ class CudaDevice:
             optimizer = loaded.name_optimizers()
         return ModelInfo(
             class_name=loaded.class_name,
+            gradient_bytes=loaded.gradient_bytes(),
             parameters=loaded.parameter_count(),
             optimizer=optimizer,
             model_bytes=torch.cuda.memory_allocated(self._device),

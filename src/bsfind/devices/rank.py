@@ -83,6 +83,7 @@ def _join(device: torch.device) -> int:
 def _model(loaded: LoadedWorkload) -> ModelInfo:
     return ModelInfo(
         class_name=loaded.class_name,
+        gradient_bytes=loaded.gradient_bytes(),
         parameters=loaded.parameter_count(),
         optimizer=loaded.name_optimizers(),
         model_bytes=torch.cuda.memory_allocated(loaded.device),

@@ -176,6 +176,7 @@ class SimulatedDevice:
         self._model_bytes = allocator.allocated_bytes
         return ModelInfo(
             class_name=tracer.class_name,
+            gradient_bytes=tracer.gradient_bytes,
             parameters=tracer.parameters,
             optimizer=tracer.optimizer,
             model_bytes=self._model_bytes,

@@ -37,7 +37,7 @@ class MemoryWatch:
         """Take in what a worker found when it opened the device; the first is what counts."""
         if self._first is None:
             self._first = device
-        self.left(MemoryLeft(available_bytes=device.free_bytes, others=device.other_processes))
+        self.left(MemoryLeft(available_bytes=_free_bytes(device), others=device.other_processes))
 
     def left(self, left: MemoryLeft) -> None:
         """Take in what a worker found later."""
@@ -50,7 +50,7 @@ class MemoryWatch:
         first, least = self._first, self._least
         if first is None or least is None or first.kind != "cuda":
             return None
-        taken = first.free_bytes - least.available_bytes
+        taken = _free_bytes(first) - least.available_bytes
         # Beyond a `--memory-limit`, what is taken is not missing.
         is_missing = least.available_bytes < first.capacity_bytes
         if not is_missing or taken <= max(_SLACK_BYTES, _SLACK_FRACTION * first.total_bytes):
@@ -69,3 +69,8 @@ def _who(before: Sequence[GpuProcess], after: Sequence[GpuProcess]) -> str:
     had = {process.pid: process.used_bytes or 0 for process in before}
     grown = [p for p in after if p.pid not in had or (p.used_bytes or 0) > had[p.pid]]
     return " and ".join(f"{p.name or 'a process'} (PID {p.pid})" for p in grown)
+
+
+def _free_bytes(device: DeviceInfo) -> int:
+    """Return what was free, without what NCCL would take where it does not run."""
+    return device.free_bytes + (device.nccl_bytes or 0)

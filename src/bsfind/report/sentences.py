@@ -52,6 +52,7 @@ def sentences(report: Report) -> list[str]:
         lines += [*_global_batch(report), *_evaluation(result)]
         lines += [*_gpu_memory(result, report), *_throughput(result)]
         lines += _estimate(result, report)
+    lines += _gpus_needed(report)
     bound = accuracy(report)
     lines += [] if bound is None else [bound]
     return [*lines, *_other_lengths(report), *_variants(report)]
@@ -172,6 +173,28 @@ def _global_batch(report: Report) -> Iterator[str]:
     gpus = f"{parts.world_size} GPU{'s' * (parts.world_size > 1)}"
     factors = f"micro-batch {parts.micro_batch_size:,} x {steps} x {gpus}"
     yield f"Global batch {parts.reached:,}{nearest}: {factors}."
+
+
+def _gpus_needed(report: Report) -> Iterator[str]:
+    """Yield how many GPUs it would take where nothing fits on one, and the arithmetic."""
+    needed, device = report.gpus_needed, report.device
+    if needed is None or device is None:
+        return
+    terms = {
+        "parameters": needed.parameter_bytes,
+        "gradients": needed.gradient_bytes,
+        "optimizer state": needed.optimizer_bytes,
+        "activations and gathered parameters": needed.activation_bytes,
+    }
+    listed = " + ".join(
+        f"{format_bytes(nbytes)} {name}" for name, nbytes in terms.items() if nbytes
+    )
+    yield (
+        f"It takes {needed.world_size:,} GPUs of this kind: with FSDP2 (`--parallel fsdp --world-size "
+        f"{needed.world_size}`) in {needed.precision}, batch size {needed.batch_size} per GPU trains. Each "
+        f"holds {listed}, and reserves {format_bytes(needed.peak_reserved_bytes)} of "
+        f"{format_bytes(needed.capacity_bytes)}; {needed.world_size - 1} do not suffice."
+    )
 
 
 def _evaluation(result: PrecisionResult) -> Iterator[str]:

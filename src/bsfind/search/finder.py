@@ -15,6 +15,7 @@ from bsfind.errors import (
     NoGpuError,
     TargetError,
     TimeLimitError,
+    UntraceableError,
     WorkerError,
 )
 from bsfind.failures.gpu_faults import gone
@@ -23,6 +24,7 @@ from bsfind.failures.memory_watch import MemoryWatch
 from bsfind.launch.placeholders import names_of
 from bsfind.records import (
     DeviceInfo,
+    GpusNeeded,
     ModelInfo,
     PrecisionResult,
     Recommendation,
@@ -31,6 +33,7 @@ from bsfind.records import (
 )
 from bsfind.search.all_ranks import launch_of, on_ranks, uuids_of_ranks
 from bsfind.search.events import Events
+from bsfind.search.gpus_needed import gpus_needed, precision_of, progress_on
 from bsfind.search.launched import LaunchedTrials
 from bsfind.search.policy import Policy, policy_for
 from bsfind.search.precision import PrecisionSearch, Predict
@@ -49,8 +52,9 @@ from bsfind.search.variants import (
     why_unsupported,
 )
 from bsfind.settings import Launch, Settings
+from bsfind.trial import Trial
 from bsfind.units import format_bytes
-from bsfind.worker.client import Worker
+from bsfind.worker.client import ModelDoesNotFit, Worker
 from bsfind.worker.pool import WorkerPool
 
 _OF_ONE_PRECISION = (TargetError, WorkerError)
@@ -123,6 +127,7 @@ class Finder:
         self._is_finished = False
         self._logs: Path | None = None
         self._nccl_bytes: int | None = None
+        self._needed: GpusNeeded | None = None
         self.errors: list[BsfindError] = []
         self.stopped_by: str | None = None
 
@@ -211,6 +216,8 @@ class Finder:
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
             self._compare(opened, left_over)
+        if self._is_too_large:
+            self._needed = self._find_gpus_needed(opened, left_over)
 
     def _open(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> _Opened:
         """Open the device that was asked for, or the one to use where there is no GPU."""
@@ -289,6 +296,51 @@ class Finder:
                     continue
                 settings = at_length(opened.settings, seq_len)
                 yield precision, settings, *launch_of(settings, precision, logs)
+
+    @property
+    def _is_too_large(self) -> bool:
+        """Whether the model trains on no single GPU of this kind, at any batch size."""
+        settings, results = self._settings, self._results
+        asked = settings.batch_size is None and settings.workload.mode == "train"
+        return (
+            asked
+            and settings.workload.axis is None
+            and not settings.parallel.is_used
+            and bool(results)
+            and all(result.status == "nothing_fits" for result in results)
+            and all(t.status == "oom" for result in results for t in result.trials)
+        )
+
+    def _find_gpus_needed(self, opened: _Opened, worker: Worker | None) -> GpusNeeded | None:
+        """Find out how many GPUs it would take, each as the one that was opened."""
+        settings, device = opened.settings, opened.device
+        precision = precision_of(settings, precisions_of(settings, device), device)
+        capacities: dict[int, int] = {}
+
+        def run(shared: Settings) -> tuple[Trial, ModelInfo | None]:
+            number = shared.parallel.world_size
+            self._events.progress(progress_on(number, precision))
+            opener = worker if worker is not None and worker.is_alive else opened.pool.take()
+            found = opener.open(shared.device, self._clock.for_start())
+            capacities[number] = found.capacity_bytes
+            runner = self._runner(opened, shared, precision, opener)
+            size = max(1, settings.limits.least)
+            try:
+                runner.load()
+                return runner.run(size, exact=True), runner.model
+            except ModelDoesNotFit as answer:
+                return Trial(batch_size=size, status="oom", message=str(answer)), None
+
+        try:
+            return gpus_needed(settings, precision, capacities.__getitem__, run)
+        except (TargetError, UntraceableError, WorkerError) as error:
+            self._warn(
+                ReportWarning(
+                    code="gpus_needed_unknown",
+                    message=f"how many GPUs it would take is not known: {error.message}",
+                )
+            )
+            return None
 
     def _search_all(
         self,
@@ -451,6 +503,7 @@ class Finder:
                 settings=opened.settings if opened else self._settings,
                 command=self._command,
                 device=self._device,
+                needed=self._needed,
                 model=self._model,
                 results=tuple(
                     sorted(results, key=lambda r: asked.index(r.seq_len) if r.seq_len else 0)

@@ -20,6 +20,7 @@ from bsfind.records import (
     LAUNCHED,
     Assumption,
     DeviceInfo,
+    GpusNeeded,
     ModelInfo,
     OutputMemory,
     PrecisionResult,
@@ -182,6 +183,7 @@ class SearchState:
 
     Attributes:
         settings: what was asked for, with the device that was opened.
+        needed: how many GPUs it would take; None where that was not looked for.
         results: results by length, precision and remedy.
         warnings: what the reader must know.
         assumptions: what the workers have chosen for the steps.
@@ -197,6 +199,7 @@ class SearchState:
     settings: Settings
     command: tuple[str, ...]
     device: DeviceInfo | None
+    needed: GpusNeeded | None
     model: ModelInfo | None
     results: tuple[PrecisionResult, ...]
     warnings: tuple[ReportWarning, ...]
@@ -254,6 +257,7 @@ def report_of(state: SearchState) -> Report:
         prediction=_prediction(state),
         workload={} if settings.launch is not None else settings.workload.to_json(),
         parallel=_parallel(settings, device),
+        gpus_needed=state.needed,
         launch=_launch(settings.launch, state.logs),
         search={
             **settings.limits.to_json(),

@@ -50,6 +50,12 @@ def open_group(parallel: Parallel) -> None:
     )
 
 
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a rank holds of a tensor: its shard, where it is sharded."""
+    to_local: Any = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
 def is_alone() -> bool:
     """Tell whether the other ranks of the process group are absent."""
     import torch.distributed as dist
@@ -217,8 +223,7 @@ class Parallelized:
         whole = local = 0
         for parameter in self.model.parameters():
             whole += parameter.numel()
-            of_rank: Any = getattr(parameter, "to_local", lambda found=parameter: found)()
-            local += of_rank.numel()
+            local += local_part(parameter).numel()
         return Assumption(
             what="sharding",
             value=f"{listed + ' and the root' if listed else 'the root alone'}, "

@@ -36,7 +36,7 @@ from bsfind.workload.model import (
 )
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.outputs import nbytes_of
-from bsfind.workload.parallel import Parallelized, open_group, partitioned
+from bsfind.workload.parallel import Parallelized, local_part, open_group, partitioned
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.training import MakingInputs, ReferenceTraining, Training, TrainingSteps
 from bsfind.workload.user_errors import stands_for_torch
@@ -180,6 +180,14 @@ class LoadedWorkload:
     def parameter_count(self) -> int:
         """Return the number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def gradient_bytes(self) -> int:
+        """Return the bytes of the gradients of all parameters that are trained: of a rank, of its shards."""
+        return sum(
+            local_part(parameter).nbytes
+            for parameter in self.model.parameters()
+            if parameter.requires_grad
+        )
 
     @property
     def has_convolutions(self) -> bool:

@@ -144,6 +144,11 @@ class Tracer:
         return self._model.loaded.parameter_count()
 
     @property
+    def gradient_bytes(self) -> int:
+        """Size of the gradients of all parameters that are trained, bytes."""
+        return self._model.loaded.gradient_bytes()
+
+    @property
     def weights_dtype(self) -> str | None:
         """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
         return self._model.loaded.weights_dtype

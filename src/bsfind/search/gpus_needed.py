@@ -1,0 +1,121 @@
+"""How many GPUs it would take: the smallest number on which a model trains with FSDP2."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from bsfind.records import DeviceInfo, GpusNeeded, ModelInfo
+from bsfind.search.events import Progress
+from bsfind.settings import Settings
+from bsfind.trial import Trial
+
+_MOST = 1024
+"""The largest number that is tried."""
+
+Try = Callable[[Settings], tuple[Trial, ModelInfo | None]]
+"""Tries the smallest batch size on one rank of several; a model that does not fit is None."""
+
+
+def sharded(settings: Settings, ranks: int) -> Settings:
+    """Return the settings of training with FSDP2 on so many GPUs.
+
+    Args:
+        settings: of training on one, or with FSDP2 on a number that is to be found.
+        ranks: the number.
+    """
+    parallel = dataclasses.replace(settings.parallel, strategy="fsdp", world_size=ranks)
+    device = dataclasses.replace(settings.device, communicators=parallel.communicators)
+    workload = dataclasses.replace(settings.workload, parallel=parallel)
+    return dataclasses.replace(settings, workload=workload, device=device)
+
+
+def precision_of(settings: Settings, asked: list[str], device: DeviceInfo) -> str:
+    """Return the precision to answer in: the last that was asked for, else FSDP2's policy.
+
+    Args:
+        settings: what was asked for.
+        asked: its precisions, `amp` resolved.
+        device: the GPU.
+    """
+    if "precision" in settings.given or not device.supports_bf16:
+        return asked[-1]
+    return "mp-bf16"
+
+
+def gpus_needed(
+    settings: Settings, precision: str, capacity_bytes: Callable[[int], int], run: Try
+) -> GpusNeeded | None:
+    """Return the smallest number of GPUs on which the smallest batch size trains; None: not even on many.
+
+    Args:
+        settings: what to train.
+        precision: in which precision.
+        capacity_bytes: returns what the allocator may reserve of each of so many GPUs.
+        run: tries a number.
+
+    Raises:
+        BsfindError: the model's code fails.
+    """
+    fails, number = 1, 2
+    found: GpusNeeded | None = None
+    nearby: list[int] = []  # where the answer is likely to be
+    while found is None or found.world_size - fails > 1:
+        if number > _MOST:
+            return None
+        trial, model = run(sharded(settings, number))
+        if trial.status == "ok" and model is not None:
+            is_first = found is None
+            found = _needed(precision, number, trial, model, capacity_bytes(number))
+            if is_first:
+                likely = _guess(found)
+                nearby = [likely, likely - 1, likely + 1]
+        else:
+            fails = number
+        if found is None:
+            number *= 2
+            continue
+        between = range(fails + 1, found.world_size)
+        nearby = [each for each in nearby if each in between]
+        number = nearby[0] if nearby else (fails + found.world_size) // 2
+    return found
+
+
+def progress_on(number: int, precision: str) -> Progress:
+    """Return what the progress line says while a number of GPUs is tried."""
+    return Progress(
+        precision=precision,
+        doing=f"trying {number} GPUs with FSDP2",
+        batch_size=None,
+        best=None,
+        failed=None,
+        trials=0,
+        out_of_memory=0,
+    )
+
+
+def _needed(
+    precision: str, number: int, trial: Trial, model: ModelInfo, capacity_bytes: int
+) -> GpusNeeded:
+    gradients = model.gradient_bytes or 0
+    resident, peak = trial.resident_bytes or 0, trial.peak_allocated_bytes or 0
+    return GpusNeeded(
+        world_size=number,
+        strategy="fsdp",
+        precision=precision,
+        batch_size=trial.batch_size,
+        parameter_bytes=model.model_bytes,
+        gradient_bytes=gradients,
+        optimizer_bytes=max(0, resident - model.model_bytes - gradients),
+        activation_bytes=max(0, peak - max(resident, model.model_bytes + gradients)),
+        peak_reserved_bytes=trial.peak_reserved_bytes or 0,
+        capacity_bytes=capacity_bytes,
+    )
+
+
+def _guess(found: GpusNeeded) -> int:
+    """Return the number at which the sharded memory of a number that fits fills the card."""
+    shards = found.parameter_bytes + found.gradient_bytes + found.optimizer_bytes
+    left = found.capacity_bytes - (found.peak_reserved_bytes - shards)
+    return math.ceil(shards * found.world_size / left) if left > 0 else found.world_size - 1

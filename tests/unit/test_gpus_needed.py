@@ -1,0 +1,73 @@
+"""The smallest number of GPUs on which a model trains: few are tried, and one less does not suffice."""
+
+from __future__ import annotations
+
+import pytest
+from command_line import settings_of
+
+from bsfind.records import ModelInfo
+from bsfind.search.gpus_needed import gpus_needed
+from bsfind.settings import Settings
+from bsfind.trial import Trial
+
+CAPACITY = 80_000
+
+
+class Cluster:
+    """Ranks that hold a part of the model, and some memory each, whatever their number."""
+
+    def __init__(self, model: int, each: int, *, in_steps_of: int = 1) -> None:
+        self.model, self.each, self.unit = model, each, in_steps_of
+        self.tried: list[int] = []
+
+    def peak(self, number: int) -> int:
+        peak = 4 * self.model // number + self.each
+        return -(-peak // self.unit) * self.unit
+
+    def run(self, settings: Settings) -> tuple[Trial, ModelInfo | None]:
+        parallel = settings.parallel
+        assert (parallel.strategy, settings.device.communicators) == (
+            "fsdp",
+            (parallel.world_size,),
+        )
+        number, share = parallel.world_size, self.model // parallel.world_size
+        assert number not in self.tried
+        self.tried.append(number)
+        if share > CAPACITY:
+            return Trial(batch_size=1, status="oom"), None
+        model = ModelInfo(parameters=1, optimizer="AdamW", model_bytes=share, gradient_bytes=share)
+        if self.peak(number) > CAPACITY:
+            return Trial(batch_size=1, status="oom"), model
+        return (
+            Trial(
+                batch_size=1,
+                status="ok",
+                peak_allocated_bytes=self.peak(number),
+                peak_reserved_bytes=self.peak(number),
+                resident_bytes=4 * share,
+            ),
+            model,
+        )
+
+
+@pytest.mark.parametrize("model", [21_000, 40_000, 39_999, 100_000, 1_000_000, 4_321_987])
+@pytest.mark.parametrize("each", [0, 1_000, 35_000])
+@pytest.mark.parametrize("unit", [1, 20_000])
+def test_the_smallest_number(model: int, each: int, unit: int) -> None:
+    cluster = Cluster(model, each, in_steps_of=unit)
+    asked = settings_of(["run", "a:b", "--input-shape", "3", "--gpu", "a100-sxm4-80gb"])
+    found = gpus_needed(asked, "mp-bf16", lambda _: CAPACITY, cluster.run)
+    expected = next((n for n in range(2, 1025) if cluster.peak(n) <= CAPACITY), None)
+    assert expected is not None
+    assert found is not None
+    assert found.world_size == expected
+    assert len(cluster.tried) <= 12
+    terms = found.parameter_bytes + found.gradient_bytes + found.optimizer_bytes
+    assert terms + found.activation_bytes == pytest.approx(found.peak_reserved_bytes, rel=0.01)
+
+
+def test_no_number_is_large_enough() -> None:
+    cluster = Cluster(100, CAPACITY + 1)
+    asked = settings_of(["run", "a:b", "--input-shape", "3", "--gpu", "a100-sxm4-80gb"])
+    assert gpus_needed(asked, "fp32", lambda _: CAPACITY, cluster.run) is None
+    assert max(cluster.tried) <= 1024
