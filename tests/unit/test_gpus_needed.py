@@ -61,7 +61,7 @@ def test_the_smallest_number(model: int, each: int, unit: int) -> None:
     assert expected is not None
     assert found is not None
     assert found.world_size == expected
-    assert len(cluster.tried) <= 12
+    assert len(cluster.tried) <= (12 if unit == 1 else 20)
     terms = found.parameter_bytes + found.gradient_bytes + found.optimizer_bytes
     assert terms + found.activation_bytes == pytest.approx(found.peak_reserved_bytes, rel=0.01)
 
