@@ -174,7 +174,8 @@ class _Composer:
                     allocator.reset_peaks()
                     self._note(allocator, position - 1)
                 optional = trial.program.optional if position >= loaded else {}
-                replay(allocator, blocks, (event,), optional, position - loaded)
+                streams = trial.program.streams[len(blocks) : len(blocks) + 1]
+                replay(allocator, blocks, (event,), optional, position - loaded, streams)
                 if event >= 0:
                     block = blocks[-1]
                     self._sizes.append(0 if block is None else block.size)

@@ -25,6 +25,7 @@ FAMILIES = (
     "gpu_code",
     "vision",
     "evaluation",
+    "streams",
 )
 """The modules of this package; each has its models, and `CASES`."""
 

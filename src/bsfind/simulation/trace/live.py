@@ -20,7 +20,7 @@ from bsfind.simulation.allocator.caching_allocator import (
 from bsfind.simulation.allocator.recording import replay
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.program import Program, Writer
-from bsfind.simulation.trace.recorder import CALL, Entry, Recorder
+from bsfind.simulation.trace.recorder import CALL, STREAM, Entry, Recorder
 from bsfind.simulation.trace.simulated_torch import gpu_as_set
 from bsfind.units import format_bytes
 
@@ -80,7 +80,7 @@ class LiveMemory:
         Raises:
             torch.OutOfMemoryError: it does not fit.
         """
-        if not self.is_open:
+        if not self.is_open and entry[0] != STREAM:
             return
         if entry[0] == CALL:
             self.calls.append(entry)
@@ -94,7 +94,8 @@ class LiveMemory:
         self.use()
         first = len(self._blocks)
         try:
-            replay(self._allocator, self._blocks, events, self._written.optional)
+            streams = self._written.streams[first:]
+            replay(self._allocator, self._blocks, events, self._written.optional, streams=streams)
         except SimulatedOutOfMemoryError as error:
             self._undo(events, first)
             raise torch.OutOfMemoryError(self._refusal(error)) from None
@@ -179,13 +180,17 @@ class LiveMemory:
         """Return the events as PyTorch's history has them, with numbers for the addresses."""
         number = 0
         entries = []
+        streams = self._written.streams
         for event in self._events:
+            stream = 0
             if event < 0:
                 action, address = "free_requested", -event - 1
             else:
                 action, address = "alloc", number
+                stream = streams[number] if streams else 0
                 number += 1
-            entries.append({"action": action, "addr": address, "size": max(0, event), "stream": 0})
+            size = max(0, event)
+            entries.append({"action": action, "addr": address, "size": size, "stream": stream})
         return entries
 
 

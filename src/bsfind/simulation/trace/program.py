@@ -23,7 +23,8 @@ from bsfind.simulation.allocator.caching_allocator import (
 )
 from bsfind.simulation.allocator.recording import replay
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, Rule
-from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, Entry
+from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, STREAM, Entry
+from bsfind.simulation.trace.streams import DEFAULT
 from bsfind.trial import BatchVariation
 
 
@@ -95,6 +96,7 @@ class Program:
         traced_steps: how many of its steps were traced at its very batch size; 0: they follow from
             traces of other sizes.
         batches: how much the batches of the steps vary; None: they are all alike.
+        streams: the stream of each block; empty: all are on one.
     """
 
     load_events: list[int] = field(default_factory=list)
@@ -105,6 +107,7 @@ class Program:
     step_ends: list[StepEnd] = field(default_factory=list)
     traced_steps: int = 0
     batches: BatchVariation | None = None
+    streams: list[int] = field(default_factory=list)
 
     def load(self, allocator: CachingAllocator) -> list[Block | None]:
         """Allocate the model; returns the blocks, for `replay`.
@@ -113,7 +116,7 @@ class Program:
             SimulatedOutOfMemoryError: it does not fit.
         """
         blocks: list[Block | None] = []
-        replay(allocator, blocks, self.load_events, {})
+        replay(allocator, blocks, self.load_events, {}, streams=self.streams)
         allocator.empty_cache()
         allocator.reset_peaks()
         return blocks
@@ -147,7 +150,7 @@ class Program:
                 allocator.reset_peaks()
                 most_held = held
             try:
-                replay(allocator, blocks, part, self.optional, begin)
+                replay(allocator, blocks, part, self.optional, begin, self.streams[len(blocks) :])
             except SimulatedOutOfMemoryError as error:
                 error.is_in_evaluation = name == "evaluation_end"
                 raise
@@ -171,7 +174,8 @@ class Program:
                 )
                 peaks.append(allocator.peak_allocated_bytes)
                 retries.append(allocator.num_alloc_retries - retries_before)
-        replay(allocator, blocks, self.trial_events[begin:], self.optional, begin)
+        rest = self.trial_events[begin:]
+        replay(allocator, blocks, rest, self.optional, begin, self.streams[len(blocks) :])
         last = (allocator.peak_reserved_bytes, allocator.peak_allocated_bytes)
         is_evaluated = any(name == "evaluation_end" for _, name in self.marks)
         most = (max(reserved, last[0]), max(allocated, last[1]))
@@ -210,6 +214,7 @@ def program_of(
     program = Program()
     writer = Writer(gpu, sources)
     writer.write(load_entries, program.load_events, program)
+    writer.stream = DEFAULT
     writer.write(trial_entries, program.trial_events, program, is_trial=True)
     return program
 
@@ -223,14 +228,17 @@ class Writer:
 
     Attributes:
         gpu: the GPU; what is set there may change.
+        stream: the stream on which the next entry allocates.
     """
 
     def __init__(self, gpu: GpuSpec, sources: list[Source] | None = None) -> None:
         self.gpu = gpu
+        self.stream = DEFAULT
+        self._has_streams = False
         self._sources = sources
         self._numbers: dict[int, int] = {}
         self._count = 0
-        self._workspaces: set[tuple[str, str]] = set()
+        self._workspaces: set[tuple[str, str, int]] = set()
         # By the call's identity; it is kept, so that no other one gets its place.
         self._known: dict[int, tuple[Call, list[tuple[str, Any, int]]]] = {}
 
@@ -266,6 +274,16 @@ class Writer:
                         program.step_ends.append(StepEnd(*entry[2:]))
             elif kind == CALL:
                 self._write_call(index, entry, events, program, is_trial=is_trial)
+            elif kind == STREAM:
+                self._has_streams = True
+                self._name_stream(program)
+                self.stream = entry[1]
+        self._name_stream(program)
+
+    def _name_stream(self, program: Program) -> None:
+        """Say that the last blocks are on the current stream."""
+        if self._has_streams:
+            program.streams += [self.stream] * (self._count - len(program.streams))
 
     def _steps_of(self, rule: Rule, call: Call) -> list[tuple[str, Any, int]]:
         """Ask a rule, once for the calls that repeat: those are one object."""
@@ -295,9 +313,10 @@ class Writer:
                 if what == "optional" and is_trial:
                     program.optional[len(events)] = ()
             elif what == "workspace":
-                if (which, thread) in self._workspaces:
+                owner = (which, thread, self.stream)
+                if owner in self._workspaces:
                     continue
-                self._workspaces.add((which, thread))
+                self._workspaces.add(owner)
                 size = nbytes
             elif what == "free":
                 events.append(-scratch[which] - 1)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bsfind.simulation.kernels.call import Call, Rule
+from bsfind.simulation.trace.streams import DEFAULT, Streams
 from bsfind.simulation.trace.torch_private import (
     TorchFunctionOff,
     address_of,
@@ -41,6 +42,8 @@ CALL = 2
 MARK = 3
 """`(MARK, name)`: a point of the step, such as the end of a forward pass; `(MARK, "step_end",
 gradient_bytes, is_warm_up)`, as `TrainingSteps` says of the step"""
+STREAM = 4
+"""`(STREAM, number)`: what follows is allocated on this stream; 0, the default one, at the beginning"""
 
 Entry = tuple[Any, ...]
 
@@ -97,6 +100,7 @@ class Recorder:
         entries: what happened, in order.
         notes: what the reader of the result must know, by code.
         on_free: called with `address_of(storage)` of each storage that is freed.
+        streams: the streams of the program.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
@@ -108,6 +112,8 @@ class Recorder:
         self._count = 0
         self._allocating_node: dict[int, int] = {}
         self.on_free: Callable[[int], None] = lambda _key: None
+        self.streams = Streams()
+        self._stream = DEFAULT
 
     def knows(self, storage: Any) -> bool:
         """Tell whether a storage lies on the simulated GPU."""
@@ -146,13 +152,25 @@ class Recorder:
         self.observer.allocates(block)
         return block
 
+    def _follow_stream(self) -> None:
+        """Say on which stream the next entry allocates, if it is another than before."""
+        stream = self.streams.number_of(self.streams.current, self._count)
+        if stream != self._stream:
+            self._stream = stream
+            self._add((STREAM, stream))
+
     def _add(self, entry: Entry) -> None:
         """Take in what happened."""
         self.entries.append(entry)
 
     def allocate(self, tensor: torch.Tensor, operator: str) -> None:
         """Record a tensor's storage as allocated now, unless it is known."""
-        storage = tensor.untyped_storage()
+        self.allocate_storage(tensor.untyped_storage(), operator)
+
+    def allocate_storage(self, storage: Any, operator: str) -> None:
+        """Record a storage as allocated now, unless it is known with this size."""
+        if self.streams.are_used:
+            self._follow_stream()
         block = self.adopt(storage)
         if block is not None:
             self._add((ALLOCATE, block, storage.nbytes(), operator))
@@ -161,6 +179,8 @@ class Recorder:
         self, rule: Rule, call: Call, outputs: list[torch.Tensor | None], operator: str
     ) -> None:
         """Record a call whose kernel has a rule of its own."""
+        if self.streams.are_used:
+            self._follow_stream()
         blocks: list[tuple[int, int] | None] = []
         for output in outputs:
             block = None if output is None else self.adopt(output.untyped_storage())
@@ -189,6 +209,8 @@ class Recorder:
         for key in later:
             del self._storages[key]
         self._count = count
+        self._stream = DEFAULT
+        self.streams.rewind(count)
         self._allocating_node.clear()
         self.entries = []
         self.observer.rewinds(count)

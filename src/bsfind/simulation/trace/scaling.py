@@ -22,6 +22,7 @@ from bsfind.errors import TargetError
 from bsfind.simulation.kernels.call import Call, TensorSpec
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, Entry
+from bsfind.simulation.trace.streams import DEFAULT
 
 _FEWEST = 3
 """Traces that a fit needs: two for a line, and one that has to lie on it."""
@@ -357,7 +358,8 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
     again = events[begin:end]
     count = _allocations(again)
     loaded_events = len(program.load_events)
-    operators = program.operators
+    operators, streams = program.operators, program.streams
+    blocks = _allocations([*program.load_events, *events[:end]])
     longer = Program(
         load_events=program.load_events,
         trial_events=events[:end],
@@ -366,6 +368,7 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         optional=dict(program.optional),
         step_ends=[*program.step_ends, *[program.step_ends[-1]] * (steps - traced)],
         traced_steps=program.traced_steps,
+        streams=streams[:blocks] + streams[blocks - count : blocks] * (steps - traced),
     )
     marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
     marks = marks[marks.index((0, "step_end")) + 1 : marks.index((end - begin, "step_end")) + 1]
@@ -400,6 +403,7 @@ def _append_evaluation(longer: Program, program: Program, end: int, *, shift: in
         event - shift if event < 0 and -event - 1 >= before else event for event in tail
     ]
     longer.operators += program.operators[loaded_events + end :]
+    longer.streams += program.streams[len(longer.streams) - shift :]
     longer.marks += [
         (start + place - end, name)
         for place, name in program.marks
@@ -429,10 +433,11 @@ def _ends(program: Program) -> list[int]:
     return [0, *(position for position, name in program.marks if name == "step_end")]
 
 
-def _steps(program: Program) -> Iterator[tuple[list[tuple[str, int]], set[int], set[int]]]:
+def _steps(program: Program) -> Iterator[tuple[list[tuple[str, int, int]], set[int], set[int]]]:
     """Yield what each step does and what it leaves, in terms that do not depend on which step it is."""
     events = program.trial_events
     sizes = [event for event in (*program.load_events, *events) if event >= 0]
+    streams = program.streams or [DEFAULT] * len(sizes)
     first = before = _allocations(program.load_events)
     alive = set(range(first)) - {-event - 1 for event in program.load_events if event < 0}
     for begin, end in pairwise(_ends(program)):
@@ -441,17 +446,17 @@ def _steps(program: Program) -> Iterator[tuple[list[tuple[str, int]], set[int], 
         for event in events[begin:end]:
             block = -event - 1
             if event >= 0:
-                pattern.append(("allocate", event))
+                pattern.append(("allocate", event, streams[count]))
                 alive.add(count)
                 count += 1
                 continue
             alive.discard(block)
             if block >= first:
-                pattern.append(("release", block - first))
+                pattern.append(("release", block - first, DEFAULT))
             elif block >= before:  # gradients, mostly
-                pattern.append(("release of the step before", sizes[block]))
+                pattern.append(("release of the step before", sizes[block], streams[block]))
             else:
-                pattern.append(("release of an older one", block))
+                pattern.append(("release of an older one", block, DEFAULT))
         own = {block - first for block in alive if block >= first}
         yield pattern, own, {block for block in alive if block < first}
         before, first = first, count

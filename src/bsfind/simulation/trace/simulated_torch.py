@@ -94,13 +94,11 @@ class SimulatedTorch:
         Args:
             answers: functions that stand for those of `torch.cuda` instead of the usual ones, by name.
         """
-        is_on_gpu = self.dispatcher.is_on_gpu
-        recorder = self.recorder
+        is_on_gpu, recorder = self.dispatcher.is_on_gpu, self.recorder
         with (
             simulated_cuda_module(
                 *(self._gpu, self._properties, self.autocast.clear_cache),
-                lambda: recorder.allocated_bytes,
-                answers or {},
+                *(recorder, answers or {}),
             ),
             self.composites.active(is_on_gpu),
             cuda_groups(is_on_gpu),

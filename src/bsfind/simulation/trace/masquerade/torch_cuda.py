@@ -25,6 +25,8 @@ from bsfind.errors import UntraceableError
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 from bsfind.simulation.trace.masquerade.device import TENSOR_TYPES
+from bsfind.simulation.trace.masquerade.streams import stream_functions
+from bsfind.simulation.trace.recorder import Recorder
 from bsfind.simulation.trace.torch_private import native_module
 from bsfind.workload.user_errors import user_line
 
@@ -43,45 +45,6 @@ class SimulatedGpu(SimpleNamespace):
     is_multi_gpu_board = 0
 
 
-class _Stream:
-    """A stream, or an event, on which nothing ever waits."""
-
-    device = torch.device("cuda", 0)
-    device_index = 0
-    cuda_stream = 0
-    stream_id = 0
-
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def is_capturing(self) -> bool:
-        return False
-
-    def elapsed_time(self, _end: object) -> float:
-        return 0.0
-
-    def record_event(self, event: Any = None) -> Any:
-        return event or _Stream()
-
-    def _nothing(self, *_: object, **__: object) -> None:
-        pass
-
-    record = wait = wait_event = wait_stream = synchronize = _nothing
-
-
-class _Event(_Stream):
-    """An event, which has happened."""
-
-
 class _Device(contextlib.nullcontext[None]):
     """The only device: a class, as torch asks `isinstance(x, torch.cuda.device)`."""
 
@@ -94,7 +57,7 @@ _COMMANDS = (
     *("init", "_lazy_init", "set_device", "synchronize", "empty_cache", "ipc_collect"),
     *("reset_peak_memory_stats", "reset_max_memory_allocated", "set_per_process_memory_fraction"),
     *("manual_seed", "manual_seed_all", "seed", "seed_all", "set_rng_state", "set_rng_state_all"),
-    *("set_stream", "set_sync_debug_mode", "_record_memory_history", "_dump_snapshot"),
+    *("set_sync_debug_mode", "_record_memory_history", "_dump_snapshot"),
 )
 """Functions that do nothing here."""
 
@@ -111,12 +74,14 @@ def _constant(value: Any) -> Callable[..., Any]:
     return lambda *_, **__: value
 
 
-def _replacements(
-    gpu: GpuSpec, properties: SimulatedGpu, allocated: Callable[[], int]
-) -> dict[str, Any]:
+def _replacements(gpu: GpuSpec, properties: SimulatedGpu, recorder: Recorder) -> dict[str, Any]:
     """Return the functions and classes that stand for those of `torch.cuda`, by name."""
     major, minor = gpu.capability
     total = properties.total_memory
+
+    def allocated() -> int:
+        return recorder.allocated_bytes
+
     random_state = torch.zeros(16, dtype=torch.uint8)
     values: dict[str, Any] = {
         "is_available": True,
@@ -151,12 +116,7 @@ def _replacements(
         **{name: lambda *_, **__: allocated() for name in _COUNTERS},
         "get_rng_state": lambda *_: random_state.clone(),
         "get_rng_state_all": lambda: [random_state.clone()],
-        "Stream": _Stream,
-        "Event": _Event,
-        "ExternalStream": _Stream,
-        "current_stream": lambda *_: _Stream(),
-        "default_stream": lambda *_: _Stream(),
-        "stream": lambda *_: contextlib.nullcontext(),
+        **stream_functions(recorder.streams, lambda: recorder.count),
         "cudart": _CudaRuntime,
         **{name: refusing_class("torch.cuda", name) for name in _WITHOUT_MEANING},
         **TENSOR_TYPES,
@@ -228,7 +188,7 @@ def simulated_cuda_module(
     gpu: GpuSpec,
     properties: SimulatedGpu,
     clear_autocast_cache: Callable[[], None],
-    allocated: Callable[[], int],
+    recorder: Recorder,
     own_answers: Mapping[str, Any],
 ) -> Iterator[None]:
     """Let torch's Python code find a GPU while inside.
@@ -237,7 +197,7 @@ def simulated_cuda_module(
         gpu: the GPU that is modelled.
         properties: its properties.
         clear_autocast_cache: called when the outermost autocast is left.
-        allocated: returns the bytes of the tensors on the GPU, which code may ask for.
+        recorder: knows the tensors on the GPU, whose bytes code may ask for, and the streams.
         own_answers: functions that stand for those of `torch.cuda` instead of the usual ones, by name.
     """
     import torch.cuda.amp.common
@@ -256,7 +216,7 @@ def simulated_cuda_module(
                 setattr(owner, name, value)
 
         undo.enter_context(cuda_build(gpu))
-        answers = {**_replacements(gpu, properties, allocated), **own_answers}
+        answers = {**_replacements(gpu, properties, recorder), **own_answers}
         # Most of these functions are in a module of their own, which code asks too.
         owners = (
             *(torch.cuda, torch.cuda.memory, torch.cuda.random, torch.cuda.streams),
