@@ -251,7 +251,16 @@ def rule_for(operator: str, overload: str) -> Rule | None:
 
 
 _MODULES = (
-    *("attention", "bitsandbytes", "convolution", "elementwise", "embedding", "indexing", "losses"),
+    *(
+        "attention",
+        "bitsandbytes",
+        "chunks",
+        "convolution",
+        "elementwise",
+        "embedding",
+        "indexing",
+        "losses",
+    ),
     *("matmul", "normalization", "pooling", "recurrent", "reductions", "sorting"),
     *(f"argument_checks.{name}" for name in ("arithmetic", "indexing", "layers", "losses")),
 )

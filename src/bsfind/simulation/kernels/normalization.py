@@ -202,6 +202,24 @@ def native_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> 
     trace.free(*reversed(sums))
 
 
+@allocates("aten::batch_norm_stats")
+def batch_norm_stats(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`batch_norm_stats_cuda`, of SyncBatchNorm: as `batch_norm_cuda`, without the result."""
+    x = call.tensor("input")
+    trace.outputs()
+    if is_channels_last(x):
+        _shared_reduction(x, 4, trace)
+
+
+@allocates("aten::batch_norm_backward_reduce")
+def batch_norm_backward_reduce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
+    """`batch_norm_backward_reduce_cuda`: sums of each channel."""
+    x, grad = call.tensor("input"), call.tensor("grad_out")
+    trace.outputs()
+    if is_channels_last(x) and is_channels_last(grad):
+        _shared_reduction(x, 2, trace)
+
+
 @allocates("aten::cudnn_batch_norm_backward")
 def cudnn_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """`cudnn_batch_norm_backward`: the gradient in the input's layout, then the outputs."""

@@ -48,7 +48,10 @@ _VIEWS = (
 )
 """They allocate nothing, and views share their storage's values: not worth a detour by Python."""
 
-_OWN_OPERATORS = ("aten::", "prim::", "prims::", "bsfind::", "profiler::")
+_OWN_OPERATORS = (
+    *("aten::", "prim::", "prims::", "bsfind::", "profiler::"),
+    *("c10d::", "_c10d_functional::", "fsdp::"),
+)
 """Namespaces of operators that PyTorch and the tracer have themselves."""
 
 _MAX_KNOWN_PARAMETER = 16
@@ -130,7 +133,7 @@ class Dispatcher:
     def active(self) -> Iterator[None]:
         """Catch the operators of this thread while inside."""
         every = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
-        every.fallback(self._caught, "Fake")  # type: ignore[no-untyped-call]
+        every.fallback(self.caught, "Fake")  # type: ignore[no-untyped-call]
         aten = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
         for name in _VIEWS:
             with contextlib.suppress(RuntimeError):  # not in every version of torch
@@ -207,7 +210,8 @@ class Dispatcher:
         return not tensor.is_meta or self.values.of(tensor) is not None
 
     @stands_for_torch
-    def _caught(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+    def caught(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        """Run an operator, of which nothing may know that it is not the real one."""
         facts = self._facts.get(op)
         if facts is None:
             facts = self._facts[op] = self._facts_of(op)

@@ -101,6 +101,7 @@ class Recorder:
         notes: what the reader of the result must know, by code.
         on_free: called with `address_of(storage)` of each storage that is freed.
         streams: the streams of the program.
+        summed: blocks of storages that are summed over all ranks of a training on several GPUs.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
@@ -113,6 +114,7 @@ class Recorder:
         self._allocating_node: dict[int, int] = {}
         self.on_free: Callable[[int], None] = lambda _key: None
         self.streams = Streams()
+        self.summed: set[int] = set()
         self._stream = DEFAULT
 
     def knows(self, storage: Any) -> bool:

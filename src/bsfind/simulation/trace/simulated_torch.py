@@ -15,6 +15,8 @@ from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda
 from bsfind.simulation.trace.cuda_paths.backward import GradientSums
 from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
 from bsfind.simulation.trace.dispatch import Dispatcher
+from bsfind.simulation.trace.distributed.ranks import parallel_handlers, parallel_torch
+from bsfind.simulation.trace.distributed.storages import resizes_recorded
 from bsfind.simulation.trace.masquerade.compiler import uncompiled
 from bsfind.simulation.trace.masquerade.device import CudaMasquerade
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu, simulated_cuda_module
@@ -41,6 +43,7 @@ class SimulatedTorch:
         properties: its properties, for code that asks.
         recorder: records what operators allocate.
         shapes: what depends on values, if steps with values were run.
+        is_parallel: whether this is one of several GPUs that train together.
 
     Attributes:
         recorder: the recorder.
@@ -59,11 +62,14 @@ class SimulatedTorch:
         properties: SimulatedGpu,
         recorder: Recorder,
         shapes: ValueShapes | None = None,
+        *,
+        is_parallel: bool = False,
     ) -> None:
         postpone_compiler()
         check_torch()
         load_rules()
         self._gpu = gpu
+        self._is_parallel = is_parallel
         self._properties = properties
         self.recorder = recorder
         for problem in problems():
@@ -81,6 +87,7 @@ class SimulatedTorch:
                 **meta_kernel_gaps.handlers(),
                 **quantised_weights.handlers(),
                 "aten::add.Tensor": self._sums.handle,
+                **(parallel_handlers() if is_parallel else {}),
             },
             self.composites.kernels,
             shapes,
@@ -106,6 +113,8 @@ class SimulatedTorch:
             uncompiled(recorder.note),
             self.autocast.active(),
             self.dispatcher.active(),
+            resizes_recorded(recorder),
+            parallel_torch(self.dispatcher) if self._is_parallel else contextlib.nullcontext(),
         ):
             self._sums.calibrate()
             with self.masquerade.in_backward(), self.masquerade, recorder.observer.watching():

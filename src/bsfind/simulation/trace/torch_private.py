@@ -178,6 +178,22 @@ def without_fake() -> Any:
     return ExcludedKeys(_FAKE_KEYS)
 
 
+PYTHON_KEYS = _key_set(_named("torch._C.DispatchKey.Python"))
+_keys_after = _named("torch._C._dispatch_keyset_full_after")
+BELOW_FAKE = FAKE if isinstance(FAKE, _Missing) else _keys_after(FAKE)
+"""The keys to which an operator goes after the dispatcher of the trace."""
+_has_kernel = _named("torch._C._dispatch_has_kernel_for_dispatch_key")
+operator_names = _named("torch._C._dispatch_get_all_op_names")
+dispatch_modes = _named("torch._C._len_torch_dispatch_stack")
+FakeTensor = _named("torch._subclasses.fake_tensor.FakeTensor")
+FakeTensorMode = _named("torch._subclasses.fake_tensor.FakeTensorMode")
+
+
+def has_fake_kernel(name: str) -> bool:
+    """Tell whether an operator has a kernel of its own for the dispatcher's key."""
+    return bool(_has_kernel(name, "Fake"))
+
+
 unload = _method("torch.library.Library._destroy")
 schema_of = _attribute("torch._ops.OpOverload", "_schema", torch.ops.aten.add.Tensor)
 _registered: set[str] | None = (
@@ -224,7 +240,8 @@ def operator_named(name: str) -> Any:
 
 
 _OPERATORS = (
-    *("_cudnn_init_dropout_state", "_cudnn_rnn", "_ctc_loss", "_gather_sparse_backward"),
+    *("_chunk_cat", "_cudnn_init_dropout_state", "_cudnn_rnn", "_ctc_loss"),
+    "_gather_sparse_backward",
     *("_index_put_impl_", "_local_scalar_dense", "_log_softmax", "_safe_softmax", "_softmax"),
     "_to_copy",
     *("_scaled_dot_product_attention_math", "_scaled_dot_product_cudnn_attention"),
@@ -258,6 +275,7 @@ WeakTensor = _named("torch._C._WeakTensorRef")
 tensor_uses = operator.methodcaller("_use_count")
 """The use count of a tensor; AttributeError where torch does not tell."""
 _storage_use_count = _optional("torch._C._storage_Use_Count")
+SynchronizedBatchNorm = _named("torch.nn.modules._functions.SyncBatchNorm")
 suggested_format = _named("torch._prims_common.suggest_memory_format")
 groups_of_tensors = _named("torch._C._group_tensors_by_device_and_dtype")
 replacing_groups_of_tensors = replacing("_group_tensors_by_device_and_dtype", torch._C)

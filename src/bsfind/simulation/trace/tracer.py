@@ -17,6 +17,7 @@ from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import Workload
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.building import FixedMemory
+from bsfind.simulation.trace.distributed.old_buckets import with_old_buckets
 from bsfind.simulation.trace.masquerade.compiler import UNCOMPILED, uncompiled_message
 from bsfind.simulation.trace.masquerade.paged_memory import paged_memory
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
@@ -67,7 +68,13 @@ class Tracer:
         self._plan = precision_plan(precision)
         self._gpu = gpu
         self._recorder = Recorder(observer)
-        self._torch = SimulatedTorch(gpu, properties or anonymous(gpu), self._recorder, shapes)
+        self._torch = SimulatedTorch(
+            gpu,
+            properties or anonymous(gpu),
+            self._recorder,
+            shapes,
+            is_parallel=workload.parallel.is_used,
+        )
         if workload.compile:
             self._recorder.note(UNCOMPILED, uncompiled_message("`--compile`"))
             workload = dataclasses.replace(workload, compile=False)
@@ -223,6 +230,23 @@ class Tracer:
         program.traced_steps = len(program.step_ends) if is_traced else 0
         program.batches = self._variations.get((batch_size, steps, enough))
         return program
+
+    def program_with_old_buckets(
+        self, batch_size: int, steps: int, *, enough: int | None = None
+    ) -> Program | None:
+        """Return the program of a trial in which DDP's first buckets stay for as long as they may.
+
+        See `distributed.old_buckets`; the arguments are those of `program`.
+
+        Returns:
+            The program; None if buckets are made once.
+        """
+        sources: list[Source] = []
+        program = self.program(batch_size, steps, enough=enough, sources=sources)
+        summed = self._recorder.summed
+        return with_old_buckets(
+            program, {number for number, source in enumerate(sources) if source.block in summed}
+        )
 
     def _traced(self, batch_size: int, steps: int, enough: int | None) -> Sequence[Entry]:
         entries = self.steps.trace(batch_size, steps, enough or steps)

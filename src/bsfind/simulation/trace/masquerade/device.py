@@ -288,6 +288,10 @@ class CudaMasquerade(TorchFunctionMode):
         with TorchFunctionOff():
             if tensor.is_meta and not data.is_meta and self._dispatcher.host.has(tensor):
                 data = self._dispatcher.as_host_meta(data)
+            if data.is_meta and not tensor.is_meta:  # torch would not change the type of a tensor
+                data = data.detach().requires_grad_(tensor.requires_grad)
+                torch.utils.swap_tensors(tensor, data)  # type: ignore[no-untyped-call]
+                return
             tensor.data = data
 
     @stands_for_torch
