@@ -33,7 +33,7 @@ CACHE = Path(os.environ.get("BSFIND_ORACLE_CACHE", Path(tempfile.gettempdir(), "
 # The modules of bsfind.workload that decide what a step allocates.
 _STEP = (
     *("criteria", "inputs", "labels", "loss", "loss_choice", "model", "optimizer", "outputs"),
-    *("precision", "step", "training", "evaluation"),
+    *("parallel", "precision", "step", "training", "evaluation"),
 )
 
 
@@ -108,7 +108,9 @@ class Oracle:
             memory=self.memory,
             cudnn=self.cudnn,
             recurrent=RECURRENT_BYTES,
+            nccl_memory=0,
         )
+        environment["FAKE_NCCL"] = "alone"  # each process is one rank of many
         environment["FAKECUDA_COPY_MAX"] = "65536"  # weights have no use for their values
         environment["PYTHONPATH"] = os.pathsep.join((str(ROOT / "src"), str(ROOT)))
         for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):

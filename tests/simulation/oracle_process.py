@@ -22,6 +22,7 @@ import torch._dynamo  # optimizers import it when they are made: better once, be
 from tests.simulation.forks import in_fork
 from tests.simulation.frames import operator_of
 
+from bsfind.parallel import Parallel
 from bsfind.settings import Workload
 from bsfind.workload import step as step_module
 from bsfind.workload.model import build_model, keyword_arguments
@@ -29,6 +30,9 @@ from bsfind.workload.precision import precision_plan
 from bsfind.workload.step import LoadedWorkload, TrainingSteps
 
 _MAX_ENTRIES = 3_000_000
+
+_PAUSE_S = 0.3
+"""Between steps of several GPUs: NCCL's watchdog lets go of what collectives have read after 0.1 s."""
 
 
 def main() -> None:
@@ -96,6 +100,7 @@ def _measure(run: dict[str, Any], model: torch.nn.Module | None) -> dict[str, An
     }
     history = _History(run)
     workload = Workload.from_json(run["workload"])
+    _join(workload.parallel)
     if model is not None:
         step_module.build_model = lambda *_: model  # type: ignore[assignment]
     steps = None
@@ -115,6 +120,9 @@ def _measure(run: dict[str, Any], model: torch.nn.Module | None) -> dict[str, An
         for _ in range(run["steps"]):
             torch.cuda.synchronize(device)
             steps.run(run["batch_size"])
+            if workload.parallel.is_used:
+                torch.cuda.synchronize(device)
+                time.sleep(_PAUSE_S)
         if workload.with_eval:
             steps.evaluate(workload.evaluated(run["batch_size"]))
         torch.cuda.synchronize(device)
@@ -132,6 +140,41 @@ def _measure(run: dict[str, Any], model: torch.nn.Module | None) -> dict[str, An
     result["num_alloc_retries"] = stats.get("num_alloc_retries", 0)
     result["seconds"] = round(time.perf_counter() - started, 3)
     return result
+
+
+def _join(parallel: Parallel) -> None:
+    """Be a rank of a process group over NCCL, of which all others are absent."""
+    if not parallel.is_used:
+        return
+    os.environ.setdefault("TORCH_NCCL_ENABLE_MONITORING", "0")
+    store = _AbsentRanks()
+    _stores.append(store)
+    torch.distributed.init_process_group(
+        "nccl", rank=parallel.rank, world_size=parallel.world_size, store=store
+    )
+
+
+class _AbsentRanks(torch.distributed.Store):
+    """What ranks that are absent would have told each other: nothing that the fake NCCL reads."""
+
+    def set(self, *_: object) -> None:
+        pass
+
+    def get(self, *_: object) -> bytes:
+        return bytes(128)  # the unique id of a communicator
+
+    def wait(self, *_: object) -> None:
+        pass
+
+    def check(self, *_: object) -> bool:
+        return False
+
+    def add(self, _key: str, number: int) -> int:
+        return number
+
+
+_stores: list[_AbsentRanks] = []
+"""Process groups hold them only in C++, where a store whose Python object is gone has no methods."""
 
 
 def _release(loaded: LoadedWorkload) -> None:
@@ -186,12 +229,14 @@ class _History:
         load: list[int] = []
         trial: list[int] = []
         names: list[str] = []
-        streams = set()
+        streams: list[int] = []
+        numbers_of_streams = {0: 0}
         allocations = 0
         for index, entry in enumerate(entries):
             events = load if index < load_count else trial
             if entry["action"] == "alloc":
-                streams.add(entry["stream"])
+                stream = entry["stream"]
+                streams.append(numbers_of_streams.setdefault(stream, len(numbers_of_streams)))
                 numbers[entry["addr"]] = allocations
                 allocations += 1
                 events.append(entry["size"])
@@ -204,7 +249,7 @@ class _History:
         result: dict[str, Any] = {
             "load_events": load,
             "trial_events": trial,
-            "streams": len(streams),
+            "streams": streams if any(streams) else [],
         }
         if self._frames:
             result["operators"] = names

@@ -30,6 +30,7 @@ class Answer:
     Attributes:
         load_events: as of `Recording.events`, blocks numbered from here on.
         trial_events: those of the steps.
+        streams: the stream of each block, numbered by their first use; empty: all are on one.
         operators: the name of the operator of each event, of the load and then of the trial.
         peak_allocated: in the trial, bytes; None: out of memory.
         peak_reserved: in the trial, bytes; None: out of memory.
@@ -38,6 +39,7 @@ class Answer:
 
     load_events: Sequence[int]
     trial_events: Sequence[int]
+    streams: Sequence[int]
     operators: Sequence[str]
     peak_allocated: int | None
     peak_reserved: int | None
@@ -80,6 +82,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
     return Answer(
         load_events=program.load_events,
         trial_events=program.trial_events,
+        streams=program.streams,
         operators=program.operators,
         peak_allocated=allocated,
         peak_reserved=reserved,
