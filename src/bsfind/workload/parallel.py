@@ -50,6 +50,14 @@ def open_group(parallel: Parallel) -> None:
     )
 
 
+def close_group() -> None:
+    """Leave the process group, if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return what a rank holds of a tensor: its shard, where it is sharded."""
     to_local: Any = getattr(tensor, "to_local", None)
