@@ -6,6 +6,7 @@ the memory that a CUDA context leaves free on it.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -153,9 +154,7 @@ class SimulatedDevice:
         from bsfind.simulation.trace.tracer import Tracer
         from bsfind.simulation.trace.value_shapes import ValueShapes
 
-        if self._tracer is not None:
-            self._tracer.close()
-            self._tracer = None
+        self.close()
         self._limit_bytes = self._memory_limit
         self._fixed = None
         self._traced_steps = None
@@ -182,6 +181,12 @@ class SimulatedDevice:
             model_bytes=self._model_bytes,
             weights_dtype=tracer.weights_dtype,
         )
+
+    def close(self) -> None:
+        """Drop the model, and give torch back its own operators."""
+        if self._tracer is not None:
+            self._tracer.close()
+            self._tracer = None
 
     @property
     def tracer(self) -> Tracer:
@@ -335,9 +340,10 @@ class SimulatedDevice:
         ):
             self._traced_steps = self._fewest_steps = ran  # as many for the sizes to come
         self._has_run = True
+        late = self._fits_with_old_buckets(batch_size, ran)
         if leak is None and program.batches is None:
             self._steps_differ = self._steps_differ or steps_differ(replayed.memory)
-        return finished_trial(
+        trial = finished_trial(
             batch_size,
             steps=ran if program.batches is not None else max(steps, ran),
             peak_allocated_bytes=replayed.peak_allocated_bytes,
@@ -354,6 +360,22 @@ class SimulatedDevice:
             traced_steps=traced_steps,
             batches=program.batches,
         )
+        return dataclasses.replace(trial, fits_with_old_buckets=late)
+
+    def _fits_with_old_buckets(self, batch_size: int, steps: int) -> bool | None:
+        """Tell whether the device has room for DDP's first buckets for one step more; None without DDP."""
+        if self.tracer.workload.parallel.strategy not in ("ddp", "zero1"):
+            return None
+        steps = min(steps, self._traced_steps or steps)
+        program = self.tracer.program_with_old_buckets(batch_size, steps)
+        if program is None:
+            return None
+        allocator = self._allocator_within(self._memory_limit)
+        try:
+            program.replay(allocator, program.load(allocator))
+        except SimulatedOutOfMemoryError:
+            return False
+        return True
 
     def _evaluated(self, batch_size: int) -> int:
         return self.tracer.workload.evaluated(batch_size)
@@ -438,10 +460,13 @@ class SimulatedDevice:
 
     def new_allocator(self) -> CachingAllocator:
         """Return an allocator with the memory that the device has."""
+        return self._allocator_within(self._limit_bytes)
+
+    def _allocator_within(self, limit_bytes: int | None) -> CachingAllocator:
         return CachingAllocator(
             DeviceMemory(self._free_bytes),
             self._settings,
-            limit_bytes=self._limit_bytes,
+            limit_bytes=limit_bytes,
             total_bytes=self._free_bytes + self._outside_bytes,
         )
 

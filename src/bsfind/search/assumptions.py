@@ -146,6 +146,24 @@ def short_batch(
     return warning, Assumption(what=what, value=limit, why=trial.message)
 
 
+def late_buckets(trial: Trial | None, settings: Settings) -> ReportWarning | None:
+    """Return the warning that DDP may need more in the step in which it makes its buckets anew.
+
+    Args:
+        trial: the trial of the recommended batch size, or the last that ran; None if none did.
+        settings: what was asked for.
+    """
+    if trial is None or trial.fits_with_old_buckets is not False:
+        return None
+    size = f"{settings.workload.searched} {trial.size:,}"
+    return ReportWarning(
+        code="ddp_rebuild",
+        message=f"DDP makes its buckets anew after the first steps: if steps are shorter than about 0.1 s, the "
+        f"old ones stay for one step more, and {size} runs out of memory then",
+        hint="`--parallel-arg gradient_as_bucket_view=true` needs less, and a larger `--headroom` leaves room",
+    )
+
+
 def varying_batches(
     workload: Workload, trial: Trial | None
 ) -> tuple[ReportWarning, Assumption] | None:

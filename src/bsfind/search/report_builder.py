@@ -34,6 +34,7 @@ from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.assumptions import (
     assumption_of_output,
     assumptions_of,
+    late_buckets,
     short_batch,
     stand_in_warning,
     varying_batches,
@@ -237,8 +238,10 @@ def report_of(state: SearchState) -> Report:
     vary = varying_batches(settings.workload, trial)
     trials = [t for r in state.results if r.max_batch_size for t in r.trials]
     short = short_batch(trials, settings.workload)
+    late = late_buckets(trial, settings)
     said = [pair for pair in (short, vary) if pair is not None]
-    more_warnings = [*([stand_in] if stand_in else []), *(warning for warning, _ in said)]
+    more_warnings = [warning for warning in (stand_in, late) if warning is not None]
+    more_warnings += [warning for warning, _ in said]
     more_assumptions = [*(made for _, made in said), *([of_output] if of_output else [])]
     made = (*state.assumptions, *more_assumptions)
     # Shapes in them are those of the last trial, where an axis is searched.
@@ -405,6 +408,11 @@ def _prediction(state: SearchState) -> Prediction | None:
     no_accuracy_because = measured().why_not(kind, version) if kind else None
     if any(warning.code == "uncompiled" for warning in state.warnings):
         accuracy, no_accuracy_because = None, "none for a step that is trained compiled"
+    if state.settings.parallel.is_used:
+        accuracy = None
+        no_accuracy_because = (
+            "none for a rank of several: NCCL's memory is a guess (`--nccl-memory`)"
+        )
     if state.settings.launch is not None:
         no_accuracy_because = "none for a launched command, whose prediction is experimental"
     return Prediction(

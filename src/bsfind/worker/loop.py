@@ -144,6 +144,8 @@ class _Server:
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         choice = DeviceChoice.from_json(request["device"])
+        if self._simulated is not None:  # another one takes its place
+            self._simulated.close()
         if choice.is_simulated:
             from bsfind.devices.simulated import SimulatedDevice
 
