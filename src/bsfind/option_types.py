@@ -24,6 +24,9 @@ from bsfind.units import brief
 LARGEST_BATCH_SIZE = 2**31 - 1
 """Where the search ends if memory does not end it: CUDA kernels index samples with int32."""
 
+ALL_GPUS = "all"
+"""What names every GPU of the catalogue that can be simulated."""
+
 _LARGEST_COUNT = 1_000_000
 _LARGEST_SIZE = 1 << 50
 _LARGEST_PORT = 65535
@@ -210,10 +213,29 @@ def _variant(text: str) -> tuple[str, str]:
     return name, arguments
 
 
-def _gpu(value: Any) -> str:
-    from bsfind.simulation.gpus.catalogue import find_gpu  # `--help` works without it
+def _gpus(value: Any) -> tuple[str, ...]:
+    from bsfind.simulation.gpus.catalogue import different_gpus, find_gpu
 
-    return find_gpu(value if isinstance(value, str) else brief(value)).key
+    given = value.split(",") if isinstance(value, str) else value
+    if not isinstance(given, (list, tuple)):
+        given = (given,)
+    found: list[str] = []
+    for one in given:
+        text = one if isinstance(one, str) else brief(one)
+        is_all = text.strip().lower() == ALL_GPUS
+        found += [gpu.key for gpu in (different_gpus() if is_all else (find_gpu(text),))]
+    if not found:
+        raise ValueError("no GPU is named")
+    return tuple(dict.fromkeys(found))
+
+
+def _write_gpus(gpus: str | Sequence[str]) -> str:
+    from bsfind.simulation.gpus.catalogue import different_gpus
+
+    if isinstance(gpus, str):
+        return gpus
+    is_all = len(gpus) > 1 and set(gpus) == {gpu.key for gpu in different_gpus()}
+    return ALL_GPUS if is_all else ",".join(gpus)
 
 
 def _number(
@@ -299,8 +321,9 @@ INPUT_SHAPE = of_text(parse_input_shape, repeats=True)
 INPUT = of_text(parse_input, repeats=True)
 """Keyword inputs."""
 
-GPU = OptionType(_gpu)
-"""The key of a GPU in the catalogue, or a size in bytes. Reading raises UsageError."""
+GPUS = OptionType(_gpus, _write_gpus)
+"""Keys of GPUs in the catalogue, or sizes in bytes, in a tuple; one alone is written too. Reading raises
+UsageError."""
 
 
 def _size_from(least: int) -> Callable[[Any], Any]:

@@ -351,7 +351,7 @@ class DeviceChoice:
     """
 
     device: str = field(default="auto", metadata=_option(types.of_text(_device)))
-    gpu: str | None = field(default=None, metadata=_option(types.GPU))
+    gpu: str | None = field(default=None, metadata=_option(types.GPUS))
     memory_limit_bytes: int | None = field(
         default=None, metadata=_option(types.MEMORY, "memory_limit")
     )

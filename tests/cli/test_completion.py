@@ -45,6 +45,7 @@ def offered(line: str, folder: Path) -> list[str]:
         ("bsfind run --max", ["--max-batch-size", "--max-size"]),
         ("bsfind run --gpu rtx-30", ["rtx-3060", "rtx-3060-ti", "rtx-3090", "rtx-3090-ti"]),
         ("bsfind check a:b --gpu a10", ["a10", "a10g"]),
+        ("bsfind run --gpu a10g,a", ["a10g,a10", "a10g,a16", "a10g,all"]),
         ("bsfind run --mode ", ["train", "infer"]),
         ("bsfind run --precision fp32,amp-", ["fp32,amp-fp16", "fp32,amp-bf16"]),
         ("bsfind run --profile ", ["ci", "node"]),

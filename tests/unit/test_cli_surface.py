@@ -145,8 +145,8 @@ def test_options_that_repeat() -> None:
         ("BSFIND_QUIET", "true", "quiet", True),
         ("BSFIND_PRECISION", "bf16", "precision", ("bf16",)),
         ("BSFIND_MEMORY_LIMIT", "8GiB", "memory_limit", 8 << 30),
-        ("BSFIND_GPU", "NVIDIA GeForce RTX 3090", "gpu", "rtx-3090"),
-        ("BSFIND_GPU", "24GiB", "gpu", str(24 << 30)),
+        ("BSFIND_GPU", "NVIDIA GeForce RTX 3090", "gpu", ("rtx-3090",)),
+        ("BSFIND_GPU", "24GiB,4090, a10g", "gpu", (str(24 << 30), "rtx-4090", "a10g")),
         ("BSFIND_CONTEXT_MEMORY", "300MiB", "context_memory", 300 << 20),
     ],
 )

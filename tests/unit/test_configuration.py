@@ -178,13 +178,15 @@ def test_one_value_of_a_repeatable_option_needs_no_list(project: Path) -> None:
 def test_a_list_for_an_option_of_comma_separated_names(project: Path) -> None:
     configure(project, 'precision = ["fp32", "amp"]')
     assert options_of(*RUN)["precision"] == ("fp32", "amp")
+    configure(project, 'gpu = ["a10g", "24GiB"]')
+    assert options_of(*RUN)["gpu"] == ("a10g", str(24 << 30))
 
 
 def test_a_gpu_that_is_simulated(project: Path) -> None:
     configure(project, 'gpu = "a10g"\ncontext-memory = "500MiB"')
     options = options_of(*RUN)
-    assert (options["gpu"], options["context_memory"]) == ("a10g", 500 << 20)
-    assert options_of(*RUN, "--gpu", "24GiB")["gpu"] == str(24 << 30)
+    assert (options["gpu"], options["context_memory"]) == (("a10g",), 500 << 20)
+    assert options_of(*RUN, "--gpu", "24GiB")["gpu"] == (str(24 << 30),)
 
 
 def test_other_commands_do_not_read_it(project: Path) -> None:
@@ -307,7 +309,7 @@ def test_a_profile_overrides_the_general_options(project: Path) -> None:
     configure(project, PROFILES)
     plain, chosen = options_of(*RUN), options_of(*RUN, "--profile", "ci")
     assert (plain["steps"], plain["gpu"]) == (4, None)
-    assert (chosen["steps"], chosen["gpu"]) == (5, "a10g")
+    assert (chosen["steps"], chosen["gpu"]) == (5, ("a10g",))
     assert list(chosen["model_arg"]) == [("c", "3")]
     assert str(chosen["headroom"]) == "8%"
     assert options_of(*RUN, "--profile", "node")["precision"] == ("bf16",)

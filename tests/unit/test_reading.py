@@ -17,7 +17,7 @@ from example_report import example_report, predicted_report
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bsfind.report.json import inspection_schema, read_report, schema, to_json
+from bsfind.report.json import gpus_schema, inspection_schema, read_report, schema, to_json
 from bsfind.report.validation import KEYWORDS, validated
 
 GOOD = json.loads(to_json(example_report()))
@@ -168,7 +168,7 @@ def keywords(schema: Any) -> Iterator[str]:
         yield from keywords(rule)
 
 
-@pytest.mark.parametrize("document", [schema(), inspection_schema()])
+@pytest.mark.parametrize("document", [schema(), inspection_schema(), gpus_schema()])
 def test_the_validator_knows_what_the_schemas_use(document: dict[str, Any]) -> None:
     assert set(keywords(document)) <= KEYWORDS
 

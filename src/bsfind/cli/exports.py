@@ -13,6 +13,7 @@ from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report, ReportWarning
 from bsfind.report.export import DRAWN_FORMATS, check_writable, is_stream, write_report
 from bsfind.report.github import GitHubStep, annotation
+from bsfind.search.compared_gpus import ComparedGpus
 
 _PAUSE = 9
 """The pause after a slow format was written, as a multiple of the time that took: where trials take
@@ -51,7 +52,7 @@ class Exports:
         for path in self._paths:
             check_writable(path)
 
-    def update(self, current: Callable[[], Report]) -> None:
+    def update(self, current: Callable[[], Report | ComparedGpus]) -> None:
         """Write what is known after a trial; a slow format only when it is due."""
         now_s = self._clock()
         due = [
@@ -62,12 +63,12 @@ class Exports:
         if due:
             self._write(current(), due)
 
-    def finish(self, report: Report) -> bool:
+    def finish(self, report: Report | ComparedGpus) -> bool:
         """Write the finished report; returns whether all files hold it."""
         self._write(report, self._paths)
         return not self._unwritten
 
-    def _write(self, report: Report, paths: Sequence[Path]) -> None:
+    def _write(self, report: Report | ComparedGpus, paths: Sequence[Path]) -> None:
         for path in paths:
             started_s = self._clock()
             try:
@@ -106,7 +107,7 @@ class GitHubReporter:
                 )
             )
 
-    def tell(self, report: Report, code: int, message: str) -> int:
+    def tell(self, report: Report | ComparedGpus, code: int, message: str) -> int:
         """Write summary, outputs and annotation; returns the exit code.
 
         Args:

@@ -444,7 +444,7 @@ OPTIONS: tuple[Option, ...] = (
         metavar="NAME|SIZE",
         complete=gpus,
         help="Predict for a GPU that need not be there: a name that `bsfind gpus` lists, or its "
-        "memory, such as `24GiB`.",
+        "memory, such as `24GiB`. `run` compares several: `l4,a10g`, or `all`.",
     ),
     Option(
         "--context-memory",

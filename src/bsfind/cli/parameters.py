@@ -204,10 +204,10 @@ def names(choices: Sequence[str]) -> Completer:
 
 
 def gpus(incomplete: str) -> list[str]:
-    """Complete the short name of a known GPU."""
+    """Complete the short name of the last GPU of a list."""
     from bsfind.simulation.gpus.catalogue import known_gpus
 
-    return [gpu.key for gpu in known_gpus() if gpu.key.startswith(incomplete.lower())]
+    return names([*(gpu.key for gpu in known_gpus()), types.ALL_GPUS])(incomplete.lower())
 
 
 def profiles(incomplete: str) -> list[str]:

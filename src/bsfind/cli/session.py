@@ -6,16 +6,19 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from bsfind.cli import compared_gpus
 from bsfind.cli.exports import Exports, GitHubReporter
 from bsfind.cli.progress import TerminalEvents, trial_line
 from bsfind.errors import BelowMinimumError, BsfindError, ExitCode, Terminated, UsageError
 from bsfind.records import Report
 from bsfind.report import wording
+from bsfind.report.compared_gpus import print_compared
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
+from bsfind.search.compared_gpus import ComparedGpus, GpusFinder
 from bsfind.search.finder import Finder
-from bsfind.search.request import launch_settings_from, settings_from
+from bsfind.search.request import launch_settings_from, settings_from, settings_of_each_gpu
 from bsfind.settings import Settings
 from bsfind.trial import Trial
 
@@ -31,6 +34,10 @@ def run_session(options: Mapping[str, Any], given: Collection[str]) -> int:
         UsageError: the options do not go together, or an export cannot be written.
     """
     _check_output(options)
+    if "axis" in options and len(options["gpu"] or ()) > 1:  # `run`
+        compared_gpus.check_output(options)
+        gpus = settings_of_each_gpu(options["target"], options, given)
+        return _Session(gpus[0], options, gpus).run()
     return _Session(settings_from(options["target"], options, given), options).run()
 
 
@@ -50,17 +57,25 @@ def _check_output(options: Mapping[str, Any]) -> None:
 
 
 class _Session(TerminalEvents):
-    """A search from its first trial to the last line."""
+    """A search from its first trial to the last line.
 
-    def __init__(self, settings: Settings, options: Mapping[str, Any]) -> None:
+    Args:
+        settings: what to run.
+        options: the values of the options by name.
+        gpus: what to run on each of a list of GPUs; none: the device of the settings is the only one.
+    """
+
+    def __init__(
+        self, settings: Settings, options: Mapping[str, Any], gpus: Sequence[Settings] = ()
+    ) -> None:
         super().__init__(settings.device, options)
         self._settings = settings
         self._options = options
-        self._finder = Finder(
-            settings,
-            command=["bsfind", *sys.argv[1:]],
-            events=self,
-            use_lock=not options["no_lock"],
+        command = ["bsfind", *sys.argv[1:]]
+        self._finder: Finder | GpusFinder = (
+            GpusFinder(gpus, command=command, events=self, fail_under=options["fail_under"])
+            if gpus
+            else Finder(settings, command=command, events=self, use_lock=not options["no_lock"])
         )
         self._exports = Exports(options["export"] or (), self.terminal)
         self._exports.check()
@@ -97,32 +112,39 @@ class _Session(TerminalEvents):
             self.terminal.note(line)
         self._exports.update(lambda: self._finder.report)
 
-    def _below_minimum(self, report: Report) -> list[BelowMinimumError]:
+    def _below_minimum(self, report: Report | ComparedGpus) -> list[BelowMinimumError]:
         """Print and return the error of an answer below `--fail-under`."""
-        least, chosen = self._options.get("fail_under"), report.recommendation
-        if report.status != "complete":
+        least = self._options.get("fail_under")
+        if report.status != "complete" or least is None:
             return []  # more may fit
-        if least is None or chosen is None or chosen.size >= least:
+        if isinstance(report, ComparedGpus):
+            error = compared_gpus.below_minimum(report, least)
+        else:
+            error = _below(report, least)
+        if error is None:
             return []
-        error = BelowMinimumError(
-            f"the recommended {report.searched}, {chosen.size:,}, is below `--fail-under {least}`"
-        )
         self.terminal.error(error)
         return [error]
 
-    def _print(self, report: Report) -> None:
+    def _print(self, report: Report | ComparedGpus) -> None:
         for warning in report.warnings:
             self.terminal.warning(warning)
         self._print_errors()
         if self._options["json"]:
             sys.stdout.write(to_json(report))
+        elif isinstance(report, ComparedGpus):
+            if self._options["quiet"]:
+                compared_gpus.print_sizes(report, self.terminal)
+            else:
+                print_compared(report, self.terminal.out)
+            return
         elif self._options["quiet"]:
             self._print_number(report)
         elif self._settings.batch_size is not None:
             print_check(report, self.terminal.out)
         else:
             print_report(report, self.terminal.out)
-        if self._options["plot"]:
+        if self._options["plot"] and isinstance(report, Report):
             print_plot(report, self.terminal.out)
 
     def _print_number(self, report: Report) -> None:
@@ -148,11 +170,20 @@ class _Session(TerminalEvents):
                 self.terminal.error(error)
 
 
-def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
+def _below(report: Report, least: int) -> BelowMinimumError | None:
+    chosen = report.recommendation
+    if chosen is None or chosen.size >= least:
+        return None
+    return BelowMinimumError(
+        f"the recommended {report.searched}, {chosen.size:,}, is below `--fail-under {least}`"
+    )
+
+
+def exit_code(report: Report | ComparedGpus, errors: Sequence[BsfindError]) -> int:
     """Return the exit code of a search that was not interrupted.
 
     Args:
-        report: of the search.
+        report: of the search; of a list of GPUs, one that is large enough makes it 0.
         errors: that left it without an answer, or with half of one; not those of single precisions
             where another one gave an answer.
     """
@@ -160,6 +191,8 @@ def exit_code(report: Report, errors: Sequence[BsfindError]) -> int:
         return errors[0].exit_code
     if report.status == "partial":
         return ExitCode.STOPPED_EARLY
+    if isinstance(report, ComparedGpus):
+        return ExitCode.OK if report.smallest is not None else ExitCode.DOES_NOT_FIT
     fits = report.recommendation is not None
     if report.search["batch_size"] is not None:
         answered = (result for result in report.results if result.status in ("ok", "nothing_fits"))

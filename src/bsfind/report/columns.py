@@ -13,7 +13,11 @@ SPEED_UP = "speed-up"
 SEQ_LEN = "seq len"
 """Name of the column of the lengths of sequences, where there are several."""
 
-_NOTHING = "–"
+GPU = "GPU"
+"""Name of the column of GPUs, where a list of them is compared."""
+
+NOTHING = "–"
+"""What stands in a cell without a figure."""
 
 
 def cells_of(result: PrecisionResult, report: Report) -> dict[str, str]:
@@ -22,7 +26,7 @@ def cells_of(result: PrecisionResult, report: Report) -> dict[str, str]:
     A prediction has no times, and no columns for them.
     """
     timed = {
-        "samples/s": format_count(result.samples_per_s) if result.samples_per_s else _NOTHING,
+        "samples/s": format_count(result.samples_per_s) if result.samples_per_s else NOTHING,
     }
     if report.launch is None or baseline(report.results, result.seq_len) is not None:
         ratio = speed_up(result, report.results)
@@ -36,7 +40,7 @@ def cells_of(result: PrecisionResult, report: Report) -> dict[str, str]:
         "recommended": _count(result.recommended_size),
         "peak allocated": _bytes(result.peak_allocated_bytes),
         "peak reserved": _bytes(result.peak_reserved_bytes),
-        "of the card": _NOTHING
+        "of the card": NOTHING
         if result.peak_fraction is None
         else percentage(result.peak_fraction),
         **({} if report.simulated else timed),
@@ -60,8 +64,8 @@ def title_of(column: str, report: Report) -> str:
 
 
 def _count(value: int | None) -> str:
-    return _NOTHING if value is None else f"{value:,}"
+    return NOTHING if value is None else f"{value:,}"
 
 
 def _bytes(value: int | None) -> str:
-    return _NOTHING if value is None else format_bytes(value)
+    return NOTHING if value is None else format_bytes(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable, Iterator
 
 from bsfind.records import Report
 from bsfind.report.visible import visible
@@ -17,10 +18,18 @@ _OF_RESULT = ("precision", "remedy", "seq_len", "weights_dtype")
 
 def to_csv(report: Report) -> str:
     """Return one row per trial."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
+    return written([header(report), *rows(report)])
+
+
+def header(report: Report) -> list[str]:
+    """Return the names of the columns."""
+    axis = ["axis_size"] if report.axis is not None else []
+    return [*_OF_RESULT, *axis, *_OF_TRIAL, "is_maximum", "is_recommended", "simulated"]
+
+
+def rows(report: Report) -> Iterator[list[object]]:
+    """Yield the cells of each trial."""
     of_trial = (*(("axis_size",) if report.axis is not None else ()), *_OF_TRIAL)
-    writer.writerow((*_OF_RESULT, *of_trial, "is_maximum", "is_recommended", "simulated"))
     for result in report.results:
         for trial in (*result.trials, *result.timings):
             ran = trial.status == "ok"
@@ -29,5 +38,11 @@ def to_csv(report: Report) -> str:
             row += [getattr(trial, name) for name in of_trial]
             row.append(int(ran and trial.size == result.max_size))
             row.append(int(ran and trial.size == result.recommended_size))
-            writer.writerow((*row, int(report.simulated)))
+            yield [*row, int(report.simulated)]
+
+
+def written(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from bsfind.records import Report
+    from bsfind.search.compared_gpus import ComparedGpus
 
 EXPORT_FORMATS = (".json", ".md", ".csv", ".svg", ".png")
 DRAWN_FORMATS = (".svg", ".png")
@@ -35,12 +36,17 @@ _LONGEST_S = 20.0
 """How long a reader may take to read a report."""
 
 
-def _written(report: Report, suffix: str) -> str | bytes:
+def _written(report: Report | ComparedGpus, suffix: str) -> str | bytes:
+    from bsfind.report.compared_gpus import compared_to_csv, compared_to_markdown
     from bsfind.report.csv import to_csv  # `--help` goes without the writers
     from bsfind.report.json import to_json
     from bsfind.report.markup import to_markdown
     from bsfind.report.plot import to_png, to_svg
+    from bsfind.search.compared_gpus import ComparedGpus
 
+    if isinstance(report, ComparedGpus):
+        of_compared = {".json": to_json, ".md": compared_to_markdown, ".csv": compared_to_csv}
+        return of_compared[suffix](report)
     writers: dict[str, Callable[[Report], str | bytes]] = {
         ".json": to_json,
         ".md": to_markdown,
@@ -51,7 +57,7 @@ def _written(report: Report, suffix: str) -> str | bytes:
     return writers[suffix](report)
 
 
-def write_report(report: Report, path: Path) -> None:
+def write_report(report: Report | ComparedGpus, path: Path) -> None:
     """Write a report; a reader sees the old file or the new one, never a part of one.
 
     Raises:

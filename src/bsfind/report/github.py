@@ -5,6 +5,7 @@ https://docs.github.com/en/actions/reference/workflows-and-actions/workflow-comm
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,11 @@ from pathlib import Path
 from bsfind.errors import ExitCode, UsageError
 from bsfind.records import Report
 from bsfind.report import wording
+from bsfind.report.compared_gpus import compared_to_markdown, reasons
 from bsfind.report.export import append_text, check_writable
 from bsfind.report.markup import to_markdown
 from bsfind.report.visible import visible_lines
+from bsfind.search.compared_gpus import ComparedGpus
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"
 _OUTPUT = "GITHUB_OUTPUT"
@@ -63,25 +66,34 @@ class GitHubStep:
         files = {_SUMMARY: self.summary, _OUTPUT: self.output}
         return tuple(variable for variable, file in files.items() if file is None)
 
-    def write(self, report: Report) -> None:
+    def write(self, report: Report | ComparedGpus) -> None:
         """Append to the files, which other commands of the step may have written to.
 
         Raises:
             UsageError: a file cannot be written.
         """
+        summary = (
+            compared_to_markdown(report)
+            if isinstance(report, ComparedGpus)
+            else to_markdown(report)
+        )
         for file, text in (
-            (self.summary, f"{to_markdown(report)}\n"),
+            (self.summary, f"{summary}\n"),
             (self.output, outputs(report)),
         ):
             if file is not None:
                 append_text(file, text)
 
 
-def outputs(report: Report) -> str:
-    """Return the step's outputs.
+def outputs(report: Report | ComparedGpus) -> str:
+    """Return the step's outputs; of a list of GPUs, those of the smallest that is large enough, and its name.
 
     They are empty without an answer, so that the output of an earlier command is not taken for one.
     """
+    if isinstance(report, ComparedGpus):
+        smallest = report.smallest
+        found = dataclasses.replace(report.cards[0].report, recommendation=None)
+        return f"{outputs(smallest.report if smallest else found)}gpu={smallest.gpu if smallest else ''}\n"
     chosen = report.recommendation
     batch_size, precision = (chosen.batch_size, chosen.precision) if chosen else ("", "")
     written = f"batch_size={batch_size}\nprecision={precision}\n"
@@ -90,7 +102,7 @@ def outputs(report: Report) -> str:
     )
 
 
-def annotation(code: int, report: Report, message: str) -> str | None:
+def annotation(code: int, report: Report | ComparedGpus, message: str) -> str | None:
     """Return the command that annotates the run with a failure; None if there is none.
 
     It may go to stderr: the runner looks for commands in both streams
@@ -113,14 +125,16 @@ def annotation(code: int, report: Report, message: str) -> str | None:
     return f"::error title={_escape_property(title)}::{_escape_data(message or _reasons(report))}\n"
 
 
-def _reasons(report: Report) -> str:
+def _reasons(report: Report | ComparedGpus) -> str:
     """Return why there is no answer, for each precision."""
-    reasons = [
+    if isinstance(report, ComparedGpus):
+        return "\n".join([wording.target(report.cards[0].report), *reasons(report)])
+    found = [
         f"{wording.full_label(r)}: {r.message}"
         for r in report.results
         if r.message and not r.remedy
     ]
-    return "\n".join([wording.target(report), *reasons])
+    return "\n".join([wording.target(report), *found])
 
 
 # As @actions/core does (toolkit, packages/core/src/command.ts).

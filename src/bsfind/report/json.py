@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from bsfind.inspect.inspection import InspectionReport
 from bsfind.records import Report
 from bsfind.report.validation import validated
+from bsfind.search.compared_gpus import ComparedGpus
 
 _Item = TypeVar("_Item", bound=Hashable)
 
@@ -40,7 +41,7 @@ def dumps(document: Any) -> str:
     return _TO_ESCAPE.sub(lambda f: f[1] or escapes.get(f[0], f"\\{f[0]}"), text) + "\n"
 
 
-def to_json(report: Report | InspectionReport) -> str:
+def to_json(report: Report | ComparedGpus | InspectionReport) -> str:
     """Return the JSON document of a report."""
     return dumps(report.to_json())
 
@@ -63,6 +64,8 @@ def read_report(content: bytes) -> Report:
         raise ValueError("it is not a text file") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"it is not JSON: {error}") from None
+    if isinstance(document, dict) and "cards" in document:
+        raise ValueError("it compares GPUs: each of its `cards` is a report")
     report = Report.from_json(validated(document, schema()))
     twice = _repeated([(r.precision, r.remedy, r.seq_len) for r in report.results])
     if twice is not None:
@@ -92,6 +95,22 @@ def schema() -> dict[str, Any]:
 def inspection_schema() -> dict[str, Any]:
     """Return the JSON Schema of what `inspect` finds out."""
     return _shipped("inspection_schema.json")
+
+
+def gpus_schema() -> dict[str, Any]:
+    """Return the JSON Schema of what `run` with a list of GPUs finds out: a report of each."""
+    document, report = _shipped("gpus_schema.json"), schema()
+    card = {
+        "description": "What `bsfind run` found out on one of the GPUs: its report, and the GPU.",
+        **{name: report[name] for name in ("type", "additionalProperties")},
+        "required": ["gpu", *report["required"]],
+        "properties": {"gpu": {"$ref": "#/$defs/gpu"}, **report["properties"]},
+    }
+    return {**document, "$defs": {**document["$defs"], **report["$defs"], "card": card}}
+
+
+SCHEMAS = {"report": schema, "gpus": gpus_schema, "inspection": inspection_schema}
+"""The schemas by the names that `bsfind schema` takes."""
 
 
 def _shipped(name: str) -> dict[str, Any]:

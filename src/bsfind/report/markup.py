@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Mapping, Sequence
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.columns import cells_of, title_of
 from bsfind.report.sentences import answer, problems, sentences
 from bsfind.report.visible import visible
+from bsfind.search.compared_gpus import ComparedGpus
 
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]")
 """What CommonMark and GitHub's extensions of it (tables, strikethrough, formulas) read as markup."""
@@ -20,23 +22,41 @@ _NUMBER = ' style="text-align: right"'
 
 def to_markdown(report: Report) -> str:
     """Return the comparison table and the sentences under it."""
-    subject, *conditions = map(_escape, wording.heading(report))
+    rows = [cells_of(result, report) for result in wording.rows(report)]
+    told = answer(report)
+    return markdown(
+        report,
+        heading=wording.heading(report),
+        titles=[title_of(column, report) for column in rows[0]] if rows else [],
+        rows=rows,
+        texts=([told] if told else []) + sentences(report),
+        notes=problems(report),
+    )
+
+
+def markdown(
+    report: Report | ComparedGpus,
+    *,
+    heading: Sequence[str],
+    titles: Sequence[str],
+    rows: Sequence[Mapping[str, str]],
+    texts: Sequence[str],
+    notes: Sequence[str],
+) -> str:
+    """Return a page about a report: all that these texts say, and its status, warnings and command line."""
+    subject, *conditions = map(_escape, heading)
     lines = [f"**bsfind** · {subject}", ""]
     for text in conditions:
         lines.extend([text, ""])
-    rows = [cells_of(result, report) for result in wording.rows(report)]
     if rows:
-        columns = list(rows[0])
-        titles = [title_of(column, report) for column in columns]
         lines.append("| " + " | ".join(titles) + " |")
-        lines.append("|---|" + "---:|" * (len(columns) - 1))
+        lines.append("|---|" + "---:|" * (len(titles) - 1))
         lines.extend("| " + " | ".join(map(_escape, row.values())) + " |" for row in rows)
         lines.append("")
     if report.status != "complete":
         lines.extend([f"**{report.status}**: {_escape(report.message or wording.UNFINISHED)}", ""])
-    told = answer(report)
-    lines.extend(_escape(text) for text in ([told] if told else []) + sentences(report))
-    lines.extend(f"- {_escape(text)}" for text in problems(report))
+    lines.extend(map(_escape, texts))
+    lines.extend(f"- {_escape(text)}" for text in notes)
     lines.extend(f"- warning: {_escape(warning.message)}" for warning in report.warnings)
     lines.extend(["", _code(report.reproduce), ""])
     return "\n".join(lines)

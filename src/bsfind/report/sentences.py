@@ -49,7 +49,7 @@ def sentences(report: Report) -> list[str]:
     lines = [] if result is None else [_evidence(result, report)]
     lines += _refused_sizes(report)
     if result is not None:
-        lines += [*_global_batch(report), *_evaluation(result)]
+        lines += [*global_batch(report), *_evaluation(result)]
         lines += [*_gpu_memory(result, report), *_throughput(result)]
         lines += _estimate(result, report)
     lines += _gpus_needed(report)
@@ -164,7 +164,8 @@ def _refused_sizes(report: Report) -> list[str]:
     return list(lines.values())
 
 
-def _global_batch(report: Report) -> Iterator[str]:
+def global_batch(report: Report) -> Iterator[str]:
+    """Yield the factors of the global batch."""
     parts = report.recommendation.global_batch if report.recommendation else None
     if parts is None:
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +11,7 @@ from rich.text import Text
 
 from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
-from bsfind.report.columns import SEQ_LEN, SPEED_UP, cells_of, title_of
+from bsfind.report.columns import GPU, SEQ_LEN, SPEED_UP, cells_of, title_of
 from bsfind.report.sentences import (
     accuracy,
     answer,
@@ -22,10 +24,13 @@ from bsfind.report.sentences import (
 from bsfind.report.width import fits, is_utf8, labelled, print_sentence, sentence
 from bsfind.units import format_bytes, format_count
 
+_BAR = "card bar"
+"""Name of the column with bars."""
+
 _FITTED = ("precision", SEQ_LEN, "max batch", "recommended")
 _TIMES = ("samples/s", SPEED_UP)
-_LAYOUTS = (
-    (*_FITTED, "peak allocated", "peak reserved", "card bar", *_TIMES),
+LAYOUTS = (
+    (*_FITTED, "peak allocated", "peak reserved", _BAR, *_TIMES),
     (*_FITTED, "peak allocated", "peak reserved", "of the card", *_TIMES),
     (*_FITTED, "peak reserved", "of the card", *_TIMES),
     (*_FITTED, "peak reserved", "samples/s"),
@@ -97,23 +102,55 @@ def _print_hints(report: Report, console: Console) -> None:
 
 
 def _print_results(report: Report, console: Console) -> None:
+    best = wording.recommended(report)
+    rows = [
+        (cells(result, report, console), result is best and len(report.results) > 1)
+        for result in wording.rows(report)
+    ]
+    if len(report.results) == 1:
+        rows[0][0].pop(SPEED_UP, None)
+    print_rows(rows, report, LAYOUTS, console)
+
+
+def cells(result: PrecisionResult, report: Report, console: Console) -> dict[str, str]:
+    """Return the cells of a row, by column."""
+    return {**cells_of(result, report), _BAR: _bar(result, console)}
+
+
+def print_rows(
+    rows: Sequence[tuple[Mapping[str, str], bool]],
+    report: Report,
+    layouts: Sequence[Sequence[str]],
+    console: Console,
+) -> None:
+    """Print a table in the width of the console.
+
+    Args:
+        rows: the cells of each row, by column, and whether it is in bold.
+        report: which has such rows.
+        layouts: columns, from the widest table to the narrowest; the first two keep titles in one line.
+        console: where it is printed.
+    """
     for two_lines in (False, True):
-        for columns in _LAYOUTS[: 2 if not two_lines else None]:
-            table = _table(report, columns, console, two_lines=two_lines)
+        for columns in layouts[: 2 if not two_lines else None]:
+            table = _table(rows, report, columns, two_lines=two_lines)
             if fits(table, console):
                 console.print(table)
                 return
-    for result in wording.rows(report):  # narrower than any table: one line per figure
-        for name, cell in cells_of(result, report).items():
-            if cell:
+    for row, _ in rows:  # narrower than any table: one line per figure
+        for name, cell in row.items():
+            if cell and name != _BAR:
                 print_sentence(console, f"{title_of(name, report)}: {cell}")
 
 
-def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_lines: bool) -> Table:
-    known = {"card bar", *cells_of(report.results[0], report)}
-    if len(report.results) == 1:
-        known.discard(SPEED_UP)
-    columns = tuple(name for name in columns if name in known)
+def _table(
+    rows: Sequence[tuple[Mapping[str, str], bool]],
+    report: Report,
+    columns: Sequence[str],
+    *,
+    two_lines: bool,
+) -> Table:
+    columns = [name for name in columns if name in rows[0][0]]
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -121,22 +158,16 @@ def _table(report: Report, columns: tuple[str, ...], console: Console, *, two_li
         padding=(0, 1 if two_lines else 2, 0, 0),
     )
     for name in columns:
-        header = "of the card" if name == "card bar" else title_of(name, report)
+        header = "of the card" if name == _BAR else title_of(name, report)
         if two_lines:
             header = _TWO_LINES.get(header, header.replace("max ", "max\n"))
         table.add_column(
             header,
-            justify="left" if name in ("precision", "card bar") else "right",
+            justify="left" if name in (GPU, "precision", _BAR) else "right",
             no_wrap=not two_lines,
         )
-    best = wording.recommended(report)
-    for result in wording.rows(report):
-        cells = cells_of(result, report)
-        cells["card bar"] = _bar(result, console)
-        table.add_row(
-            *(cells[name] for name in columns),
-            style="bold" if result is best and len(report.results) > 1 else "",
-        )
+    for row, is_bold in rows:
+        table.add_row(*(row[name] for name in columns), style="bold" if is_bold else "")
     return table
 
 

@@ -93,6 +93,7 @@ class Finder:
         events: receives what happens; `report` is up to date after each trial.
         use_lock: wait for the GPU until no other bsfind measures on it.
         make_pool: makes the pools of the workers, with the arguments of `WorkerPool`.
+        clock: how long it may take, where other searches share the time; None: as the settings say.
 
     Attributes:
         errors: what ended the search before it had an answer: a failure that broke all of it off, a limit;
@@ -108,6 +109,7 @@ class Finder:
         events: Events | None = None,
         use_lock: bool = True,
         make_pool: Callable[..., WorkerPool] = WorkerPool,
+        clock: TimeBudget | None = None,
     ) -> None:
         self._settings = settings
         self._command = tuple(command)
@@ -116,7 +118,9 @@ class Finder:
         self._make_pool = make_pool
         self._lengths = lengths_of(settings)
         self._watch = MemoryWatch()
-        self._clock = TimeBudget(settings.limits.trial_timeout_s, settings.limits.time_budget_s)
+        limits = settings.limits
+        self._clock = clock or TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
+        self._begun_s = self._clock.elapsed_s
         self._opened: _Opened | None = None
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
@@ -521,7 +525,7 @@ class Finder:
                 stopped_by=self.stopped_by,
                 logs=self._logs,
                 is_finished=self._is_finished,
-                duration_s=self._clock.elapsed_s,
+                duration_s=self._clock.elapsed_s - self._begun_s,
             )
         )
 

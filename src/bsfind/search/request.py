@@ -92,6 +92,18 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     )
 
 
+def settings_of_each_gpu(
+    target: str, options: Mapping[str, Any], given: Collection[str] = ()
+) -> list[Settings]:
+    """Return the settings that options with a list of GPUs ask for: of the GPU with the least memory first.
+
+    Raises:
+        UsageError: as `settings_from` does.
+    """
+    gpus = sorted(options["gpu"], key=lambda gpu: (find_gpu(gpu).total_bytes or 0, gpu))
+    return [settings_from(target, {**options, "gpu": (gpu,)}, given) for gpu in gpus]
+
+
 def launch_settings_from(
     command: Sequence[str], options: Mapping[str, Any], given: Collection[str] = ()
 ) -> Settings:
@@ -320,8 +332,18 @@ def why_pointless(workload: Workload, remedy: str) -> str | None:
 
 
 def _which_gpu(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of the device: `--gpu` alone means a simulated one, and the reverse."""
-    device, gpu = fields.get("device", "auto"), fields.get("gpu")
+    """Return the fields of the device: `--gpu` alone means a simulated one, and the reverse.
+
+    Raises:
+        UsageError: several GPUs are named.
+    """
+    gpus = fields.get("gpu") or (None,)
+    if len(gpus) > 1:
+        raise UsageError(
+            f"`--gpu` names {len(gpus)} GPUs, and this takes one",
+            hint="`bsfind run` compares several, and `--fail-under N` asks on which of them N samples fit",
+        )
+    device, gpu = fields.get("device", "auto"), gpus[0]
     if gpu is not None and device == "auto":
         device = "sim"
     if gpu is None and device == "sim":

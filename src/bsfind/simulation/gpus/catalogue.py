@@ -66,6 +66,18 @@ def known_gpus() -> tuple[CatalogueGpu, ...]:
     return _catalogue().gpus
 
 
+def different_gpus() -> tuple[CatalogueGpu, ...]:
+    """Return the GPUs that can be simulated, those with the least memory first.
+
+    Of cards with the same compute capability, number of multiprocessors and memory (within 1 %), it is one.
+    """
+    found: list[CatalogueGpu] = []
+    for gpu in sorted(known_gpus(), key=_memory):
+        if gpu.capability and gpu.total_bytes and not any(_alike(gpu, other) for other in found):
+            found.append(gpu)
+    return tuple(found)
+
+
 def find_gpu(text: str) -> CatalogueGpu:
     """Find a GPU by its name or its size.
 
