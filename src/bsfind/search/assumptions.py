@@ -158,9 +158,9 @@ def late_buckets(trial: Trial | None, settings: Settings) -> ReportWarning | Non
     size = f"{settings.workload.searched} {trial.size:,}"
     return ReportWarning(
         code="ddp_rebuild",
-        message=f"DDP makes its buckets anew after the first steps: if steps are shorter than about 0.1 s, the "
-        f"old ones stay for one step more, and {size} runs out of memory then",
-        hint="`--parallel-arg gradient_as_bucket_view=true` needs less, and a larger `--headroom` leaves room",
+        message="DDP makes its buckets anew after the first steps: if steps are shorter than about 0.1 s, "
+        f"the old ones stay for one step more, and {size} runs out of memory then",
+        hint="`--parallel-arg gradient_as_bucket_view=true` needs less; a larger `--headroom` leaves room",
     )
 
 
