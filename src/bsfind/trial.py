@@ -108,8 +108,8 @@ class Trial:
         ranks: what each rank took, of a launched training in several processes; else nothing.
         limiting_rank: the rank with the least memory left, whose figures those of the trial are, or the one
             that failed; None where there is one process.
-        fits_with_old_buckets: of a prediction with DDP: whether the device has room for the first buckets until
-            the end of the step that replaces them; None where there are none.
+        fits_with_old_buckets: of a prediction with DDP: whether the device has room for the first buckets
+            until the end of the step that replaces them; None where there are none.
     """
 
     batch_size: int

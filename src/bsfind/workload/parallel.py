@@ -72,11 +72,14 @@ def is_alone() -> bool:
 
 
 def _reduced(bucket: Any) -> torch.futures.Future[torch.Tensor]:
-    """Return a bucket of gradients as if it were reduced.
+    """Return a bucket of gradients that is reduced.
 
-    DDP waits for the future of the reduction, of which torch's fake process group has none
+    DDP waits for the future of the reduction, which has no value in torch's fake process group
     (torch/csrc/distributed/c10d/FakeProcessGroup.hpp, torch 2.6-2.14).
     """
+    import torch.distributed as dist
+
+    dist.all_reduce(bucket.buffer(), async_op=True).get_future()
     done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
     done.set_result(bucket.buffer())
     return done
