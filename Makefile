@@ -132,6 +132,7 @@ search-cost: setup $(FAKE)/.models ## Measure what a search costs beside an idea
 corpus: setup ## Compare the simulator with PyTorch's CUDA build, event by event, on the small models
 	-$(BIN)/python -m tests.simulation.compare_events --all --stub-cudnn
 	-$(BIN)/python -m tests.simulation.compare_events --all
+	-$(BIN)/python -m tests.simulation.parallel_runs
 
 simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the simulator is (hours on two cores)
 	$(BIN)/python -m benchmarks.simulation_accuracy

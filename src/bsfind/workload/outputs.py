@@ -15,6 +15,16 @@ Path = tuple[Any, ...]
 """Path of a tensor in an output: keys of mappings, indices of sequences, names of attributes."""
 
 
+def on_this_rank(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a tensor that this rank holds: of a sharded one its shard, else the whole."""
+    of_shards: Any = getattr(tensor, "to_local", None)
+    if of_shards is None:
+        return tensor
+    with torch.no_grad():
+        part: torch.Tensor = of_shards()
+    return part
+
+
 def leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
     """Yield the tensors of an output with their paths, in tuples, lists, mappings and objects too."""
     if isinstance(output, torch.Tensor):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -71,6 +72,16 @@ def is_alone() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_backend() == "fake"
 
 
+def _lacks_futures() -> bool:
+    """Tell whether collectives have no futures to wait for: those of a fake process group, unless traced."""
+    import torch.distributed as dist
+
+    if not is_alone():
+        return False
+    work: Any = dist.all_reduce(torch.zeros(1), async_op=True)
+    return work.get_future().wait() is None
+
+
 def _reduced(bucket: Any) -> torch.futures.Future[torch.Tensor]:
     """Return a bucket of gradients that is reduced.
 
@@ -126,7 +137,7 @@ class Parallelized:
         wrapped = nn.parallel.DistributedDataParallel(
             model.to(self._device), device_ids=[self._device.index], **options
         )
-        if is_alone():
+        if _lacks_futures():
             # It checks annotations, which are texts in this file: a lambda has none.
             wrapped.register_comm_hook(None, lambda _, bucket: _reduced(bucket))
         return wrapped
@@ -274,7 +285,9 @@ def partitioned(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     Raises:
         TargetError: a class that cannot be made again from its arguments.
     """
-    from torch.distributed.optim import ZeroRedundancyOptimizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # optimizers beside it use TorchScript
+        from torch.distributed.optim import ZeroRedundancyOptimizer
 
     kind = type(optimizer)
     taken = inspect.signature(kind).parameters

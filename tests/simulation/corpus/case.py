@@ -40,7 +40,7 @@ class Run:
         """Return what the fake GPU runs, as JSON types."""
         return {
             "name": self.case.name,
-            "workload": (self.case.written_out or self.case.workload).to_json(),
+            "workload": (self.case.written_out or self.case.workload).to_message(),
             "precision": self.precision,
             "batch_size": self.batch_size,
             "steps": self.steps,

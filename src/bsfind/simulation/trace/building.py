@@ -30,6 +30,7 @@ from bsfind.simulation.trace.torch_private import (
     without_fake,
 )
 from bsfind.units import format_bytes
+from bsfind.workload.outputs import on_this_rank
 from bsfind.workload.step import LoadedWorkload
 
 if TYPE_CHECKING:
@@ -321,13 +322,13 @@ def fixed_memory_of(loaded: LoadedWorkload, optimizer: str | None) -> FixedMemor
         optimizer: name of the optimizer's class, if known.
     """
     parameters = list(loaded.model.parameters())
-    nbytes = sum(tensor.nbytes for tensor in (*parameters, *loaded.model.buffers()))
+    nbytes = sum(map(_nbytes, (*parameters, *loaded.model.buffers())))
     if loaded.workload.mode != "train":
         return FixedMemory(parameter_bytes=nbytes)
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return FixedMemory(
         parameter_bytes=nbytes,
-        gradient_bytes=sum(parameter.nbytes for parameter in trained),
+        gradient_bytes=sum(map(_nbytes, trained)),
         optimizer_bytes=None if loaded.own_optimizers else _optimizer_bytes(loaded, trained),
         optimizer=optimizer,
     )
@@ -350,5 +351,9 @@ def _optimizer_bytes(loaded: LoadedWorkload, trained: Sequence[nn.Parameter]) ->
         for value in state.values()
     ]
     return sum(
-        value.nbytes for value in states if isinstance(value, torch.Tensor) and value.is_cuda
+        _nbytes(value) for value in states if isinstance(value, torch.Tensor) and value.is_cuda
     )
+
+
+def _nbytes(tensor: torch.Tensor) -> int:
+    return on_this_rank(tensor).nbytes
