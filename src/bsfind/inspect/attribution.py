@@ -35,7 +35,7 @@ from bsfind.simulation.trace.torch_private import (
     current_backward,
     parameters_of,
 )
-from bsfind.workload.outputs import on_this_rank
+from bsfind.workload.outputs import local_part
 
 
 class _Place(NamedTuple):
@@ -208,7 +208,7 @@ class Attribution(Observer):
     def _is(self, tensor: torch.Tensor, category: Category, module: str | None) -> None:
         """Note what a tensor is, unless it is known to be something."""
         with TorchFunctionOff():
-            for part in flat_tensors(on_this_rank(tensor)):
+            for part in flat_tensors(local_part(tensor)):
                 if part is None or not part.is_meta:
                     continue
                 block = self.recorder.block_of(part.untyped_storage())

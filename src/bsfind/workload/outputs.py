@@ -15,13 +15,13 @@ Path = tuple[Any, ...]
 """Path of a tensor in an output: keys of mappings, indices of sequences, names of attributes."""
 
 
-def on_this_rank(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the part of a tensor that this rank holds: of a sharded one its shard, else the whole."""
-    of_shards: Any = getattr(tensor, "to_local", None)
-    if of_shards is None:
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """Return what a rank holds of a tensor: its shard, where it is sharded."""
+    to_local: Any = getattr(tensor, "to_local", None)
+    if to_local is None:
         return tensor
     with torch.no_grad():
-        part: torch.Tensor = of_shards()
+        part: torch.Tensor = to_local()
     return part
 
 

@@ -23,6 +23,7 @@ from bsfind.parallel import Parallel
 from bsfind.records import Assumption
 from bsfind.units import format_parameters
 from bsfind.workload.model import repeated_blocks
+from bsfind.workload.outputs import local_part
 from bsfind.workload.precision import PrecisionPlan
 
 FSDP_ROOT_ONLY = (
@@ -57,12 +58,6 @@ def close_group() -> None:
 
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return what a rank holds of a tensor: its shard, where it is sharded."""
-    to_local: Any = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
 
 
 def is_alone() -> bool:

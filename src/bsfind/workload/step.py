@@ -35,8 +35,8 @@ from bsfind.workload.model import (
     weights_dtype,
 )
 from bsfind.workload.optimizer import make_optimizer
-from bsfind.workload.outputs import nbytes_of
-from bsfind.workload.parallel import Parallelized, local_part, open_group, partitioned
+from bsfind.workload.outputs import local_part, nbytes_of
+from bsfind.workload.parallel import Parallelized, open_group, partitioned
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.training import MakingInputs, ReferenceTraining, Training, TrainingSteps
 from bsfind.workload.user_errors import stands_for_torch

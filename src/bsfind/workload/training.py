@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bsfind.errors import TargetError
 from bsfind.workload.evaluation import BATCHES, evaluating
-from bsfind.workload.outputs import on_this_rank
+from bsfind.workload.outputs import local_part
 from bsfind.workload.user_errors import stands_for_torch
 from bsfind.workload.variation import FEWEST_STEPS
 
@@ -403,7 +403,7 @@ class TrainingSteps:
                 continue
             self._updated.add(id(parameter))
             if gradient.layout == torch.strided:
-                storage = on_this_rank(gradient).untyped_storage()
+                storage = local_part(gradient).untyped_storage()
                 storages[storage._cdata] = storage.nbytes()
         self.gradient_bytes = sum(storages.values())
         return len(self._updated) > known

@@ -30,7 +30,7 @@ from bsfind.simulation.trace.torch_private import (
     without_fake,
 )
 from bsfind.units import format_bytes
-from bsfind.workload.outputs import on_this_rank
+from bsfind.workload.outputs import local_part
 from bsfind.workload.step import LoadedWorkload
 
 if TYPE_CHECKING:
@@ -356,4 +356,4 @@ def _optimizer_bytes(loaded: LoadedWorkload, trained: Sequence[nn.Parameter]) ->
 
 
 def _nbytes(tensor: torch.Tensor) -> int:
-    return on_this_rank(tensor).nbytes
+    return local_part(tensor).nbytes

@@ -7,8 +7,6 @@ import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import torch.distributed
-
 if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, Handler
     from bsfind.simulation.trace.distributed.batch_norm import SynchronizedStatistics
@@ -40,6 +38,7 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
     """
     from bsfind.simulation.trace.distributed.storages import storages_told_apart
     from bsfind.simulation.trace.distributed.subclasses import wrapped_tensors
+    from bsfind.workload.parallel import close_group
 
     try:
         with (
@@ -49,5 +48,4 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
         ):
             yield
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        close_group()
