@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from bsfind.simulation.trace.torch_private import replacing
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, Handler
@@ -36,12 +38,18 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
     Args:
         dispatcher: the dispatcher of the trace, which is active.
     """
+    import torch.distributed
+
     from bsfind.simulation.trace.distributed.storages import storages_told_apart
     from bsfind.simulation.trace.distributed.subclasses import wrapped_tensors
     from bsfind.workload.parallel import close_group
 
+    # DistributedDataParallel times the GPU, and warns where it has no timer for a device.
+    distributed: Any = torch.distributed
+    untimed = replacing("set_runtime_stats_and_log", distributed.Logger)
     try:
         with (
+            untimed(lambda _: None),
             _statistics().active(),
             storages_told_apart(dispatcher.recorder),
             wrapped_tensors(dispatcher),
