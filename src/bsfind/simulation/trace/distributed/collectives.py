@@ -68,6 +68,11 @@ def collective_handlers() -> dict[str, Handler]:
         "c10d::reduce_scatter_": _scatter_lists,
         "c10d::check_for_nan": lambda *_: None,
         "c10d::monitored_barrier_": lambda *_: None,
+        # Those of functional collectives, which return what they are given (Functional.cpp).
+        "_c10d_functional::wait_tensor": lambda _dispatcher, _facts, args, _kwargs: args[0],
+        "_c10d_functional::_wrap_tensor_autograd": lambda _dispatcher, _facts, args, _kwargs: args[
+            0
+        ],
     }
     return {**dict.fromkeys(names, _collective), **special}
 
