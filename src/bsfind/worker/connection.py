@@ -26,10 +26,7 @@ _START = (
     "sys.exit(main())"
 )
 # Sets of strings have the same order in every process, unless the user wants another.
-_OF_WORKERS = {
-    "PYTHONHASHSEED": "0",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",  # DDP warns of devices that it cannot time
-}
+_OF_WORKERS = {"PYTHONHASHSEED": "0"}
 KILL_GRACE_S = 10.0
 _POLL_S = 0.5
 _LONGEST_ANSWER = 1 << 28
