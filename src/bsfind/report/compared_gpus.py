@@ -131,7 +131,10 @@ def _example(report: ComparedGpus) -> Report | None:
 
 def _heading(report: ComparedGpus, shown: Report) -> list[str]:
     subject, *rest = wording.heading(dataclasses.replace(shown, device=None))
-    return [f"{subject} · {len(report.cards) + len(report.not_tried)} simulated GPUs", *rest]
+    return [
+        f"{subject} · {len(report.cards) + len(report.not_tried)} simulated GPUs compared",
+        *rest,
+    ]
 
 
 def _rows(
