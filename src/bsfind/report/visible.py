@@ -13,6 +13,7 @@ _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0 controls with escape and line breaks, DEL, C1 controls
     "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u3164"
     "\ufe00-\ufe0d\ufeff\uffa0"  # without a width, and directions of writing; U+FE0F belongs to emoji
+    "\u0600-\u0605\u06dd\u070f\u0890\u0891\u08e2\U000110bd\U000110cd"  # format of Arabic, Syriac, Kaithi
     "\u2028-\u202e"  # line and paragraph separators, directions of writing
     "\ufff0-\ufffb\ufffe\uffff\ud800-\udfff"  # annotations, noncharacters, lone surrogates
     "\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
