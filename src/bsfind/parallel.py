@@ -5,6 +5,7 @@ Nothing here knows torch. `workload/parallel.py` wraps the model.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -131,6 +132,16 @@ def _classes(text: str) -> tuple[str, ...]:
     return () if names == ("auto",) else names
 
 
+_AUTO = 0
+"""The world size that is to be found."""
+
+_WORLD_SIZE = dataclasses.replace(
+    types.COUNT,
+    read=lambda value: _AUTO if value == "auto" else types.COUNT.read(value),
+    write=lambda value: "auto" if value == _AUTO else types.COUNT.write(value),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """How several GPUs share the training of one model.
@@ -138,7 +149,7 @@ class Parallel:
     Attributes:
         strategy: one of `STRATEGIES`, or `pkg.mod:fn`, called as `fn(model, mesh)`, which returns the model
             to train.
-        world_size: number of ranks, each with a GPU of its own.
+        world_size: number of ranks, each with a GPU of its own; 0: the smallest on which the model trains.
         replicas: of HSDP: how many groups of ranks have a whole model each.
         shard_by: of FSDP2: names of the classes of modules that are wrapped before the root; (): chosen.
         arguments: of the strategy, as (name, text) pairs.
@@ -154,7 +165,7 @@ class Parallel:
             "option": "parallel",
         },
     )
-    world_size: int = field(default=1, metadata={"kind": types.COUNT, "option": ""})
+    world_size: int = field(default=1, metadata={"kind": _WORLD_SIZE, "option": ""})
     replicas: int | None = field(default=None, metadata={"kind": types.COUNT, "option": ""})
     shard_by: tuple[str, ...] = field(
         default=(),
@@ -177,6 +188,10 @@ class Parallel:
         Raises:
             ValueError: options that do not go with the strategy; names them.
         """
+        if self.is_auto and self.strategy not in ("none", "fsdp"):
+            raise ValueError(
+                "`--world-size auto` is for `--parallel fsdp`: others make little room with more GPUs"
+            )
         if not self.is_used:
             for flag, value in (
                 ("--replicas", self.replicas),
@@ -208,6 +223,11 @@ class Parallel:
         return self.strategy != "none"
 
     @property
+    def is_auto(self) -> bool:
+        """Whether the number of ranks is to be found."""
+        return self.world_size == _AUTO
+
+    @property
     def shards(self) -> bool:
         """Whether parameters are sharded (FSDP2)."""
         return self.strategy in ("fsdp", "hsdp")
@@ -220,7 +240,7 @@ class Parallel:
     @property
     def communicators(self) -> tuple[int, ...]:
         """The ranks in each NCCL communicator that training would make on a GPU; none where NCCL runs."""
-        if not self.is_used or self.world_size == 1 or self.nproc_per_node is not None:
+        if not self.is_used or self.world_size <= 1 or self.nproc_per_node is not None:
             return ()
         if self.strategy == "hsdp":
             return self.world_size // self.groups, self.groups

@@ -345,7 +345,7 @@ class GpusNeeded:
         parameter_bytes, gradient_bytes, optimizer_bytes: the shards of a rank.
         activation_bytes: what the peak allocated has besides: activations, and parameters that are gathered.
         peak_reserved_bytes: peak reserved on each GPU.
-        capacity_bytes: what the allocator may reserve there.
+        capacity_bytes: what the allocator may reserve there, the headroom left free.
     """
 
     world_size: int

@@ -81,7 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_which_options_are_numbers() -> None:
     assert {option.name for option in ALL} == set(EXTREME)
-    assert len(INTEGERS) == 18
+    assert len(INTEGERS) == 17
 
 
 def asked(option: Any) -> list[str]:

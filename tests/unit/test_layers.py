@@ -44,7 +44,8 @@ LAYERS = {
     "simulation.trace torch",
     "devices.nvml": f"{LEAVES} pynvml",
     "inspect.inspection": "records",
-    "inspect.attribution": f"{LEAVES} devices inspect.inspection inspect.compose simulation.trace torch",
+    "inspect.attribution": f"{LEAVES} devices inspect.inspection inspect.compose simulation.trace "
+    "workload torch",
     "inspect.compose": f"{LEAVES} inspect.inspection simulation",
     "worker.loop": f"{LEAVES} worker workload devices inspect.attribution simulation.trace",
     # In the process of the command: no torch, not even lazily.

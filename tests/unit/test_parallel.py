@@ -38,6 +38,12 @@ def test_sharded_models_are_tried_with_the_policy_of_fsdp2() -> None:
     assert named.precisions == ("amp",)
 
 
+def test_a_number_that_is_to_be_found_is_of_ranks_that_share_the_parameters() -> None:
+    asked = settings_of(["run", *MODEL, "--world-size", "auto"])
+    assert (asked.parallel.strategy, asked.parallel.is_auto) == ("fsdp", True)
+    assert settings_of(arguments_of(asked)) == asked
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -61,6 +67,7 @@ def test_sharded_models_are_tried_with_the_policy_of_fsdp2() -> None:
         ),
         ("--parallel zero1 --parallel-arg parameters_as_bucket_view=true", "cannot be predicted"),
         ("--parallel ddp --mode infer", "`--mode infer` cannot be combined with `--parallel`"),
+        ("--parallel ddp --world-size auto", "`--world-size auto` is for `--parallel fsdp`"),
         ("--nproc-per-node 2", "`--nproc-per-node` requires `--parallel`"),
         ("--parallel ddp --nproc-per-node 2", "`--gpu` cannot be combined with `--nproc-per-node`"),
         ("--parallel ddp --nproc-per-node 2 --world-size 4", "`--world-size` follows from it"),

@@ -254,8 +254,9 @@ OPTIONS: tuple[Option, ...] = (
         "--world-size",
         panel="Parallel",
         commands=_ALL,
-        metavar="N",
-        help="GPUs in all, one for each rank, which share the global batch.",
+        metavar="N|auto",
+        help="GPUs in all, one for each rank, which share the global batch; auto: the smallest number on "
+        "which the model trains with fsdp.",
     ),
     Option(
         "--nproc-per-node",

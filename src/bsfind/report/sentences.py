@@ -187,6 +187,8 @@ def _gpus_needed(report: Report) -> Iterator[str]:
         "optimizer state": needed.optimizer_bytes,
         "activations and gathered parameters": needed.activation_bytes,
     }
+    number = needed.world_size - 1
+    less = f"{number} do not suffice" if number > 1 else "one does not suffice"
     listed = " + ".join(
         f"{format_bytes(nbytes)} {name}" for name, nbytes in terms.items() if nbytes
     )
@@ -194,7 +196,7 @@ def _gpus_needed(report: Report) -> Iterator[str]:
         f"It takes {needed.world_size:,} GPUs of this kind: with FSDP2 (`--parallel fsdp --world-size "
         f"{needed.world_size}`) in {needed.precision}, batch size {needed.batch_size} per GPU trains. Each "
         f"holds {listed}, and reserves {format_bytes(needed.peak_reserved_bytes)} of "
-        f"{format_bytes(needed.capacity_bytes)}; {needed.world_size - 1} do not suffice."
+        f"the budget of {format_bytes(needed.capacity_bytes)}; {less}."
     )
 
 

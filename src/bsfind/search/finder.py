@@ -7,19 +7,17 @@ import dataclasses
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from bsfind.errors import (
+    BelowMinimumError,
     BsfindError,
-    NoGpuError,
     TargetError,
     TimeLimitError,
     UntraceableError,
     WorkerError,
 )
 from bsfind.failures.gpu_faults import gone
-from bsfind.failures.gpu_lock import GpuLock, hold, lock_folder
 from bsfind.failures.memory_watch import MemoryWatch
 from bsfind.launch.placeholders import names_of
 from bsfind.records import (
@@ -31,11 +29,11 @@ from bsfind.records import (
     Report,
     ReportWarning,
 )
-from bsfind.search.all_ranks import launch_of, on_ranks, uuids_of_ranks
+from bsfind.search.all_ranks import launch_of
 from bsfind.search.events import Events
-from bsfind.search.gpus_needed import gpus_needed, precision_of, progress_on
+from bsfind.search.gpus_needed import MOST_GPUS, find_gpus_needed, sharded
 from bsfind.search.launched import LaunchedTrials
-from bsfind.search.policy import Policy, policy_for
+from bsfind.search.opening import Opened, open_device
 from bsfind.search.precision import PrecisionSearch, Predict
 from bsfind.search.predict_first import Predictor
 from bsfind.search.recommend import recommend
@@ -52,36 +50,12 @@ from bsfind.search.variants import (
     why_unsupported,
 )
 from bsfind.settings import Launch, Settings
-from bsfind.trial import Trial
 from bsfind.units import format_bytes
-from bsfind.worker.client import ModelDoesNotFit, Worker
+from bsfind.worker.client import Worker
 from bsfind.worker.pool import WorkerPool
 
 _OF_ONE_PRECISION = (TargetError, WorkerError)
 """Errors that end the search in one precision, and leave the others alone."""
-
-
-_LAUNCH_HINT = (
-    "a command is measured on a GPU; `bsfind env` shows what the driver and torch see, and `--gpu NAME` "
-    "predicts for a GPU that is not here"
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Opened:
-    """What a search runs on, once the device is open.
-
-    Attributes:
-        settings: what was asked for, with the device that was opened.
-        device: the device as the first worker found it.
-        policy: how trials on it are used.
-        pool: where workers come from.
-    """
-
-    settings: Settings
-    device: DeviceInfo
-    policy: Policy
-    pool: WorkerPool
 
 
 class Finder:
@@ -121,7 +95,7 @@ class Finder:
         limits = settings.limits
         self._clock = clock or TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
         self._begun_s = self._clock.elapsed_s
-        self._opened: _Opened | None = None
+        self._opened: Opened | None = None
         self._model: ModelInfo | None = None
         self._results: list[PrecisionResult] = []
         self._current: PrecisionSearch | None = None
@@ -208,10 +182,20 @@ class Finder:
             self._launch(pool, worker, held)
             return
         with Predictor(self._settings, self._make_pool) as predictor:
-            opened = self._opened = self._open(pool, worker, held)
+            opened = self._opened = open_device(
+                self._settings,
+                pool,
+                worker,
+                held,
+                *(self._clock, self._events, self._warn),
+                use_lock=self._use_lock,
+            )
             self._warn_about_other_processes(opened.device)
             if not opened.policy.is_measured:
                 pool.expect_no_more()
+            if opened.settings.parallel.is_auto:
+                opened, worker = self._on_enough_gpus(opened, worker)
+                self._opened = opened
             pool.prepare()
             precisions = precisions_of(self._settings, opened.device)
             rows = [(precision, seq_len) for seq_len in self._lengths for precision in precisions]
@@ -221,49 +205,18 @@ class Finder:
         if self._settings.compare and self._model is not None:
             self._compare(opened, left_over)
         if self._is_too_large:
-            self._needed = self._find_gpus_needed(opened, left_over)
-
-    def _open(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> _Opened:
-        """Open the device that was asked for, or the one to use where there is no GPU."""
-        settings, choice = self._settings, self._settings.device
-        try:
-            if not choice.is_simulated:
-                settings, uuids = self._gpus(worker)
-                for uuid in sorted(uuids):  # in one order, so that no two wait for each other
-                    lock = held.enter_context(GpuLock(uuid, lock_folder()))
-                    warning = hold(
-                        lock, self._clock.check, self._events.waiting, alone=self._use_lock
-                    )
-                    if warning is not None:
-                        self._warn(warning)
-            device = worker.open(choice, self._clock.for_start())
-        except NoGpuError as error:
-            if settings.launch is not None:
-                raise NoGpuError(error.message, detail=error.detail, hint=_LAUNCH_HINT) from None
-            other = self._events.no_gpu(error) if choice.device == "auto" else None
-            if other is None:
-                raise
-            settings = dataclasses.replace(settings, device=other)
-            device = worker.open(other, self._clock.for_start())
-        policy = policy_for(device, is_launched=self._settings.is_launched)
-        return _Opened(settings=settings, device=device, policy=policy, pool=pool)
-
-    def _gpus(self, worker: Worker) -> tuple[Settings, list[str]]:
-        """Return the UUIDs of the GPUs that are measured, and the settings with their number."""
-        settings = self._settings
-
-        def identify(device: str) -> str:
-            choice = dataclasses.replace(settings.device, device=device)
-            return worker.identify(choice, self._clock.for_start())
-
-        if settings.parallel.nproc_per_node is None:
-            return settings, [identify(settings.device.device)]
-        uuids = uuids_of_ranks(settings, identify)
-        return on_ranks(settings, len(uuids)), uuids
+            self._look_for_more_gpus(opened, left_over)
 
     def _launch(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> None:
         """Search every row of what is launched, once a worker has told which device there is."""
-        opened = self._opened = self._open(pool, worker, held)
+        opened = self._opened = open_device(
+            self._settings,
+            pool,
+            worker,
+            held,
+            *(self._clock, self._events, self._warn),
+            use_lock=self._use_lock,
+        )
         self._warn_about_other_processes(opened.device)
         pool.close()  # the worker's context takes memory
         self._logs = Path(tempfile.mkdtemp(prefix="bsfind-launch-"))
@@ -284,7 +237,7 @@ class Finder:
         self._look_at_fragmentation()
 
     def _launched(
-        self, opened: _Opened, logs: Path
+        self, opened: Opened, logs: Path
     ) -> Iterator[tuple[str, Settings, Launch, Path | None]]:
         """Yield the rows of what is launched: name, settings, command, and where rank 0 tells of it."""
         launch = opened.settings.launch
@@ -315,28 +268,10 @@ class Finder:
             and all(t.status == "oom" for result in results for t in result.trials)
         )
 
-    def _find_gpus_needed(self, opened: _Opened, worker: Worker | None) -> GpusNeeded | None:
-        """Find out how many GPUs it would take, each as the one that was opened."""
-        settings, device = opened.settings, opened.device
-        precision = precision_of(settings, precisions_of(settings, device), device)
-        capacities: dict[int, int] = {}
-
-        def run(shared: Settings) -> tuple[Trial, ModelInfo | None]:
-            number = shared.parallel.world_size
-            self._events.progress(progress_on(number, precision))
-            opener = worker if worker is not None and worker.is_alive else opened.pool.take()
-            found = opener.open(shared.device, self._clock.for_start())
-            capacities[number] = found.capacity_bytes
-            runner = self._runner(opened, shared, precision, opener)
-            size = max(1, settings.limits.least)
-            try:
-                runner.load()
-                return runner.run(size, exact=True), runner.model
-            except ModelDoesNotFit as answer:
-                return Trial(batch_size=size, status="oom", message=str(answer)), None
-
+    def _look_for_more_gpus(self, opened: Opened, worker: Worker | None) -> None:
+        """Find out how many GPUs it takes where nothing fits on one."""
         try:
-            return gpus_needed(settings, precision, capacities.__getitem__, run)
+            self._needed = find_gpus_needed(opened, worker, self._clock, self._events)
         except (TargetError, UntraceableError, WorkerError) as error:
             self._warn(
                 ReportWarning(
@@ -344,11 +279,39 @@ class Finder:
                     message=f"how many GPUs it would take is not known: {error.message}",
                 )
             )
-            return None
+        else:
+            if self._needed is None:
+                self._warn(
+                    ReportWarning(
+                        code="no_number_of_gpus",
+                        message=f"nor does it train on {MOST_GPUS:,} of these GPUs with FSDP2: "
+                        "activations and gathered parameters alone do not fit",
+                        hint="`--parallel fsdp --precision mp-bf16` or `--grad-checkpoint` needs less",
+                    )
+                )
+
+    def _on_enough_gpus(self, opened: Opened, worker: Worker) -> tuple[Opened, Worker]:
+        """Return the device and a worker for the smallest number of GPUs on which the model trains.
+
+        Raises:
+            BelowMinimumError: not even many are enough.
+        """
+        needed = self._needed = find_gpus_needed(
+            opened, None if opened.policy.is_measured else worker, self._clock, self._events
+        )
+        if needed is None:
+            raise BelowMinimumError(
+                f"batch size {max(1, opened.settings.limits.least)} does not train with FSDP2 on "
+                f"{MOST_GPUS:,} of these GPUs"
+            )
+        settings = sharded(opened.settings, needed.world_size)
+        worker = opened.pool.take() if opened.policy.is_measured else worker
+        device = worker.open(settings.device, self._clock.for_start())
+        return dataclasses.replace(opened, settings=settings, device=device), worker
 
     def _search_all(
         self,
-        opened: _Opened,
+        opened: Opened,
         rows: Sequence[tuple[str, int | None]],
         worker: Worker,
         predict: Predict,
@@ -387,7 +350,7 @@ class Finder:
         objective, axis = settings.limits.objective, settings.workload.axis
         return recommend(self._results, objective, self._lengths[0], axis)
 
-    def _compare(self, opened: _Opened, left_over: Worker | None) -> None:
+    def _compare(self, opened: Opened, left_over: Worker | None) -> None:
         """Search once more with each change of `--compare`, in the row that is recommended."""
         best = self._best
         tried = [result for result in self._results if result.status != "unsupported"]
@@ -423,7 +386,7 @@ class Finder:
 
     def _runner(
         self,
-        opened: _Opened,
+        opened: Opened,
         settings: Settings,
         precision: str,
         worker: Worker | None,
@@ -441,7 +404,7 @@ class Finder:
 
     def _search(
         self,
-        opened: _Opened,
+        opened: Opened,
         settings: Settings,
         precision: str,
         runner: Trials,

@@ -7,11 +7,16 @@ import math
 from collections.abc import Callable
 
 from bsfind.records import DeviceInfo, GpusNeeded, ModelInfo
-from bsfind.search.events import Progress
+from bsfind.search.events import Events, Progress
+from bsfind.search.opening import Opened
+from bsfind.search.time_budget import TimeBudget
+from bsfind.search.trials import TrialRunner
+from bsfind.search.variants import precisions_of
 from bsfind.settings import Settings
 from bsfind.trial import Trial
+from bsfind.worker.client import ModelDoesNotFit, Worker
 
-_MOST = 1024
+MOST_GPUS = 1024
 """The largest number that is tried."""
 
 Try = Callable[[Settings], tuple[Trial, ModelInfo | None]]
@@ -44,6 +49,48 @@ def precision_of(settings: Settings, asked: list[str], device: DeviceInfo) -> st
     return "mp-bf16"
 
 
+def find_gpus_needed(
+    opened: Opened,
+    worker: Worker | None,
+    clock: TimeBudget,
+    events: Events,
+) -> GpusNeeded | None:
+    """Return how many GPUs it takes, each as the one that was opened; None: not even many are enough.
+
+    Args:
+        opened: the device.
+        worker: one that can open it anew; None: the pool has one.
+        clock: how long it may take.
+        events: told which number is tried.
+
+    Raises:
+        BsfindError: the model's code fails, or cannot be traced.
+    """
+    settings, device = opened.settings, opened.device
+    precision = precision_of(settings, precisions_of(settings, device), device)
+    limits = settings.limits
+    budgets: dict[int, int] = {}
+
+    def run(shared: Settings) -> tuple[Trial, ModelInfo | None]:
+        number, size = shared.parallel.world_size, max(1, limits.least)
+        events.progress(_progress_on(number, precision))
+        opener = worker if worker is not None and worker.is_alive else opened.pool.take()
+        found = opener.open(shared.device, clock.for_start())
+        budget = budgets[number] = limits.headroom.leaves(found.capacity_bytes)
+        runner = TrialRunner(
+            *(shared, precision, opened.pool, clock),
+            keeps_worker=not opened.policy.is_measured,
+            opened=opener,
+        )
+        try:
+            steps = max(limits.steps, limits.confirm_steps)
+            return runner.run_within(size, budget, steps=steps, exact=True), runner.model
+        except ModelDoesNotFit as answer:
+            return Trial(batch_size=size, status="oom", message=str(answer)), None
+
+    return gpus_needed(settings, precision, budgets.__getitem__, run)
+
+
 def gpus_needed(
     settings: Settings, precision: str, capacity_bytes: Callable[[int], int], run: Try
 ) -> GpusNeeded | None:
@@ -52,18 +99,16 @@ def gpus_needed(
     Args:
         settings: what to train.
         precision: in which precision.
-        capacity_bytes: returns what the allocator may reserve of each of so many GPUs.
+        capacity_bytes: returns what the allocator of each of so many GPUs may reserve, headroom left free.
         run: tries a number.
 
     Raises:
         BsfindError: the model's code fails.
     """
-    fails, number = 1, 2
+    fails, number = 1, MOST_GPUS  # what does not fit on many fits on no other number
     found: GpusNeeded | None = None
     nearby: list[int] = []  # where the answer is likely to be
     while found is None or found.world_size - fails > 1:
-        if number > _MOST:
-            return None
         trial, model = run(sharded(settings, number))
         if trial.status == "ok" and model is not None:
             is_first = found is None
@@ -71,18 +116,17 @@ def gpus_needed(
             if is_first:
                 likely = _guess(found)
                 nearby = [likely, likely - 1, likely + 1]
+        elif found is None:
+            return None
         else:
             fails = number
-        if found is None:
-            number *= 2
-            continue
         between = range(fails + 1, found.world_size)
         nearby = [each for each in nearby if each in between]
         number = nearby[0] if nearby else (fails + found.world_size) // 2
     return found
 
 
-def progress_on(number: int, precision: str) -> Progress:
+def _progress_on(number: int, precision: str) -> Progress:
     """Return what the progress line says while a number of GPUs is tried."""
     return Progress(
         precision=precision,

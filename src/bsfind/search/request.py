@@ -62,6 +62,8 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
         del parts[""]["batch_size"]
     try:
         parallel = Parallel(**parts["parallel"])
+        if parallel.is_auto and not parallel.is_used:
+            parallel = dataclasses.replace(parallel, strategy="fsdp")
     except ValueError as error:
         raise UsageError(str(error)) from None
     workload = Workload(target=target, parallel=parallel, **parts["workload"])
@@ -265,6 +267,8 @@ def _check_parallel(
         UsageError: options that exclude each other.
     """
     parallel, precisions = workload.parallel, parts[""].get("precisions")
+    if parallel.is_auto and ("batch_size" in parts[""] or workload.axis is not None):
+        raise UsageError("`--world-size auto` is for a search of the batch size")
     if not parallel.is_used:
         if parallel.world_size > 1 and "global_batch" not in parts["limits"]:
             raise UsageError(
