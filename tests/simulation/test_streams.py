@@ -5,6 +5,8 @@ That they are those of PyTorch's CUDA build, the case `side_streams` of the corp
 
 from __future__ import annotations
 
+import threading
+
 from tests.simulation.corpus.case import Case, case
 from tests.simulation.gpu_specs import GPU_SPECS
 
@@ -73,3 +75,14 @@ def test_a_program_gets_the_first_stream_again_after_all_others() -> None:
     assert len(set(made)) == 32
     assert made[0] == made[32]
     assert streams.make(0, has_priority=True) not in made
+
+
+def test_each_thread_has_a_current_stream() -> None:
+    streams = Streams()
+    streams.choose(3)
+    found = []
+    thread = threading.Thread(target=lambda: found.append(streams.current))
+    thread.start()
+    thread.join()
+    assert found == [0]
+    assert streams.current == 3

@@ -7,6 +7,7 @@ current where it is called (torch/csrc/autograd/engine.cpp, torch 2.6-2.13).
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 
 from bsfind.simulation.trace.torch_private import (
@@ -24,6 +25,25 @@ DEFAULT = 0
 """The stream that is current unless the program chooses one."""
 
 
+class _Thread(threading.local):
+    """What is current in a thread.
+
+    Attributes:
+        stream: the stream.
+        first: of the nodes of graphs that were made on another than the default stream: the first sequence
+            number of those that were made in a row.
+        nodes: of each of these rows, the number after its last, and the stream.
+        chosen_in: a node of a backward pass, and the stream that was chosen in it.
+    """
+
+    stream = DEFAULT
+    chosen_in: tuple[object, int] | None = None
+
+    def __init__(self) -> None:
+        self.first: list[int] = []
+        self.nodes: list[tuple[int, int]] = []
+
+
 class Streams:
     """The streams that a program makes and chooses.
 
@@ -33,12 +53,8 @@ class Streams:
 
     def __init__(self) -> None:
         self.are_used = False
-        self._current = DEFAULT
+        self._here = _Thread()
         self._made: dict[bool, list[int]] = {False: [], True: []}
-        # Of nodes that were made on another than the default one: sequence numbers, by their first.
-        self._first: list[int] = []
-        self._nodes: list[tuple[int, int]] = []  # (the number after the last, stream)
-        self._chosen_in: tuple[object, int] | None = None  # (node of a backward pass, stream)
         self._numbers: dict[int, tuple[int, int]] = {}
 
     def make(self, block: int, *, has_priority: bool) -> int:
@@ -57,38 +73,40 @@ class Streams:
         """The stream on which this thread works."""
         if not self.are_used:
             return DEFAULT
+        here = self._here
         if current_backward() == -1:
-            return self._current
+            return here.stream
         node = _node()
-        if self._chosen_in is not None and self._chosen_in[0] == node:
-            return self._chosen_in[1]
-        return self._current if node is None else self._made_on(node[1])
+        if here.chosen_in is not None and here.chosen_in[0] == node:
+            return here.chosen_in[1]
+        return here.stream if node is None else self._made_on(node[1])
 
     def choose(self, stream: int) -> None:
-        """Let a stream be current."""
+        """Let a stream be current in this thread."""
         if stream == self.current:
             return
         self.are_used = True
+        here = self._here
         if current_backward() != -1:
-            self._chosen_in = (_node(), stream)
+            here.chosen_in = (_node(), stream)
             return
         number = next_sequence_number()
-        if self._current != DEFAULT:
-            if self._first[-1] == number:
-                self._first.pop()
-                self._nodes.pop()
+        if here.stream != DEFAULT:
+            if here.first[-1] == number:
+                here.first.pop()
+                here.nodes.pop()
             else:
-                self._nodes[-1] = (number, self._current)
+                here.nodes[-1] = (number, here.stream)
         if stream != DEFAULT:
-            self._first.append(number)
-            self._nodes.append((1 << 62, stream))
-        self._current = stream
+            here.first.append(number)
+            here.nodes.append((1 << 62, stream))
+        here.stream = stream
 
     def _made_on(self, number: int) -> int:
-        index = bisect_right(self._first, number) - 1
+        index = bisect_right(self._here.first, number) - 1
         if index < 0:
             return DEFAULT
-        end, stream = self._nodes[index]
+        end, stream = self._here.nodes[index]
         return stream if number < end else DEFAULT
 
     def number_of(self, stream: int, block: int) -> int:
@@ -113,9 +131,9 @@ class Streams:
             made[:] = [block for block in made if block < count]
         for stream in [s for s, (_, block) in self._numbers.items() if block >= count]:
             del self._numbers[stream]
-        if self._current == DEFAULT:
-            self._first.clear()
-            self._nodes.clear()
+        if self._here.stream == DEFAULT:
+            self._here.first.clear()
+            self._here.nodes.clear()
 
 
 def _node() -> tuple[str, int] | None:

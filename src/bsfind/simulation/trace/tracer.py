@@ -244,9 +244,12 @@ class Tracer:
         sources: list[Source] = []
         program = self.program(batch_size, steps, enough=enough, sources=sources)
         summed = self._recorder.summed
-        return with_old_buckets(
-            program, {number for number, source in enumerate(sources) if source.block in summed}
-        )
+        first = {
+            number
+            for number, source in enumerate(sources)
+            if source.block in summed and not source.is_trial
+        }
+        return with_old_buckets(program, first)
 
     def _traced(self, batch_size: int, steps: int, enough: int | None) -> Sequence[Entry]:
         entries = self.steps.trace(batch_size, steps, enough or steps)
