@@ -48,16 +48,25 @@ def test_every_rank_is_measured(fake_gpu: Gpu) -> None:
 
 
 def test_a_rank_alone_takes_what_it_takes_among_others(fake_gpu: Gpu) -> None:
-    """FSDP2: no peak depends on what the other ranks do, nor on when."""
+    """Measured on two GPUs, measured as one rank of two, and predicted: the same.
+
+    With FSDP2, whose peaks do not depend on how long steps take, as DDP's do.
+    """
     asked = ("--parallel", "fsdp", *FEW, *only(500))
-    all_ranks = run(fake_gpu, *asked, "--nproc-per-node", "2").only
-    alone = run(fake_gpu, *asked, "--world-size", "2", "--nccl-memory", "64MiB")
-    report, result = alone.report, alone.only
+    all_ranks = run(fake_gpu, *asked, "--nproc-per-node", "2")
+    assert left_behind(f"BSFIND_LOCK_DIR={fake_gpu.locks}") == []
+    one = ("--world-size", "2", "--nccl-memory", "64MiB")
+    alone = run(fake_gpu, *asked, *one)
+    report = alone.report
     assert (report["parallel"]["mode"], report["parallel"]["ranks_run"]) == ("one_rank", [0])
     assert (report["device"]["nccl_bytes"], report["device"]["nccl_source"]) == (NCCL, "given")
-    assert result["samples_per_s"] is None
+    assert alone.only["samples_per_s"] is None
+    predicted = run(fake_gpu, *asked, *one, "--gpu", "rtx-3090")
+    assert predicted.report["parallel"]["mode"] == "predicted"
     for name in ("peak_allocated_bytes", "peak_reserved_bytes"):
-        assert result[name] == pytest.approx(all_ranks[name], rel=0.005)
+        expected = pytest.approx(all_ranks.only[name], rel=0.005)
+        assert alone.only[name] == expected
+        assert predicted.only[name] == expected
 
 
 def test_the_smaller_gpu_limits_all_ranks(fake_gpu: Gpu) -> None:
