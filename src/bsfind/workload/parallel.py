@@ -115,10 +115,12 @@ class Parallelized:
         self._parallel = parallel
         self._device = device
         self._why_sharded = "`--shard-by` names these classes"
+        self._sharding: list[Assumption] = []
         if parallel.strategy in ("ddp", "zero1"):
             self.model: nn.Module = self._distributed(model, parallel.options)
         elif parallel.shards:
             self.model = self._sharded(model, parallel.options, plan)
+            self._sharding.append(self._how_sharded())
         else:
             self.model = self._own(model)
 
@@ -229,10 +231,10 @@ class Parallelized:
                     why="they are taken to need as much memory; collectives return at once",
                 )
             )
-        return [*made, self._sharding] if parallel.shards else made
+        return [*made, *self._sharding]
 
-    @property
-    def _sharding(self) -> Assumption:
+    def _how_sharded(self) -> Assumption:
+        """Return which modules are sharded; to be asked before the first step gathers parameters."""
         listed = ", ".join(f"{name} × {number}" for name, number in self.sharded.items())
         whole = local = 0
         for parameter in self.model.parameters():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bsfind.errors import UsageError
 from bsfind.import_path import resolve_function
 from bsfind.records import Assumption, OutputMemory
 from bsfind.settings import FIRST_SIZE_OF_AXIS, Workload
@@ -108,6 +109,11 @@ class LoadedWorkload:
             self.notes["data_parallel"] = DATA_PARALLEL_NOTE
         self._lightning: Lightning | None = None
         if lightning_class(model) is not None:
+            if workload.parallel.is_used:
+                raise UsageError(
+                    "a LightningModule is wrapped by its Trainer, not by `--parallel`",
+                    hint="`bsfind launch -- python train.py …` measures the Trainer's strategy",
+                )
             self._lightning = Lightning(workload, model, plan, device)
             self.notes.update(self._lightning.notes)
         data = self._own_training.data if self._own_training is not None else None
