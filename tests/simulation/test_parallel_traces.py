@@ -16,7 +16,7 @@ from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.trace.distributed.old_buckets import with_old_buckets
 from bsfind.simulation.trace.program import Program, Replayed
-from bsfind.simulation.trace.scaling import with_more_steps
+from bsfind.simulation.trace.repetition import with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
 from bsfind.simulation.trace.values import Values
 

@@ -10,7 +10,7 @@ from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
-from bsfind.simulation.trace.scaling import steps_before_repetition, with_more_steps
+from bsfind.simulation.trace.repetition import steps_before_repetition, with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
 
 MODELS = Path(__file__).parents[1] / "models"

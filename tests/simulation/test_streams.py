@@ -13,7 +13,7 @@ from tests.simulation.gpu_specs import GPU_SPECS
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.trace.program import Program
-from bsfind.simulation.trace.scaling import with_more_steps
+from bsfind.simulation.trace.repetition import with_more_steps
 from bsfind.simulation.trace.streams import Streams
 from bsfind.simulation.trace.tracer import Tracer
 

@@ -412,13 +412,16 @@ class SimulatedDevice:
             program = self._traced(batch_size, self._traced_steps, exact=False)
             if program.batches is not None:  # other steps have other batches
                 return self.tracer.program(batch_size, steps, exact=True, enough=enough)
-        from bsfind.simulation.trace.scaling import with_more_steps
+        from bsfind.simulation.trace.repetition import with_more_steps
 
         longer = with_more_steps(program, steps)
         return longer or self._traced(batch_size, steps, exact=True)
 
     def _traced(self, batch_size: int, steps: int, *, exact: bool) -> Program:
-        return self.tracer.program(batch_size, steps, exact=exact)
+        from bsfind.simulation.trace.repetition import with_more_steps
+
+        program = self.tracer.program(batch_size, steps, exact=exact)
+        return (with_more_steps(program, steps) if program.repeats else None) or program
 
     def trial_of_refusal(self, error: BsfindError, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.

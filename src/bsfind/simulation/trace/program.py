@@ -97,6 +97,7 @@ class Program:
             traces of other sizes.
         batches: how much the batches of the steps vary; None: they are all alike.
         streams: the stream of each block; empty: all are on one.
+        repeats: whether a trace of another size tells that its last step repeats.
     """
 
     load_events: list[int] = field(default_factory=list)
@@ -108,6 +109,7 @@ class Program:
     traced_steps: int = 0
     batches: BatchVariation | None = None
     streams: list[int] = field(default_factory=list)
+    repeats: bool = False
 
     def load(self, allocator: CachingAllocator) -> list[Block | None]:
         """Allocate the model; returns the blocks, for `replay`.

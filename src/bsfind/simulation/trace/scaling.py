@@ -1,28 +1,24 @@
-"""From a few traces to programs of other batch sizes and of more steps.
+"""From a few traces to those of other batch sizes.
 
 Shapes, strides and sizes of a step are polynomials in the batch size, nearly all of them of degree
 one. Where traces consist of the same calls in the same order, each number in them is fitted, and one
 trace more than its degree needs has to agree. What kernels allocate inside depends on thresholds, so
 the rules are asked again for the new shapes. Where the traces differ in structure, or a number is no
 polynomial (padding, parity, a square root), there is no fit, and each batch size has to be traced.
-
-A program of more steps repeats the last traced step, where that step is like the one before it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
 from bsfind.errors import TargetError
 from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, Entry
-from bsfind.simulation.trace.streams import DEFAULT
 
 _FEWEST = 3
 """Traces that a fit needs: two for a line, and one that has to lie on it."""
@@ -94,6 +90,10 @@ class Traces:
             raise
         self._remember(batch_size, entries)
         return entries, True
+
+    def forget(self, batch_size: int) -> None:
+        """Forget the trace of a size, which has to be traced anew."""
+        self._traced.pop(batch_size, None)
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traced[batch_size] = entries
@@ -335,132 +335,3 @@ def _pair(block: int, number: _Number) -> _Made:
 def _made(part: _Part, batch_size: int) -> Any:
     varies, make = part
     return make(batch_size) if varies else make
-
-
-def with_more_steps(program: Program, steps: int) -> Program | None:
-    """Return a program that repeats the last step of another.
-
-    Args:
-        program: program of a trial.
-        steps: how many the new program has in all.
-
-    Returns:
-        The program; None if its last two steps differ, so that nothing follows for later ones.
-    """
-    ends = _ends(program)
-    traced = len(ends) - 1
-    if steps <= traced:
-        return program if steps == traced else None
-    if steps_before_repetition(program) > traced - 2:
-        return None
-    events = program.trial_events
-    begin, end = ends[-2:]
-    again = events[begin:end]
-    count = _allocations(again)
-    loaded_events = len(program.load_events)
-    operators, streams = program.operators, program.streams
-    blocks = _allocations([*program.load_events, *events[:end]])
-    longer = Program(
-        load_events=program.load_events,
-        trial_events=events[:end],
-        operators=operators[: loaded_events + end],
-        marks=[mark for mark in program.marks if mark[0] < end or mark == (end, "step_end")],
-        optional=dict(program.optional),
-        step_ends=[*program.step_ends, *[program.step_ends[-1]] * (steps - traced)],
-        traced_steps=program.traced_steps,
-        streams=streams[:blocks] + streams[blocks - count : blocks] * (steps - traced),
-    )
-    marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
-    marks = marks[marks.index((0, "step_end")) + 1 : marks.index((end - begin, "step_end")) + 1]
-    for _ in range(steps - traced):
-        again = [event if event >= 0 else event - count for event in again]
-        start = len(longer.trial_events)
-        longer.trial_events.extend(again)
-        longer.operators.extend(operators[loaded_events + begin : loaded_events + end])
-        longer.marks.extend((start + place, name) for place, name in marks)
-        for place, smaller in program.optional.items():
-            if begin <= place < end:
-                longer.optional[start + place - begin] = smaller
-    if any(name == "evaluation_end" for _, name in program.marks):
-        _append_evaluation(longer, program, end, shift=count * (steps - traced))
-    return longer
-
-
-def _append_evaluation(longer: Program, program: Program, end: int, *, shift: int) -> None:
-    """Append the evaluation pass that follows the steps of a program.
-
-    Args:
-        longer: a program of more steps, which gets it.
-        program: the program.
-        end: where its steps end.
-        shift: how many more blocks there are before the pass.
-    """
-    tail = program.trial_events[end:]
-    # What the last steps allocated is freed as that of the steps which repeat them; older blocks stay.
-    before = _allocations([*program.load_events, *program.trial_events[: _ends(program)[-2]]])
-    start, loaded_events = len(longer.trial_events), len(program.load_events)
-    longer.trial_events += [
-        event - shift if event < 0 and -event - 1 >= before else event for event in tail
-    ]
-    longer.operators += program.operators[loaded_events + end :]
-    longer.streams += program.streams[len(longer.streams) - shift :]
-    longer.marks += [
-        (start + place - end, name)
-        for place, name in program.marks
-        if name.startswith("evaluation_")
-    ]
-    for place, smaller in program.optional.items():
-        if place >= end:
-            longer.optional[start + place - end] = smaller
-
-
-def steps_before_repetition(program: Program) -> int:
-    """Return after how many steps all those that follow are alike, the last one with itself.
-
-    Steps are alike if they allocate and release the same blocks, counted from their beginning, and
-    leave the same ones: of their own, and of the steps before.
-    """
-    warm_up = max(place for place, step in enumerate(program.step_ends) if step.is_warm_up)
-    steps = list(_steps(program))
-    settled = len(steps) - 1
-    while settled > warm_up + 1 and steps[settled - 1] == steps[-1]:
-        settled -= 1
-    return settled
-
-
-def _ends(program: Program) -> list[int]:
-    """Return where each step ends, and before them where the first begins."""
-    return [0, *(position for position, name in program.marks if name == "step_end")]
-
-
-def _steps(program: Program) -> Iterator[tuple[list[tuple[str, int, int]], set[int], set[int]]]:
-    """Yield what each step does and what it leaves, in terms that do not depend on which step it is."""
-    events = program.trial_events
-    sizes = [event for event in (*program.load_events, *events) if event >= 0]
-    streams = program.streams or [DEFAULT] * len(sizes)
-    first = before = _allocations(program.load_events)
-    alive = set(range(first)) - {-event - 1 for event in program.load_events if event < 0}
-    for begin, end in pairwise(_ends(program)):
-        pattern = []
-        count = first
-        for event in events[begin:end]:
-            block = -event - 1
-            if event >= 0:
-                pattern.append(("allocate", event, streams[count]))
-                alive.add(count)
-                count += 1
-                continue
-            alive.discard(block)
-            if block >= first:
-                pattern.append(("release", block - first, DEFAULT))
-            elif block >= before:  # gradients, mostly
-                pattern.append(("release of the step before", sizes[block], streams[block]))
-            else:
-                pattern.append(("release of an older one", block, DEFAULT))
-        own = {block - first for block in alive if block >= first}
-        yield pattern, own, {block for block in alive if block < first}
-        before, first = first, count
-
-
-def _allocations(events: Sequence[int]) -> int:
-    return sum(event >= 0 for event in events)

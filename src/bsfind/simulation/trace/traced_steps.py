@@ -21,6 +21,7 @@ from bsfind.simulation.trace.masquerade.paged_memory import paged_memory
 from bsfind.simulation.trace.program import StepOperators, operators_of
 from bsfind.simulation.trace.recorder import Entry, Recorder
 from bsfind.simulation.trace.refusals import report_of
+from bsfind.simulation.trace.repetition import Repetition
 from bsfind.simulation.trace.traced_model import TracedModel
 from bsfind.simulation.trace.value_shapes import ValuesNeededError, ValueStep
 from bsfind.simulation.trace.value_steps import run_with_values
@@ -54,6 +55,8 @@ class TracedSteps:
     Attributes:
         largest: decides on random numbers.
         operators: what the step that was traced last consists of; None before the first.
+        first_entries: how many entries the first step of the last trace has.
+        is_shortened: whether the last trace ended early, since its last step is known to repeat.
     """
 
     def __init__(
@@ -85,19 +88,26 @@ class TracedSteps:
             self._plans_with_values.append(precision_plan("fp32"))
         self.largest = LargestStep()
         self.operators: StepOperators | None = None
+        self.first_entries = 0
+        self.is_shortened = False
+        self._repetition: Repetition | None = None
 
-    def trace(self, batch_size: int, steps: int, enough: int) -> Sequence[Entry]:
+    def trace(
+        self, batch_size: int, steps: int, enough: int, repetition: Repetition | None = None
+    ) -> Sequence[Entry]:
         """Trace a trial; where its shapes depend on values, after steps with values.
 
         Args:
             batch_size: number of samples.
             steps: optimizer steps.
             enough: steps after which a trace that takes long ends.
+            repetition: how soon steps repeat in traces that have grown; None: all steps are traced.
 
         Raises:
             UntraceableError: an operator needs values, or has no model.
             BsfindError: the user's code failed.
         """
+        self._repetition = repetition
         while True:
             with contextlib.suppress(ValuesNeededError):
                 return self._traced(batch_size, steps, enough)
@@ -257,6 +267,14 @@ class TracedSteps:
                 inputs=self._model.loaded.last_batch if self._model.is_loaded else None,
             ) from error
 
+    def _repeats(self, runner: TrainingSteps, wanted: int) -> bool:
+        """Tell whether the last step of a trace that wants more is known to repeat."""
+        enough = self._repetition and self._repetition.enough(self.first_entries)
+        if enough is None or self._model.loaded.variation.is_there or enough >= wanted:
+            return False
+        self.is_shortened = not runner.wants_more(enough, is_long=True)
+        return self.is_shortened
+
     def _run(self, batch_size: int, steps: int, enough: int) -> bool:
         """Run the steps; False if they have to be run anew (see `LargestStep.decide`)."""
         recorder, loaded, largest = self._recorder, self._model.loaded, self.largest
@@ -273,16 +291,22 @@ class TracedSteps:
             return recorder.size_since(first)
 
         runner = TrainingSteps(loaded, forward_is_done, self._observer.making_inputs)
+        self.first_entries, self.is_shortened = 0, False
         begin = process_time()
         with largest.searched(self._asked.samples(batch_size)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            while runner.wants_more(
-                enough if (is_long := process_time() >= begin + _LONG_S) else steps, is_long=is_long
-            ):
+            while True:
+                is_long = process_time() >= begin + _LONG_S
+                wanted = enough if is_long else steps
+                if not runner.wants_more(wanted, is_long=is_long):
+                    break
+                if self._repeats(runner, wanted):
+                    break
                 recorder.mark("forward_begin")
                 self._shapes.begin(batch_size)
                 runner.run(batch_size)
                 recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
+                self.first_entries = self.first_entries or len(recorder.entries)
                 if largest.is_undecided:
                     largest.decide(size_of_step)
                     return False

@@ -23,6 +23,7 @@ from bsfind.simulation.trace.masquerade.paged_memory import paged_memory
 from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
 from bsfind.simulation.trace.program import Program, Source, program_of
 from bsfind.simulation.trace.recorder import Entry, Observer, Recorder
+from bsfind.simulation.trace.repetition import Repetition
 from bsfind.simulation.trace.scaling import Traces
 from bsfind.simulation.trace.simulated_torch import SimulatedTorch, anonymous, gpu_as_set
 from bsfind.simulation.trace.traced_model import TracedModel
@@ -85,6 +86,8 @@ class Tracer:
         # By the number of steps, and of those that are enough.
         self._traces: defaultdict[tuple[int, int | None], Traces] = defaultdict(Traces)
         self._variations: dict[tuple[int, int, int | None], BatchVariation | None] = {}
+        self._repetition = Repetition()
+        self._shortened: set[tuple[int, int, int | None]] = set()
         self.steps = TracedSteps(
             workload=self._asked,
             plan=self._plan,
@@ -93,7 +96,7 @@ class Tracer:
             recorder=self._recorder,
             autocast=self._torch.autocast,
             composites=self._torch.composites,
-            on_new_shapes=self._traces.clear,
+            on_new_shapes=self._forget_traces,
         )
         try:
             self._open.enter_context(self._simulated())
@@ -221,14 +224,21 @@ class Tracer:
             UntraceableError: an operator needs values, or has no model.
             BsfindError: the user's code failed.
         """
-        entries, is_traced = self._traces[steps, enough].at(
+        traces, trial = self._traces[steps, enough], (batch_size, steps, enough)
+        if exact and trial in self._shortened:
+            self._shortened.discard(trial)
+            traces.forget(batch_size)
+        entries, is_traced = traces.at(
             batch_size,
-            lambda: self._traced(batch_size, steps, enough),
+            lambda: self._traced(batch_size, steps, enough, may_shorten=not exact),
             exact=exact or self._model.loaded.variation.is_there,
         )
         program = program_of(self._model.load_entries, entries, gpu_as_set(self._gpu), sources)
         program.traced_steps = len(program.step_ends) if is_traced else 0
-        program.batches = self._variations.get((batch_size, steps, enough))
+        program.batches = self._variations.get(trial)
+        program.repeats = trial in self._shortened
+        if is_traced and not program.repeats:
+            self._repetition.learn(program, self.steps.first_entries)
         return program
 
     def program_with_old_buckets(
@@ -251,7 +261,19 @@ class Tracer:
         }
         return with_old_buckets(program, first)
 
-    def _traced(self, batch_size: int, steps: int, enough: int | None) -> Sequence[Entry]:
-        entries = self.steps.trace(batch_size, steps, enough or steps)
-        self._variations[batch_size, steps, enough] = self._model.loaded.variation.found()
+    def _traced(
+        self, batch_size: int, steps: int, enough: int | None, *, may_shorten: bool
+    ) -> Sequence[Entry]:
+        entries = self.steps.trace(
+            batch_size, steps, enough or steps, self._repetition if may_shorten else None
+        )
+        trial = (batch_size, steps, enough)
+        if self.steps.is_shortened:
+            self._shortened.add(trial)
+        self._variations[trial] = self._model.loaded.variation.found()
         return entries
+
+    def _forget_traces(self) -> None:
+        self._traces.clear()
+        self._shortened.clear()
+        self._repetition = Repetition()

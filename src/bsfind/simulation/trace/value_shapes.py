@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from bsfind.simulation.trace.scaling import number_at
 
 _PACKAGE = f"{Path(__file__).resolve().parents[2]}/"
 _TORCH = f"{Path(torch.__file__).resolve().parent}/"
+_OPERATORS = f"{_TORCH}_ops.py"
 
 _OUTERMOST = (f"{_PACKAGE}simulation/trace/tracer.py", f"{_PACKAGE}simulation/trace/value_steps.py")
 """What calls steps: a place is told by the functions inside."""
@@ -112,7 +113,7 @@ class ValueShapes:
 
     def note_size(self, operator: str, possible: int | None, size: int) -> None:
         """Count a call whose answer is known, and keep it if the step runs with values."""
-        site = (operator, *_place())
+        site = (operator, *_place(operator))
         self._calls[site] += 1
         if self.recorded is not None:
             self.recorded.sizes[site].append((possible or 0, size))
@@ -135,7 +136,7 @@ class ValueShapes:
         Raises:
             ValuesNeededError: steps with values can tell.
         """
-        site = (operator, *_place())
+        site = (operator, *_place(operator))
         call = self._calls[site]
         self._calls[site] += 1
         if self.recorded is not None:
@@ -144,7 +145,7 @@ class ValueShapes:
         if largest is None:
             self._ask()
             return None
-        self._use_place()
+        self._use_place(operator)
         answer = max(0, self._size(site, call, possible or 0, largest))
         return answer if possible is None else min(answer, possible)
 
@@ -176,9 +177,8 @@ class ValueShapes:
         if self.may_ask:
             raise ValuesNeededError
 
-    def _use_place(self) -> None:
-        frame = next(_frames(), None)
-        if frame is not None:
+    def _use_place(self, operator: str = "") -> None:
+        for frame in _frames(operator)[:1]:
             self.places[f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"] = None
 
     # ------------------------------------------------------------------------------ answering
@@ -421,16 +421,35 @@ def _tiled(values: torch.Tensor, count: int) -> torch.Tensor:
     return flat.repeat(-(-count // flat.numel()))[:count]
 
 
-def _frames() -> Iterator[FrameType]:
-    """Yield the frames of a step that are neither bsfind's nor torch's, innermost first."""
+def _frames(operator: str = "") -> list[FrameType]:
+    """Return the frames of a step that are neither bsfind's nor torch's, innermost first.
+
+    Those inside a call of the operator itself are left out: libraries write kernels of autocast in Python,
+    which call it again, and in another precision are not there.
+
+    Args:
+        operator: its name, such as `aten::nonzero`, if it is one.
+    """
+    called = operator.replace("::", ".")
+    found: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not frame.f_code.co_filename.startswith(_OUTERMOST):
-        if not frame.f_code.co_filename.startswith((_PACKAGE, _TORCH)):
-            yield frame
+        file = frame.f_code.co_filename
+        if file == _OPERATORS and called and _is_of(frame.f_locals.get("self"), called):
+            found.clear()
+        elif not file.startswith((_PACKAGE, _TORCH)):
+            found.append(frame)
         frame = frame.f_back
+    return found
 
 
-def _place() -> Site:
+def _is_of(called: object, operator: str) -> bool:
+    name = str(called)
+    return name == operator or name.startswith(f"{operator}.")
+
+
+def _place(operator: str = "") -> Site:
     return tuple(
-        (frame.f_code.co_filename, frame.f_code.co_name, frame.f_lasti) for frame in _frames()
+        (frame.f_code.co_filename, frame.f_code.co_name, frame.f_lasti)
+        for frame in _frames(operator)
     )
