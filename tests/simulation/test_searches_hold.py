@@ -33,6 +33,7 @@ class Runner:
     recordings: ClassVar[dict[int, Any]] = {}
     model = None
     busy_s = 0.0
+    slowest_s = 0.0
 
     def __init__(self, workload: Workload) -> None:
         self.device = SimulatedDevice(CHOICE)

@@ -35,6 +35,7 @@ class Replays:
     recordings: ClassVar[dict[int, Any]] = {}
     refusals: ClassVar[dict[int, Any]] = {}
     busy_s = 0.0
+    slowest_s = 0.0
     model = None
 
     def __init__(

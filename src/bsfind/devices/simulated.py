@@ -117,6 +117,7 @@ class SimulatedDevice:
         self._traced_steps: int | None = None
         self._fewest_steps = 0
         self._steps_differ = self._has_run = self._ends_with_epoch = False
+        self._never_repeats = False
         self._told: list[ReportWarning] = []
         self.refusal: BsfindError | None = None
 
@@ -160,6 +161,7 @@ class SimulatedDevice:
         self._traced_steps = None
         self._fewest_steps = 0
         self._steps_differ = self._has_run = self._ends_with_epoch = False
+        self._never_repeats = False
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
         tracer = self._tracer = Tracer(
@@ -406,7 +408,7 @@ class SimulatedDevice:
             program = self.tracer.program(batch_size, steps, exact=True, enough=enough)
             if len(program.step_ends) >= steps or program.batches is not None:
                 return program
-        elif exact or steps <= self._traced_steps:
+        elif exact or steps <= self._traced_steps or self._never_repeats:
             return self._traced(batch_size, steps, exact=exact)
         else:
             program = self._traced(batch_size, self._traced_steps, exact=False)
@@ -415,13 +417,17 @@ class SimulatedDevice:
         from bsfind.simulation.trace.repetition import with_more_steps
 
         longer = with_more_steps(program, steps)
+        self._never_repeats = longer is None
         return longer or self._traced(batch_size, steps, exact=True)
 
     def _traced(self, batch_size: int, steps: int, *, exact: bool) -> Program:
         from bsfind.simulation.trace.repetition import with_more_steps
 
         program = self.tracer.program(batch_size, steps, exact=exact)
-        return (with_more_steps(program, steps) if program.repeats else None) or program
+        if program.repeats:
+            longer = with_more_steps(program, steps)
+            return longer or self.tracer.program(batch_size, steps, exact=True)
+        return program
 
     def trial_of_refusal(self, error: BsfindError, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.

@@ -152,6 +152,12 @@ class Bracket:
         self._tolerance = 0.0
         self._expected, self._estimate = None, lambda _: None
 
+    def be_coarse(self, tolerance: float) -> None:
+        """Leave at least so much to the tolerance from now on, and halve the bracket once there is one."""
+        self._tolerance = max(self._tolerance, tolerance)
+        if self.smallest_failed is not None:
+            self._expected, self._estimate = None, lambda _: None
+
     def record(self, trial: Trial) -> None:
         """Take in the trial of a batch size that was asked for; a second one replaces the first.
 

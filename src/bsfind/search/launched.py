@@ -63,6 +63,7 @@ class LaunchedTrials:
     inputs: tuple[InputSpec, ...] = ()
     output: OutputMemory | None = None
     busy_s = 0.0
+    slowest_s = 0.0
 
     def __init__(
         self,

@@ -28,7 +28,13 @@ _REPLAYED_STEPS = 6
 
 _SLOW_S = 30.0
 """Processor time of an exact search in which every size has to be traced, above which it leaves the rest to
-the tolerance; seconds."""
+the tolerance; seconds. The maximum may take half of it."""
+
+_SLOW_TRACE_S = 2.5
+"""Processor time of a trace from which on a search in which every size has to be traced is coarser; seconds."""
+
+_COARSER = 0.02
+"""Its tolerance."""
 
 _FEW_TRACES = 4
 """Traces that may be needed until other sizes follow from them."""
@@ -115,7 +121,7 @@ class Simulated:
         if search.is_check:
             search.try_all(bracket, max(search.steps, search.limits.confirm_steps), exact=True)
             return
-        search.try_all(bracket)
+        search.try_all(bracket, after_each=lambda: _coarsen(search, bracket))
         if _is_slow(search):
             return
         bracket.be_exact()
@@ -141,7 +147,7 @@ class Simulated:
         found = search.confirmation.trial
         if found is None or found.traced_steps in (None, found.steps):
             return True
-        if found.traced_steps and _is_slow(search):  # its trace would be as long again
+        if found.traced_steps and _is_slow(search, search.bracket):  # its trace would be as long again
             return True  # the report says how many steps were traced
         traced = search.confirmation.trace(found)
         if traced.status == "timeout" or traced.error_kind == "untraceable":
@@ -187,6 +193,8 @@ class Simulated:
                 search.report_progress("trying", batch_size)
                 trial = search.confirmation.run(batch_size, steps, accumulates=accumulates)
                 bracket.record(trial)
+                if not is_exact:
+                    _coarsen(search, bracket)
         return smallest if bracket.best is None else bracket.best.batch_size
 
     def size_to_confirm(self, search: PrecisionSearch, largest: int) -> int:
@@ -194,6 +202,14 @@ class Simulated:
         if search.limits.objective == "fastest":
             search.warnings.append(_SPEED_UNKNOWN)
         return largest
+
+
+def _coarsen(search: PrecisionSearch, bracket: Bracket) -> None:
+    """Let a bracket be coarser where every size has to be traced, and that takes long."""
+    trials = search.bracket.trials
+    follows = any(trial.traced_steps == 0 for trial in trials)
+    if len(trials) >= _FEW_TRACES and not follows and search.runner.slowest_s > _SLOW_TRACE_S:
+        bracket.be_coarse(_COARSER)
 
 
 def _is_slow(search: PrecisionSearch, bracket: Bracket | None = None) -> bool:
@@ -205,15 +221,16 @@ def _is_slow(search: PrecisionSearch, bracket: Bracket | None = None) -> bool:
         search: the search.
         bracket: what is to be halved to its end; None: that of the search.
     """
+    most_s = _SLOW_S if bracket is not None else _SLOW_S / 2
     bracket = bracket or search.bracket
     if any(trial.batches is not None for trial in search.bracket.trials):
         return True
     follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
     if follows or bracket.best is None or bracket.smallest_failed is None:
-        return search.runner.busy_s > _SLOW_S and not follows
+        return search.runner.busy_s > most_s and not follows
     halvings = math.log2(max(1, bracket.smallest_failed - bracket.best.batch_size))
     each = search.runner.busy_s / len(search.bracket.trials)
-    return search.runner.busy_s + halvings * each > _SLOW_S
+    return search.runner.busy_s + halvings * each > most_s
 
 
 def _goes_on_above(search: PrecisionSearch) -> bool:

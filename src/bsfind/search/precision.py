@@ -215,13 +215,21 @@ class PrecisionSearch:
         if self.bracket.best is not None and not self.is_check:
             self._find_recommendation(self.bracket.best.batch_size)
 
-    def try_all(self, bracket: Bracket, steps: int | None = None, *, exact: bool = False) -> None:
+    def try_all(
+        self,
+        bracket: Bracket,
+        steps: int | None = None,
+        *,
+        exact: bool = False,
+        after_each: Callable[[], None] = lambda: None,
+    ) -> None:
         """Try what the bracket asks for, until it has its answer or memory leaks.
 
         Args:
             bracket: asks for sizes, and gets their trials.
             steps: optimizer steps of a trial; None: as always.
             exact: whether a prediction traces every step at each of them.
+            after_each: called after each trial, before the next size is chosen.
         """
         while (batch_size := bracket.next()) is not None:
             self.report_progress("trying", batch_size)
@@ -230,6 +238,7 @@ class PrecisionSearch:
             self._tell(trial)
             if trial.leak is not None:
                 return
+            after_each()
 
     def try_size(self, batch_size: int, steps: int | None = None, *, exact: bool = False) -> Trial:
         """Run a trial (see `try_all`); one that takes too long is an answer too.

@@ -31,6 +31,7 @@ class Trials(Protocol):
     recordings: dict[int, Recording]
     refusals: dict[int, BsfindError]
     busy_s: float
+    slowest_s: float
 
     @property
     def left_over(self) -> Worker | None:
@@ -93,6 +94,7 @@ class TrialRunner:
         output: what the model returned to a loss of bsfind's.
         recordings: what the trials that ran asked of the allocator, by batch size.
         busy_s: processor time of the trials so far, seconds.
+        slowest_s: that of the slowest trial but the first, which sets up what depends on values; seconds.
         refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
     All methods raise what `Worker` raises.
@@ -127,7 +129,7 @@ class TrialRunner:
         self.output: OutputMemory | None = None
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
-        self.busy_s = 0.0
+        self.busy_s = self.slowest_s = 0.0
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
@@ -249,6 +251,8 @@ class TrialRunner:
             record=loaded.limit_bytes is None,
             exact=exact,
         )
+        if self.busy_s:
+            self.slowest_s = max(self.slowest_s, answer.busy_s)
         self.busy_s += answer.busy_s
         self.assumptions = loaded.worker.assumptions or self.assumptions
         self.inputs = loaded.worker.inputs

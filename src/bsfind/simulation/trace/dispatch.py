@@ -22,6 +22,7 @@ from bsfind.simulation.kernels.call import Rule, rule_for
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
 from bsfind.simulation.trace.calls import Args, KnownCall, Kwargs, call_of, flat_tensors, key_of
+from bsfind.simulation.trace.host_draws import HostDraws
 from bsfind.simulation.trace.recorder import KEPT, HostStorages, Recorder
 from bsfind.simulation.trace.refusals import no_kernel, raise_refusal, untraceable
 from bsfind.simulation.trace.torch_private import (
@@ -103,6 +104,7 @@ class Dispatcher:
         values: what is known of the values of small tensors.
         reads: answers reads of values that are not known.
         shapes: answers what depends on such values, from steps with values.
+        drawn: random numbers on the host.
         host: meta storages that lie in the host's memory: parameters of a model that has not been
             moved to the GPU.
         host_operators: runs operators on tensors with such storages.
@@ -119,6 +121,7 @@ class Dispatcher:
         self.values = Values()
         self.reads = AssumedReads(recorder.note)
         self.shapes = shapes or ValueShapes()
+        self.drawn = HostDraws()
         self.host = HostStorages(self.values.forget_storage)
         self.host_operators = HostOperators(self)
         self._handlers = handlers or {}

@@ -7,7 +7,7 @@ no more steps than that.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from bsfind.simulation.trace.program import Program
@@ -33,10 +33,13 @@ class Repetition:
         """
         if self._entries is not None and self._entries <= entries:
             return
+        self._entries, self._enough = entries, None
         settled = steps_before_repetition(program)
-        varies = program.batches is not None
-        repeats = settled <= len(program.step_ends) - 2 and not varies
-        self._entries, self._enough = entries, settled + 1 if repeats else None
+        ends = _ends(program)
+        if program.batches is None and settled <= len(ends) - 3:
+            begin, end = ends[settled + 1 : settled + 3]
+            if _next(program, settled) == program.trial_events[begin:end]:
+                self._enough = settled + 1
 
     def enough(self, entries: int) -> int | None:
         """Return how many steps a trace needs; None: as many as were asked for.
@@ -67,8 +70,10 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
         return None
     events = program.trial_events
     begin, end = ends[-2:]
-    again = events[begin:end]
-    count = _allocations(again)
+    count = _allocations(events[begin:end])
+    again = _next(program, traced - 1) if program.repeats else _shifted(events[begin:end], count)
+    if again is None:
+        return None
     loaded_events = len(program.load_events)
     operators, streams = program.operators, program.streams
     blocks = _allocations([*program.load_events, *events[:end]])
@@ -85,9 +90,9 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
     marks = [(place - begin, name) for place, name in program.marks if begin <= place <= end]
     marks = marks[marks.index((0, "step_end")) + 1 : marks.index((end - begin, "step_end")) + 1]
     for _ in range(steps - traced):
-        again = [event if event >= 0 else event - count for event in again]
         start = len(longer.trial_events)
         longer.trial_events.extend(again)
+        again = _shifted(again, count)
         longer.operators.extend(operators[loaded_events + begin : loaded_events + end])
         longer.marks.extend((start + place, name) for place, name in marks)
         for place, smaller in program.optional.items():
@@ -96,6 +101,38 @@ def with_more_steps(program: Program, steps: int) -> Program | None:
     if any(name == "evaluation_end" for _, name in program.marks):
         _append_evaluation(longer, program, end, shift=count * (steps - traced))
     return longer
+
+
+def _shifted(events: Sequence[int], count: int) -> list[int]:
+    """Return events that release blocks which are numbered higher."""
+    return [event if event >= 0 else event - count for event in events]
+
+
+def _next(program: Program, place: int) -> list[int] | None:
+    """Return the events of the step after one, if it does the same; None where that cannot be told.
+
+    What a step releases of the step before it (gradients, mostly) is as large, one after the other, as what
+    it leaves of its own.
+
+    Args:
+        program: program of a trial.
+        place: which step it is, from 0.
+    """
+    ends = _ends(program)
+    begin, end = ends[place], ends[place + 1]
+    events = program.trial_events[begin:end]
+    sizes = [event for event in (*program.load_events, *program.trial_events[:end]) if event >= 0]
+    first = len(sizes) - _allocations(events)
+    released = [-event - 1 for event in events if event < 0]
+    old = sorted(block for block in released if block < first)
+    left = sorted(set(range(first, len(sizes))).difference(released))
+    if [sizes[block] for block in old] != [sizes[block] for block in left]:
+        return None
+    follows = dict(zip(old, left, strict=True))
+    count = len(sizes) - first
+    return [
+        event if event >= 0 else -follows.get(-event - 1, count - event - 1) - 1 for event in events
+    ]
 
 
 def _append_evaluation(longer: Program, program: Program, end: int, *, shift: int) -> None:

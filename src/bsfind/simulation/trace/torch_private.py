@@ -195,6 +195,7 @@ def has_fake_kernel(name: str) -> bool:
 
 
 unload = _method("torch.library.Library._destroy")
+copy_on_write = _named("torch._lazy_clone")
 schema_of = _attribute("torch._ops.OpOverload", "_schema", torch.ops.aten.add.Tensor)
 _registered: set[str] | None = (
     None

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _META = torch.device("meta")
 _MOST_DRAWN = 1 << 20
-"""Random numbers on the host of which more repeat these: a data loader's images take seconds."""
+"""Random numbers on the host of which more repeat these (see host_draws.py)."""
 
 _INDEXING = (
     *("aten::index.Tensor", "aten::_unsafe_index.Tensor", "aten::index_put", "aten::index_put_"),
@@ -236,10 +236,7 @@ def _drawn(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwa
         return dispatcher.run(facts, args, kwargs)
     some = dispatcher.compute(facts, ([_MOST_DRAWN], *args[1:]), kwargs)
     with without_fake():
-        out = torch.empty(size, dtype=some.dtype)
-        for part in out.view(-1).split(_MOST_DRAWN):  # type: ignore[no-untyped-call]
-            part.copy_(some[: part.numel()])
-    return out
+        return dispatcher.drawn.like(some, facts.name, numel).view(size)
 
 
 def _embedding(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
