@@ -34,6 +34,7 @@ class Runner:
     model = None
     busy_s = 0.0
     slowest_s = 0.0
+    slowest_size = 1
 
     def __init__(self, workload: Workload) -> None:
         self.device = SimulatedDevice(CHOICE)

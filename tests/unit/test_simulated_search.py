@@ -36,6 +36,7 @@ class Replays:
     refusals: ClassVar[dict[int, Any]] = {}
     busy_s = 0.0
     slowest_s = 0.0
+    slowest_size = 1
     model = None
 
     def __init__(

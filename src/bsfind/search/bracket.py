@@ -93,6 +93,7 @@ class Bracket:
             first = self._just_below(expected)
         self._first = self._nearest(first, self._smallest - 1, self._largest)
         self._trials: dict[int, Trial] = {}
+        self._is_ended = False
         self._best: Trial | None = None
         self._failed: int | None = None
         # Questions about the sizes that the model accepts, and the size that they ask for now.
@@ -158,6 +159,15 @@ class Bracket:
         if self.smallest_failed is not None:
             self._expected, self._estimate = None, lambda _: None
 
+    def end(self) -> None:
+        """Ask for no more sizes, whatever is left."""
+        self._is_ended = True
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it has ended before the answer was there."""
+        return self._is_ended and not self._is_settled
+
     def record(self, trial: Trial) -> None:
         """Take in the trial of a batch size that was asked for; a second one replaces the first.
 
@@ -214,7 +224,7 @@ class Bracket:
         """Return the next batch size to try; None when the search is over."""
         if not self._trials:
             return self._first if self._smallest <= self._largest else None
-        if any(trial.status == "timeout" for trial in self._trials.values()):
+        if self._is_ended or any(t.status == "timeout" for t in self._trials.values()):
             return None
         if self._asked is not None:
             return self._asked

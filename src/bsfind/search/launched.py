@@ -64,6 +64,7 @@ class LaunchedTrials:
     output: OutputMemory | None = None
     busy_s = 0.0
     slowest_s = 0.0
+    slowest_size = 1
 
     def __init__(
         self,

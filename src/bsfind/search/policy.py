@@ -15,6 +15,7 @@ from bsfind.records import DeviceInfo, ReportWarning
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.bracket import Bracket
 from bsfind.trial import Trial
+from bsfind.units import format_duration
 
 if TYPE_CHECKING:
     from bsfind.search.precision import PrecisionSearch
@@ -31,10 +32,14 @@ _SLOW_S = 30.0
 the tolerance; seconds. The maximum may take half of it."""
 
 _SLOW_TRACE_S = 2.5
-"""Processor time of a trace from which on a search in which every size has to be traced is coarser; seconds."""
+"""Processor time of a trace above which a search that has to trace every size is coarser; seconds."""
 
 _COARSER = 0.02
 """Its tolerance."""
+
+_LONG_S = 35.0
+"""Processor time after which such a search ends with what it knows, seconds; so does that of the recommended
+size, which begins after it, when it has taken half as long again."""
 
 _FEW_TRACES = 4
 """Traces that may be needed until other sizes follow from them."""
@@ -121,8 +126,9 @@ class Simulated:
         if search.is_check:
             search.try_all(bracket, max(search.steps, search.limits.confirm_steps), exact=True)
             return
-        search.try_all(bracket, after_each=lambda: _coarsen(search, bracket))
-        if _is_slow(search):
+        search.try_all(bracket, after_each=lambda: _pace(search))
+        _warn_of_end(search)
+        if bracket.is_ended or _is_slow(search):
             return
         bracket.be_exact()
         follows = False
@@ -132,6 +138,8 @@ class Simulated:
             ends = (bracket.best and bracket.best.batch_size, bracket.smallest_failed)
             at_ends = (trial for trial in bracket.trials if trial.batch_size in ends)
             found = next((trial for trial in at_ends if trial.traced_steps == 0), None)
+            if found is not None and _is_over(search, found.batch_size):
+                return  # the report says that it follows from other sizes
             if found is None:
                 if follows or len(bracket.trials) <= _FEW_TRACES or not _goes_on_above(search):
                     return
@@ -147,7 +155,12 @@ class Simulated:
         found = search.confirmation.trial
         if found is None or found.traced_steps in (None, found.steps):
             return True
-        if found.traced_steps and _is_slow(search, search.bracket):  # its trace would be as long again
+        is_long = (
+            _is_slow(search, search.bracket)
+            if found.traced_steps
+            else _is_over(search, found.batch_size)
+        )
+        if is_long:
             return True  # the report says how many steps were traced
         traced = search.confirmation.trace(found)
         if traced.status == "timeout" or traced.error_kind == "untraceable":
@@ -195,6 +208,8 @@ class Simulated:
                 bracket.record(trial)
                 if not is_exact:
                     _coarsen(search, bracket)
+                if bracket.best is not None and _is_over(search, times=1.5):
+                    break
         return smallest if bracket.best is None else bracket.best.batch_size
 
     def size_to_confirm(self, search: PrecisionSearch, largest: int) -> int:
@@ -204,12 +219,65 @@ class Simulated:
         return largest
 
 
+def _pace(search: PrecisionSearch) -> None:
+    """Look after each trial whether traces take long (see `_try_small` and `_coarsen`)."""
+    _try_small(search)
+    _coarsen(search, search.bracket)
+
+
 def _coarsen(search: PrecisionSearch, bracket: Bracket) -> None:
-    """Let a bracket be coarser where every size has to be traced, and that takes long."""
+    """Let a bracket be coarser where every size has to be traced and that takes long; in time, end it."""
     trials = search.bracket.trials
-    follows = any(trial.traced_steps == 0 for trial in trials)
-    if len(trials) >= _FEW_TRACES and not follows and search.runner.slowest_s > _SLOW_TRACE_S:
+    if any(trial.traced_steps == 0 for trial in trials):
+        return
+    if len(trials) >= _FEW_TRACES and search.runner.slowest_s > _SLOW_TRACE_S:
         bracket.be_coarse(_COARSER)
+    if bracket is not search.bracket or bracket.best is None:
+        return
+    following = bracket.next()
+    if following is not None and _is_over(search, following):
+        bracket.end()
+
+
+def _try_small(search: PrecisionSearch) -> None:
+    """Try small sizes once a large one has taken long to trace.
+
+    The first of them may be the trace that others need to follow from, and the second one tells whether they
+    do: a trace of a larger size may take longer yet.
+    """
+    bracket, trials = search.bracket, search.bracket.trials
+    if len(trials) != 2 or search.runner.slowest_s <= _SLOW_TRACE_S:
+        return
+    small, large = sorted(trial.batch_size for trial in trials)
+    for times in (2, 3):
+        size = search.sizes.above(times * small)
+        if size < large and all(trial.batch_size != size for trial in bracket.trials):
+            bracket.record(search.try_size(size))
+
+
+def _is_over(search: PrecisionSearch, size: int = 1, *, times: float = 1.0) -> bool:
+    """Tell whether traces of a search, of which each takes long, take too long with that of a size."""
+    runner = search.runner
+    longer = runner.slowest_s * max(0.0, size / runner.slowest_size - 1.0)
+    return runner.slowest_s > _SLOW_TRACE_S and runner.busy_s + longer > times * _LONG_S
+
+
+def _warn_of_end(search: PrecisionSearch) -> None:
+    """Say that sizes were left out, and why."""
+    best, failed = search.bracket.best, search.bracket.smallest_failed
+    if best is None or not search.bracket.is_ended:
+        return
+    where = f"above {best.batch_size}"
+    if failed is not None:
+        where = f"between {best.batch_size} and {failed}"
+    search.warnings.append(
+        ReportWarning(
+            code="trial_timeout",
+            message=f"{search.name}: a {search.searched} {where} was not tried: every one has to be traced, "
+            f"and a trace takes up to {format_duration(search.runner.slowest_s)}",
+            hint="`check` tries any other size",
+        )
+    )
 
 
 def _is_slow(search: PrecisionSearch, bracket: Bracket | None = None) -> bool:

@@ -32,6 +32,7 @@ class Trials(Protocol):
     refusals: dict[int, BsfindError]
     busy_s: float
     slowest_s: float
+    slowest_size: int
 
     @property
     def left_over(self) -> Worker | None:
@@ -95,6 +96,7 @@ class TrialRunner:
         recordings: what the trials that ran asked of the allocator, by batch size.
         busy_s: processor time of the trials so far, seconds.
         slowest_s: that of the slowest trial but the first, which sets up what depends on values; seconds.
+        slowest_size: its batch size.
         refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
     All methods raise what `Worker` raises.
@@ -130,6 +132,7 @@ class TrialRunner:
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
         self.busy_s = self.slowest_s = 0.0
+        self.slowest_size = 1
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
@@ -251,8 +254,8 @@ class TrialRunner:
             record=loaded.limit_bytes is None,
             exact=exact,
         )
-        if self.busy_s:
-            self.slowest_s = max(self.slowest_s, answer.busy_s)
+        if self.busy_s and answer.busy_s > self.slowest_s:
+            self.slowest_s, self.slowest_size = answer.busy_s, batch_size
         self.busy_s += answer.busy_s
         self.assumptions = loaded.worker.assumptions or self.assumptions
         self.inputs = loaded.worker.inputs

@@ -86,6 +86,21 @@ def flat_tensors(result: Any) -> list[Tensor | None]:
     return list(_tensors_in(result)) if isinstance(result, (tuple, list)) else []
 
 
+def are_on_host(args: Args, kwargs: Kwargs) -> bool:
+    """Tell whether a call concerns the host alone: all its tensors have values, and so has what it makes."""
+    device = kwargs.get("device")
+    if device is not None and device.type != "cpu":
+        return False
+    for values in (args, kwargs.values()) if kwargs else (args,):
+        for value in values:
+            if isinstance(value, Tensor):
+                if value.is_meta:
+                    return False
+            elif isinstance(value, (list, tuple)) and next(_metas(value), None) is not None:
+                return False
+    return True
+
+
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
     """Apply a function to every argument of a call, those in lists, tuples and dicts included."""
     if isinstance(value, (list, tuple)):

@@ -21,7 +21,15 @@ from bsfind.simulation.kernels.argument_checks.registry import Check, checks_for
 from bsfind.simulation.kernels.call import Rule, rule_for
 from bsfind.simulation.trace.assumed_reads import AssumedReads
 from bsfind.simulation.trace.building import HostOperators
-from bsfind.simulation.trace.calls import Args, KnownCall, Kwargs, call_of, flat_tensors, key_of
+from bsfind.simulation.trace.calls import (
+    Args,
+    KnownCall,
+    Kwargs,
+    are_on_host,
+    call_of,
+    flat_tensors,
+    key_of,
+)
 from bsfind.simulation.trace.host_draws import HostDraws
 from bsfind.simulation.trace.recorder import KEPT, HostStorages, Recorder
 from bsfind.simulation.trace.refusals import no_kernel, raise_refusal, untraceable
@@ -227,6 +235,9 @@ class Dispatcher:
                     out = self.host_operators.run(facts, args, kwargs)
                     if out is not NotImplemented:
                         return out
+                elif facts.handler is None and self._target is None and are_on_host(args, kwargs):
+                    with without_fake():
+                        return op(*args, **kwargs)
                 return self.dispatch(facts, args, kwargs)
             except Exception as error:
                 raise_refusal(op, args, kwargs, error)

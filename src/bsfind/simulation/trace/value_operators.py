@@ -232,8 +232,10 @@ def _drawn(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwa
     size, device = args[0], kwargs.get("device")
     is_on_host = device is None or torch.device(device).type == "cpu"
     numel = torch.Size(size).numel()
-    if not is_on_host or numel <= _MOST_DRAWN or dispatcher.values.keeps_all:
+    if not is_on_host or dispatcher.values.keeps_all:
         return dispatcher.run(facts, args, kwargs)
+    if numel <= _MOST_DRAWN:
+        return dispatcher.compute(facts, args, kwargs)
     some = dispatcher.compute(facts, ([_MOST_DRAWN], *args[1:]), kwargs)
     with without_fake():
         return dispatcher.drawn.like(some, facts.name, numel).view(size)
