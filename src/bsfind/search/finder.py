@@ -128,6 +128,7 @@ class Finder:
                 on_output=self._events.output,
                 on_warning=self._warn,
                 watch=self._watch,
+                predicts=self._settings.device.is_simulated,
             ) as pool,
         ):
             try:

@@ -252,7 +252,10 @@ def _try_small(search: PrecisionSearch) -> None:
     for times in (2, 3):
         size = search.sizes.above(times * small)
         if size < large and all(trial.batch_size != size for trial in bracket.trials):
+            before = search.runner.busy_s
             bracket.record(search.try_size(size))
+            if search.runner.busy_s - before > search.runner.slowest_s / 2:
+                return  # small sizes take as long
 
 
 def _is_over(search: PrecisionSearch, size: int = 1, *, times: float = 1.0) -> bool:

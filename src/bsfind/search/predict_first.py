@@ -51,7 +51,7 @@ class Predictor:
         limits = settings.limits
         self._clock = TimeBudget(limits.trial_timeout_s, limits.time_budget_s)
         self._is_compiled = settings.workload.compile  # which is not predicted
-        self._pool = make_pool(expected=1, on_warning=self._warned)
+        self._pool = make_pool(expected=1, on_warning=self._warned, predicts=True)
         is_wanted = (
             settings.batch_size is None
             and not settings.device.is_simulated

@@ -29,7 +29,7 @@ from bsfind.simulation.allocator.recording import Recording
 from bsfind.trial import Trial
 from bsfind.units import format_duration
 from bsfind.worker import processes
-from bsfind.worker.connection import KILL_GRACE_S, WorkerProcess
+from bsfind.worker.connection import KILL_GRACE_S, OF_PREDICTING, OF_WORKERS, WorkerProcess
 from bsfind.worker.protocol import (
     ProtocolError,
     decode_error,
@@ -76,6 +76,7 @@ class Worker:
         on_warning: called with what the reader of the report must know, once for each warning.
         variables: environment variables that differ from this process's.
         watch: notified of the device memory that is still available.
+        predicts: whether its device is simulated.
 
     Attributes:
         assumptions: what the worker has chosen for the steps of the loaded workload, so far.
@@ -93,6 +94,7 @@ class Worker:
         variables: Mapping[str, str] | None = None,
         *,
         watch: MemoryWatch | None = None,
+        predicts: bool = False,
     ) -> None:
         self._on_warning = on_warning
         self._watch = watch or MemoryWatch()
@@ -100,7 +102,10 @@ class Worker:
         self.inputs: tuple[InputSpec, ...] = ()
         self.output: OutputMemory | None = None
         self._searched = "batch size"
-        self._process = WorkerProcess(on_output or (lambda _: None), variables or {})
+        defaults = OF_PREDICTING if predicts else OF_WORKERS
+        self._process = WorkerProcess(
+            on_output or (lambda _: None), variables or {}, defaults=defaults
+        )
 
     def __enter__(self) -> Worker:
         return self

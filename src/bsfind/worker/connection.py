@@ -26,7 +26,9 @@ _START = (
     "sys.exit(main())"
 )
 # Sets of strings have the same order in every process, unless the user wants another.
-_OF_WORKERS = {"PYTHONHASHSEED": "0"}
+OF_WORKERS = {"PYTHONHASHSEED": "0"}
+# Threads that wait for the next operator of a trace need not take the processor's time.
+OF_PREDICTING = {**OF_WORKERS, "OMP_WAIT_POLICY": "PASSIVE"}
 KILL_GRACE_S = 10.0
 _POLL_S = 0.5
 _LONGEST_ANSWER = 1 << 28
@@ -52,7 +54,7 @@ class WorkerProcess:
         *,
         code: str | None = None,
         arguments: Sequence[str] = (),
-        defaults: Mapping[str, str] = _OF_WORKERS,
+        defaults: Mapping[str, str] = OF_WORKERS,
         log: IO[bytes] | None = None,
     ) -> None:
         self._printed = Output(on_line)

@@ -21,6 +21,7 @@ class WorkerPool:
         on_output: called with every line that the user's code prints.
         on_warning: called with what the reader of the report must know.
         watch: notified of the device memory that is still available.
+        predicts: whether the device of the workers is known to be simulated.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class WorkerPool:
         on_output: Callable[[str], None] | None = None,
         on_warning: Callable[[ReportWarning], None] | None = None,
         watch: MemoryWatch | None = None,
+        predicts: bool = False,
     ) -> None:
         self._on_output = on_output
         self._on_warning = on_warning
         self._expected = expected
         self._watch = watch or MemoryWatch()
+        self._predicts = predicts
         self._in_use: Worker | None = None
         self._spare: Worker | None = None
 
@@ -58,7 +61,7 @@ class WorkerPool:
         if self._in_use is not None:
             self._in_use.kill()
         if variables:
-            self._in_use = Worker(self._on_output, self._on_warning, variables, watch=self._watch)
+            self._in_use = self._start(variables)
             return self._in_use
         spare, self._spare = self._spare, None
         if spare is not None and not spare.is_alive:
@@ -84,8 +87,12 @@ class WorkerPool:
             self._spare.kill()
             self._spare = None
 
-    def _start(self) -> Worker:
-        return Worker(self._on_output, self._on_warning, watch=self._watch)
+    def _start(self, variables: Mapping[str, str] | None = None) -> Worker:
+        return Worker(
+            *(self._on_output, self._on_warning, variables),
+            watch=self._watch,
+            predicts=self._predicts,
+        )
 
     def close(self) -> None:
         """Kill all processes; safe to call twice."""

@@ -13,9 +13,6 @@ from itertools import pairwise
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.streams import DEFAULT
 
-_GROWN = 2
-"""Factor between the entries of two steps that are not of one structure: neither follows from the other."""
-
 
 class Repetition:
     """What the shortest trace tells of how soon the steps of longer ones repeat."""
@@ -47,7 +44,7 @@ class Repetition:
         Args:
             entries: how many entries its first step has.
         """
-        has_grown = self._entries is not None and entries > _GROWN * self._entries
+        has_grown = self._entries is not None and entries > self._entries
         return self._enough if has_grown else None
 
 

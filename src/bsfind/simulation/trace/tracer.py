@@ -236,7 +236,8 @@ class Tracer:
         program = program_of(self._model.load_entries, entries, gpu_as_set(self._gpu), sources)
         program.traced_steps = len(program.step_ends) if is_traced else 0
         program.batches = self._variations.get(trial)
-        program.repeats = trial in self._shortened
+        follows_short = not is_traced and len(program.step_ends) < steps
+        program.repeats = trial in self._shortened or (follows_short and program.batches is None)
         if is_traced and not program.repeats:
             self._repetition.learn(program, self.steps.first_entries)
         return program
