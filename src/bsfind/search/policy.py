@@ -7,6 +7,7 @@ nothing to time.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from bsfind.records import DeviceInfo, ReportWarning
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.bracket import Bracket
+from bsfind.settings import LARGEST_BATCH_SIZE
 from bsfind.trial import Trial
 from bsfind.units import format_duration
 
@@ -232,9 +234,13 @@ def _coarsen(search: PrecisionSearch, bracket: Bracket) -> None:
         return
     if len(trials) >= _FEW_TRACES and search.runner.slowest_s > _SLOW_TRACE_S:
         bracket.be_coarse(_COARSER)
-    if bracket is not search.bracket or bracket.best is None:
+    if (
+        bracket is not search.bracket
+        or bracket.best is None
+        or not _is_over(search, LARGEST_BATCH_SIZE)
+    ):
         return
-    following = bracket.next()
+    following = copy.copy(bracket).next()  # asking counts as a probe
     if following is not None and _is_over(search, following):
         bracket.end()
 

@@ -43,4 +43,5 @@ class HostDraws:
             self._written[key] = written
         self._draws += 1
         first = int(some.numel() * (0.618 * self._draws % 1))
-        return copy_on_write(written)[first : first + count]
+        copied: torch.Tensor = copy_on_write(written)
+        return copied[first : first + count]

@@ -269,7 +269,9 @@ class TracedSteps:
 
     def _repeats(self, runner: TrainingSteps, wanted: int) -> bool:
         """Tell whether the last step of a trace that wants more is known to repeat."""
-        enough = self._repetition and self._repetition.enough(self.first_entries)
+        if self._repetition is None:
+            return False
+        enough = self._repetition.enough(self.first_entries)
         if enough is None or self._model.loaded.variation.is_there or enough >= wanted:
             return False
         self.is_shortened = not runner.wants_more(enough, is_long=True)

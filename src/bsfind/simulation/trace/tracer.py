@@ -88,6 +88,7 @@ class Tracer:
         self._variations: dict[tuple[int, int, int | None], BatchVariation | None] = {}
         self._repetition = Repetition()
         self._shortened: set[tuple[int, int, int | None]] = set()
+        self._first_entries: dict[tuple[int, int, int | None], int] = {}
         self.steps = TracedSteps(
             workload=self._asked,
             plan=self._plan,
@@ -239,7 +240,7 @@ class Tracer:
         follows_short = not is_traced and len(program.step_ends) < steps
         program.repeats = trial in self._shortened or (follows_short and program.batches is None)
         if is_traced and not program.repeats:
-            self._repetition.learn(program, self.steps.first_entries)
+            self._repetition.learn(program, self._first_entries[trial])
         return program
 
     def program_with_old_buckets(
@@ -269,6 +270,7 @@ class Tracer:
             batch_size, steps, enough or steps, self._repetition if may_shorten else None
         )
         trial = (batch_size, steps, enough)
+        self._first_entries[trial] = self.steps.first_entries
         if self.steps.is_shortened:
             self._shortened.add(trial)
         self._variations[trial] = self._model.loaded.variation.found()
