@@ -85,3 +85,14 @@ class TenthState(torch.optim.SGD):
                 for parameter in group["params"]:
                     self.state[parameter]["average"] = torch.zeros_like(parameter)
         return super().step(closure)
+
+
+class SampleBySample(nn.Module):
+    """Runs a layer for each sample by itself: a larger batch has more operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.layer(sample).relu() for sample in x])

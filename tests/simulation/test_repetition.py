@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
+from bsfind.simulation.trace.host_draws import HostDraws
 from bsfind.simulation.trace.repetition import steps_before_repetition, with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
 
@@ -91,3 +93,35 @@ def test_steps_that_do_more_now_and_then_are_met(model: str, last: int) -> None:
     for steps, alike_from in ((3, 1), (10, last)):
         with tracer(f"repetition.py:{model}", InputSpec(shape=(16,))) as open_tracer:
             assert steps_before_repetition(open_tracer.program(6, steps)) == alike_from
+
+
+@pytest.mark.parametrize("precision", ["fp32", "amp-fp16"])
+def test_a_trace_that_grows_with_the_batch_is_shorter_and_the_same(precision: str) -> None:
+    with tracer("repetition.py:SampleBySample", InputSpec(shape=(16,)), precision) as open_tracer:
+        open_tracer.program(3, 3)
+        short = open_tracer.program(12, 3)
+        assert (len(short.step_ends), short.repeats) == (2, True)
+        repeated = with_more_steps(short, 5)
+    with tracer("repetition.py:SampleBySample", InputSpec(shape=(16,)), precision) as open_tracer:
+        traced = open_tracer.program(12, 5)
+    assert repeated is not None
+    assert repeated.trial_events == traced.trial_events[: len(repeated.trial_events)]
+    assert repeated.marks == traced.marks
+
+
+def test_an_exact_trace_is_not_shortened() -> None:
+    with tracer("repetition.py:SampleBySample", InputSpec(shape=(16,))) as open_tracer:
+        open_tracer.program(3, 3)
+        assert len(open_tracer.program(12, 3).step_ends) == 2
+        assert len(open_tracer.program(12, 3, exact=True).step_ends) == 3
+
+
+def test_what_a_batch_function_draws_is_written_once() -> None:
+    draws = HostDraws()
+    some = torch.randn(100)
+    first, second = (draws.like(some, "aten::randn", 1000) for _ in range(2))
+    assert set(first.tolist()) == set(second.tolist()) == set(some.tolist())
+    assert not torch.equal(first, second)
+    second.zero_()
+    assert first.count_nonzero() == 1000
+    assert draws.like(some, "aten::randn", 1000).count_nonzero() == 1000

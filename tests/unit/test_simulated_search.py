@@ -253,6 +253,44 @@ def test_slow_traces_leave_the_rest_to_the_tolerance() -> None:
     assert traces(35.0 / many)[1] < many  # the last halvings would take longer than that
 
 
+class SlowWithSize(Replays):
+    """A step whose traces take the longer the larger the batch is; other sizes follow from three of them."""
+
+    def __init__(self, *args: int, seconds_each: float, follows: bool) -> None:
+        super().__init__(*args)
+        self.seconds_each, self._follows = seconds_each, follows
+
+    def run_within(self, batch_size: int, limit_bytes: int, **more: Any) -> Trial:
+        known = len(self.traced)
+        trial = super().run_within(batch_size, limit_bytes, **more)
+        seconds = self.seconds_each * batch_size * (len(self.traced) - known)
+        if self.busy_s and seconds > self.slowest_s:
+            self.slowest_s, self.slowest_size = seconds, batch_size
+        self.busy_s += seconds
+        return trial
+
+
+def test_where_a_larger_size_would_take_longer_yet_small_ones_tell_first() -> None:
+    replays = SlowWithSize(80 << 30, 1 << 28, 5 * MIB, seconds_each=0.002, follows=True)
+    result, search = searched(replays)
+    exact, _ = searched(Replays(80 << 30, 1 << 28, 5 * MIB))
+    assert result.max_batch_size == exact.max_batch_size
+    sizes = [size for size, _ in replays.traced]
+    assert min(sizes[1], sizes[2]) < 50
+    assert replays.busy_s < 120
+    assert "trial_timeout" not in codes(search)
+
+
+def test_a_search_whose_traces_take_long_ends_and_says_so() -> None:
+    replays = SlowWithSize(80 << 30, 1 << 28, 5 * MIB, seconds_each=0.002, follows=False)
+    result, search = searched(replays)
+    assert result.max_batch_size is not None
+    assert not result.is_maximum_proven
+    assert "trial_timeout" in codes(search)
+    assert result.recommended_batch_size is not None
+    assert len(replays.traced) < 12
+
+
 def test_ten_minutes_of_tracing_end_the_search() -> None:
     result, search = searched(Slow(80 << 30, 1 << 28, 5 * MIB, seconds=400.0))
     assert result.max_batch_size is not None
