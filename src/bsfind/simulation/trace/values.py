@@ -43,7 +43,7 @@ from bsfind.workload.state import DeviceValues
 _MAX_EXACT = 1 << 22
 """Elements of an integer or bool tensor whose values are kept."""
 
-_MAX_FLOAT = 1 << 16
+_MAX_FLOAT = 1 << 12
 """The same for floating point: scales, thresholds, tables; activations depend on weights anyway."""
 
 _CPU = torch.device("cpu")
