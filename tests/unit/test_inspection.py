@@ -26,7 +26,7 @@ from bsfind.inspect.inspection import (
 )
 from bsfind.inspect.screen import print_inspection
 from bsfind.records import Assumption, DeviceInfo, ReportWarning
-from bsfind.report.json import inspection_schema, to_json
+from bsfind.report.json import inspection_schema, schema, to_json
 from bsfind.units import GIB, MIB, format_bytes
 
 SIZES = {
@@ -209,7 +209,49 @@ def test_the_schema_knows_every_category_and_phase() -> None:
     assert set(CATEGORIES) == set(get_args(Category))
     known = inspection_schema()["$defs"]
     assert tuple(known["categories"]["properties"]) == CATEGORIES
-    assert set(known["composition"]["properties"]["phase"]["enum"]) == set(get_args(Origin))
+    composition = known["composition"]["properties"]
+    failed, _ = composition["failed"]["anyOf"]
+    assert tuple(failed["properties"]["category"]["enum"]) == CATEGORIES
+    assert set(composition["phase"]["enum"]) == set(get_args(Origin))
+
+
+def test_the_schema_knows_every_precision_of_a_prediction() -> None:
+    of_report = schema()["$defs"]["result"]["properties"]["precision"]["enum"]
+    known = inspection_schema()["$defs"]["result"]["properties"]["precision"]["enum"]
+    assert {*known, "launched"} == set(of_report)
+
+
+def test_what_several_gpus_need_is_listed_where_it_occurs() -> None:
+    sizes = {category: (number + 1) * MIB for number, category in enumerate(CATEGORIES)}
+    total = sum(sizes.values())
+    shared = dataclasses.replace(
+        FITS,
+        allocated_bytes=total,
+        categories=sizes,
+        modules=(ModuleShare(path="block", class_name="FSDPBlock", categories=sizes),),
+        timeline=(moment("peak", sizes),),
+    )
+    result = dataclasses.replace(REPORT.results[0], composition=shared)
+    text = screen(120, dataclasses.replace(REPORT, results=(result,)))
+    for title in _OF_SEVERAL_GPUS:
+        assert title not in screen(120)
+        assert f"\n{title} " in text
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("block ")]
+    # Parameters are 1, 2 and 3 MiB, gradients 4 and 5, the optimizer's state 7, activations 8 and 9.
+    assert row[1:12:2] == [
+        f"{total / MIB:.1f}",
+        "6.0",
+        "9.0",
+        "7.0",
+        "17.0",
+        f"{total / MIB - 39:.1f}",
+    ]
+
+
+_OF_SEVERAL_GPUS = (
+    *("sharded parameters", "unsharded parameters", "unsharded gradients", "gradient buckets"),
+    *("all-gather buffers", "reduce-scatter buffers"),
+)
 
 
 def test_what_counts_as_fitting() -> None:

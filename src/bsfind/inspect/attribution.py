@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,14 +28,14 @@ from bsfind.settings import Workload
 from bsfind.simulation.trace.calls import flat_tensors
 from bsfind.simulation.trace.module_stack import ModuleStack
 from bsfind.simulation.trace.program import Program, Source
-from bsfind.simulation.trace.recorder import MARK, Observer
+from bsfind.simulation.trace.recorder import MARK, Observer, ParallelMemory
 from bsfind.simulation.trace.torch_private import (
     TorchFunctionOff,
     buffers_of,
     current_backward,
     parameters_of,
 )
-from bsfind.workload.outputs import local_part
+from bsfind.workload.outputs import is_sharded, local_part
 
 
 class _Place(NamedTuple):
@@ -180,6 +180,15 @@ class Attribution(Observer):
         """Note autocast's copy of a parameter."""
         self._is(cast, "weight_casts", self._modules.owner_of(weight, self._modules.current))
 
+    def has_parallel(self, kind: ParallelMemory, storages: Iterable[Any]) -> None:
+        """Note memory that several GPUs need, as that of the module where it is allocated."""
+        for storage in storages:
+            block = self.recorder.block_of(storage)
+            if block is not None:
+                # The buckets are made while the model is wrapped, whose wrapper holds them.
+                module = "" if kind == "gradient_buckets" else self._places[block].module
+                self._roles.setdefault(block, _Role(kind, module))
+
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         self._look_at_model()
         self._origin = "optimizer"
@@ -201,19 +210,32 @@ class Attribution(Observer):
         for path, module in model.named_modules():
             for tensor in (*parameters_of(module).values(), *buffers_of(module).values()):
                 if tensor is not None:
-                    self._is(tensor, "parameters", path)
+                    kind: Category = "sharded_parameters" if is_sharded(tensor) else "parameters"
+                    self._is(tensor, kind, path)
                     if tensor.is_leaf and tensor.grad is not None:
-                        self._is(tensor.grad, "gradients", path)
+                        gathered = self._is_gathered(tensor)
+                        kind = "unsharded_gradients" if gathered else "gradients"
+                        self._is(tensor.grad, kind, path)
 
     def _is(self, tensor: torch.Tensor, category: Category, module: str | None) -> None:
         """Note what a tensor is, unless it is known to be something."""
+        for block in self._blocks_of(tensor):
+            known = self._roles.get(block)
+            # With `gradient_as_bucket_view` gradients lie in the buckets.
+            if known is None or known.category == "gradient_buckets":
+                self._roles[block] = _Role(category, module)
+
+    def _is_gathered(self, parameter: torch.Tensor) -> bool:
+        roles = [self._roles.get(block) for block in self._blocks_of(parameter)]
+        return any(role and role.category == "unsharded_parameters" for role in roles)
+
+    def _blocks_of(self, tensor: torch.Tensor) -> list[int]:
+        """Return the blocks in which a tensor lies."""
         with TorchFunctionOff():
-            for part in flat_tensors(local_part(tensor)):
-                if part is None or not part.is_meta:
-                    continue
-                block = self.recorder.block_of(part.untyped_storage())
-                if block is not None:
-                    self._roles.setdefault(block, _Role(category, module))
+            parts = [each for each in flat_tensors(local_part(tensor)) if each is not None]
+            storages = [part.untyped_storage() for part in parts if part.is_meta]
+        blocks = map(self.recorder.block_of, storages)
+        return [block for block in blocks if block is not None]
 
 
 def _tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -10,13 +10,19 @@ from bsfind.records import Assumption, DeviceInfo, ReportWarning
 
 Category = Literal[
     "parameters",
+    "sharded_parameters",
+    "unsharded_parameters",
     "gradients",
+    "unsharded_gradients",
+    "gradient_buckets",
     "optimizer_state",
     "activations",
     "outputs",
     "weight_casts",
     "inputs",
     "temporaries",
+    "all_gather_buffers",
+    "reduce_scatter_buffers",
     "workspace",
     "kept",
 ]
@@ -25,7 +31,11 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 """In the order in which they are shown. Each allocated byte is in exactly one category:
 
 * `parameters`: parameters and buffers.
-* `gradients`: tensors that are, or become, the `.grad` of a parameter.
+* `sharded_parameters`: the shards of parameters that this rank holds.
+* `unsharded_parameters`: parameters that FSDP2 has gathered.
+* `gradients`: tensors that are, or become, the `.grad` of a parameter, or of its shard.
+* `unsharded_gradients`: gradients of gathered parameters, until ranks reduce and scatter them.
+* `gradient_buckets`: copies of gradients that DistributedDataParallel sums over the ranks.
 * `optimizer_state`: tensors of the optimizer's state, and others that `optimizer.step` leaves allocated.
 * `activations`: tensors that a forward pass, or a recomputation, leaves allocated for the backward pass.
 * `outputs`: tensors that a forward pass leaves allocated in inference.
@@ -33,6 +43,8 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 * `inputs`: the batch and the targets.
 * `temporaries`: tensors that are freed in the pass in which they were allocated, gradients of
   activations among them.
+* `all_gather_buffers`: flat tensors from which, and to which, FSDP2 gathers parameters.
+* `reduce_scatter_buffers`: flat copies of gradients that FSDP2 reduces and scatters.
 * `workspace`: memory of kernels and libraries (cuBLAS, cuDNN) besides tensors.
 * `kept`: other tensors that outlive the step.
 """

@@ -24,13 +24,19 @@ from bsfind.units import format_bytes, format_parameters
 
 _TITLES = {
     "parameters": "parameters, buffers",
+    "sharded_parameters": "sharded parameters",
+    "unsharded_parameters": "unsharded parameters",
     "gradients": "gradients",
+    "unsharded_gradients": "unsharded gradients",
+    "gradient_buckets": "gradient buckets",
     "optimizer_state": "optimizer state",
     "activations": "activations",
     "outputs": "outputs",
     "weight_casts": "autocast's weights",
     "inputs": "inputs, targets",
     "temporaries": "temporaries",
+    "all_gather_buffers": "all-gather buffers",
+    "reduce_scatter_buffers": "reduce-scatter buffers",
     "workspace": "workspace",
     "kept": "kept otherwise",
 }
@@ -50,7 +56,13 @@ _PHASES = {
     "optimizer": "optimizer step",
 }
 _NOTHING = "–"
-_STATE = ("parameters", "gradients", "optimizer_state")
+_STATE = {
+    "parameters": ("parameters", "sharded_parameters", "unsharded_parameters"),
+    "gradients": ("gradients", "unsharded_gradients"),
+    "optimizer": ("optimizer_state",),
+}
+"""The categories in a column of the table of modules."""
+
 _LAYOUTS = (
     ("total", "parameters", "gradients", "optimizer", "activations", "other", "class"),
     ("total", "parameters", "gradients", "optimizer", "activations", "other"),
@@ -235,9 +247,10 @@ def _module_table(
 
 
 def _cells(categories: Mapping[str, int], class_name: str, columns: Sequence[str]) -> Iterator[str]:
-    state = [categories.get(name, 0) for name in _STATE]
-    sizes = dict(zip(("parameters", "gradients", "optimizer"), state, strict=True))
-    sizes["state"] = sum(state)
+    sizes = {
+        column: sum(categories.get(name, 0) for name in names) for column, names in _STATE.items()
+    }
+    sizes["state"] = sum(sizes.values())
     sizes["activations"] = sum(categories.get(name, 0) for name in ("activations", "outputs"))
     sizes["total"] = sum(categories.values())
     sizes["other"] = sizes["total"] - sizes["state"] - sizes["activations"]

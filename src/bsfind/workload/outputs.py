@@ -25,6 +25,11 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return part
 
 
+def is_sharded(tensor: torch.Tensor) -> bool:
+    """Tell whether a rank holds a part of a tensor only (`DTensor.placements`)."""
+    return any(placement.is_shard() for placement in getattr(tensor, "placements", ()))
+
+
 def leaves(output: Any, path: Path = ()) -> Iterator[tuple[Path, torch.Tensor]]:
     """Yield the tensors of an output with their paths, in tuples, lists, mappings and objects too."""
     if isinstance(output, torch.Tensor):

@@ -13,9 +13,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -47,6 +47,21 @@ STREAM = 4
 
 Entry = tuple[Any, ...]
 
+ParallelMemory = Literal[
+    "unsharded_parameters",
+    "unsharded_gradients",
+    "gradient_buckets",
+    "all_gather_buffers",
+    "reduce_scatter_buffers",
+]
+"""What a rank of a training on several GPUs allocates for the sake of the others:
+
+* `unsharded_parameters`: parameters that FSDP2 has gathered for a module.
+* `unsharded_gradients`: their gradients, before ranks reduce and scatter them.
+* `gradient_buckets`: flat copies of gradients, which DistributedDataParallel sums over the ranks.
+* `all_gather_buffers`, `reduce_scatter_buffers`: flat tensors that FSDP2 passes to these collectives.
+"""
+
 
 class Observer:
     """Told what a trace does, as it happens; this one ignores it (see `inspect.attribution`).
@@ -73,6 +88,9 @@ class Observer:
 
     def has_cast(self, weight: torch.Tensor, cast: torch.Tensor) -> None:
         """Autocast has made a copy of a parameter."""
+
+    def has_parallel(self, kind: ParallelMemory, storages: Iterable[Any]) -> None:
+        """Storages are what several GPUs need; those that do not lie on the simulated one do not count."""
 
     def allocates(self, block: int) -> None:
         """A storage is adopted as a block."""

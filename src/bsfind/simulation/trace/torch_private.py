@@ -283,6 +283,11 @@ replacing_groups_of_tensors = replacing("_group_tensors_by_device_and_dtype", to
 reduced_tensor = _named("torch.Tensor._reduce_ex_internal")
 """Returns what pickle writes of a tensor."""
 replacing_reduced_tensor = replacing("_reduce_ex_internal", torch.Tensor)
+rebuild_buckets = _optional("torch.distributed.Reducer._rebuild_buckets")
+"""Makes the buckets of DistributedDataParallel anew."""
+replacing_rebuild_buckets = replacing(
+    "_rebuild_buckets", getattr(torch.distributed, "Reducer", None)
+)
 replacing_pinning = replacing("pin_memory", torch.utils.data._utils.pin_memory)
 """The function that loaders call with each batch."""
 

@@ -88,7 +88,7 @@ def _in_place(_: Dispatcher, facts: OperatorFacts, args: Args, __: Kwargs) -> An
 
 def _sum(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, _: Kwargs) -> Any:
     """Return its tensors, and a work with a future: hooks of gradients ask for it."""
-    tensors = _tensors(args[0])
+    tensors = on_gpu(args[0])
     for tensor in tensors:
         block = dispatcher.recorder.block_of(tensor.untyped_storage())
         if block is not None:
@@ -98,7 +98,7 @@ def _sum(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, _: Kwargs) ->
 
 def _collective(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, __: Kwargs) -> Any:
     """Return the tensors that it writes to, its first argument, and a work."""
-    for tensor in _tensors(args[0]):
+    for tensor in on_gpu(args[0]):
         dispatcher.values.forget_storage(address_of(tensor.untyped_storage()))
     return _finished(facts, args, [])
 
@@ -138,11 +138,11 @@ def _scatter_lists(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwa
 
 
 def _flat_copy(lists: Any) -> None:
-    tensors = _tensors(lists)
+    tensors = on_gpu(lists)
     if len({tensor.shape for tensor in tensors}) == 1:
         tensors[0].new_empty((len(tensors), *tensors[0].shape))
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
+def on_gpu(value: Any) -> list[torch.Tensor]:
     """Return the tensors of the simulated GPU in lists of them."""
     return [each for each in flat_tensors(value) if each is not None and each.is_meta]

@@ -40,6 +40,7 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
     """
     import torch.distributed
 
+    from bsfind.simulation.trace.distributed.buckets import buckets_told
     from bsfind.simulation.trace.distributed.storages import storages_told_apart
     from bsfind.simulation.trace.distributed.subclasses import wrapped_tensors
     from bsfind.workload.parallel import close_group
@@ -51,6 +52,7 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
         with (
             untimed(lambda _: None),
             _statistics().active(),
+            buckets_told(dispatcher.recorder),
             storages_told_apart(dispatcher.recorder),
             wrapped_tensors(dispatcher),
         ):
