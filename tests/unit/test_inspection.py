@@ -232,7 +232,11 @@ def test_what_several_gpus_need_is_listed_where_it_occurs() -> None:
         timeline=(moment("peak", sizes),),
     )
     result = dataclasses.replace(REPORT.results[0], composition=shared)
-    text = screen(120, dataclasses.replace(REPORT, results=(result,)))
+    device = dataclasses.replace(REPORT.device, nccl_bytes=700 * MIB, nccl_source="modelled")
+    text = screen(120, dataclasses.replace(REPORT, device=device, results=(result,)))
+    assert " · NCCL 700.0 MiB (modelled)\n" in text
+    assert re.search(r"\nNCCL +700\.0 MiB\n", text)
+    assert "NCCL" not in screen(120)
     for title in _OF_SEVERAL_GPUS:
         assert title not in screen(120)
         assert f"\n{title} " in text

@@ -126,8 +126,12 @@ def _conditions(report: InspectionReport) -> Iterator[str]:
         yield f"Simulated, not measured: it stands for the {report.stands_for} of this machine."
     version = (report.device.torch_version or "").partition("+")[0]
     steps = f"{report.steps} step{'s' if report.steps > 1 else ''}"
-    context = format_bytes(report.device.context_bytes)
-    yield f"{steps}, traced · torch {version} · context {context} ({report.device.context_source})"
+    device = report.device
+    parts = [f"{steps}, traced", f"torch {version}"]
+    parts.append(f"context {format_bytes(device.context_bytes)} ({device.context_source})")
+    if device.nccl_bytes is not None:
+        parts.append(f"NCCL {format_bytes(device.nccl_bytes)} ({device.nccl_source})")
+    yield " · ".join(parts)
     text = assumed(report.assumptions)
     if text is not None:
         yield text
@@ -189,11 +193,15 @@ def _categories(found: Composition, report: InspectionReport) -> Iterator[Table]
             *(format_bytes(moment.allocated_bytes) for moment in others[:count]),
             style="bold",
         )
-        context = report.device.context_bytes
+        outside = {
+            "CUDA context": report.device.context_bytes,
+            "NCCL": report.device.nccl_bytes,
+        }
         left = report.device.capacity_bytes - found.reserved_bytes
         table.add_row("cache, fragments", format_bytes(found.cache_bytes), style="dim")
-        if context is not None:
-            table.add_row("CUDA context", format_bytes(context), style="dim")
+        for what, nbytes_outside in outside.items():
+            if nbytes_outside is not None:
+                table.add_row(what, format_bytes(nbytes_outside), style="dim")
         table.add_row("left", format_bytes(max(0, left)), style="dim")
         yield table
 
