@@ -61,6 +61,16 @@ def test_the_document_agrees_with_check() -> None:
     assert "weight_casts" in found["results"][1]["composition"]["categories"]
 
 
+def test_one_rank_of_several_gpus() -> None:
+    model = f"{MODELS / 'blocks.py'}:Blocks"
+    parallel = ("--parallel", "fsdp", "--world-size", "8", "--precision", "mp-bf16")
+    found = inspection(model, "--input-shape", "64", *ON_3090, "-b", "8", *parallel)
+    (result,) = found["results"]
+    categories = result["composition"]["categories"]
+    assert {"sharded_parameters", "unsharded_parameters", "all_gather_buffers"} <= set(categories)
+    assert sum(categories.values()) == result["composition"]["allocated_bytes"]
+
+
 def test_what_does_not_fit() -> None:
     limit = ("--memory-limit", "512MiB", "--precision", "fp32")
     common = (NET, *IMAGES, *ON_3090, *limit, "-b", "4096")
