@@ -318,6 +318,8 @@ class CudaDevice:
         self, error: BaseException, batch_size: int, measured: MeasuredSteps
     ) -> Trial | BsfindError:
         """Turn an exception into a trial, or into the error that ends the search."""
+        if self._loaded is not None and self._loaded.parallelized is not None:
+            self._poisoned = True  # FSDP2 and DDP keep the state of a pass that has not ended
         if isinstance(error, ShortBatchError):
             trial, self.refusal = short_trial(batch_size, error)
             return trial
@@ -375,6 +377,8 @@ class CudaDevice:
 
     def _release(self) -> None:
         """Set the model back to its state after loading, and free all memory but the model's."""
+        if self._loaded is not None and self._loaded.parallelized and not self._poisoned:
+            self._loaded.parallelized.reshard()
         if self._state is not None and not self._state.restore():
             self._poisoned = True
         if self._loaded is not None:

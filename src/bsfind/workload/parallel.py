@@ -128,8 +128,9 @@ class Parallelized:
         if options.pop("sync_batchnorm", False):
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
             model = convert(model)
+        index = self._device.index
         wrapped = nn.parallel.DistributedDataParallel(
-            model.to(self._device), device_ids=[self._device.index], **options
+            model.to(self._device), device_ids=None if index is None else [index], **options
         )
         if _lacks_futures():
             # It checks annotations, which are texts in this file: a lambda has none.
@@ -202,6 +203,8 @@ class Parallelized:
             self._why_sharded = (
                 "these blocks repeat and hold most parameters; `--shard-by` names others"
             )
+        # Parameters that modules share have to be sharded together: with the root.
+        blocks = [block for block in blocks if not _shares_parameters(block, model)]
         if not blocks:
             self.notes["fsdp_root_only"] = FSDP_ROOT_ONLY
             self._why_sharded = "no repeated block was found; `--shard-by` names classes"
@@ -247,6 +250,15 @@ class Parallelized:
             why=self._why_sharded,
         )
 
+    def reshard(self) -> None:
+        """Release what FSDP2 has gathered: after a forward pass alone, the root still is."""
+        if self._parallel.shards:
+            from torch.distributed.fsdp import FSDPModule
+
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     @contextlib.contextmanager
     def accumulating(self, is_last: bool) -> Iterator[None]:
         """Leave gradients unreduced in micro-batches but the last, as a training loop does.
@@ -262,6 +274,17 @@ class Parallelized:
         if hasattr(model, "set_requires_gradient_sync"):
             model.set_requires_gradient_sync(is_last)
         yield
+
+
+def _shares_parameters(block: nn.Module, model: nn.Module) -> bool:
+    """Tell whether a parameter of a block is one of a module outside too."""
+    own, inside = set(block.parameters()), set(block.modules())
+    return any(
+        parameter in own
+        for module in model.modules()
+        if module not in inside
+        for parameter in module.parameters(recurse=False)
+    )
 
 
 def _is_inside(blocks: Sequence[nn.Module]) -> Iterator[bool]:
