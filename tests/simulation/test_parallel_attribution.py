@@ -17,6 +17,8 @@ from bsfind.parallel import Parallel
 from bsfind.settings import Workload
 from bsfind.simulation.trace.program import Program
 
+pytestmark = pytest.mark.one_torch
+
 MODEL = Blocks()
 NUMBER = sum(parameter.numel() for parameter in MODEL.parameters())
 RANKS = 8

@@ -11,6 +11,8 @@ from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.oracle import Oracle, why_there_is_none
 from tests.simulation.parallel_runs import GPU, difference, run_of
 
+from bsfind.devices.prediction_limits import check_sharding
+from bsfind.errors import UntraceableError
 from bsfind.parallel import Parallel
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
@@ -81,7 +83,7 @@ def replayed(program: Program) -> Replayed:
     return program.replay(allocator, program.load(allocator))
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.one_torch)])
 def test_other_batch_sizes_and_more_steps_follow(strategy: str) -> None:
     with opened(run_of("vit", strategy, 8, "amp-bf16")) as tracer:
         for batch_size in (4, 6, 8):
@@ -96,6 +98,7 @@ def test_other_batch_sizes_and_more_steps_follow(strategy: str) -> None:
     assert replayed(repeated).peak_reserved_bytes == replayed(long).peak_reserved_bytes
 
 
+@pytest.mark.one_torch
 def test_shards_are_built_block_by_block() -> None:
     """The whole model is never on one GPU."""
     with opened(run_of("decoder", "fsdp", 64, "fp32")) as tracer:
@@ -122,6 +125,7 @@ def test_old_buckets_may_stay_for_a_step() -> None:
     assert sorted(program.trial_events) == sorted(late.trial_events)
 
 
+@pytest.mark.one_torch
 def test_shards_have_no_old_buckets() -> None:
     with opened(run_of("vit", "fsdp", 2, "fp32")) as tracer:
         assert tracer.program_with_old_buckets(4, 3) is None
@@ -144,6 +148,17 @@ def test_a_bucket_stays_until_its_step_ends() -> None:
     assert with_old_buckets(program, {5}) is None
 
 
+def test_shards_need_a_torch_that_can_be_traced() -> None:
+    sharded = Parallel(strategy="hsdp", world_size=4)
+    with pytest.raises(
+        UntraceableError, match=r"torch 2\.7\.1\+cpu cannot be traced.* 2\.9 or newer"
+    ):
+        check_sharding(sharded, "2.7.1+cpu")
+    check_sharding(sharded, "2.13.0")
+    check_sharding(Parallel(strategy="ddp", world_size=4), "2.6.0")
+
+
+@pytest.mark.one_torch
 def test_a_rank_leaves_no_process_group_behind() -> None:
     import torch.distributed as dist
 

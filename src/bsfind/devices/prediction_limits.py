@@ -7,12 +7,38 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bsfind.errors import UntraceableError
+from bsfind.parallel import Parallel
 from bsfind.records import ReportWarning
 from bsfind.simulation.gpus.accuracy import measured
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.program import StepOperators
+
+
+_SHARDING_SINCE = (2, 9)
+"""The first version of torch whose FSDP2 is known to be traced; 2.7 is known not to be."""
+
+
+def check_sharding(parallel: Parallel, torch_version: str) -> None:
+    """Make sure that FSDP2 can be traced, where it is asked for.
+
+    Args:
+        parallel: how several GPUs share the training.
+        torch_version: `torch.__version__`.
+
+    Raises:
+        UntraceableError: it cannot with this version.
+    """
+    major, minor = (int(part) for part in torch_version.split(".")[:2])
+    if parallel.shards and (major, minor) < _SHARDING_SINCE:
+        since = ".".join(map(str, _SHARDING_SINCE))
+        raise UntraceableError(
+            f"FSDP2 of torch {torch_version} cannot be traced: predictions with it need torch {since} or "
+            "newer",
+            hint="`--parallel ddp` can be predicted; on a GPU, `--nproc-per-node` and `--world-size` measure",
+        )
 
 
 def version_warnings(torch_version: str) -> list[ReportWarning]:

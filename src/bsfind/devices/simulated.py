@@ -21,7 +21,11 @@ from bsfind.devices.base import (
     nccl_memory,
     short_trial,
 )
-from bsfind.devices.prediction_limits import setting_warnings, version_warnings
+from bsfind.devices.prediction_limits import (
+    check_sharding,
+    setting_warnings,
+    version_warnings,
+)
 from bsfind.errors import BsfindError, ShortBatchError, TargetError, UntraceableError, UsageError
 from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import (
@@ -162,6 +166,7 @@ class SimulatedDevice:
         self._fewest_steps = 0
         self._steps_differ = self._has_run = self._ends_with_epoch = False
         self._never_repeats = False
+        check_sharding(workload.parallel, torch.__version__)
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
         tracer = self._tracer = Tracer(

@@ -128,9 +128,9 @@ class Parallelized:
         if options.pop("sync_batchnorm", False):
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
             model = convert(model)
-        index = self._device.index
+        ids = [self._device] if self._device.type == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(
-            model.to(self._device), device_ids=None if index is None else [index], **options
+            model.to(self._device), device_ids=ids, **options
         )
         if _lacks_futures():
             # It checks annotations, which are texts in this file: a lambda has none.
