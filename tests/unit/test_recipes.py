@@ -21,6 +21,7 @@ PAGES = (
     "diffusers",
     "lightning",
     "recipes",
+    "several-gpus",
 )
 
 
