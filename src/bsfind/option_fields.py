@@ -44,7 +44,7 @@ class Setting:
     @property
     def is_of_search(self) -> bool:
         """Whether a `check`, which tries one size, goes without it."""
-        is_limit = self.part == "limits" or self.option == "compare"
+        is_limit = self.part == "limits" or self.option in ("compare", "nproc_per_node")
         return is_limit and self.option not in ("steps", "trial_timeout")
 
     def arguments(self, settings: Settings) -> list[str]:

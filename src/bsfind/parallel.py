@@ -155,7 +155,7 @@ class Parallel:
         arguments: of the strategy, as (name, text) pairs.
         nproc_per_node: how many ranks this machine runs, each on a GPU: a number, or `gpu`: on all; None: at
             most one.
-        rank: which rank this process is, or stands for.
+        rank: which rank stands for all, where the others are absent; None: the one that needs most memory.
     """
 
     strategy: str = field(
@@ -180,7 +180,7 @@ class Parallel:
     nproc_per_node: str | None = field(
         default=None, metadata={"kind": types.of_text(_ranks), "option": ""}
     )
-    rank: int = 0
+    rank: int | None = None
 
     def __post_init__(self) -> None:
         """Check the fields against each other.

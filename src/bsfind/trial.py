@@ -107,7 +107,7 @@ class Trial:
         delivered_axis_size: the largest that the model takes, where `axis_size` is larger.
         ranks: what each rank took, of a launched training in several processes; else nothing.
         limiting_rank: the rank with the least memory left, whose figures those of the trial are, or the one
-            that failed; None where there is one process.
+            that failed; None where one GPU trains.
         fits_with_old_buckets: of a prediction with DDP: whether the device has room for the first buckets
             until the end of the step that replaces them; None where there are none.
     """

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from command_line import command_line, settings_of
 
 from bsfind.errors import UsageError
 from bsfind.option_fields import arguments_of
+from bsfind.search.all_ranks import on_ranks
+from bsfind.settings import SearchLimits
 from bsfind.simulation.gpus.nccl_memory import nccl_bytes
+from bsfind.units import Headroom
 
 MODEL = ("a:b", "--input-shape", "3,224,224", "--gpu", "a10g")
 
@@ -78,6 +83,15 @@ def test_what_has_no_meaning_is_refused(options: str, said: str) -> None:
     with pytest.raises(UsageError) as raised:
         settings_of(["run", *MODEL, *options.split()])
     assert said in raised.value.message
+
+
+def test_what_ran_on_all_gpus_can_be_asked_for_again() -> None:
+    asked = settings_of(["run", *DDP, "--nproc-per-node", "gpu"])
+    ran = on_ranks(asked, 8)
+    assert settings_of(arguments_of(ran)) == ran
+    check = dataclasses.replace(ran, batch_size=8, limits=SearchLimits(headroom=Headroom(bytes=0)))
+    assert "--nproc-per-node" not in arguments_of(check)
+    assert settings_of(arguments_of(check)).parallel.world_size == 8
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,7 @@ from torch.distributed.tensor import DTensor
 from bsfind.errors import TargetError
 from bsfind.parallel import Parallel
 from bsfind.workload.optimizer import make_optimizer
-from bsfind.workload.parallel import (
-    FSDP_ROOT_ONLY,
-    Parallelized,
-    close_group,
-    open_group,
-    partitioned,
-)
+from bsfind.workload.parallel import FSDP_ROOT_ONLY, Parallelized, close_group, partitioned
 from bsfind.workload.precision import precision_plan
 
 CPU = torch.device("cpu")
@@ -33,7 +27,6 @@ def _no_group_is_left() -> Iterator[None]:
 
 def wrapped(model: nn.Module, precision: str = "fp32", **asked: object) -> Parallelized:
     parallel = Parallel(**{"world_size": 4, **asked})  # type: ignore[arg-type]
-    open_group(parallel)
     return Parallelized(model, parallel, CPU, precision_plan(precision))
 
 
@@ -114,6 +107,8 @@ def test_zero1_steps_a_part_of_the_parameters() -> None:
         parts = optimizer.optim.param_groups  # type: ignore[attr-defined]
         assert {group["lr"] for group in parts} == {0.5}
         held.append(sum(each.numel() for group in parts for each in group["params"]))
+    limiting = wrapped(Blocks(width=32, blocks=3), strategy="zero1")
+    assert held.index(max(held)) == limiting.rank
     assert sum(held) == sum(each.numel() for each in Blocks(width=32, blocks=3).parameters())
     assert max(held) < 0.6 * sum(held)
 

@@ -152,6 +152,7 @@ def finished_trial(
     samples_per_s: float | None = None,
     batches: BatchVariation | None = None,
     evaluation: Evaluation | None = None,
+    rank: int | None = None,
 ) -> Trial:
     """Return the trial of a batch size whose steps all ran: status `ok`, or `error` if memory leaks.
 
@@ -170,6 +171,7 @@ def finished_trial(
         samples_per_s: samples per second, if times were measured.
         batches: see `Trial`.
         evaluation: see `Trial`.
+        rank: the rank that stands for all; None where there is one GPU.
     """
     return Trial(
         batch_size=batch_size,
@@ -190,6 +192,7 @@ def finished_trial(
         message=None if leak is None else leak_message(leak, steps),
         batches=batches,
         evaluation=evaluation,
+        limiting_rank=rank,
     )
 
 

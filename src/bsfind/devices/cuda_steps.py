@@ -206,6 +206,7 @@ class MeasuredSteps:
             samples_per_s=samples / step_time if step_time else None,
             batches=self.loaded.variation.found(),
             evaluation=self.evaluation,
+            rank=self.loaded.rank,
         )
 
 

@@ -366,6 +366,7 @@ class SimulatedDevice:
             ),
             traced_steps=traced_steps,
             batches=program.batches,
+            rank=self.tracer.rank,
         )
         return dataclasses.replace(trial, fits_with_old_buckets=late)
 

@@ -49,7 +49,7 @@ def uuids_of_ranks(settings: Settings, identify: Callable[[str], str]) -> list[s
 
 def on_ranks(settings: Settings, number: int) -> Settings:
     """Return the settings with the number of ranks that this machine runs."""
-    parallel = dataclasses.replace(settings.parallel, world_size=number)
+    parallel = dataclasses.replace(settings.parallel, world_size=number, nproc_per_node=str(number))
     workload = dataclasses.replace(settings.workload, parallel=parallel)
     return dataclasses.replace(settings, workload=workload)
 

@@ -259,7 +259,7 @@ def report_of(state: SearchState) -> Report:
         model=model,
         prediction=_prediction(state),
         workload={} if settings.launch is not None else settings.workload.to_json(),
-        parallel=_parallel(settings, device),
+        parallel=_parallel(settings, device, state.results),
         gpus_needed=state.needed,
         launch=_launch(settings.launch, state.logs),
         search={
@@ -285,13 +285,18 @@ def report_of(state: SearchState) -> Report:
     )
 
 
-def _parallel(settings: Settings, device: DeviceInfo | None) -> dict[str, Any] | None:
+def _parallel(
+    settings: Settings, device: DeviceInfo | None, results: Sequence[PrecisionResult]
+) -> dict[str, Any] | None:
     """Return how several GPUs share the training; None where there is one."""
     parallel = settings.parallel
     if not parallel.is_used:
         return None
     found = parallel.to_json()
-    on_all, ranks = found.pop("nproc_per_node") is not None, [found.pop("rank")]
+    on_all = found.pop("nproc_per_node") is not None
+    del found["rank"]
+    trials = (trial for result in results for trial in result.trials)
+    ranks = sorted({t.limiting_rank for t in trials if t.limiting_rank is not None})
     found["options"] = found.pop("arguments")
     mode = None
     if device is not None:

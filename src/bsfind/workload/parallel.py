@@ -32,24 +32,45 @@ FSDP_ROOT_ONLY = (
 )
 
 
-def open_group(parallel: Parallel) -> None:
-    """Make this process a rank of a process group whose other ranks are absent, unless it is in one.
+def open_group(parallel: Parallel, model: nn.Module) -> int:
+    """Make this process a rank of a group whose other ranks are absent, unless it is in a real one.
 
     Args:
         parallel: the number of ranks, and which one this is.
+        model: the model, before it is wrapped.
+
+    Returns:
+        The rank of this process.
     """
     import torch.distributed as dist
 
+    rank = _limiting_rank(parallel, model) if parallel.rank is None else parallel.rank
     if dist.is_initialized():
-        is_same = (dist.get_world_size(), dist.get_rank()) == (parallel.world_size, parallel.rank)
-        if is_same or dist.get_backend() != "fake":
-            return
+        if dist.get_backend() != "fake":
+            return dist.get_rank()
+        if (dist.get_world_size(), dist.get_rank()) == (parallel.world_size, rank):
+            return rank
         dist.destroy_process_group()
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group(
-        "fake", store=FakeStore(), rank=parallel.rank, world_size=parallel.world_size
-    )
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=parallel.world_size)
+    return rank
+
+
+def _limiting_rank(parallel: Parallel, model: nn.Module) -> int:
+    """Return the rank that needs the most memory.
+
+    With ZeRO-1 it is the one with the largest part of the optimizer's state: parts are filled in the order of
+    the parameters' sizes (`ZeroRedundancyOptimizer._partition_parameters`, torch 2.6-2.14). FSDP2 pads
+    shards, and the first is the largest.
+    """
+    if parallel.strategy != "zero1":
+        return 0
+    sizes = [parameter.numel() for parameter in model.parameters() if parameter.requires_grad]
+    parts = [0] * parallel.world_size
+    for size in sorted(sizes, reverse=True):
+        parts[parts.index(min(parts))] += size
+    return parts.index(max(parts))
 
 
 def close_group() -> None:
@@ -93,12 +114,13 @@ class Parallelized:
 
     Args:
         model: the model, on the host.
-        parallel: how it is wrapped; the process group is open.
+        parallel: how it is wrapped.
         device: where this rank trains.
         plan: the precision, whose dtypes are those of FSDP2's policy in `mp-bf16`.
 
     Attributes:
         model: the module to train.
+        rank: which rank this process is; where the others are absent, the one that stands for them.
         sharded: classes whose modules FSDP2 wraps, and how many of each there are.
         notes: messages for the reader of the report, by code.
 
@@ -110,6 +132,7 @@ class Parallelized:
     def __init__(
         self, model: nn.Module, parallel: Parallel, device: torch.device, plan: PrecisionPlan
     ) -> None:
+        self.rank = open_group(parallel, model)
         self.notes: dict[str, str] = {}
         self.sharded: Counter[str] = Counter()
         self._parallel = parallel
@@ -230,7 +253,7 @@ class Parallelized:
             made.append(
                 Assumption(
                     what="ranks",
-                    value=f"rank {parallel.rank} of {parallel.world_size:,}, the others absent",
+                    value=f"rank {self.rank} of {parallel.world_size:,}, the others absent",
                     why="they are taken to need as much memory; collectives return at once",
                 )
             )

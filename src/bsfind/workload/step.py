@@ -37,7 +37,7 @@ from bsfind.workload.model import (
 )
 from bsfind.workload.optimizer import make_optimizer
 from bsfind.workload.outputs import local_part, nbytes_of
-from bsfind.workload.parallel import Parallelized, open_group, partitioned
+from bsfind.workload.parallel import Parallelized, partitioned
 from bsfind.workload.precision import PrecisionPlan
 from bsfind.workload.training import MakingInputs, ReferenceTraining, Training, TrainingSteps
 from bsfind.workload.user_errors import stands_for_torch
@@ -146,10 +146,8 @@ class LoadedWorkload:
         self.class_name = type(model).__name__
         self.parallelized: Parallelized | None = None
         if workload.parallel.is_used:
-            open_group(workload.parallel)
-            self.parallelized = Parallelized(
-                model.to(dtype=plan.model_dtype), workload.parallel, device, plan
-            )
+            model = model.to(dtype=plan.model_dtype)
+            self.parallelized = Parallelized(model, workload.parallel, device, plan)
             self.notes.update(self.parallelized.notes)
             model = self.parallelized.model
         moved: Any = model.to(device=device, dtype=plan.model_dtype)
@@ -177,6 +175,11 @@ class LoadedWorkload:
         """The LightningModule, if its own training step and optimizers are used."""
         is_used = self.workload.mode == "train" and self.workload.step is None
         return self._lightning if is_used else None
+
+    @property
+    def rank(self) -> int | None:
+        """The rank that stands for all; None where there is one GPU."""
+        return None if self.parallelized is None else self.parallelized.rank
 
     @property
     def functions(self) -> tuple[Any, ...]:

@@ -155,6 +155,11 @@ class Tracer:
         return self._model.loaded.parameter_count()
 
     @property
+    def rank(self) -> int | None:
+        """The rank that is traced; None where one GPU trains."""
+        return self._model.loaded.rank
+
+    @property
     def gradient_bytes(self) -> int:
         """Size of the gradients of all parameters that are trained, bytes."""
         return self._model.loaded.gradient_bytes()
