@@ -71,7 +71,7 @@ def ask(workload: Workload, precision: str, *questions: Runs | Largest) -> list[
         file = Path(folder, "answers.json")
         text = json.dumps(
             {
-                "workload": workload.to_json(),
+                "workload": workload.to_message(),
                 "precision": precision,
                 "questions": [
                     [type(question).__name__, asdict(question)] for question in questions

@@ -144,7 +144,7 @@ def _train(
     environment: dict[str, str],
 ) -> None:
     """Train in a fresh process: at one size after the other."""
-    request = json.dumps([workload.to_json(), precision, list(sizes)])
+    request = json.dumps([workload.to_message(), precision, list(sizes)])
     subprocess.run(
         [sys.executable, "-c", "import benchmarks.search_cost as s; s.train_in_this_process()"],
         check=True,

@@ -369,6 +369,7 @@ def hints(report: Report) -> list[str]:
     if (
         report.simulated
         and report.launch is None
+        and report.parallel is None
         and recommendation.global_batch is None
         and is_fragmented(result.peak_allocated_bytes, result.peak_reserved_bytes)
         and "expandable-segments" not in compared
@@ -389,7 +390,8 @@ def _ways_to_fit(report: Report) -> Iterator[str]:
     if not trials:
         if "bf16" not in precisions:
             yield "the model in half precision takes half the memory: `--precision bf16`"
-        yield "a model that does not fit alone needs a larger GPU, or to be sharded (FSDP)"
+        if report.gpus_needed is None:
+            yield "a model that does not fit alone needs a larger GPU, or several: `--world-size auto`"
         return
     if not any(trial.status == "oom" for trial in trials):
         return

@@ -83,7 +83,7 @@ def open_device(
         device = worker.open(choice, clock.for_start())
     except NoGpuError as error:
         if settings.is_launched:
-            hint = _LAUNCH_HINT if settings.launch is not None else error.hint or _RANKS_HINT
+            hint = _LAUNCH_HINT if settings.launch is not None else _RANKS_HINT
             raise NoGpuError(error.message, detail=error.detail, hint=hint) from None
         other = events.no_gpu(error) if choice.device == "auto" else None
         if other is None:

@@ -39,7 +39,7 @@ _SLOW_TRACE_S = 2.5
 _COARSER = 0.02
 """Its tolerance."""
 
-_LONG_S = 30.0
+_LONG_S = 25.0
 """Processor time after which such a search ends with what it knows, seconds; so does that of the recommended
 size, which begins after it, when it has taken half as long again."""
 
