@@ -250,7 +250,7 @@ def test_slow_traces_leave_the_rest_to_the_tolerance() -> None:
     assert result.is_maximum_proven
     assert 0.99 * exact.max_batch_size < result.max_batch_size <= exact.max_batch_size
     assert few < 0.7 * many
-    assert traces(25.0 / many)[1] < many  # the last halvings would take longer than that
+    assert traces(35.0 / many)[1] < many  # the last halvings would take longer than that
 
 
 class SlowWithSize(Replays):
