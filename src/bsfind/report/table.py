@@ -196,7 +196,10 @@ def _verdict(result: PrecisionResult, report: Report) -> str:
         if result.status == "error":
             why = result.message
         return f"batch size {batch_size} {word}" + (f": {why}" if why else "")
-    text = f"batch size {batch_size} fits: peak reserved {format_bytes(trial.peak_reserved_bytes)}"
+    number = str(batch_size)
+    if result.global_batch_size is not None:
+        number += f" per GPU, {result.global_batch_size:,} in all,"
+    text = f"batch size {number} fits: peak reserved {format_bytes(trial.peak_reserved_bytes)}"
     if report.device is not None and trial.peak_reserved_bytes is not None:
         left = report.device.capacity_bytes - trial.peak_reserved_bytes
         text += f", {format_bytes(left)} left"
