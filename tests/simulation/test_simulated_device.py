@@ -33,6 +33,8 @@ class FakeProgram:
     step_ends = (None,)
     batches = None
 
+    repeats = False
+
     def __init__(self, model_bytes: int, batch_size: int) -> None:
         self._model_bytes = model_bytes
         self._batch_size = batch_size
@@ -70,6 +72,8 @@ class FakeTracer:
     output: OutputMemory | None = None
     model_bytes = 100 * MIB
     parameters = 7
+    gradient_bytes = 28
+    rank: int | None = None
     optimizer = "AdamW"
     steps = SimpleNamespace(operators=None)
     random_places: tuple[str, ...] = ()
@@ -86,6 +90,7 @@ class FakeTracer:
         shapes: Any,
     ) -> None:
         self.gpu, self.properties, self.precision = gpu, properties, precision
+        self.workload = workload
         self.notes: dict[str, str] = {}
         self.is_open = True
         self.asked: list[tuple[int, bool]] = []

@@ -110,8 +110,9 @@ class SimulatedDevice:
         self._free_bytes = max(left, self._memory_limit or 0)
         if self._free_bytes <= 0:
             raise UsageError(
-                f"the CUDA context and NCCL leave nothing of {self._gpu.name}",
-                hint="say what they take there with `--context-memory` and `--nccl-memory`",
+                f"{'the CUDA context leaves' if not self._nccl_bytes else 'the CUDA context and NCCL leave'} "
+                f"nothing of {self._gpu.name}",
+                hint="`--context-memory` and `--nccl-memory` say what they take there",
             )
         self._limit_bytes = self._memory_limit
         self._tracer: Tracer | None = None

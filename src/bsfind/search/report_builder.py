@@ -16,6 +16,7 @@ from bsfind.errors import BsfindError, InternalError, NoDeviceError, TimeLimitEr
 from bsfind.inputs import InputSpec
 from bsfind.launch.placeholders import fill, trackers_off
 from bsfind.option_fields import arguments_of
+from bsfind.parallel import Parallel
 from bsfind.records import (
     LAUNCHED,
     Assumption,
@@ -384,6 +385,8 @@ def _check(settings: Settings, recommendation: Recommendation) -> Settings:
     workload, parts = settings.workload, recommendation.global_batch
     if parts is not None:
         workload = dataclasses.replace(workload, grad_accum=parts.accumulation_steps)
+    if not workload.parallel.is_used:  # GPUs that only share the global batch
+        workload = dataclasses.replace(workload, parallel=Parallel())
     size, sized = recommendation.batch_size, workload.at(recommendation.batch_size)
     lengths = settings.seq_lens if sized.seq_len is None else (sized.seq_len,)
     return dataclasses.replace(
