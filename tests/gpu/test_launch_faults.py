@@ -95,7 +95,8 @@ def test_a_rank_that_hangs(ranks: Ranks) -> None:
 
 def interrupted(ranks: Ranks, seconds: float, number: signal.Signals, *, launcher: bool) -> Result:
     """End bsfind, or the launcher of the ranks, some time after this has begun."""
-    command = ["-m", "bsfind", "launch", "--json", *FEW, "--", *ranks.command("plain")]
+    kind = "hangs" if launcher else "plain"  # a launcher may have done its work by then
+    command = ["-m", "bsfind", "launch", "--json", *FEW, "--", *ranks.command(kind)]
     process = ranks.gpu.start(command, **ranks.fake())
     wait_for(lambda: launchers(ranks) != [], seconds=120)
     time.sleep(seconds)
