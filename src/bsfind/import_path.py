@@ -12,6 +12,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bsfind.errors import TargetError
+from bsfind.errors import TargetError, UsageError
 from bsfind.units import brief
 
 _ATTRIBUTE = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -57,6 +58,21 @@ def keep_folder() -> None:
 def in_folder(path: Path) -> Path:
     """Return a path that stays the same when the current folder changes (see `keep_folder`)."""
     return path if _folder is None else _folder / path
+
+
+def make_importable(app_dir: str) -> None:
+    """Put the folder of `--app-dir` first on `sys.path`; to be called once torch is imported.
+
+    Then nothing in the folder can stand in its way.
+
+    Raises:
+        UsageError: there is no such folder.
+    """
+    folder = in_folder(Path(app_dir)).resolve()
+    if not os.path.isdir(folder):  # noqa: PTH112 (it may be in one that cannot be read)
+        raise UsageError(f"`--app-dir`: there is no folder `{folder}`")
+    if sys.path[0] != str(folder):
+        sys.path.insert(0, str(folder))
 
 
 def is_import_path(text: str) -> bool:

@@ -204,7 +204,9 @@ class Parallel:
             return
         if self.replicas is not None and self.strategy != "hsdp":
             raise ValueError("`--replicas` is for `--parallel hsdp`")
-        if self.strategy == "hsdp":
+        if (
+            self.strategy == "hsdp" and self.nproc_per_node != "gpu"
+        ):  # then, the number is not known
             groups = self.groups
             if groups < 2 or self.world_size % groups or self.world_size == groups:
                 raise ValueError(
@@ -247,11 +249,6 @@ class Parallel:
         return (self.world_size,)
 
     @property
-    def name(self) -> str:
-        """What people call the strategy."""
-        return NAMES.get(self.strategy, f"`{self.strategy}`")
-
-    @property
     def options(self) -> dict[str, Any]:
         """The arguments of the strategy with the values that their texts stand for.
 
@@ -281,13 +278,9 @@ class Parallel:
     def to_json(self) -> dict[str, Any]:
         """Return the fields as JSON types."""
         return {
-            "strategy": self.strategy,
-            "world_size": self.world_size,
-            "replicas": self.replicas,
+            **vars(self),
             "shard_by": list(self.shard_by),
             "arguments": dict(self.arguments),
-            "nproc_per_node": self.nproc_per_node,
-            "rank": self.rank,
         }
 
     @classmethod

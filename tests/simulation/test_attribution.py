@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.models.blocks import Block
 from tests.simulation.corpus import by_name
 from tests.simulation.gpu_specs import GPU_SPECS
 from torch import nn
@@ -108,16 +109,6 @@ class Net(nn.Module):
             reentrant = self.reentrant
             x = checkpoint(block, x, use_reentrant=reentrant) if self.checkpointed else block(x)
         return self.last(x) * self.scale
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.down(torch.relu(self.up(x)))
 
 
 class Lopsided(nn.Module):

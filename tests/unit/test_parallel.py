@@ -85,6 +85,17 @@ def test_what_has_no_meaning_is_refused(options: str, said: str) -> None:
     assert said in raised.value.message
 
 
+def test_the_ranks_of_this_machine_are_all() -> None:
+    hsdp = ("run", *MODEL[:3], "--parallel", "hsdp")
+    assert settings_of([*hsdp, "--nproc-per-node", "4"]).parallel.world_size == 4
+    with pytest.raises(UsageError, match="to divide `--world-size`"):
+        settings_of([*hsdp, "--nproc-per-node", "3"])
+    on_all = settings_of([*hsdp, "--nproc-per-node", "gpu"])
+    assert on_ranks(on_all, 8).parallel.world_size == 8
+    with pytest.raises(UsageError, match="2 replicas on 3 GPUs"):
+        on_ranks(on_all, 3)
+
+
 def test_what_ran_on_all_gpus_can_be_asked_for_again() -> None:
     asked = settings_of(["run", *DDP, "--nproc-per-node", "gpu"])
     ran = on_ranks(asked, 8)

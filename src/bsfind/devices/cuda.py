@@ -146,7 +146,7 @@ class CudaDevice:
         try:
             with reproducible_building():
                 self._loaded = LoadedWorkload(workload, precision_plan(precision), self._device)
-            info = self._model_info(self._loaded)
+            info = self._loaded.describe(lambda: torch.cuda.memory_allocated(self._device))
             values = DeviceValues(self._device)
             self._state = State(self._loaded.model, values, self._loaded.functions)
         except BaseException as raised:
@@ -159,19 +159,6 @@ class CudaDevice:
         self._release()
         self._baseline_bytes = torch.cuda.memory_allocated(self._device)
         return info
-
-    def _model_info(self, loaded: LoadedWorkload) -> ModelInfo:
-        optimizer = None
-        if loaded.workload.mode == "train":
-            optimizer = loaded.name_optimizers()
-        return ModelInfo(
-            class_name=loaded.class_name,
-            gradient_bytes=loaded.gradient_bytes(),
-            parameters=loaded.parameter_count(),
-            optimizer=optimizer,
-            model_bytes=torch.cuda.memory_allocated(self._device),
-            weights_dtype=loaded.weights_dtype,
-        )
 
     def memory_left(self) -> MemoryLeft | None:
         """Return how much memory PyTorch can use now (see `base.Device.memory_left`)."""

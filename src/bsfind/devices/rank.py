@@ -22,6 +22,7 @@ import torch.distributed as dist
 from bsfind.errors import BsfindError
 from bsfind.failures.exceptions import plain
 from bsfind.failures.oom import FailureKind, classify, may_depend_on_size
+from bsfind.import_path import make_importable
 from bsfind.parallel import GRAD_ACCUM
 from bsfind.records import ModelInfo
 from bsfind.settings import Workload
@@ -44,7 +45,7 @@ def main() -> None:
     workload = Workload.from_json(asked["workload"])
     if (micro_batches := os.environ.get(GRAD_ACCUM)) is not None:
         workload = dataclasses.replace(workload, grad_accum=int(micro_batches))
-    sys.path.insert(0, str(Path(workload.app_dir).resolve()))
+    make_importable(workload.app_dir)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
     nccl_bytes = _join(device)
@@ -52,7 +53,7 @@ def main() -> None:
     try:
         with reproducible_building():
             loaded = LoadedWorkload(workload, precision_plan(asked["precision"]), device)
-        model = _model(loaded)
+        model = loaded.describe(lambda: torch.cuda.memory_allocated(device))
         doing = f"batch size {batch_size} in {asked['precision']}"
         loaded.try_labels(batch_size)
         steps = TrainingSteps(loaded, lambda: None)
@@ -78,17 +79,6 @@ def _join(device: torch.device) -> int:
     torch.cuda.synchronize(device)
     torch.cuda.empty_cache()
     return max(0, before - torch.cuda.mem_get_info(device)[0])
-
-
-def _model(loaded: LoadedWorkload) -> ModelInfo:
-    return ModelInfo(
-        class_name=loaded.class_name,
-        gradient_bytes=loaded.gradient_bytes(),
-        parameters=loaded.parameter_count(),
-        optimizer=loaded.name_optimizers(),
-        model_bytes=torch.cuda.memory_allocated(loaded.device),
-        weights_dtype=loaded.weights_dtype,
-    )
 
 
 def _tell(file: Path, loaded: LoadedWorkload, model: ModelInfo, nccl_bytes: int) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bsfind.errors import NoDeviceError, NoGpuError
+from bsfind.errors import NoDeviceError, NoGpuError, UsageError
 from bsfind.settings import BATCH_SIZE_PLACEHOLDER, Launch, Settings
 
 _MOST_GPUS = 64
@@ -29,7 +29,8 @@ def uuids_of_ranks(settings: Settings, identify: Callable[[str], str]) -> list[s
         NoGpuError: there are not so many.
     """
     asked = settings.parallel.nproc_per_node
-    wanted = _MOST_GPUS if asked in (None, "gpu") else int(asked or 0)
+    assert asked is not None
+    wanted = _MOST_GPUS if asked == "gpu" else int(asked)
     found: list[str] = []
     for index in range(wanted):
         try:
@@ -48,8 +49,17 @@ def uuids_of_ranks(settings: Settings, identify: Callable[[str], str]) -> list[s
 
 
 def on_ranks(settings: Settings, number: int) -> Settings:
-    """Return the settings with the number of ranks that this machine runs."""
-    parallel = dataclasses.replace(settings.parallel, world_size=number, nproc_per_node=str(number))
+    """Return the settings with the number of ranks that this machine runs.
+
+    Raises:
+        UsageError: the strategy takes no such number.
+    """
+    try:
+        parallel = dataclasses.replace(
+            settings.parallel, world_size=number, nproc_per_node=str(number)
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     workload = dataclasses.replace(settings.workload, parallel=parallel)
     return dataclasses.replace(settings, workload=workload)
 
@@ -72,5 +82,7 @@ def launch_of(settings: Settings, precision: str, folder: Path) -> tuple[Launch,
         *("-m", "bsfind.devices.rank", str(request), BATCH_SIZE_PLACEHOLDER),
     )
     threads = os.environ.get("OMP_NUM_THREADS", "1")  # as torchrun sets it, with a warning
-    launch = Launch(command=command, set_env=(("OMP_NUM_THREADS", threads),))
+    # Files of the current folder hide no module of Python's or torch's (since Python 3.11).
+    variables = (("OMP_NUM_THREADS", threads), ("PYTHONSAFEPATH", "1"))
+    launch = Launch(command=command, set_env=variables)
     return launch, request.with_suffix(".found")

@@ -183,15 +183,7 @@ class Finder:
             self._launch(pool, worker, held)
             return
         with Predictor(self._settings, self._make_pool) as predictor:
-            opened = self._opened = open_device(
-                self._settings,
-                pool,
-                worker,
-                held,
-                *(self._clock, self._events, self._warn),
-                use_lock=self._use_lock,
-            )
-            self._warn_about_other_processes(opened.device)
+            opened = self._open(pool, worker, held)
             if not opened.policy.is_measured:
                 pool.expect_no_more()
             if opened.settings.parallel.is_auto:
@@ -200,7 +192,7 @@ class Finder:
             pool.prepare()
             precisions = precisions_of(self._settings, opened.device)
             rows = [(precision, seq_len) for seq_len in self._lengths for precision in precisions]
-            predictor.begin(opened.device, rows)
+            predictor.begin(opened.settings, opened.device, rows)
             left_over = self._search_all(opened, rows, worker, predictor.result)
         self._look_at_fragmentation()
         if self._settings.compare and self._model is not None:
@@ -208,17 +200,17 @@ class Finder:
         if self._is_too_large:
             self._look_for_more_gpus(opened, left_over)
 
-    def _launch(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> None:
-        """Search every row of what is launched, once a worker has told which device there is."""
+    def _open(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> Opened:
         opened = self._opened = open_device(
-            self._settings,
-            pool,
-            worker,
-            held,
-            *(self._clock, self._events, self._warn),
+            *(self._settings, pool, worker, held, self._clock, self._events, self._warn),
             use_lock=self._use_lock,
         )
         self._warn_about_other_processes(opened.device)
+        return opened
+
+    def _launch(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> None:
+        """Search every row of what is launched, once a worker has told which device there is."""
+        opened = self._open(pool, worker, held)
         pool.close()  # the worker's context takes memory
         self._logs = Path(tempfile.mkdtemp(prefix="bsfind-launch-"))
         for name, settings, launch, found in self._launched(opened, self._logs):

@@ -36,7 +36,7 @@ def sharded(settings: Settings, ranks: int) -> Settings:
     return dataclasses.replace(settings, workload=workload, device=device)
 
 
-def precision_of(settings: Settings, asked: list[str], device: DeviceInfo) -> str:
+def _precision_of(settings: Settings, asked: list[str], device: DeviceInfo) -> str:
     """Return the precision to answer in: the last that was asked for, else FSDP2's policy.
 
     Args:
@@ -67,7 +67,7 @@ def find_gpus_needed(
         BsfindError: the model's code fails, or cannot be traced.
     """
     settings, device = opened.settings, opened.device
-    precision = precision_of(settings, precisions_of(settings, device), device)
+    precision = _precision_of(settings, precisions_of(settings, device), device)
     limits = settings.limits
     budgets: dict[int, int] = {}
 

@@ -59,10 +59,13 @@ class Predictor:
         )
         self._worker = self._pool.take() if is_wanted else None
 
-    def begin(self, device: DeviceInfo, rows: Sequence[tuple[str, int | None]]) -> None:
+    def begin(
+        self, settings: Settings, device: DeviceInfo, rows: Sequence[tuple[str, int | None]]
+    ) -> None:
         """Begin to predict.
 
         Args:
+            settings: what the real search runs, with the number of its ranks.
             device: the device that the search has opened.
             rows: precisions and lengths to predict, in the order in which they will be asked for.
         """
@@ -71,7 +74,7 @@ class Predictor:
             self._is_over = True
             self._pool.close()
             return
-        settings = dataclasses.replace(self._settings, device=choice)
+        settings = dataclasses.replace(settings, device=choice)
         run = threading.Thread(
             target=self._run, args=(settings, self._worker, tuple(rows)), daemon=True
         )

@@ -60,6 +60,9 @@ def settings_from(target: str, options: Mapping[str, Any], given: Collection[str
     parts["workload"]["axis"] = axis = _axis_of(options, inputs, given)
     if axis is not None:
         del parts[""]["batch_size"]
+    nproc = parts["parallel"].get("nproc_per_node") or ""
+    if nproc.isdigit() and "world_size" not in given:
+        parts["parallel"]["world_size"] = int(nproc)
     try:
         parallel = Parallel(**parts["parallel"])
         if parallel.is_auto and not parallel.is_used:

@@ -11,12 +11,11 @@ import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from time import process_time
 from typing import IO, TYPE_CHECKING, Any
 
 from bsfind import import_path
-from bsfind.errors import BsfindError, InternalError, UsageError
+from bsfind.errors import BsfindError, InternalError
 from bsfind.settings import DeviceChoice, Workload
 from bsfind.worker.processes import supervise
 from bsfind.worker.protocol import ProtocolError, encode_error, encode_message, read_message
@@ -216,10 +215,5 @@ def _workload(request: dict[str, Any]) -> Workload:
         UsageError: there is no folder to import them from.
     """
     workload = Workload.from_json(request["workload"])
-    # Only now: torch is imported, and nothing in the user's folder can stand in its way.
-    app_dir = import_path.in_folder(Path(workload.app_dir)).resolve()
-    if not os.path.isdir(app_dir):  # noqa: PTH112 (it may be in one that cannot be read)
-        raise UsageError(f"`--app-dir`: there is no folder `{app_dir}`")
-    if sys.path[0] != str(app_dir):
-        sys.path.insert(0, str(app_dir))
+    import_path.make_importable(workload.app_dir)
     return workload

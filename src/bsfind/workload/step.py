@@ -13,7 +13,7 @@ from torch import nn
 
 from bsfind.errors import UsageError
 from bsfind.import_path import resolve_function
-from bsfind.records import Assumption, OutputMemory
+from bsfind.records import Assumption, ModelInfo, OutputMemory
 from bsfind.settings import FIRST_SIZE_OF_AXIS, Workload
 from bsfind.workload.delivery import Deliveries, Extents, extents_of
 from bsfind.workload.inputs import Batch, sized_maker
@@ -196,6 +196,22 @@ class LoadedWorkload:
             local_part(parameter).nbytes
             for parameter in self.model.parameters()
             if parameter.requires_grad
+        )
+
+    def describe(self, allocated_bytes: Callable[[], int]) -> ModelInfo:
+        """Return what was loaded.
+
+        Args:
+            allocated_bytes: returns what is allocated on the device, bytes.
+        """
+        return ModelInfo(
+            # First: some optimizers have state from the start.
+            optimizer=self.name_optimizers() if self.workload.mode == "train" else None,
+            class_name=self.class_name,
+            parameters=self.parameter_count(),
+            model_bytes=allocated_bytes(),
+            weights_dtype=self.weights_dtype,
+            gradient_bytes=self.gradient_bytes(),
         )
 
     @property
