@@ -235,6 +235,11 @@ class Parallel:
         return self.strategy in ("fsdp", "hsdp")
 
     @property
+    def has_subgroups(self) -> bool:
+        """Whether ranks talk in groups besides the one of all."""
+        return self.strategy not in ("ddp", "zero1", "fsdp")
+
+    @property
     def groups(self) -> int:
         """Groups of ranks that have a whole model each."""
         return (self.replicas or 2) if self.strategy == "hsdp" else 1

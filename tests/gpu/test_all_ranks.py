@@ -23,10 +23,10 @@ def only(batch_size: int) -> tuple[str, ...]:
     return "--min-batch-size", str(batch_size), "--max-batch-size", str(batch_size)
 
 
-def run(gpu: Gpu, *options: str, memory: str = "1GiB") -> Result:
+def run(gpu: Gpu, *options: str, memory: str = "1GiB", gpus: int = 2) -> Result:
     fake: dict[str, Any] = {}
     if gpu.is_fake:
-        fake = {"gpu": "rtx3090,rtx3090", "memory": memory, "nccl_memory": "64MiB"}
+        fake = {"gpu": ",".join(["rtx3090"] * gpus), "memory": memory, "nccl_memory": "64MiB"}
     return gpu.bsfind("run", *MODEL, *options, **fake)
 
 
@@ -45,6 +45,16 @@ def test_every_rank_is_measured(fake_gpu: Gpu) -> None:
     assert trial["samples_per_s"] == pytest.approx(2 * trial["batch_size"] / trial["step_time_s"])
     assert report["model"]["class_name"] == "Blocks"
     assert left_behind(f"BSFIND_LOCK_DIR={fake_gpu.locks}") == []
+
+
+def test_every_gpu_of_the_machine_and_every_group_of_ranks(fake_gpu: Gpu) -> None:
+    """HSDP has two groups besides that of all ranks, and NCCL a communicator for each."""
+    options = ("--parallel", "hsdp", "--nproc-per-node", "gpu", *FEW, *only(100))
+    done = run(fake_gpu, *options, gpus=4)
+    assert done.code == 0, done.err
+    assert done.report["parallel"]["ranks_run"] == [0, 1, 2, 3]
+    assert done.report["device"]["nccl_bytes"] == 3 * NCCL
+    assert done.only["global_batch_size"] == 400
 
 
 def test_a_rank_alone_takes_what_it_takes_among_others(fake_gpu: Gpu) -> None:

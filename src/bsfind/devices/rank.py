@@ -48,11 +48,15 @@ def main() -> None:
     make_importable(workload.app_dir)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(device)
-    nccl_bytes = _join(device)
+    before = _outside_bytes(device)
+    _join(device)
+    nccl_bytes = _outside_bytes(device) - before
     doing = "building the model"
     try:
         with reproducible_building():
             loaded = LoadedWorkload(workload, precision_plan(asked["precision"]), device)
+        if workload.parallel.has_subgroups:  # each with a communicator of its own
+            nccl_bytes = _outside_bytes(device) - before
         model = loaded.describe(lambda: torch.cuda.memory_allocated(device))
         doing = f"batch size {batch_size} in {asked['precision']}"
         loaded.try_labels(batch_size)
@@ -71,14 +75,17 @@ def main() -> None:
         raise user_error(error, doing=doing) from error
 
 
-def _join(device: torch.device) -> int:
-    """Join the process group; return what NCCL takes of the device for it, bytes."""
-    before, _ = torch.cuda.mem_get_info(device)
+def _join(device: torch.device) -> None:
+    """Join the process group; NCCL takes its memory with the first collective at the latest."""
     dist.init_process_group("nccl", device_id=device)
     dist.all_reduce(torch.zeros(1, device=device))
     torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
-    return max(0, before - torch.cuda.mem_get_info(device)[0])
+
+
+def _outside_bytes(device: torch.device) -> int:
+    """Return what is taken of the device outside this process's allocator, bytes."""
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
 
 
 def _tell(file: Path, loaded: LoadedWorkload, model: ModelInfo, nccl_bytes: int) -> None:
