@@ -125,7 +125,7 @@ def result_of(state: PrecisionState) -> PrecisionResult:
     return dataclasses.replace(
         result,
         recommended_batch_size=shown.batch_size,
-        global_batch_size=_global_batch_size(state.settings, shown),
+        global_batch_size=_global_batch_size(state, shown),
         peak_allocated_bytes=allocated,
         peak_reserved_bytes=reserved,
         fragmentation_bytes=None if reserved is None or allocated is None else reserved - allocated,
@@ -135,10 +135,13 @@ def result_of(state: PrecisionState) -> PrecisionResult:
     )
 
 
-def _global_batch_size(settings: Settings, trial: Trial) -> int | None:
-    workload = settings.workload
+def _global_batch_size(state: PrecisionState, trial: Trial) -> int | None:
+    """Return the samples of all ranks in each optimizer step; None where one GPU trains."""
+    workload, parts = state.settings.workload, state.found.global_batch
     if not workload.parallel.is_used:
         return None
+    if parts is not None:
+        return parts.reached
     samples = workload.samples(trial.batch_size)
     return samples * workload.grad_accum * workload.parallel.world_size
 
