@@ -391,7 +391,9 @@ def _ways_to_fit(report: Report) -> Iterator[str]:
         if "bf16" not in precisions:
             yield "the model in half precision takes half the memory: `--precision bf16`"
         if report.gpus_needed is None:
-            yield "a model that does not fit alone needs a larger GPU, or several: `--world-size auto`"
+            is_hopeless = any(warning.code == "no_number_of_gpus" for warning in report.warnings)
+            several = "" if is_hopeless else ", or several: `--world-size auto`"
+            yield f"a model that does not fit alone needs a larger GPU{several}"
         return
     if not any(trial.status == "oom" for trial in trials):
         return
