@@ -312,16 +312,18 @@ def test_a_spare_worker_that_has_died_is_replaced(
 
 
 def test_the_pipes_of_a_process_that_is_left_are_closed_when_it_ends(
-    started: Callable[..., Worker],
+    started: Callable[..., Worker], tmp_path: Path
 ) -> None:
     """It cannot be found: its supervisor is gone, and its environment is empty."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
 
     def open_files() -> int:
         return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
     before = open_files()
     worker = started(
-        "daemon(lambda: os.execve('/bin/sleep', ['sleep', '3'], {}))\n"
+        f"daemon(lambda: os.execve('/bin/cat', ['cat', {str(pipe)!r}], {{}}))\n"
         "time.sleep(0.5)\n"
         "os.kill(os.getppid(), signal.SIGKILL)\n"
         "time.sleep(60)\n"
@@ -329,6 +331,8 @@ def test_the_pipes_of_a_process_that_is_left_are_closed_when_it_ends(
     with pytest.raises(WorkerError):
         identify(worker)
     assert open_files() == before + 2
+    with pipe.open("w"):
+        pass
     end = time.monotonic() + 15
     while open_files() > before:
         assert time.monotonic() < end
