@@ -1,4 +1,4 @@
-"""torch's compiler: what a prediction leaves out, and what it does not import."""
+"""torch's compiler and symbolic shapes: what a prediction leaves out, and what it does not import."""
 
 from __future__ import annotations
 
@@ -19,25 +19,27 @@ from bsfind.simulation.trace.tracer import Tracer
 
 NOT_BEFORE_IT_IS_USED = """
 import sys, torch
-from bsfind.workload.late_compiler import postpone_compiler
-postpone_compiler()
+from bsfind.workload.late_imports import postpone_imports
+postpone_imports()
 layer = torch.nn.Linear(2, 2)
+assert torch.ones(2, device="meta").relu().shape == (2,)
+torch._check(True)
 optimizer = torch.optim.AdamW(layer.parameters())
 layer(torch.ones(1, 2)).sum().backward()
 optimizer.step()
-assert "torch._dynamo.convert_frame" not in sys.modules
+assert not {"torch._dynamo.convert_frame", "sympy.core", "torch.utils._sympy"} & set(sys.modules)
 import torch._dynamo.config
 assert torch._dynamo.is_compiling() is False
 assert torch._dynamo.config.verbose is False
 assert "torch._dynamo.convert_frame" in sys.modules
-postpone_compiler()
+postpone_imports()
 assert sys.modules["torch._dynamo"].__file__
 """
 
 MARKS_HOLD = """
 import torch
-from bsfind.workload.late_compiler import postpone_compiler
-postpone_compiler()
+from bsfind.workload.late_imports import postpone_imports
+postpone_imports()
 import torch._dynamo
 @torch._dynamo.disable
 def left_alone(x):
@@ -52,8 +54,38 @@ assert len(graphs) == 2 and "cos" in graphs[0] and "exp" in graphs[1], graphs
 assert "sin" not in "".join(graphs), graphs
 """
 
+NUMBERS_AND_SHAPES = """
+import sys, torch
+from bsfind.workload.late_imports import postpone_imports
+postpone_imports()
+torch._refs.add(torch.ones(2, device="meta"), 1)
+import sympy
+class Own(sympy.Basic):
+    pass
+assert isinstance(Own(), sympy.core.basic.Basic) and isinstance(Own(), sympy.Basic)
+assert sys.modules["sympy"].__file__
+try:
+    torch._refs.add(torch.ones(2, device="meta"), "two")
+except ValueError as error:
+    assert "Unexpected type" in str(error)
+else:
+    raise AssertionError
+from torch.fx.experimental.symbolic_shapes import ShapeEnv, expect_true
+import torch.fx.experimental.symbolic_shapes as shapes
+assert expect_true is shapes.expect_true and shapes.__file__
+n = ShapeEnv().create_unbacked_symint()
+torch._check(n >= 2)
+for wrong, kind in ((False, RuntimeError), (1, TypeError)):
+    try:
+        torch._check(wrong)
+    except kind:
+        pass
+    else:
+        raise AssertionError
+"""
 
-@pytest.mark.parametrize("code", [NOT_BEFORE_IT_IS_USED, MARKS_HOLD])
+
+@pytest.mark.parametrize("code", [NOT_BEFORE_IT_IS_USED, MARKS_HOLD, NUMBERS_AND_SHAPES])
 def test_the_compiler_waits_until_it_is_used(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

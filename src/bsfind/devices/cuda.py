@@ -32,7 +32,7 @@ from bsfind.simulation.allocator.recording import Recording
 from bsfind.trial import Trial
 from bsfind.units import format_bytes
 from bsfind.workload.delivery import Extents
-from bsfind.workload.late_compiler import postpone_compiler
+from bsfind.workload.late_imports import postpone_imports
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.randomness import LargestStep, reproducible_building
 from bsfind.workload.state import DeviceValues, State
@@ -65,7 +65,7 @@ class CudaDevice:
     model_kind: None = None
 
     def __init__(self, choice: DeviceChoice) -> None:
-        postpone_compiler()
+        postpone_imports()
         self._device = cuda_device(choice)
         try:
             self._properties = torch.cuda.get_device_properties(self._device)

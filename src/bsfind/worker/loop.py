@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import queue
@@ -44,9 +45,12 @@ def main() -> int:
     threading.Thread(target=_receive, args=(requests, inbox), daemon=True).start()
     server = _Server()
     # The parent starts a worker before it needs it: the seconds of this import are free then. A
-    # torch that cannot be imported is reported when the device is to be opened.
+    # torch that cannot be imported is reported when the device is to be opened. Nothing of it is
+    # garbage, and a collection looks at all of it.
+    gc.disable()
     with contextlib.suppress(Exception):
         importlib.import_module("bsfind.devices.cuda")
+    gc.enable()
     get_pid, leave = os.getpid, os._exit
     own = get_pid()
     while True:

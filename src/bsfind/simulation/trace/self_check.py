@@ -23,7 +23,7 @@ from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.program import program_of
 from bsfind.simulation.trace.recorder import Recorder
 from bsfind.simulation.trace.torch_private import missing, replacing
-from bsfind.workload.late_compiler import postpone_compiler
+from bsfind.workload.late_imports import postpone_imports
 
 _GPU = GpuSpec(capability=(8, 0), sm_count=108, max_threads_per_sm=2048, torch_version=(2, 13))
 
@@ -33,7 +33,7 @@ def problems() -> list[str]:
 
     To be called while no tracer is open.
     """
-    postpone_compiler()
+    postpone_imports()
     found = [f"there is no `{name}` (torch {torch.__version__})" for name in missing()]
     if found:
         return found

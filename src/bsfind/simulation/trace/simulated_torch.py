@@ -32,7 +32,7 @@ from bsfind.simulation.trace.torch_private import (
 )
 from bsfind.simulation.trace.value_operators import value_handlers
 from bsfind.simulation.trace.value_shapes import ValueShapes
-from bsfind.workload.late_compiler import postpone_compiler
+from bsfind.workload.late_imports import postpone_imports
 
 
 class SimulatedTorch:
@@ -65,7 +65,7 @@ class SimulatedTorch:
         *,
         is_parallel: bool = False,
     ) -> None:
-        postpone_compiler()
+        postpone_imports()
         check_torch()
         load_rules()
         self._gpu = gpu
