@@ -97,7 +97,8 @@ def environment(
     nvidia = site_packages(venv) / "nvidia"
     if cudnn and (nvidia / "cudnn/lib/libcudnn.so.9").exists():
         variables["FAKE_CUDNN"] = str(nvidia / "cudnn/lib/libcudnn.so.9")
-        variables["FAKE_CUDNN_NVRTC"] = str(nvidia / "cu13/lib/libnvrtc.so.13")
+        for compiler in nvidia.glob("*/lib/libnvrtc.so.*"):
+            variables["FAKE_CUDNN_NVRTC"] = str(compiler)
     if not isinstance(others, str):
         others = ",".join(f"{pid}:{name}:{size}" for pid, name, size in others)
     optional = {

@@ -2,14 +2,12 @@
 
     python -m fakegpu.build VENV
 
-Needs gcc, binutils, and the CUDA headers of the wheels nvidia-cuda-runtime and nvidia-cuda-crt.
+Needs gcc, binutils, and the CUDA headers of NVIDIA's wheels (see release.py).
 """
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import NVML, build_directory, site_packages, stubs
+from .release import release_of
 
 __all__ = ["build"]
 
@@ -50,6 +49,7 @@ def _is_current(target: Path, site: Path) -> bool:
     inputs = [
         *_SOURCES.iterdir(),
         _HERE / "build.py",
+        _HERE / "release.py",
         _HERE / "stubs.py",
         *site.glob("torch/lib/libtorch_cuda.so"),
         *site.glob("torchvision"),
@@ -58,12 +58,14 @@ def _is_current(target: Path, site: Path) -> bool:
 
 
 def _build_in(directory: Path, site: Path) -> None:
+    release = release_of(site)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         importing = pool.submit(stubs.imports, site)
         flags = [
-            f"-I{site}/nvidia/cu13/include",
-            f"-DFAKECUDA_CUDNN_VERSION={_version_of(site, 'cudnn')}",
-            f"-DFAKECUDA_NCCL_VERSION={_version_of(site, 'nccl')}",
+            *(f"-I{folder}" for folder in release.headers),
+            f"-DFAKECUDA_CUDNN_VERSION={release.version_number('cudnn')}",
+            f"-DFAKECUDA_NCCL_VERSION={release.version_number('nccl')}",
+            f"-DFAKECUDA_ARCHITECTURES={','.join(map(str, release.architectures))}",
         ]
         objects = list(
             pool.map(
@@ -103,17 +105,6 @@ def _replace(target: Path, new: Path) -> None:
         target.rename(old)
     new.rename(target)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _version_of(site: Path, library: str) -> int:
-    """Return the version of cuDNN or NCCL that PyTorch was built with, as the library itself writes it."""
-    [torch] = importlib.metadata.distributions(name="torch", path=[str(site)])
-    for requirement in torch.requires or ():
-        pinned = re.match(rf"nvidia-{library}-cu\d+ *== *(\d+)\.(\d+)\.(\d+)", requirement)
-        if pinned:
-            major, minor, patch = map(int, pinned.groups())
-            return major * 10_000 + minor * 100 + patch
-    raise SystemExit(f"the torch in {site} is not a CUDA build from the package index")
 
 
 if __name__ == "__main__":

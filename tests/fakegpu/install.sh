@@ -2,14 +2,11 @@
 # install.sh [--models] VENV: make VENV an environment with a CUDA build of PyTorch on a fake GPU.
 #
 # Safe to call again: what is installed and built already is kept, and a call with nothing to do is quick.
-# --models adds timm, torchvision and transformers. PYTHON names the interpreter for a new VENV.
-# See README.md.
+# --models adds timm, torchvision and transformers. PYTHON names the interpreter for a new VENV, and TORCH the
+# release of PyTorch, 2.6.0 or later. See README.md.
 set -eu
 
-torch=2.13.0
-torchvision=0.28.0
-cuda=13.0    # of the torch wheel
-cudnn=9.20.0.48
+torch=${TORCH:-2.13.0}
 
 usage() {
     echo "usage: install.sh [--models] VENV" >&2
@@ -32,7 +29,7 @@ python=$venv/bin/python
 pip() { "$python" -m pip install --disable-pip-version-check --no-warn-conflicts --quiet "$@"; }
 
 # A stamp says which version of this script completed a part.
-version=$(cksum < "$here/install.sh")
+version="$torch $(cat "$here/install.sh" "$here/release.py" | cksum)"
 is_done() { [ "$(cat "$venv/fakegpu/$1.stamp" 2>/dev/null)" = "$version" ]; }
 stamp() { mkdir -p "$venv/fakegpu" && echo "$version" > "$venv/fakegpu/$1.stamp"; }
 
@@ -43,16 +40,16 @@ if ! is_done packages; then
     # --no-deps: no NVIDIA library is needed but the two below, and no Triton.
     pip --no-deps "torch===$torch"
     pip 'setuptools>=77.0.3' typing_extensions filelock sympy networkx jinja2 fsspec numpy
-    # Headers for the build; the real cuDNN, which plans without a GPU, and the compiler that it calls.
-    pip --no-deps "nvidia-cuda-runtime==$cuda.*" "nvidia-cuda-crt==$cuda.*" \
-        "nvidia-cudnn-cu13==$cudnn" "nvidia-cuda-nvrtc==$cuda.*"
+    pip --no-deps $(PYTHONPATH=$here/.. "$python" -m fakegpu.release "$venv")
     # What bsfind and its tests import.
     pip typer rich nvidia-ml-py pytest pytest-timeout pytest-randomly hypothesis jsonschema
     stamp packages
 fi
 if [ -n "$models" ] && ! is_done models; then
-    # timm imports torchvision; --no-deps keeps both from pulling another torch.
-    pip --no-deps timm "torchvision===$torchvision"
+    # timm imports torchvision, whose releases go with those of torch: 0.28.0 with 2.13.0.
+    minor=${torch#2.}
+    torchvision=0.$((${minor%%.*} + 15)).${torch##*.}
+    pip --no-deps timm "torchvision===$torchvision" # else both would pull another torch
     pip pillow pyyaml huggingface_hub safetensors transformers
     stamp models
 fi

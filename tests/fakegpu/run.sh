@@ -16,7 +16,9 @@ if [ -z "${FAKE_CUDNN+set}" ]; then # FAKE_CUDNN= turns the real one off
     for nvidia in "$venv"/lib/python3*/site-packages/nvidia; do
         [ -e "$nvidia/cudnn/lib/libcudnn.so.9" ] || continue
         export FAKE_CUDNN="$nvidia/cudnn/lib/libcudnn.so.9"
-        export FAKE_CUDNN_NVRTC="$nvidia/cu13/lib/libnvrtc.so.13"
+        for compiler in "$nvidia"/*/lib/libnvrtc.so.*; do
+            export FAKE_CUDNN_NVRTC="$compiler"
+        done
     done
 fi
 export PATH="$venv/bin:$PATH"

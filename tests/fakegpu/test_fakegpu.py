@@ -149,7 +149,7 @@ def test_expandable_segments() -> None:
 
 def test_real_cudnn_plans_ask_for_workspaces(tmp_path: Path) -> None:
     if "FAKE_CUDNN" not in environment(VENV):
-        pytest.skip("nvidia-cudnn-cu13 is not installed")
+        pytest.skip("the real cuDNN is not installed")
     trace = tmp_path / "trace"
     assert output(TRAIN, cudnn=True, trace=trace) == ["trained"]
     assert "cuDNN plan workspace" in trace.read_text()

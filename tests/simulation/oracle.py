@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import gzip
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -47,8 +49,8 @@ def why_there_is_none() -> str | None:
 class Oracle:
     """A fake GPU to ask. Its process starts with the first question that the cache cannot answer.
 
-    An answer in the cache is good as long as the run, the training step, the file of the model and
-    the fake GPU's library stay the same.
+    An answer in the cache is good as long as the run, the training step, the file of the model, the
+    release of PyTorch and the fake GPU's library stay the same.
 
     Args:
         gpu: its profile.
@@ -128,7 +130,10 @@ class Oracle:
         if self.cache is None:
             return None
         question = json.dumps(
-            [self.gpu, self.memory, self.cudnn, RECURRENT_BYTES, request, _fingerprint(request)],
+            [
+                *(self.gpu, self.memory, self.cudnn, RECURRENT_BYTES),
+                *(request, _fingerprint(request), _torch_of(FAKE_VENV)),
+            ],
             sort_keys=True,
         )
         return self.cache / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json.gz"
@@ -152,6 +157,14 @@ def _store(file: Path, result: dict[str, Any]) -> None:
     partial.replace(file)
 
 
+@functools.cache
+def _torch_of(venv: Path) -> str:
+    """Return the version of the PyTorch in an environment."""
+    path = [str(fakegpu.site_packages(venv))]
+    [torch] = importlib.metadata.distributions(name="torch", path=path)
+    return torch.version
+
+
 def _fingerprint(request: dict[str, Any]) -> str:
     """Return a digest of the sources that an answer depends on."""
     module = request["workload"]["target"].partition(":")[0]
@@ -159,7 +172,7 @@ def _fingerprint(request: dict[str, Any]) -> str:
         *(ROOT / "src/bsfind/workload" / f"{name}.py" for name in _STEP),
         Path(__file__).with_name("oracle_process.py"),
         *sorted((ROOT / "tests/fakegpu/csrc").glob("*")),
-        ROOT / "tests/fakegpu/install.sh",
+        ROOT / "tests/fakegpu/release.py",
     ]
     model = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     sources += [model] if model.exists() else []

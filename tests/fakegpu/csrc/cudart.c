@@ -85,8 +85,8 @@ EXPORT cudaError_t __cudaPopCallConfiguration(dim3 *g, dim3 *b, size_t *s, void 
   *(cudaStream_t *)st = c->st;
   return cudaSuccess;
 }
-/* The architectures of the kernels in PyTorch's CUDA 13 builds. */
-static const int built[] = {120, 100, 90, 86, 80, 75};
+/* The architectures of the kernels in this build of PyTorch, the newest first (build.py finds them in it). */
+static const int built[] = {FAKECUDA_ARCHITECTURES};
 int built_architecture(const gpu_t *g) {
   for (size_t i = 0; i < sizeof built / sizeof *built; i++)
     if (built[i] <= g->major * 10 + g->minor) return built[i];
@@ -375,10 +375,14 @@ EXPORT cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *p, int d) {
   p->memoryPoolSupportedHandleTypes = 1;
   p->ipcEventSupported = 1;
   p->clusterLaunch = g->major >= 9;
+#if CUDART_VERSION >= 13000
   p->hostNumaId = -1;
+#endif
   return cudaSuccess;
 }
+#ifndef cudaGetDeviceProperties /* CUDA 12's header gives it the other name, and only libraries of CUDA 11 ask for this one */
 EXPORT cudaError_t cudaGetDeviceProperties_v2(struct cudaDeviceProp *p, int d) { return cudaGetDeviceProperties(p, d); }
+#endif
 EXPORT cudaError_t cudaDriverGetVersion(int *v) {
   *v = CUDART_VERSION;
   return cudaSuccess;
@@ -653,9 +657,8 @@ EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureS
   *c = S(s) && S(s)->capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
-EXPORT cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *c, unsigned long long *id,
-                                            cudaGraph_t *g, const cudaGraphNode_t **deps, const cudaGraphEdgeData **ed,
-                                            size_t *nd) {
+static cudaError_t capture_info(cudaStream_t s, enum cudaStreamCaptureStatus *c, unsigned long long *id, cudaGraph_t *g,
+                                const cudaGraphNode_t **deps, const cudaGraphEdgeData **ed, size_t *nd) {
   ENTER();
   static char fake[64];
   int on = S(s) && S(s)->capturing;
@@ -667,6 +670,28 @@ EXPORT cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptu
   if (nd) *nd = 0;
   return cudaSuccess;
 }
+/* Since CUDA 13 edges have data, and the functions with them the plain names. */
+#if CUDART_VERSION >= 13000
+EXPORT cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatus *c, unsigned long long *id,
+                                            cudaGraph_t *g, const cudaGraphNode_t **deps, const cudaGraphEdgeData **ed,
+                                            size_t *nd) {
+  return capture_info(s, c, id, g, deps, ed, nd);
+}
+EXPORT cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t n, cudaGraphNode_t *p, cudaGraphEdgeData *e,
+                                                size_t *k) {
+  *k = 0;
+  return cudaSuccess;
+}
+#else
+EXPORT cudaError_t cudaStreamGetCaptureInfo_v2(cudaStream_t s, enum cudaStreamCaptureStatus *c, unsigned long long *id,
+                                               cudaGraph_t *g, const cudaGraphNode_t **deps, size_t *nd) {
+  return capture_info(s, c, id, g, deps, NULL, nd);
+}
+EXPORT cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t n, cudaGraphNode_t *p, size_t *k) {
+  *k = 0;
+  return cudaSuccess;
+}
+#endif
 EXPORT cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long f) {
   ENTER();
   *e = (cudaGraphExec_t)calloc(1, 64);
@@ -683,11 +708,6 @@ EXPORT cudaError_t cudaGraphDestroy(cudaGraph_t g) { return cudaSuccess; }
 EXPORT cudaError_t cudaGraphExecDestroy(cudaGraphExec_t g) { return cudaSuccess; }
 EXPORT cudaError_t cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *n, size_t *k) {
   *k = 1;
-  return cudaSuccess;
-}
-EXPORT cudaError_t cudaGraphNodeGetDependencies(cudaGraphNode_t n, cudaGraphNode_t *p, cudaGraphEdgeData *e,
-                                                size_t *k) {
-  *k = 0;
   return cudaSuccess;
 }
 EXPORT cudaError_t cudaGraphDebugDotPrint(cudaGraph_t g, const char *p, unsigned f) { return cudaSuccess; }
