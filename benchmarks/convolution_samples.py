@@ -24,13 +24,14 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.allocations import scratch_bytes
 from benchmarks.convolution_layers import HELD_OUT, Case, Layer, drawn_cases, read_layers
 from tests import fakegpu
 from tests.simulation.gpu_specs import GPU_SPECS
@@ -97,7 +98,7 @@ def read_samples(gpu: str) -> Iterator[Sample]:
             yield from (sample_of(gpu, json.loads(line)) for line in lines)
 
 
-def _problems(case: Case) -> Iterator[ConvolutionProblem]:
+def problems_of(case: Case) -> Iterator[ConvolutionProblem]:
     """Yield the three passes of a layer; a one-dimensional one has a height of 1, as in PyTorch."""
     layer, dtype, channels_last, batch = case
     if len(layer.size) == 1:
@@ -110,16 +111,7 @@ def _problems(case: Case) -> Iterator[ConvolutionProblem]:
         )  # type: ignore[arg-type] # fmt: skip
 
 
-def _scratch_bytes(run: Callable[[], Any]) -> int:
-    """Return the bytes that a call asks for beside its result."""
-    torch._C._cuda_resetPeakMemoryStats(0)
-    kept = run()
-    stats = torch._C._cuda_memoryStats(0)["requested_bytes"]["all"]
-    del kept
-    return int(stats["peak"] - stats["current"])
-
-
-def _measure(p: ConvolutionProblem) -> int | None:
+def workspace_of(p: ConvolutionProblem) -> int | None:
     """Return the workspace of a convolution on the GPU; None where PyTorch does not use cuDNN."""
     layout = torch.contiguous_format
     if p.channels_last:
@@ -137,27 +129,27 @@ def _measure(p: ConvolutionProblem) -> int | None:
         return None
     if p.kind == "forward":
         stride, padding, dilation = numbers
-        flags = (False, False, True)  # benchmark, deterministic, TF32
-        return _scratch_bytes(
+        flags = (torch.backends.cudnn.benchmark, False, True)  # benchmark, deterministic, TF32
+        return scratch_bytes(
             lambda: torch.ops.aten.cudnn_convolution(
                 x, w, padding, stride, dilation, p.groups, *flags
             )
-        )
+        )[0]
     mask = [p.kind == "input_gradient", p.kind == "weight_gradient", False]
-    return _scratch_bytes(
+    return scratch_bytes(
         lambda: torch.ops.aten.convolution_backward(
             y, x, w, None, *numbers, False, zero, p.groups, mask
         )
-    )
+    )[0]
 
 
-def _measured(gpu: str, cases: Iterable[Case], model: str = "") -> Iterator[Sample]:
+def measured(gpu: str, cases: Iterable[Case], model: str = "") -> Iterator[Sample]:
     """Run the passes of layers that are not too large for the GPU."""
     limit = torch.cuda.get_device_properties(0).total_memory / 6
     for case in cases:
         if min(case.layer.out_size) < 1:
             continue
-        for problem in _problems(case):
+        for problem in problems_of(case):
             elements = case.batch * (
                 problem.channels * problem.pixels + problem.out_channels * problem.out_pixels
             )
@@ -166,7 +158,7 @@ def _measured(gpu: str, cases: Iterable[Case], model: str = "") -> Iterator[Samp
             with contextlib.suppress(
                 RuntimeError
             ):  # no engine of cuDNN can run it, or there is no room
-                workspace = _measure(problem)
+                workspace = workspace_of(problem)
                 if workspace is not None:
                     yield Sample(gpu, problem, workspace, model)
 
@@ -208,14 +200,14 @@ def sample(gpu: str, chunks: range, draws: int) -> None:
             (
                 found
                 for model, layers in models.items()
-                for found in _measured(gpu, _held_out_cases(chance, layers), model)
+                for found in measured(gpu, _held_out_cases(chance, layers), model)
             ),
         )
     layers = [each for name, some in recorded.items() if HELD_OUT not in name for each in some]
     for chunk in chunks:
         path = folder / f"{chunk:03}.jsonl.gz"
         if not path.exists():
-            _write(path, _measured(gpu, islice(drawn_cases(random.Random(chunk), layers), draws)))
+            _write(path, measured(gpu, islice(drawn_cases(random.Random(chunk), layers), draws)))
             print(path.relative_to(ROOT), path.stat().st_size, flush=True)
 
 

@@ -387,10 +387,10 @@ def on_fake_gpu(group: str, gpu: str, *, cudnn: bool = False) -> dict[str, dict[
     return {line["case"]: line for line in lines}
 
 
-def main() -> None:
-    """Run the cases of a group on the GPU of this process."""
+def on_cuda(group: str) -> Iterator[dict[str, Any]]:
+    """Run the cases of a group on the GPU of this process; yields operators and records of each."""
     torch.zeros(1, device="cuda") @ torch.zeros(1, device="cuda")
-    for name, case in GROUPS[sys.argv[1]]():
+    for name, case in GROUPS[group]():
         with _Listener() as listener:
             try:
                 case("cuda")
@@ -398,7 +398,13 @@ def main() -> None:
             except RuntimeError:
                 names = ["error"]
         records = [json.loads(record) for record in listener.records]
-        print(json.dumps({"case": name, "operators": names, "records": records}), flush=True)
+        yield {"case": name, "operators": names, "records": records}
+
+
+def main() -> None:
+    """Run the cases of a group on the GPU of this process."""
+    for case in on_cuda(sys.argv[1]):
+        print(json.dumps(case), flush=True)
     # At the end of the interpreter, autograd's threads and the profiler's callbacks that each of
     # them still has race each other now and then ("terminate called without an active exception").
     os._exit(0)

@@ -1,95 +1,49 @@
 """The model against what PyTorch's allocator answered, address by address (data/README.md)."""
 
-import gzip
-import json
 import time
 from pathlib import Path
 
 import pytest
-
-from bsfind.simulation.allocator.caching_allocator import (
-    AllocatorSettings,
-    CachingAllocator,
-    SimulatedOutOfMemoryError,
+from tests.simulation.allocator_traces import (
+    Addresses,
+    RecordedMemory,
+    allocator_for,
+    load,
+    replay,
+    result_of,
+    settings_of,
 )
+
+from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 
+ROOT = Path(__file__).resolve().parents[2]
 TRACES = sorted((Path(__file__).parent / "data").glob("*.json.gz"))
+# What `make real-gpu` has recorded, on a card or on the fake GPU.
+OF_CARDS = sorted((ROOT / "benchmarks" / "results").glob("real_gpu_*_trace_*.json.gz"))
 
 
-def load(path):
-    return json.loads(gzip.decompress(path.read_bytes()))
-
-
-def settings_of(trace):
-    settings = AllocatorSettings.from_environment(
-        {"PYTORCH_CUDA_ALLOC_CONF": trace["settings"]}, trace["torch"]
-    )
-    assert settings.unsupported == ()
-    return settings
-
-
-class Addresses:
-    """Where recorded memory lies, seen from the simulated one.
-
-    All that cudaMalloc gives is shifted by one distance; address space that is reserved for an
-    expandable segment has a distance of its own, which its first block shows.
-    """
-
-    def __init__(self):
-        self.shifts = {}
-
-    def differ(self, block, recorded):
-        segment = block.segment
-        known = segment if segment.is_expandable else None
-        shift = self.shifts.setdefault(known, recorded - block.address)
-        return block.address + shift != recorded
-
-
-def replay(allocator, events, blocks, addresses):
-    """Play the events; return those that were answered differently, and which blocks are left."""
-    wrong = []
-    for event in events:
-        if len(event) == 3:
-            size, stream, recorded = event
-            try:
-                block = allocator.malloc(size, stream)
-            except SimulatedOutOfMemoryError:
-                block = None
-            blocks.append(block)
-            if (block is None) != (recorded is None) or (
-                block is not None and addresses.differ(block, recorded)
-            ):
-                wrong.append((event, block))
-        elif event:
-            allocator.free(blocks[event[0]])
-        else:
-            allocator.empty_cache()
-    return wrong
+def names(path):
+    return path.name.partition(".")[0]
 
 
 def test_there_are_traces():
     assert len(TRACES) >= 15
 
 
-@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name.partition(".")[0])
+@pytest.mark.parametrize("path", [*TRACES, *OF_CARDS], ids=names)
 def test_replay(path):
     trace = load(path)
-    allocator = CachingAllocator(
-        DeviceMemory(trace["free_bytes"]),
-        settings_of(trace),
-        limit_bytes=trace["limit_bytes"],
-        total_bytes=trace["total_bytes"],
-    )
+    segments = trace.get("segments")
+    allocator = allocator_for(trace, RecordedMemory(segments) if segments else None)
     assert replay(allocator, trace["events"], [], Addresses()) == []
-    result = {name: getattr(allocator, name) for name in trace["result"]}
-    assert result == trace["result"]
+    assert result_of(allocator, trace) == trace["result"]
 
 
 SNAPSHOTS = [path for path in TRACES if "snapshot" in path.name]
 
 
-@pytest.mark.parametrize("path", SNAPSHOTS, ids=lambda path: path.name.partition(".")[0])
+@pytest.mark.parametrize("path", SNAPSHOTS, ids=names)
 def test_replay_from_a_snapshot(path):
     trace = load(path)
     snapshot = trace["snapshot"]
