@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table cudnn-samples cudnn-trees cudnn-accuracy docs clean
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -141,6 +141,11 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
+
+# Where there is a GPU, $(PYTHON) is the environment to measure: it has torch, typer, rich and nvidia-ml-py, and nothing is
+# installed. Else the short form runs on the fake GPU (BSFIND_FAKEGPU_VENV: another one than this Makefile makes).
+real-gpu: $(if $(HAS_GPU)$(BSFIND_FAKEGPU_VENV),,$(FAKE)/.models) ## Measure on a real GPU what bsfind assumes (8 minutes; PYTHON, REAL_GPU_SECONDS, REAL_GPU_RESULTS)
+	PYTHONPATH=src:. $(PYTHON) -m benchmarks.real_gpu
 
 cudnn-samples: setup ## Sample cuDNN's workspaces on the fake GPU (1.2 million calls, 13 MB, an hour of one core; goes on where it was)
 	$(BIN)/python -m benchmarks.convolution_samples

@@ -30,8 +30,10 @@ def why_there_is_none() -> str | None:
 
 
 def real_gpu() -> bool:
-    """Whether this interpreter's torch has a real GPU (BSFIND_TEST_GPU=fake turns that off)."""
-    if os.environ.get("BSFIND_TEST_GPU") == "fake" or shutil.which("nvidia-smi") is None:
+    """Whether this interpreter's torch has a real GPU (BSFIND_TEST_GPU, `fake` or `real`, says so)."""
+    if (said := os.environ.get("BSFIND_TEST_GPU")) in ("fake", "real"):
+        return said == "real"
+    if shutil.which("nvidia-smi") is None:
         return False
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

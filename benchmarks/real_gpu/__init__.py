@@ -1,0 +1,1 @@
+"""What a real GPU says of bsfind's rules: `make real-gpu`, or `python -m benchmarks.real_gpu`."""
