@@ -179,6 +179,29 @@ class ExpandableSegments:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Whether the sizes just below the recommended one run too: near the limit, some do not.
+
+    They are batch sizes, or sizes of the axis where one is searched, and have the same budget as the
+    recommended one.
+
+    Attributes:
+        ran: sizes below the recommended one that ran, or were replayed.
+        estimated: those that did not run, of which a replay of recorded allocations says that they would.
+        failed: sizes below the one in `moved_from` (or the recommended one) that did not run.
+        moved_from: the size that would be recommended if none below it had failed; None if it is.
+        all_tried: whether every size ran that had to; False: there was no time for it, or a size below the
+            recommended one failed, and none was found without that.
+    """
+
+    ran: tuple[int, ...]
+    estimated: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+    moved_from: int | None = None
+    all_tried: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class GlobalBatch:
     """How to reach a global batch: micro-batch x accumulation steps x GPUs.
 
@@ -228,6 +251,7 @@ class PrecisionResult:
             searched; the fields with `batch_size` have the batch size then.
         global_batch_size: samples of all ranks in each optimizer step, at the recommended size; None where
             one GPU trains.
+        neighbours: whether the sizes just below the recommended one run too; None where that was not tried.
     """
 
     precision: str
@@ -260,6 +284,7 @@ class PrecisionResult:
     recommended_axis_size: int | None = None
     smallest_failed_axis_size: int | None = None
     global_batch_size: int | None = None
+    neighbours: Neighbours | None = None
 
     @property
     def max_size(self) -> int | None:

@@ -50,7 +50,7 @@ class Runner:
         return self.run_within(batch_size, 2 * GIB, steps=steps or 3, exact=exact)
 
     def run_within(
-        self, batch_size: int, limit_bytes: int, *, steps: int, exact: bool, grad_accum: Any = None
+        self, batch_size: int, limit_bytes: int, *, steps: int, exact: bool, **_: Any
     ) -> Trial:
         self.device.limit_memory(limit_bytes)
         return self.device.run_trial(batch_size, steps, exact=exact)

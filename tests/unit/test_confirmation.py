@@ -33,6 +33,7 @@ class Runner:
         steps: int,
         grad_accum: int | None = None,
         exact: bool = False,
+        is_beside: bool = False,
     ) -> Trial:
         self.asked.append((batch_size, limit_bytes, steps, grad_accum))
         return self._answer(batch_size)

@@ -495,7 +495,7 @@ def objects(node: Any, path: str = "report") -> Iterator[tuple[str, dict[str, An
 
 def test_the_schema_is_strict_and_explains_everything() -> None:
     found = dict(objects(schema()))
-    assert len(found) == 28
+    assert len(found) == 29
     for path, node in found.items():
         assert node["additionalProperties"] is False, path
         assert node["required"] == list(node["properties"]), path
@@ -530,6 +530,7 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("evaluation", Evaluation, set()),
         ("rank_memory", RankMemory, set()),
         ("expandable_segments", records.ExpandableSegments, set()),
+        ("neighbours", records.Neighbours, set()),
         ("global_batch", records.GlobalBatch, set()),
         ("assumption", records.Assumption, set()),
         ("gpus_needed", records.GpusNeeded, set()),

@@ -49,6 +49,7 @@ def sentences(report: Report) -> list[str]:
     lines = [] if result is None else [_evidence(result, report)]
     lines += _refused_sizes(report)
     if result is not None:
+        lines += _neighbours(result, report)
         lines += [*global_batch(report), *_evaluation(result)]
         lines += [*_gpu_memory(result, report), *_throughput(result)]
         lines += _estimate(result, report)
@@ -112,6 +113,25 @@ def _predicted(result: PrecisionResult) -> str:
         f"Predicted, not run: {traced} and the last was repeated, up to {trial.steps}, within the "
         "budget."
     )
+
+
+def _neighbours(result: PrecisionResult, report: Report) -> Iterator[str]:
+    """Yield what is odd about the sizes just below the recommended one; nothing where all of them run."""
+    found, size = result.neighbours, result.recommended_size
+    if found is None or size is None:
+        return
+    fit = "fit" if report.simulated else "run"
+    failed = [f"{n:,}" for n in sorted(found.failed, reverse=True)]
+    if len(failed) > _NAMED_SIZES:
+        failed[_NAMED_SIZES:] = [f"{len(failed) - _NAMED_SIZES} others"]
+    which, do = " and ".join(failed), "do" if len(failed) > 1 else "does"
+    if found.moved_from is not None:
+        yield f"{found.moved_from:,} {fit}s within the budget too, but {which} below it {do} not."
+    elif failed:
+        yield f"Of the sizes just below it, {which} {do} not {fit} within the budget."
+    if not found.all_tried and (found.moved_from is not None or not failed):
+        tried = {0: "none was", 1: "one was"}.get(len(found.ran), f"{len(found.ran)} were")
+        yield f"Whether all sizes just below it {fit} too is not known: {tried} tried in the time there was."
 
 
 def _outcomes(report: Report) -> dict[str, str]:

@@ -160,8 +160,19 @@ class Confirmation:
         steps = self._limits.confirm_steps
         return self.run(found.batch_size, steps, accumulates=accumulates, exact=True)
 
+    def run_beside(self, batch_size: int, steps: int) -> Trial:
+        """Run another size as the one that holds was run, in the same process if it is free again."""
+        accumulates = _accumulates(self.global_batch)
+        return self.run(batch_size, steps, accumulates=accumulates, is_beside=True)
+
     def run(
-        self, batch_size: int, steps: int, *, accumulates: bool = False, exact: bool = False
+        self,
+        batch_size: int,
+        steps: int,
+        *,
+        accumulates: bool = False,
+        exact: bool = False,
+        is_beside: bool = False,
     ) -> Trial:
         """Run a size within the budget; out of memory and out of time are answers too."""
         try:
@@ -171,6 +182,7 @@ class Confirmation:
                 steps=steps,
                 grad_accum=_ACCUMULATED if accumulates else None,
                 exact=exact or self._exact,
+                is_beside=is_beside,
             )
             self._sizes.record(trial)
             return trial

@@ -102,6 +102,14 @@ class Estimate:
         replayed = largest_that_fits(recordings, limit_bytes, self._allocator, self._check_time)
         return replayed if replayed is not None else line_through_peaks(trials, limit_bytes)
 
+    def that_fit(self, sizes: Sequence[int], budget_bytes: int) -> list[int] | None:
+        """Return which of some sizes replays say fit a budget; None if nothing can be replayed."""
+        recordings = list(self._recordings.values())
+        fits = None
+        if not self._is_of_axis:
+            fits = _replay_of(recordings, budget_bytes, self._allocator, self._check_time)
+        return None if fits is None else [size for size in sizes if fits(size)]
+
     def through_peaks(self, trials: Sequence[Trial], limit_bytes: int) -> int | None:
         """Return what the peaks of trials say of a limit; None if they say too little."""
         through = curve_through_peaks if self._is_of_axis else line_through_peaks
@@ -190,6 +198,17 @@ def largest_that_fits(
     Returns:
         The batch size; None without recordings, or if the settings are beyond the model.
     """
+    fits = _replay_of(recordings, limit_bytes, settings, check_time)
+    return None if fits is None else _bisect(fits, max(r.batch_size for r in recordings))
+
+
+def _replay_of(
+    recordings: Sequence[Recording],
+    limit_bytes: int,
+    settings: AllocatorSettings,
+    check_time: Callable[[], None],
+) -> Callable[[int], bool] | None:
+    """Return what tells whether the replay of a batch size fits (see `largest_that_fits`)."""
     if settings.unsupported or not recordings:
         return None
     *others, high = sorted(recordings, key=lambda recording: recording.batch_size)
@@ -197,7 +216,7 @@ def largest_that_fits(
     events_at = _extrapolation(high, others, workspaces)
     capacity = min(limit_bytes, high.available_bytes)
     if sum(segment["total_size"] for segment in high.segments) > capacity:
-        return 0
+        return lambda _: False
     memory = DeviceMemory(capacity)
     start = CachingAllocator.from_segments(memory, settings, high.segments)
     optional = dict.fromkeys(workspaces, ())
@@ -213,7 +232,7 @@ def largest_that_fits(
             return False
         return True
 
-    return _bisect(fits, high.batch_size)
+    return fits
 
 
 def _extrapolation(

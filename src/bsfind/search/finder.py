@@ -351,6 +351,7 @@ class Finder:
             return
         precision = best.precision if best else tried[-1].precision
         longest = at_length(opened.settings, self._lengths[0])
+        plain = self._searches[precision, longest.seq_len].result
         for remedy in self._settings.compare:
             why_not = why_unsupported(remedy, simulated=not opened.policy.is_measured)
             if why_not is not None:
@@ -360,7 +361,7 @@ class Finder:
             variables = variables_of(remedy, os.environ)
             worker = None if variables else left_over
             runner = self._runner(opened, settings, precision, worker, variables)
-            self._search(opened, settings, precision, runner)
+            self._search(opened, settings, precision, runner, plain=plain)
             if not variables:
                 left_over = runner.left_over
 
@@ -402,17 +403,18 @@ class Finder:
         precision: str,
         runner: Trials,
         predict: Predict | None = None,
+        plain: PrecisionResult | None = None,
     ) -> PrecisionSearch:
         """Search in one precision, and keep what is found, whatever ends it."""
         search = self._current = PrecisionSearch(
-            precision, settings, opened.device, runner, opened.policy, self._events
+            *(precision, settings, opened.device, runner, opened.policy, self._events), plain=plain
         )
-        if search.is_asked_for:
+        if search.remedy is None:
             self._searches[precision, settings.seq_len] = search
         try:
             search.run(predict)
         finally:
-            if search.is_asked_for:
+            if search.remedy is None:
                 self._model = _known_best(runner.model, self._model)
             for warning in search.all_warnings:
                 self._warn(warning)

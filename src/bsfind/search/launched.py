@@ -137,6 +137,7 @@ class LaunchedTrials:
         grad_accum: int | None = None,
         variables: Mapping[str, str] | None = None,
         exact: bool = False,
+        is_beside: bool = False,
     ) -> Trial:
         """Run the command within a part of the device (see `Trials.run_within`)."""
         leave = max(0, self._device.capacity_bytes - limit_bytes)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from bsfind.records import DeviceInfo, ReportWarning
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.bracket import Bracket
+from bsfind.search.neighbours import FEWEST, near_below
 from bsfind.settings import LARGEST_BATCH_SIZE
 from bsfind.trial import Trial
 from bsfind.units import format_duration
@@ -43,6 +44,9 @@ _LONG_S = 25.0
 """Processor time after which such a search ends with what it knows, seconds; so does that of the recommended
 size, which begins after it, when it has taken half as long again."""
 
+_NEIGHBOURS_S = 10.0
+"""Processor time for the sizes just below the recommended one, seconds."""
+
 _FEW_TRACES = 4
 """Traces that may be needed until other sizes follow from them."""
 
@@ -55,7 +59,8 @@ class Measured:
 
     Args:
         is_measured: see the attribute.
-        times_smaller: whether smaller sizes are timed, too: where each takes seconds, they are not.
+        tries_smaller: whether smaller sizes are tried too, for their speed and as neighbours of the
+            recommended one: where each is a start of the user's command, they are not.
 
     Attributes:
         is_measured: whether trials run: their times are known, and a process can confirm the answer.
@@ -68,9 +73,9 @@ class Measured:
     longest_s = math.inf
     reductions: tuple[float, ...] = (0.98, 0.94, 0.88, 0.82, 0.76)  # one process for each
 
-    def __init__(self, *, is_measured: bool = True, times_smaller: bool = True) -> None:
+    def __init__(self, *, is_measured: bool = True, tries_smaller: bool = True) -> None:
         self.is_measured = is_measured
-        self._times_smaller = times_smaller
+        self._tries_smaller = tries_smaller
 
     def tolerance(self, asked: float) -> float:
         """Return the tolerance of the search, given the one that was asked for."""
@@ -84,13 +89,45 @@ class Measured:
         """Tell whether the answer is what ran: it is."""
         return True
 
-    def largest_within_budget(self, search: PrecisionSearch, largest: int) -> int:
-        """Return what may be the largest batch size up to `largest` that leaves the headroom."""
+    def is_settled(self, search: PrecisionSearch) -> bool:
+        """Try one of the two sizes below the recommended one, and replay the other; tell whether it stays.
+
+        What trials have recorded is replayed at both. The one that runs is the nearest, or the one that does
+        not fit according to that.
+        """
+        if not self._tries_smaller:
+            return True
+
+        def below(size: int) -> list[int]:
+            near = near_below(size, search.sizes, search.limits.least)[:FEWEST]
+            ran = [t.batch_size for t in _within_budget(search) if t.batch_size in near]
+            unknown = [n for n in near if n not in ran]
+            fitting = search.estimate.that_fit(unknown, search.budget)
+            doubted = [n for n in unknown if fitting is not None and n not in fitting]
+            asked = (doubted or unknown)[:1]
+            search.neighbours.take_in(ran, [n for n in fitting or () if n not in asked])
+            return asked
+
+        def run(size: int) -> Trial:
+            return search.try_beside(size, search.steps, is_told=True)
+
+        return search.neighbours.settle(below, run)
+
+    def largest_within_budget(
+        self, search: PrecisionSearch, largest: int, *, at_least: int = 1
+    ) -> int:
+        """Return what may be the largest batch size up to `largest` that leaves the headroom.
+
+        Args:
+            search: the search.
+            largest: the largest that runs.
+            at_least: a size that is known to leave it.
+        """
         budget = search.budget - search.estimate.shortfall_bytes(search.bracket.trials)
         if search.confirmation.accumulates_from(largest) and search.runner.model is not None:
             budget -= search.runner.model.model_bytes  # the gradients of the micro-batches before
         estimate = search.estimate.within_budget(budget, search.bracket)
-        return largest if estimate is None else min(largest, max(1, estimate))
+        return largest if estimate is None else min(largest, max(at_least, estimate))
 
     def size_to_confirm(self, search: PrecisionSearch, largest: int) -> int:
         """Find out where throughput saturates; return the size to confirm."""
@@ -98,7 +135,7 @@ class Measured:
             return largest  # samples per second fall with its size
         if search.limits.objective == "fastest":
             return search.timing.fastest_up_to(largest, search.bracket.trials)
-        if self._times_smaller:
+        if self._tries_smaller:
             search.timing.down_from(largest, search.bracket.trials)
         return largest
 
@@ -172,18 +209,35 @@ class Simulated:
         search.confirmation.trial = traced
         return True
 
-    def largest_within_budget(self, search: PrecisionSearch, largest: int) -> int:
-        """Return the largest batch size up to `largest` that replays within the budget."""
-        found = self._largest_that_replays(search, largest, accumulates=False)
+    def is_settled(self, search: PrecisionSearch) -> bool:
+        """Replay the sizes below the recommended one (see `near_below`); tell whether it stays.
+
+        Where each has to be traced, as many as there is time for.
+        """
+        steps = _steps_within_budget(search)
+        follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
+        return search.neighbours.settle(
+            lambda size: near_below(size, search.sizes, search.limits.least),
+            lambda size: search.try_beside(size, steps),
+            most_s=_NEIGHBOURS_S,
+            each_s=0.0 if follows else search.runner.slowest_s,
+        )
+
+    def largest_within_budget(
+        self, search: PrecisionSearch, largest: int, *, at_least: int = 1
+    ) -> int:
+        """Return the largest batch size up to `largest` that replays within the budget (see `Measured`)."""
+        least = min(max(search.limits.least, at_least), largest)
+        found = self._largest_that_replays(search, least, largest, accumulates=False)
         if search.confirmation.accumulates_from(found):
-            found = self._largest_that_replays(search, found, accumulates=True)
+            least = min(search.limits.least, found)
+            found = self._largest_that_replays(search, least, found, accumulates=True)
         return found
 
     def _largest_that_replays(
-        self, search: PrecisionSearch, largest: int, *, accumulates: bool
+        self, search: PrecisionSearch, smallest: int, largest: int, *, accumulates: bool
     ) -> int:
         limits, budget = search.limits, search.budget
-        smallest = min(limits.least, largest)
         bracket = Bracket(
             smallest=smallest,
             largest=largest,
@@ -192,7 +246,7 @@ class Simulated:
             first=search.estimate.through_peaks(search.bracket.trials, budget) or largest,
             sizes=search.sizes,
         )
-        steps = max(search.steps, min(limits.confirm_steps, _REPLAYED_STEPS))
+        steps = _steps_within_budget(search)
         if _is_slow(search) and not accumulates:  # replays of what was traced take no time
             for trial in sorted(search.bracket.trials, key=lambda trial: -trial.batch_size):
                 if trial.status == "ok" and smallest <= trial.batch_size <= largest:
@@ -219,6 +273,21 @@ class Simulated:
         if search.limits.objective == "fastest":
             search.warnings.append(_SPEED_UNKNOWN)
         return largest
+
+
+def _steps_within_budget(search: PrecisionSearch) -> int:
+    """Return the steps of a replay within the budget."""
+    return max(search.steps, min(search.limits.confirm_steps, _REPLAYED_STEPS))
+
+
+def _within_budget(search: PrecisionSearch) -> list[Trial]:
+    """Return the trials that ran, on the whole device, and stayed within the budget."""
+    return [
+        trial
+        for trial in (*search.bracket.trials, *search.timing.trials)
+        if trial.status == "ok"
+        and (trial.peak_reserved_bytes or search.budget + 1) <= search.budget
+    ]
 
 
 def _pace(search: PrecisionSearch) -> None:
@@ -360,5 +429,5 @@ def policy_for(device: DeviceInfo, *, is_launched: bool = False) -> Policy:
     """Return how trials on a device are used: of bsfind's own steps, or of a command that is launched."""
     is_measured = device.kind == "cuda"
     if is_launched:
-        return Measured(is_measured=is_measured, times_smaller=False)
+        return Measured(is_measured=is_measured, tries_smaller=False)
     return Measured() if is_measured else Simulated()

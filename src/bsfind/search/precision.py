@@ -16,6 +16,7 @@ from bsfind.records import (
     ReportWarning,
     ResultStatus,
 )
+from bsfind.search import beside_plain
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.axis import trial_on
 from bsfind.search.bracket import FIRST_BATCH_SIZE, Bracket
@@ -23,6 +24,8 @@ from bsfind.search.confirm import Confirmation
 from bsfind.search.estimate import Estimate
 from bsfind.search.events import Events, Progress
 from bsfind.search.fragmentation import try_expandable_segments
+from bsfind.search.neighbours import Neighbours
+from bsfind.search.odd_memory import odd_memory
 from bsfind.search.policy import Policy
 from bsfind.search.recommend import is_fragmented
 from bsfind.search.report_builder import PrecisionState, result_of
@@ -49,9 +52,6 @@ _OTHER_REASONS = {
 
 _by_size = operator.attrgetter("batch_size")
 
-_FAR_APART = 4
-"""Factor between batch sizes that do not need the same memory, if a step uses its batch."""
-
 Predict = Callable[[str, int | None], PrecisionResult | None]
 """Returns what is predicted for a precision at one of several lengths; None without a prediction."""
 
@@ -66,6 +66,7 @@ class PrecisionSearch:
         runner: runs the trials.
         policy: what differs between a GPU and a simulated one.
         events: receives progress and trials; `result` is up to date after each trial.
+        plain: of a row of `--compare`: the row without the change (see `beside_plain`).
 
     Attributes:
         seq_len: which of several lengths it is at; None where there are not several.
@@ -73,12 +74,14 @@ class PrecisionSearch:
         axis: what is searched instead of the batch size; None: the batch size is.
         searched: the name of the number that is searched.
         is_check: whether one size is tried, and nothing is searched.
-        is_asked_for: whether the model is as asked for: not changed by `--compare`.
+        remedy: what `--compare` changes; None: the model is as asked for.
+        policy: what differs between a GPU and a simulated one.
         steps: optimizer steps of a trial.
         budget: bytes that the recommended size may use.
         bracket: what is known of the maximum.
         estimate: where the bracket probes.
         confirmation: what is known of the recommended size.
+        neighbours: whether the sizes just below the recommended one run too.
         timing: trials that run for their speed alone.
         warnings: what the search warns of; `all_warnings` has those of the confirmation too.
         error: the failure of the user's code or of the worker that ended the search; None without one.
@@ -92,6 +95,8 @@ class PrecisionSearch:
         runner: Trials,
         policy: Policy,
         events: Events,
+        *,
+        plain: PrecisionResult | None = None,
     ) -> None:
         limits = settings.limits
         self.precision = precision
@@ -100,7 +105,7 @@ class PrecisionSearch:
         self.axis = settings.workload.axis
         self.searched = settings.workload.searched
         self.is_check = settings.batch_size is not None
-        self.is_asked_for = settings.remedy is None
+        self.remedy = settings.remedy
         self.limits = limits
         self._world_size = settings.parallel.world_size
         self.steps = limits.steps
@@ -108,8 +113,9 @@ class PrecisionSearch:
         self.runner = runner
         self._settings = settings
         self._device = device
-        self._policy = policy
+        self.policy = policy
         self._events = events
+        self._plain = plain
         self._capacity = device.capacity_bytes
         self.budget = limits.headroom.leaves(self._capacity)
         self._allocator = AllocatorSettings.from_environment(
@@ -141,7 +147,7 @@ class PrecisionSearch:
         self.bracket = Bracket(
             smallest=only or self.limits.least,
             largest=only or self.limits.most,
-            tolerance=self._policy.tolerance(self.limits.tolerance),
+            tolerance=self.policy.tolerance(self.limits.tolerance),
             estimate=self.estimate.maximum,
             expected=self.estimate.expected,
             sizes=self.sizes,
@@ -156,11 +162,12 @@ class PrecisionSearch:
             self.runner,
             lambda batch_size: self.report_progress("confirming", batch_size),
             is_everything=self.budget == self._capacity,
-            reductions=self._policy.reductions,
+            reductions=self.policy.reductions,
             exact=self._exact,
             searched=self.searched,
             world_size=self._world_size,
         )
+        self.neighbours = Neighbours(self.confirmation, self.sizes, lambda: self.runner.busy_s)
         self.timing = Timing(self.limits, self.sizes, self._time)
 
     def run(self, predict: Predict | None = None) -> PrecisionResult:
@@ -188,7 +195,7 @@ class PrecisionSearch:
         except BsfindError as error:
             self._fail(error)
             # A setting of `--compare` with which the device cannot be opened ends its own row only.
-            if self.is_asked_for or not isinstance(error, NoDeviceError):
+            if self.remedy is None or not isinstance(error, NoDeviceError):
                 raise
         return self.result
 
@@ -200,18 +207,23 @@ class PrecisionSearch:
         self.runner.load()
         self._begin(predict(self.precision, self.seq_len) if predict is not None else None)
         self._find_sizes()
-        while not self._policy.is_proven(self):
-            # Later steps are unlike those that stood for them, or sizes unlike those that they follow from.
-            self._exact = self.steps >= self.limits.confirm_steps
-            self.steps = max(self.steps, self.limits.confirm_steps)
-            self._begin(self._predicted)
-            self._find_sizes()
+        is_settled = False
+        while not is_settled:
+            while not self.policy.is_proven(self):
+                # Later steps are unlike those that stood for them, or sizes unlike those they follow from.
+                self._exact = self.steps >= self.limits.confirm_steps
+                self.steps = max(self.steps, self.limits.confirm_steps)
+                self._begin(self._predicted)
+                self._find_sizes()
+            is_settled = self.is_check or self.policy.is_settled(self)
         self._raise_leak()
         self._finish()
 
     def _find_sizes(self) -> None:
-        self._policy.find_maximum(self)
+        self.policy.find_maximum(self)
         self._raise_refusal()
+        if self._plain is not None:
+            beside_plain.try_maximum(self, self._plain)
         if self.bracket.best is not None and not self.is_check:
             self._find_recommendation(self.bracket.best.batch_size)
 
@@ -235,7 +247,7 @@ class PrecisionSearch:
             self.report_progress("trying", batch_size)
             trial = self.try_size(batch_size, steps, exact=exact)
             bracket.record(trial)
-            self._tell(trial)
+            self.tell(trial)
             if trial.leak is not None:
                 return
             after_each()
@@ -246,8 +258,8 @@ class PrecisionSearch:
         Raises:
             TimeLimitError: the time for everything is over.
         """
-        if self.bracket.best is not None and self.runner.busy_s > self._policy.longest_s:
-            message = f"tracing has taken {format_duration(self._policy.longest_s)}"
+        if self.bracket.best is not None and self.runner.busy_s > self.policy.longest_s:
+            message = f"tracing has taken {format_duration(self.policy.longest_s)}"
             return self._given_up(batch_size, message, "`check` tries any other size")
         try:
             return self.runner.run(batch_size, steps or self.steps, exact=exact or self._exact)
@@ -270,18 +282,35 @@ class PrecisionSearch:
             return
         size = largest
         if self.budget < self._capacity:
-            size = self._policy.largest_within_budget(self, largest)
-        confirmed = self.confirmation.confirm(self._policy.size_to_confirm(self, size))
+            size = self.policy.largest_within_budget(self, largest)
+            if self._plain is not None:
+                size = beside_plain.largest_within_budget(self, self._plain, size, largest)
+        confirmed = self.confirmation.confirm(self.policy.size_to_confirm(self, size))
         if confirmed is not None:
-            self._tell(confirmed)
+            self.tell(confirmed)
+
+    def try_beside(self, batch_size: int, steps: int, *, is_told: bool = False) -> Trial:
+        """Run a trial of a size near the recommended one, within the budget.
+
+        Args:
+            batch_size: the size.
+            steps: optimizer steps.
+            is_told: whether the user sees that it ran.
+        """
+        self.report_progress("confirming", batch_size)
+        trial = self.confirmation.run_beside(batch_size, steps)
+        if is_told:
+            self.tell(trial)
+        return trial
 
     def _time(self, batch_size: int, steps: int) -> Trial:
         self.report_progress("timing", batch_size)
         trial = self.try_size(batch_size, steps)
-        self._tell(trial)
+        self.tell(trial)
         return trial
 
-    def _tell(self, trial: Trial) -> None:
+    def tell(self, trial: Trial) -> None:
+        """Show the user that a trial ran."""
         self._events.trial(self.name, trial_on(self.axis, trial))
 
     def look_at_fragmentation(self) -> None:
@@ -291,7 +320,7 @@ class PrecisionSearch:
             TimeLimitError: the time budget of the whole search is spent.
         """
         confirmed, limits = self.confirmation.trial, self.limits
-        if not self._policy.has_own_processes or self._allocator.expandable_segments:
+        if not self.policy.has_own_processes or self._allocator.expandable_segments:
             return  # `--compare expandable-segments` predicts what they gain
         if confirmed is None or self.axis is not None:
             return
@@ -357,7 +386,9 @@ class PrecisionSearch:
         else:
             self._status = "nothing_fits"
             self._message = self._why_nothing_runs()
-        self._warn_of_odd_memory()
+        self.warnings += odd_memory(self)
+        if self._plain is not None:
+            beside_plain.warn_of_less(self, self._plain)
         for kind, what in _OTHER_REASONS.items():
             failed = min((t for t in trials if t.error_kind == kind), key=_by_size, default=None)
             if failed is not None:
@@ -370,36 +401,6 @@ class PrecisionSearch:
                         hint=refusal.hint if refusal is not None else None,
                     )
                 )
-
-    def _warn_of_odd_memory(self) -> None:
-        """Warn if memory does not grow with the batch size."""
-        ran = {t.batch_size: t for t in self.bracket.trials if t.status == "ok"}
-        if not ran:
-            return
-        least, most = min(ran), max(ran)
-        peaks = {(t.peak_allocated_bytes, t.activation_bytes) for t in ran.values()}
-        if most >= _FAR_APART * least and len(peaks) == 1 and (None, None) not in peaks:
-            used = "batch" if self.axis is None else self.searched
-            what = f"{self.searched}{'s' * (self.axis is None)} {least:,} to {most:,}"
-            self.warnings.append(
-                ReportWarning(
-                    code="batch_ignored",
-                    message=f"{self.name}: {what} need exactly the same memory: "
-                    f"the step does not use its {used}",
-                    hint=f"`--batch-fn` and `--step` have to make use of the {self.searched} that they get",
-                )
-            )
-        smaller = [t for t in self.bracket.trials if t.status == "oom" and t.batch_size < most]
-        if smaller:
-            sizes = ", ".join(f"{size:,}" for size in sorted(t.batch_size for t in smaller))
-            self.warnings.append(
-                ReportWarning(
-                    code="memory_falls",
-                    message=f"{self.name}: memory does not only grow with the {self.searched}: {sizes} "
-                    f"ran out of memory although {most:,} did not",
-                    hint="`bsfind check` tries any other size",
-                )
-            )
 
     def _why_nothing_runs(self) -> str:
         """Return why no batch size ran: the smallest that failed, and that batch norm refuses one sample."""
@@ -443,7 +444,7 @@ class PrecisionSearch:
         predicted, model = self._predicted, self.runner.model
         found = PrecisionResult(
             precision=self.precision,
-            remedy=self._settings.remedy,
+            remedy=self.remedy,
             seq_len=self.seq_len,
             status=self._status,
             is_maximum_proven=bracket.is_proven,
@@ -451,6 +452,7 @@ class PrecisionSearch:
             confirmation=confirmation.trial,
             expandable_segments=self._expandable_segments,
             global_batch=confirmation.global_batch,
+            neighbours=self.neighbours.found,
             refused_sizes=self.sizes.found() or (predicted.refused_sizes if predicted else None),
             trials=bracket.trials,
             timings=tuple(self.timing.trials),

@@ -56,6 +56,7 @@ class Trials(Protocol):
         grad_accum: int | None = None,
         variables: Mapping[str, str] | None = None,
         exact: bool = False,
+        is_beside: bool = False,
     ) -> Trial:
         """Run a trial that may use `limit_bytes` of the device (see `TrialRunner.run_within`)."""
         ...
@@ -194,6 +195,7 @@ class TrialRunner:
         grad_accum: int | None = None,
         variables: Mapping[str, str] | None = None,
         exact: bool = False,
+        is_beside: bool = False,
     ) -> Trial:
         """Run a trial that may use `limit_bytes` of the device: in a fresh worker, unless one is kept.
 
@@ -204,6 +206,7 @@ class TrialRunner:
             grad_accum: micro-batches for each of them; None: the number in the settings.
             variables: environment variables of the worker that differ from this process's.
             exact: whether a prediction traces every step at this very size.
+            is_beside: whether the worker of the last such trial will do, if that has left nothing behind.
         """
         workload = self._workload
         if grad_accum is not None:
@@ -211,15 +214,22 @@ class TrialRunner:
         if self._keeps_worker:
             self._limit(workload, limit_bytes)
             return self._run(batch_size, steps, exact=exact)
+        if is_beside and self._is_loaded(workload, limit_bytes):
+            return self._run(batch_size, steps)
         if variables is not None:
             self._opened = self._open(variables)
         elif self._has_confirmed:
             self._pool.expect_one_more()
         self._has_confirmed = True
         self._load(workload, limit_bytes)
-        trial = self._run(batch_size, steps)
-        self._loaded = None
-        return trial
+        return self._run(batch_size, steps)
+
+    def _is_loaded(self, workload: Workload, limit_bytes: int) -> bool:
+        loaded = self._loaded
+        return loaded is not None and (loaded.workload, loaded.limit_bytes) == (
+            workload,
+            limit_bytes,
+        )
 
     def _limit(self, workload: Workload, limit_bytes: int) -> None:
         """Have the worker that is kept ready for a workload within a limit."""

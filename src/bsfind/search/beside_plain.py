@@ -1,0 +1,79 @@
+"""A row of `--compare` beside the row without the change: what fits there is tried here too.
+
+Near the limit some sizes fit and smaller ones do not. The search of a lighter variant may end below such a
+size, and that of a heavier one above it: the sizes of the latter tell.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bsfind.records import PrecisionResult, ReportWarning
+
+if TYPE_CHECKING:
+    from bsfind.search.precision import PrecisionSearch
+
+
+def try_maximum(search: PrecisionSearch, plain: PrecisionResult) -> None:
+    """Try the maximum without the change, if the search ended below it; go on from there if it fits."""
+    best, larger = search.bracket.best, plain.max_batch_size
+    if best is None or larger is None or not best.batch_size < larger <= search.limits.most:
+        return
+    if larger not in search.sizes or any(trial.leak for trial in search.bracket.trials):
+        return
+    trial = search.try_size(larger, exact=True)
+    search.tell(trial)
+    if trial.status == "timeout":
+        return
+    search.bracket.record(trial)
+    if trial.status != "ok":
+        _warn(search, larger, f"not with it: {trial.message}")
+    elif not search.bracket.is_ended:
+        search.policy.find_maximum(search)
+
+
+def largest_within_budget(
+    search: PrecisionSearch, plain: PrecisionResult, found: int, largest: int
+) -> int:
+    """Return the largest size within the budget, no smaller than without the change if that fits.
+
+    Args:
+        search: the search.
+        plain: the row without the change.
+        found: the size that the search found within the budget.
+        largest: the largest that runs.
+    """
+    larger = plain.recommended_batch_size
+    if larger is None or not found < larger <= largest or larger not in search.sizes:
+        return found
+    trial = search.try_beside(larger, search.steps)
+    if trial.status == "ok":
+        return search.policy.largest_within_budget(search, largest, at_least=larger)
+    if trial.status != "timeout":
+        _warn(search, larger, f"not with it within the budget: {trial.message}")
+    return found
+
+
+def warn_of_less(search: PrecisionSearch, plain: PrecisionResult) -> None:
+    """Say why less is recommended than without the change, if nothing has said so yet."""
+    larger, confirmed = plain.recommended_batch_size, search.confirmation.trial
+    if larger is None or confirmed is None or confirmed.batch_size >= larger:
+        return
+    if any(warning.code == "compared_less" for warning in search.warnings):
+        return
+    found = search.neighbours.found
+    why = f"with it no size above {confirmed.batch_size:,} held for {search.limits.confirm_steps} steps"
+    if found is not None and found.moved_from is not None:
+        failed = " and ".join(f"{size:,}" for size in found.failed)
+        why = f"with it {failed}, just below {found.moved_from:,}, did not fit the budget"
+    _warn(search, larger, why)
+
+
+def _warn(search: PrecisionSearch, larger: int, why: str) -> None:
+    search.warnings.append(
+        ReportWarning(
+            code="compared_less",
+            message=f"{search.name} with {search.remedy}: {search.searched} {larger:,} runs without it, "
+            f"and {why}",
+        )
+    )
