@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from bsfind.report.json import schema
 from bsfind.units import MIB
 from tests.gpu.gpu import MODELS, Gpu, Result
 from tests.gpu.processes import left_behind
+from tests.gpu.reports import check_schema
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +33,7 @@ def test_every_rank_is_measured(fake_gpu: Gpu) -> None:
     done = run(fake_gpu, "--parallel", "ddp", "--nproc-per-node", "2", *FEW, *only(500))
     assert done.code == 0, done.err
     report, result = done.report, done.only
-    Draft202012Validator(schema()).validate(report)
+    check_schema(report)
     assert report["parallel"]["strategy"] == "ddp"
     assert (report["parallel"]["mode"], report["parallel"]["ranks_run"]) == ("measured", [0, 1])
     assert (report["device"]["nccl_bytes"], report["device"]["nccl_source"]) == (NCCL, "measured")

@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from bsfind.report.json import schema
 from tests.gpu.gpu import Gpu, Result
 from tests.gpu.processes import wait_for
+from tests.gpu.reports import check_schema
 from tests.gpu.staged import StagedSearch
 
 pytestmark = pytest.mark.faults
@@ -35,7 +34,7 @@ def check_is_clean(done: Result, code: int, said: str) -> None:
     assert "Traceback" not in done.err
     assert "Exception" not in done.err
     if done.out:
-        Draft202012Validator(schema()).validate(done.report)
+        check_schema(done.report)
         assert done.report["status"] == "partial"
         assert done.report["message"] == said
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from bsfind.report.json import schema
 from tests.gpu.gpu import Gpu
 from tests.gpu.launcher import FEW, MEMORY, SCRIPT, Launcher
+from tests.gpu.reports import check_schema
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +22,7 @@ def test_a_script_with_a_loader_and_workers(launch: Launcher) -> None:
     done = launch("plain", "--workers", "2")
     assert done.code == 0, done.err
     report, result = done.report, done.only
-    Draft202012Validator(schema()).validate(report)
+    check_schema(report)
     assert report["status"] == "complete"
     assert report["workload"] is None
     assert report["launch"]["command"] == launch.command("plain", "--workers", "2")

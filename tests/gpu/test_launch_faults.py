@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from bsfind.report.json import schema
 from tests.gpu.gpu import Gpu, Result
 from tests.gpu.launcher import FEW, MEMORY, ONE, Launcher, Ranks
 from tests.gpu.processes import left_behind, wait_for
+from tests.gpu.reports import check_schema
 
 pytestmark = pytest.mark.faults
 
@@ -122,7 +121,7 @@ def test_ctrl_c(ranks: Ranks, seconds: float) -> None:
     done = interrupted(ranks, seconds, signal.SIGINT, launcher=False)
     assert done.code == 130, done.err
     assert "Traceback" not in done.err
-    Draft202012Validator(schema()).validate(done.report)
+    check_schema(done.report)
     assert done.report["status"] == "partial"
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from bsfind.report.json import schema
 from bsfind.units import GIB
 from tests.gpu.gpu import Gpu
 from tests.gpu.launcher import ONE, Ranks
 from tests.gpu.processes import left_behind
+from tests.gpu.reports import check_schema
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +25,7 @@ def test_every_rank_is_measured(ranks: Ranks) -> None:
     done = ranks("plain", *ONE)
     assert done.code == 0, done.err
     report, result = done.report, done.only
-    Draft202012Validator(schema()).validate(report)
+    check_schema(report)
     assert result["verified"]
     for trial in (*result["trials"], result["confirmation"]):
         assert [each["rank"] for each in trial["ranks"]] == [0, 1]

@@ -7,10 +7,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from jsonschema import Draft202012Validator
 
-from bsfind.report.json import schema
 from tests.gpu.gpu import LIMIT, MODELS, Gpu
+from tests.gpu.reports import check_schema
 
 IMAGES = ("--input-shape", "3,32,32")
 TOKENS = ("--input", "input_ids=64:int64:0..1000", "--input", "labels=:int64:0..2")
@@ -23,7 +22,7 @@ def test_report_of_two_precisions(gpu: Gpu) -> None:
     done = gpu.run("well_behaved.py:ConvNet", *IMAGES, *exports)
     assert done.code == 0, done.err
     report = done.report
-    Draft202012Validator(schema()).validate(report)
+    check_schema(report)
     assert sorted(path.name for path in gpu.folder.iterdir()) == files
     csv, exported, table = (Path(gpu.folder, file).read_text() for file in files)
     assert json.loads(exported)["results"] == report["results"]
