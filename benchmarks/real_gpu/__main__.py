@@ -58,7 +58,7 @@ def main() -> int:
         return 1
     from benchmarks.real_gpu.document import Document
     from benchmarks.real_gpu.plan import STEPS
-    from benchmarks.real_gpu.steps import Options, StepResult, run_step
+    from benchmarks.real_gpu.steps import Options, StepResult, run_step, seconds_for
     from tests.simulation.forks import in_fork
 
     facts = in_fork(identify)
@@ -89,17 +89,20 @@ def main() -> int:
     ends_at = _STARTED + budget - _LAST_S
     for index, step in enumerate(steps):
         left = ends_at - time.monotonic()
-        left -= sum(later.kept_s for later in steps[index + 1 :])
-        if left < step.least_s:
+        seconds = seconds_for(step, steps[index + 1 :], left)
+        if seconds is None:
             result = StepResult(
-                status="left out", message=f"no time: {max(0.0, left):.0f} s are left for it"
+                status="left out", message=f"no time: {max(0.0, left):.0f} s are left"
             )
         else:
-            until = time.monotonic() + min(left, step.most_s)
-            options = Options(is_short=is_short, results=str(path.with_suffix("")), ends_at=until)
+            options = Options(
+                is_short=is_short,
+                results=str(path.with_suffix("")),
+                ends_at=time.monotonic() + seconds,
+            )
             result = run_step(
                 step, card, options, lambda part, step=step: document.record(step, part)
-            )  # type: ignore[misc]
+            )
         document.set(seconds=round(time.monotonic() - _STARTED, 1))
         document.record(step, result)
         print(

@@ -6,6 +6,7 @@ After each use of a library, the memory of the device that is neither free nor r
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,22 @@ from bsfind.units import MIB
 __all__ = ["STEP", "Outside"]
 
 
+_SETTLES_S = 3.0
+_PAUSE_S = 0.2
+
+
+def _settled_free_bytes(card: Card) -> int | None:
+    """Return the free memory once it stays: that of a process that has ended may come back later."""
+    free = nvml.free_bytes(card.uuid, card.total_bytes)
+    deadline = time.monotonic() + _SETTLES_S
+    while time.monotonic() < deadline:
+        time.sleep(_PAUSE_S)
+        before, free = free, nvml.free_bytes(card.uuid, card.total_bytes)
+        if before == free:
+            break
+    return free
+
+
 class Outside:
     """Memory of this process outside PyTorch's allocator, in relation to when this was made.
 
@@ -34,7 +51,7 @@ class Outside:
 
     def __init__(self, card: Card) -> None:
         self._card = card
-        self._free_before = nvml.free_bytes(card.uuid, card.total_bytes)
+        self._free_before = _settled_free_bytes(card)
 
     def now(self) -> dict[str, int | None]:
         """Return bytes: by NVML and by CUDA (None without NVML), and what the allocator has reserved."""

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from benchmarks.real_gpu.card_facts import Card
 
-__all__ = ["LeftOutError", "Options", "Row", "Step", "StepResult", "run_step"]
+__all__ = ["LeftOutError", "Options", "Row", "Step", "StepResult", "run_step", "seconds_for"]
 
 Row = dict[str, Any]
 
@@ -104,6 +104,12 @@ class StepResult:
                 self.rows[index] = row
                 return
         self.rows.append(row)
+
+
+def seconds_for(step: Step, later: Iterable[Step], seconds_left: float) -> float | None:
+    """Return how long a step may take, so that later ones have what is kept for them; None: leave it out."""
+    seconds = seconds_left - sum(other.kept_s for other in later)
+    return min(seconds, step.most_s) if seconds >= step.least_s else None
 
 
 def run_step(
