@@ -41,7 +41,7 @@ def main() -> int:
     is_fake = "FAKE_GPU" in os.environ
     if not is_fake and not has_real_gpu():
         _use_fake_gpu(arguments)
-    is_short = arguments.short or is_fake
+    is_short = arguments.short or (is_fake and not arguments.full)
     budget = arguments.seconds or (_SHORT_SECONDS if is_short else _SECONDS)
     for name in list(os.environ):
         if name in _FOREIGN or (name.startswith("BSFIND_") and name != "BSFIND_FAKEGPU_VENV"):
@@ -69,7 +69,6 @@ def main() -> int:
         facts.pop(name) for name in ("versions", "other_processes", "variables")
     )
     card = Card.from_json(facts)
-    is_short = is_short or card.is_fake
     steps = tuple(step for step in STEPS if not arguments.steps or step.name in arguments.steps)
     path = cards.results_file("real_gpu", card.name, is_fake=card.is_fake)
     path = Path(arguments.results or path.parent) / path.name
@@ -122,6 +121,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--short", action="store_true", default=os.environ.get("REAL_GPU_SHORT") == "1"
     )
+    parser.add_argument("--full", action="store_true", help="on the fake GPU too")
     parser.add_argument("--results", default=os.environ.get("REAL_GPU_RESULTS") or None)
     parser.add_argument("--steps", nargs="*", default=[], help="only these")
     parser.add_argument("--gpu", default="h100", help="profile of the fake GPU")

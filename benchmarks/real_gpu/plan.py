@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.real_gpu import (
+    attention,
     benchmark_mode,
     context,
     convolutions,
@@ -19,6 +20,7 @@ __all__ = ["STEPS"]
 STEPS = (
     context.STEP,
     nccl.STEP,
+    attention.STEP,
     recurrent.STEP,
     layers.STEP,
     convolutions.STEP,

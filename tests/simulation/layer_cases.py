@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -387,10 +387,10 @@ def on_fake_gpu(group: str, gpu: str, *, cudnn: bool = False) -> dict[str, dict[
     return {line["case"]: line for line in lines}
 
 
-def on_cuda(group: str) -> Iterator[dict[str, Any]]:
-    """Run the cases of a group on the GPU of this process; yields operators and records of each."""
+def on_cuda(cases: Iterable[tuple[str, Case]]) -> Iterator[dict[str, Any]]:
+    """Run cases on the GPU of this process; yields operators and records of each."""
     torch.zeros(1, device="cuda") @ torch.zeros(1, device="cuda")
-    for name, case in GROUPS[group]():
+    for name, case in cases:
         with _Listener() as listener:
             try:
                 case("cuda")
@@ -403,7 +403,7 @@ def on_cuda(group: str) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     """Run the cases of a group on the GPU of this process."""
-    for case in on_cuda(sys.argv[1]):
+    for case in on_cuda(GROUPS[sys.argv[1]]()):
         print(json.dumps(case), flush=True)
     # At the end of the interpreter, autograd's threads and the profiler's callbacks that each of
     # them still has race each other now and then ("terminate called without an active exception").
