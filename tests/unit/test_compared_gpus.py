@@ -95,7 +95,7 @@ def test_all_are_those_that_can_be_told_apart() -> None:
     assert types.GPUS.write(found) == "all"
     assert found == tuple(gpu.key for gpu in different_gpus())
     left_out = [gpu for gpu in known_gpus() if gpu.key not in found]
-    assert {"mi300x", "b300", "l40s"} <= {gpu.key for gpu in left_out}
+    assert {"mi300x", "gh200-144gb", "l40s"} <= {gpu.key for gpu in left_out}
     for gpu in left_out:
         if gpu.capability and gpu.total_bytes:
             assert any(
@@ -130,7 +130,7 @@ def refusal(*argv: str) -> UsageError:
     ("gpu", "told"),
     [
         ("mi300x", "AMD Instinct MI300X is not a CUDA GPU; predictions are CUDA-only"),
-        ("b300", "the memory of NVIDIA B300 SXM6 AC as PyTorch sees it is not known"),
+        ("gh200-144gb", "the memory of NVIDIA GH200 144G HBM3e as PyTorch sees it is not known"),
     ],
 )
 def test_one_that_cannot_be_simulated_is_named(gpu: str, told: str) -> None:

@@ -30,9 +30,9 @@ def test_every_row(gpu: CatalogueGpu) -> None:
     assert not gpu.generic
     assert set(gpu.estimated) <= {"total_bytes", "sm_count"}
     assert gpu.sm_count is not None
-    assert 10 <= gpu.sm_count <= 304
+    assert 6 <= gpu.sm_count <= 304
     if gpu.total_bytes is not None:
-        assert 5 * GIB < gpu.total_bytes < 260 * GIB
+        assert 3 * GIB < gpu.total_bytes < 270 * GIB
         assert gpu.total_bytes % 1024 == 0
     if gpu.capability is None:
         assert gpu.name.startswith("AMD ")
@@ -55,9 +55,11 @@ def test_keys_are_unique_whatever_the_separators() -> None:
     assert len({re.sub(r"[-.]", "", gpu.key) for gpu in GPUS}) == len(GPUS) > 70
 
 
-def test_names_are_shared_by_cards_that_differ_in_memory_only() -> None:
+def test_names_are_shared_by_cards_that_differ_in_memory() -> None:
     assert {
+        "NVIDIA GeForce RTX 3050",
         "NVIDIA GeForce RTX 3080",
+        "NVIDIA GeForce RTX 3080 Laptop GPU",
         "NVIDIA GeForce RTX 4060 Ti",
         "NVIDIA GeForce RTX 4090",
     } == SHARED_NAMES
@@ -164,6 +166,17 @@ def test_every_gpu_is_found(gpu: CatalogueGpu) -> None:
         ("tesla p100", "p100-pcie-16gb"),
         ("GH200 480GB", "gh200-96gb"),
         ("mi300x", "mi300x"),
+        ("1050ti", "gtx-1050-ti"),
+        ("GTX 1060", "gtx-1060-6gb"),
+        ("1660 super", "gtx-1660-super"),
+        ("NVIDIA GeForce RTX 3050 6GB", "rtx-3050-6gb"),
+        ("rtx 3050 laptop", "rtx-3050-laptop-4gb"),
+        ("NVIDIA GeForce RTX 3050 6GB Laptop GPU", "rtx-3050-laptop-6gb"),
+        ("4090 mobile", "rtx-4090-laptop"),
+        ("rtx a2000", "rtx-a2000-6gb"),
+        ("a2000 12gb", "rtx-a2000-12gb"),
+        ("l20", "l20"),
+        ("b300", "b300"),
     ],
 )
 def test_what_people_write(text: str, found: str) -> None:
@@ -178,6 +191,8 @@ def test_what_people_write(text: str, found: str) -> None:
         ("4060 Ti", ["rtx-4060-ti-8gb", "rtx-4060-ti-16gb"]),
         ("a100-sxm4", ["a100-sxm4-40gb", "a100-sxm4-80gb"]),
         ("gh200", ["gh200-96gb", "gh200-144gb"]),
+        ("rtx-3050", ["rtx-3050-8gb", "rtx-3050-6gb"]),
+        ("3080 mobile", ["rtx-3080-laptop-8gb", "rtx-3080-laptop-16gb"]),
     ],
 )
 def test_several_are_asked_back(text: str, choices: list[str]) -> None:
@@ -207,6 +222,30 @@ def test_a_miss_names_the_nearest(text: str, near: str) -> None:
     assert "did you mean" in caught.value.hint
     assert f"`{near}`" in caught.value.hint
     assert "`bsfind gpus`" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("foo-6gb", "6GiB"),
+        ("rtx-2060-12gb", "12GiB"),
+        ("arc a770 16GB", "16GiB"),
+        ("mystery 80 GiB", "80GiB"),
+        ("card_24g", "24GiB"),
+    ],
+)
+def test_a_miss_with_a_size_offers_the_size(text: str, size: str) -> None:
+    with pytest.raises(UsageError, match="is not a GPU that bsfind knows") as caught:
+        find_gpu(text)
+    assert f"`--gpu {size}`" in caught.value.hint
+    assert find_gpu(size).generic
+
+
+@pytest.mark.parametrize("text", ["foo-0gb", "foo-9999gb", "foo-6gbx", "foo-1.5gb", "gb6"])
+def test_what_is_no_size_is_not_offered(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        find_gpu(text)
+    assert "`--gpu" not in caught.value.hint
 
 
 @pytest.mark.parametrize("text", ["", "  ", "nvidia", "rtx", "-", "zzzzzzz", "²", "24"])

@@ -27,6 +27,8 @@ _NOISE = re.compile(
     "nvidia|geforce|tesla|quadro|amd|radeon|instinct|generation|edition|graphics|gpu"
 )
 _FORM_FACTOR = re.compile(r"sxm[0-9]*|pcie|hbm3e?|ac")
+_SIZE_IN_NAME = re.compile(r"(?<![0-9.])([0-9]{1,4})[ _-]?gi?b?(?![a-z0-9])", re.IGNORECASE)
+_MOST_GIB = 1024
 _SIZE = re.compile(r"\s*[0-9.]+\s*(?:[kmgt](?:i?b)?|b)?\s*", re.IGNORECASE)
 
 
@@ -101,7 +103,9 @@ def find_gpu(text: str) -> CatalogueGpu:
     # A number without a unit is a size in bytes if it is long enough, otherwise an unknown name.
     if _SIZE.fullmatch(text) and not (text.strip().isdigit() and len(text.strip()) < 7):
         return _generic(text)
-    raise UsageError(f"`{brief(text)}` is not a GPU that bsfind knows", hint=_hint(wanted))
+    raise UsageError(
+        f"`{brief(text)}` is not a GPU that bsfind knows", hint=_hint(wanted) + _size_in(text)
+    )
 
 
 # --------------------------------------------------------------------------------- finding a GPU
@@ -168,7 +172,19 @@ def _hint(wanted: str) -> str:
     near = longer + shorter + difflib.get_close_matches(wanted, known, n=12, cutoff=0.6)
     keys = list(dict.fromkeys(known[spelling] for spelling in near))[:3]
     asked = f"did you mean {' or '.join(f'`{key}`' for key in keys)}? " if keys else ""
-    return f"{asked}`bsfind gpus` lists the known GPUs; a size such as `24GiB` works too"
+    return f"{asked}`bsfind gpus` lists the known GPUs; "
+
+
+def _size_in(text: str) -> str:
+    """Return the part of a hint that says which size to write instead of a name."""
+    named = _SIZE_IN_NAME.search(text)
+    if named is None or not 0 < int(named[1]) <= _MOST_GIB:
+        return "a size such as `24GiB` works too"
+    size = f"{int(named[1])}GiB"
+    return (
+        f"`--gpu {size}` predicts for a card of that size with the architecture of `{DEFAULT_GPU}`; of the "
+        "memory that a card is sold with, PyTorch sees some per cent less"
+    )
 
 
 # ----------------------------------------------------------------------------------- the spellings
