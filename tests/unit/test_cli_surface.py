@@ -61,7 +61,7 @@ SURFACE = {
     "diff": {"--threshold", "--json"},
     "explain": {"--json"},
     "gpus": {"--json"},
-    "env": {"--json"},
+    "env": {"--json", "--share"},
     "schema": set(),
 }
 

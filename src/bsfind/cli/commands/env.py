@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bsfind import __version__
-from bsfind.errors import BsfindError
+from bsfind.errors import BsfindError, ExitCode
 from bsfind.settings import DeviceChoice
 
 if TYPE_CHECKING:
@@ -31,21 +31,54 @@ _OPEN_TIMEOUT_S = 120.0
 
 def env(
     json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Print versions, GPUs and settings, for a bug report."""
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share",
+            help="Measure the memory that a process holds of the GPU beside PyTorch's allocator, and print a "
+            "block to paste into an issue.",
+        ),
+    ] = False,
+) -> int:
+    """Print versions, GPUs and settings, for a bug report.
+
+    With `--share` only what helps predictions for the same card: card, driver, versions, and the context memory.
+    A process of its own measures it; nothing else is written, and nothing is sent.
+    """
     from bsfind.report.json import dumps
     from bsfind.report.visible import visible
 
+    if share:
+        return _share(as_json=json)
     facts = _facts()
     if json:
         sys.stdout.write(dumps(facts))
-        return
+        return ExitCode.OK
     for name, value in facts.items():
         if isinstance(value, dict):
             sys.stdout.write(f"{name}:\n")
             sys.stdout.writelines(f"  {visible(f'{key}: {item}')}\n" for key, item in value.items())
         else:
             sys.stdout.write(f"{name}: {visible(str(value))}\n")
+    return ExitCode.OK
+
+
+def _share(*, as_json: bool) -> int:
+    """Print the block; return 3 where there is no GPU to measure."""
+    import platform
+
+    from bsfind.cli.console import Terminal
+    from bsfind.cli.shared_facts import POST_IT, block, measured
+    from bsfind.report.json import dumps
+    from bsfind.report.visible import visible
+
+    facts = measured()
+    if as_json:
+        sys.stdout.write(dumps(facts))
+    else:
+        sys.stdout.writelines(f"{visible(line)}\n" for line in block(facts, platform.platform()))
+        Terminal().hint(POST_IT)
+    return ExitCode.OK if "gpu" in facts else ExitCode.NO_DEVICE
 
 
 def _facts() -> dict[str, Any]:
