@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsfind.devices.prediction_limits import version_warnings
+from bsfind.devices.prediction_limits import architecture_warnings, version_warnings
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import InputSpec
 from bsfind.settings import DeviceChoice, Workload
+from bsfind.simulation.gpus.catalogue import find_gpu
 
 MODELS = Path(__file__).parents[1] / "models" / "operators.py"
 
@@ -116,3 +117,36 @@ def test_the_steps_of_a_slow_trace_repeat_the_last(monkeypatch: pytest.MonkeyPat
     whole, slow = trials
     assert (whole.traced_steps, slow.traced_steps) == (20, 3)
     assert dataclasses.replace(slow, traced_steps=20) == whole
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "cuda", "needed"),
+    [
+        ("gtx-1080", "2.13.0+cu130", "13.0", "7.5"),
+        ("v100-sxm2-16gb", "2.13.0+cu130", "13.0", "7.5"),
+        ("gtx-1080", "2.9.1+cu128", "12.8", "7.0"),
+        ("gtx-1080", "2.13.0+cpu", None, "7.5"),  # stands for PyPI's wheel
+        ("gtx-1080", "2.9.1", None, "7.0"),
+    ],
+)
+def test_a_gpu_without_kernels_is_told(
+    gpu: str, version: str, cuda: str | None, needed: str
+) -> None:
+    (warning,) = architecture_warnings(find_gpu(gpu), version, cuda)
+    assert warning.code == "gpu_architecture"
+    assert f"it needs compute capability {needed} or newer" in warning.message
+
+
+@pytest.mark.parametrize(
+    ("gpu", "version", "cuda"),
+    [
+        ("t4", "2.13.0+cu130", "13.0"),
+        ("24GiB", "2.13.0", None),
+        ("gtx-1080", "2.13.0+cu126", "12.6"),
+        ("v100-sxm2-16gb", "2.9.1+cu128", "12.8"),
+        ("gtx-1080", "2.6.0", None),
+        ("mi300x", "2.13.0", None),
+    ],
+)
+def test_a_gpu_with_kernels_is_not(gpu: str, version: str, cuda: str | None) -> None:
+    assert architecture_warnings(find_gpu(gpu), version, cuda) == []

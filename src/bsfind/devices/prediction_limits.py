@@ -14,6 +14,7 @@ from bsfind.simulation.gpus.accuracy import measured
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 
 if TYPE_CHECKING:
+    from bsfind.simulation.gpus.catalogue import CatalogueGpu
     from bsfind.simulation.trace.program import StepOperators
 
 
@@ -76,6 +77,58 @@ def _not_modelled(major: int, minor: int) -> Iterator[str]:
     if (major, minor) < (2, 11):  # for CUDA 12, with cuDNN 9.10 (2.10) or older
         yield "scratch memory of sorts and scans (that of CUDA 13.0 is taken)"
         yield "3-D convolutions in half precision (taken to run in cuDNN)"
+
+
+_OLDEST_CAPABILITIES = (((13, 0), (7, 5)), ((12, 8), (7, 0)))
+"""The lowest compute capability that PyTorch's builds for a version of CUDA, or a newer one, have kernels of.
+
+CUDA 13.0 compiles for no GPU before Turing (its release notes, "Deprecated Architectures"); PyTorch's builds
+for 12.8 and 12.9 left out Maxwell and Pascal before that (pytorch/pytorch issue 157517). Older builds have
+kernels for all GPUs of the catalogue.
+"""
+
+_CUDA_OF_WHEELS = (((2, 11), (13, 0)), ((2, 8), (12, 8)))
+"""CUDA of PyTorch's wheels on PyPI, from a version of torch on: what a build without CUDA stands for."""
+
+
+def architecture_warnings(
+    gpu: CatalogueGpu, torch_version: str, cuda_version: str | None
+) -> list[ReportWarning]:
+    """Return a warning for a GPU that this torch has no kernels for.
+
+    Args:
+        gpu: the GPU.
+        torch_version: `torch.__version__`.
+        cuda_version: CUDA of the build; None: it has none, and stands for PyPI's wheel of the same version.
+    """
+    cuda = _pair(cuda_version) if cuda_version else _since(_CUDA_OF_WHEELS, _pair(torch_version))
+    needed = None if cuda is None else _since(_OLDEST_CAPABILITIES, cuda)
+    if cuda is None or needed is None or gpu.capability is None or gpu.capability >= needed:
+        return []
+    build, least = (".".join(map(str, pair)) for pair in (cuda, needed))
+    release = ".".join(map(str, _pair(torch_version)))
+    return [
+        ReportWarning(
+            code="gpu_architecture",
+            message=f"torch {release} for CUDA {build} has no kernels for {gpu.name}: it needs compute "
+            f"capability {least} or newer, and this is {gpu.compute_capability}. The step is predicted as if "
+            "it had",
+            hint="install a build of PyTorch for an older CUDA, such as 12.6; its memory differs a little",
+        )
+    ]
+
+
+def _pair(version: str) -> tuple[int, int]:
+    """Return the first two numbers of a version."""
+    major, minor = version.partition("+")[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def _since(
+    table: tuple[tuple[tuple[int, int], tuple[int, int]], ...], version: tuple[int, int]
+) -> tuple[int, int] | None:
+    """Return what holds for a version: the entry of the newest version that is not newer."""
+    return next((value for since, value in table if version >= since), None)
 
 
 def setting_warnings(operators: StepOperators) -> list[ReportWarning]:

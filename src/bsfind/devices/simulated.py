@@ -22,6 +22,7 @@ from bsfind.devices.base import (
     short_trial,
 )
 from bsfind.devices.prediction_limits import (
+    architecture_warnings,
     check_sharding,
     setting_warnings,
     version_warnings,
@@ -247,6 +248,7 @@ class SimulatedDevice:
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
             *version_warnings(torch.__version__),
+            *architecture_warnings(self._gpu, torch.__version__, torch.version.cuda),
             *self._allocator_warnings(),
             *(
                 ReportWarning(code=code.partition(":")[0], message=message)
