@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bsfind.simulation.gpus.catalogue import find_gpu, known_gpus
@@ -29,6 +31,19 @@ def test_lazily_loaded(gpu: str, low: int, high: int) -> None:
 def test_eagerly_loaded() -> None:
     size = context_bytes(find_gpu("rtx-3090"), lazy=False)
     assert 1500 * MIB <= size <= 1700 * MIB
+
+
+def test_the_page_has_what_is_modelled() -> None:
+    page = Path(__file__).parents[2] / "docs" / "context-memory.md"
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
+    rows = [row for row in rows if len(row) == 4 and row[1].partition(" ")[0] in ("lazy", "eager")]
+    assert len(rows) == 7
+    for cards, loading, _, modelled in rows:
+        found = [
+            context_bytes(find_gpu(card), lazy=loading.startswith("lazy")) // MIB
+            for card in cards.split(", ")
+        ]
+        assert [int(size) for size in modelled.split(", ")] == found
 
 
 def test_more_threads_hold_more() -> None:

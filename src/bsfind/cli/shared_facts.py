@@ -15,8 +15,8 @@ _TIMEOUT_S = 180.0
 """Longest time for the measurement: importing torch and loading CUDA's libraries can take a minute."""
 
 POST_IT = (
-    "post the block in bsfind's issue tracker, as an issue with the name of the card: it says what others can "
-    "expect of that card, driver and version of CUDA (docs/context-memory.md)"
+    "post the block in bsfind's issue tracker, as an issue with the name of the card: it says what others "
+    "can expect of that card, driver and version of CUDA (docs/context-memory.md)"
 )
 
 

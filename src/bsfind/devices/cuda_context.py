@@ -2,9 +2,9 @@
 
     python -m bsfind.devices.cuda_context
 
-writes what it found, a JSON object on each line, and ends. A process of its own, because the memory of a context
-is not given back before its process ends. Lines are written one by one: where a library ends the process, those
-before it are there.
+writes what it found, a JSON object on each line, and ends. A process of its own, because the memory of a
+context is not given back before its process ends. Lines are written one by one: where a library ends the
+process, those before it are there.
 """
 
 from __future__ import annotations
@@ -82,12 +82,13 @@ def use_nccl(device: torch.device) -> None:
     Raises:
         RuntimeError: this torch has no NCCL, or it fails.
     """
+    if not _has_nccl():
+        raise RuntimeError("this torch has no NCCL")
     from torch import distributed
 
-    if not distributed.is_available() or not distributed.is_nccl_available():
-        raise RuntimeError("this torch has no NCCL")
+    store: Any = distributed.HashStore()  # type: ignore[attr-defined]
     torch.cuda.set_device(device)
-    distributed.init_process_group("nccl", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group("nccl", store=store, rank=0, world_size=1)
     distributed.all_reduce(torch.ones(1, device=device))
     torch.cuda.synchronize(device)
 
@@ -103,6 +104,8 @@ def _card(device: torch.device) -> dict[str, Any]:
     """Return what torch and the driver say of a GPU, the versions, and what bsfind takes its context for."""
     properties = torch.cuda.get_device_properties(device)
     is_lazy = loads_lazily(os.environ, torch.version.cuda)
+    cudnn: Any = torch.backends.cudnn
+    nccl: Any = torch.cuda.nccl
     gpu = CatalogueGpu(
         key=properties.name,
         name=properties.name,
@@ -119,8 +122,8 @@ def _card(device: torch.device) -> dict[str, Any]:
         "modelled_bytes": context_bytes(gpu, lazy=is_lazy),
         "module_loading": "lazy" if is_lazy else "eager",
         "cuda": torch.version.cuda or torch.version.hip,
-        "cudnn": torch.backends.cudnn.version(),
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())) if _has_nccl() else None,
+        "cudnn": cudnn.version(),
+        "nccl": ".".join(map(str, nccl.version())) if _has_nccl() else None,
     }
 
 

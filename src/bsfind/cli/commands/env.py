@@ -42,8 +42,8 @@ def env(
 ) -> int:
     """Print versions, GPUs and settings, for a bug report.
 
-    With `--share` only what helps predictions for the same card: card, driver, versions, and the context memory.
-    A process of its own measures it; nothing else is written, and nothing is sent.
+    With `--share` only what helps predictions for the same card: card, driver, versions, and the context
+    memory. A process of its own measures it; nothing else is written, and nothing is sent.
     """
     from bsfind.report.json import dumps
     from bsfind.report.visible import visible
