@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -141,6 +141,14 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
+
+$(VENV)/.peft: $(VENV)/.models
+	$(BIN)/pip install --quiet peft
+	touch $@
+
+real-points: $(VENV)/.peft ## Compare predictions with memory that others measured on real GPUs (a quarter of an hour)
+	$(BIN)/python -m benchmarks.published_points
+	$(BIN)/python -m benchmarks.accuracy_report
 
 # Where there is a GPU, $(PYTHON) is the environment to measure: it has torch, typer, rich and nvidia-ml-py, and nothing is
 # installed. Else the short form runs on the fake GPU (BSFIND_FAKEGPU_VENV: another one than this Makefile makes).

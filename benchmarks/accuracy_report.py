@@ -21,6 +21,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 FIGURES = ROOT / "src" / "bsfind" / "simulation" / "gpus" / "accuracy.json"
 PAGE = ROOT / "docs" / "accuracy.md"
 PUBLISHED = RESULTS / "published_table_rtx3090.json"
+POINTS = RESULTS / "published_points.json"
 TREES = RESULTS / "cudnn_trees.json"
 
 
@@ -81,7 +82,8 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
         "",
         f"They ran on PyTorch's unmodified CUDA build ({rows[0]['torch']}) with cuDNN's own plans, on "
         f"[a fake GPU](../tests/fakegpu/README.md) ({gpus}): allocator, dispatcher, autocast and "
-        "optimizers are the real ones, kernels do nothing. No real GPU was measured for this page.",
+        "optimizers are the real ones, kernels do nothing. No real GPU was measured for this page; figures "
+        "that others measured on real ones are [below](#figures-of-real-gpus).",
         "",
         f"**{every['exact']:.0%} of the runs are exact to the byte**, both peaks; peak allocated in "
         f"{every['allocated']['exact']:.0%}, peak reserved in {every['reserved']['exact']:.0%}.",
@@ -106,6 +108,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _workspaces()
     yield from _searches(documents)
     yield from _published()
+    yield from _points()
     yield from _inexact(rows)
     yield from _not_compared(documents)
     if DIFFERENCES:
@@ -195,6 +198,63 @@ def _published() -> Iterator[str]:
         "the allocator (1.56 GiB) is the figure that agrees best with it.",
         "",
     )
+
+
+def _points() -> Iterator[str]:
+    """Yield how far predictions are from memory that others measured on real GPUs."""
+    if not POINTS.is_file():
+        return
+    found = json.loads(POINTS.read_text())
+    known = [row for row in found["rows"] if row["error"] is not None]
+    chosen = [row["id"] for row in found["rows"] if not row["blind"]]
+    yield from (
+        "## Figures of real GPUs",
+        "",
+        f"{found['figures']} figures of training memory that others measured on real GPUs and published, "
+        "each against one prediction (`make real-points`, "
+        "[table](../benchmarks/data/published_points.csv), "
+        "[result](../benchmarks/results/published_points.json)): "
+        f"the median error of the {found['computed']} that can be computed is {found['median_error']:.2%}, "
+        f"{found['within_3_percent']} are within 3 %, the largest is {found['largest_error']:.1%}.",
+        "",
+        f"Most ran with earlier versions of PyTorch than {_modelled()}, which is the one that predicts. What "
+        "their software did otherwise is stated for each row below, as an option of the command or a column "
+        "of the table; no figure of the source is changed. "
+        + (
+            f"Not blind, because a constant was chosen with them: {', '.join(chosen)}."
+            if chosen
+            else "No constant of bsfind was chosen with any of them, so that all are blind."
+        ),
+        "",
+        "| figure | GPU | torch | measured | predicted | error |",
+        "| --- | --- | --- | ---: | ---: | ---: |",
+    )
+    for row in known:
+        source = f"[{row['id']}]({row['url']}), {row['reading']}"
+        sizes = [f"{row[name] / 2**20:,.0f} MiB" for name in ("published_bytes", "predicted_bytes")]
+        cells = [source, row["gpu"], row["torch"], *sizes, f"{row['error']:+.2%}"]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+    reasons: dict[str, list[str]] = {}
+    for row in found["rows"]:
+        if row["corrections"]:
+            reasons.setdefault(row["corrections"], []).append(row["id"])
+    yield from ("What is corrected:", "")
+    yield from (f"- {', '.join(ids)}: {what}" for what, ids in reasons.items())
+    yield ""
+    if notes := [row for row in found["rows"] if row["note"]]:
+        yield from ("Notes:", "")
+        yield from (f"- {row['id']}: {row['note']}" for row in notes)
+        yield ""
+    if missing := [row for row in found["rows"] if row["not_computed"]]:
+        yield from ("Not computed:", "")
+        yield from (f"- {row['id']}: {row['not_computed']}" for row in missing)
+        yield ""
+
+
+def _modelled() -> str:
+    """Return the version of torch that predictions model."""
+    return str(json.loads(FIGURES.read_text())["torch"])
 
 
 def _line(name: str, found: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from benchmarks import cudnn_trees_accuracy, peers_table
+from benchmarks import cudnn_trees_accuracy, peers_table, published_points
 from benchmarks.convolution_layers import HELD_OUT, read_layers
 from benchmarks.convolution_samples import Sample, sample_of
 from benchmarks.exact import largest, runs_in_fresh_process
@@ -139,3 +139,69 @@ def test_an_archive_with_all_trees_is_as_large_as_it_is():
     sizes = [cudnn_trees_accuracy.size_with(path, count) for count in (None, 7, 3, 1)]
     assert sizes[0] == sizes[1] == path.stat().st_size
     assert sizes == sorted(sizes, reverse=True)
+
+
+# ------------------------------------------------------------------------- figures of real GPUs
+
+POINTS = list(published_points.points())
+
+
+@pytest.mark.parametrize("row", POINTS, ids=lambda row: str(row["id"]))
+def test_a_published_figure_says_what_it_is_and_where_from(row: dict[str, str]) -> None:
+    assert row["url"].startswith("https://")
+    assert row["reading"] in ("allocated", "reserved", "process")
+    assert row["step"] in ("", "first")
+    assert row["blind"] in ("yes", "no")
+    assert int(row["published_bytes"]) > 10**6
+    assert int(row["outside_pool_bytes"]) >= 0
+    _, _, _, check, target, *options = published_points.command(row)
+    assert (check, ":" in target) == ("check", True)
+    assert "--gpu" in options
+    assert "--batch-size" in options
+    # What changes the model or the prediction is stated.
+    changes = {"ddp=true", "old_softmax=true", "--grad-accum"} & {*options}
+    assert bool(row["corrections"]) >= bool(
+        changes or row["step"] or int(row["outside_pool_bytes"])
+    )
+
+
+def test_the_published_figures_have_names_of_their_own() -> None:
+    assert len({row["id"] for row in POINTS}) == len(POINTS) > 30
+
+
+def _report(**trial: object) -> dict[str, object]:
+    filled = {"peak_allocated_bytes": 70, "peak_reserved_bytes": 90, "peaks_by_step": [60, 70]}
+    result = {"status": "ok", "message": None, "trials": [{"status": "ok", **filled, **trial}]}
+    return {"results": [result], "device": {"context_bytes": 1000}}
+
+
+@pytest.mark.parametrize(
+    ("reading", "step", "outside", "found"),
+    [
+        ("allocated", "", 0, 70),
+        ("allocated", "first", 0, 60),
+        ("allocated", "", 5, 65),
+        ("reserved", "", 0, 90),
+        ("process", "", 0, 1090),
+    ],
+)
+def test_what_is_read_from_a_report(reading: str, step: str, outside: int, found: int) -> None:
+    row = {"reading": reading, "step": step, "outside_pool_bytes": str(outside)}
+    assert published_points.reading(row, _report()) == found
+
+
+def test_what_is_not_there_is_told() -> None:
+    row = {"reading": "allocated", "step": "", "outside_pool_bytes": "0"}
+    failed = {"results": [{"status": "error", "message": "no peft", "trials": []}]}
+    assert published_points.reading(row, failed) == "no peft"
+
+
+def test_the_summary_of_published_figures() -> None:
+    rows = [{"error": error} for error in (0.01, -0.05, None, 0.002)]
+    assert published_points.summary(rows) == {
+        "figures": 4,
+        "computed": 3,
+        "median_error": 0.01,
+        "within_3_percent": 2,
+        "largest_error": 0.05,
+    }
