@@ -22,7 +22,7 @@ from bsfind.simulation.kernels.convolution_backend import (
 )
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION, MANIFEST, MULTIPROCESSORS
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem, copies
-from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, SPLIT_BASES, workspace_bytes
+from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, SPLIT_BASES, fitted_workspace_bytes
 
 DATA = Path(__file__).parent / "data"
 ARCHIVE = zipfile.ZipFile(Path(rules.__file__).with_name(cudnn_engines.DATA_FILE))
@@ -170,7 +170,7 @@ def test_workspaces_of_layers_that_no_tree_was_fitted_to(gpu):
     for name, problem, truth in read_workspaces():
         if name != gpu:
             continue
-        predicted = workspace_bytes(problem, GPU_SPECS[gpu])
+        predicted = fitted_workspace_bytes(problem, GPU_SPECS[gpu])
         count += 1
         exact += abs(predicted - truth) <= max(truth // 100, 1 << 20)
         over += max(0, predicted - truth)
@@ -192,10 +192,10 @@ def problem(**changes):
 
 
 def test_contiguous_tensors_are_copied_and_channels_last_ones_are_not():
-    plain = workspace_bytes(problem(), GPU_SPECS["h100"])
+    plain = fitted_workspace_bytes(problem(), GPU_SPECS["h100"])
     x = 32 * 64 * 56 * 56 * 2
     assert plain == pytest.approx(2 * x + 64 * 64 * 9 * 2, abs=512)
-    assert workspace_bytes(problem(channels_last=True), GPU_SPECS["h100"]) < 1 << 20
+    assert fitted_workspace_bytes(problem(channels_last=True), GPU_SPECS["h100"]) < 1 << 20
 
 
 WHOLE = {"dtype": torch.float32, "padding": (0, 0)}
@@ -227,7 +227,7 @@ def test_kernels_as_large_as_the_image_need_no_partial_results():
         kind="weight_gradient", dtype=torch.float32, batch=16, channels=512, size=(7, 7),
         out_channels=4096, kernel=(7, 7), padding=(0, 0),
     )  # fmt: skip
-    assert workspace_bytes(classifier, GPU_SPECS["h100"]) < 1 << 24
+    assert fitted_workspace_bytes(classifier, GPU_SPECS["h100"]) < 1 << 24
 
 
 def test_the_trees_are_those_of_the_version_of_cudnn_that_is_modelled():
@@ -268,8 +268,8 @@ def test_members_of_the_archive_are_read_to_the_end(gpu):
 
 
 def test_double_and_empty_take_nothing():
-    assert workspace_bytes(problem(dtype=torch.float64), GPU_SPECS["h100"]) == 0
-    assert workspace_bytes(problem(batch=0), GPU_SPECS["h100"]) == 0
+    assert fitted_workspace_bytes(problem(dtype=torch.float64), GPU_SPECS["h100"]) == 0
+    assert fitted_workspace_bytes(problem(batch=0), GPU_SPECS["h100"]) == 0
 
 
 @pytest.mark.parametrize("capability", [(5, 2), (7, 0), (8, 7), (10, 0), (12, 0)])
@@ -278,4 +278,4 @@ def test_every_gpu_has_an_answer(capability):
         capability=capability, sm_count=50, max_threads_per_sm=2048, torch_version=(2, 13)
     )
     for kind in ("forward", "input_gradient", "weight_gradient"):
-        assert workspace_bytes(problem(kind=kind), gpu) >= 0
+        assert fitted_workspace_bytes(problem(kind=kind), gpu) >= 0

@@ -96,11 +96,15 @@ def streams_of(entries: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
     return streams if len(set(streams)) > 1 else ()
 
 
+Smaller = Callable[[], Sequence[int]]
+"""Says which sizes are tried where optional memory does not fit; none: the kernel does without."""
+
+
 def replay(
     allocator: CachingAllocator,
     blocks: list[Block | None],
     events: Sequence[int],
-    optional: Mapping[int, Sequence[int]],
+    optional: Mapping[int, Smaller],
     position: int = 0,
     streams: Sequence[int] = (),
 ) -> None:
@@ -108,10 +112,9 @@ def replay(
 
     Args:
         allocator: the allocator that holds `blocks`.
-        blocks: the blocks allocated so far; None for optional memory that did not fit.
+        blocks: the blocks allocated so far; None for optional memory that is done without.
         events: the events to run.
-        optional: positions of memory that a kernel does not need, with the smaller sizes that it
-            tries if it does not fit.
+        optional: positions of memory in place of which less will do, with what says how much.
         position: position of the first event.
         streams: the stream of each allocation of the events; empty: all are on one.
 
@@ -136,13 +139,14 @@ def replay(
         except SimulatedOutOfMemoryError:
             if index not in optional:
                 raise
-            blocks.append(_smaller(malloc, optional[index]))
+            blocks.append(_smaller(malloc, optional[index]()))
 
 
 def _smaller(malloc: Callable[[int], Block], sizes: Sequence[int]) -> Block | None:
     for nbytes in sizes:
         try:
-            return malloc(nbytes)
+            return malloc(nbytes) if nbytes else None
         except SimulatedOutOfMemoryError:
-            continue
+            if nbytes == sizes[-1]:
+                raise
     return None

@@ -34,6 +34,8 @@ class GpuSpec:
         tf32_convolutions: whether float32 convolutions may run in TF32.
         tf32_matmul: `torch.backends.cuda.matmul.allow_tf32`.
         deterministic: `torch.are_deterministic_algorithms_enabled()`.
+        cudnn_deterministic: whether cuDNN's engines have to be, by that or by
+            `torch.backends.cudnn.deterministic`.
     """
 
     capability: tuple[int, int]
@@ -43,6 +45,7 @@ class GpuSpec:
     tf32_convolutions: bool = True
     tf32_matmul: bool = False
     deterministic: bool = False
+    cudnn_deterministic: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,7 @@ class KernelTrace:
     Attributes:
         events: (kind, key, bytes) of each event; the kinds are `output` and `skip` (key: index of
             the output), `scratch`, `optional` and `free` (key: handle), and `workspace` (key: name).
+        smaller: for handles of optional memory, the sizes that are tried where it does not fit.
     """
 
     def __init__(self, call: Call) -> None:
@@ -170,6 +174,7 @@ class KernelTrace:
         self._scratch: list[int] = []
         self._count = 0
         self.events: list[tuple[str, Any, int]] = []
+        self.smaller: dict[int, Callable[[], Sequence[int]]] = {}
 
     def output(self, index: int) -> None:
         """Allocate an output now, unless it is undefined or allocated already."""
@@ -198,15 +203,23 @@ class KernelTrace:
         self.events.append(("scratch", handle, int(nbytes)))
         return handle
 
-    def optional_scratch(self, nbytes: int) -> int | None:
-        """Allocate scratch memory that the kernel does without if it does not fit.
+    def optional_scratch(
+        self, nbytes: int, smaller: Callable[[], Sequence[int]] = tuple
+    ) -> int | None:
+        """Allocate scratch memory in place of which less will do if it does not fit.
 
-        For cuDNN's convolutions PyTorch then tries engines with less workspace (`try_plans` of
+        For cuDNN's convolutions PyTorch then tries engines with less workspace (`try_configs` of
         aten/src/ATen/native/cudnn/Conv_v8.cpp, torch 2.6-2.13).
+
+        Args:
+            nbytes: what is tried first.
+            smaller: called where that does not fit: what is tried then. Without any size, the kernel is
+                taken to do without.
         """
         handle = self.scratch(nbytes)
         if handle is not None:
             self.events[-1] = ("optional", handle, int(nbytes))
+            self.smaller[handle] = smaller
         return handle
 
     def workspace(self, key: str, nbytes: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -26,12 +27,12 @@ from bsfind.simulation.kernels.convolution_backend import (
     select_backend,
     view_as_2d,
 )
+from bsfind.simulation.kernels.convolution_workspace import other_workspaces, workspace_bytes
 from bsfind.simulation.kernels.cudnn_problem import (
     ConvolutionPass,
     ConvolutionProblem,
     convolved_size,
 )
-from bsfind.simulation.kernels.cudnn_workspace import workspace_bytes
 from bsfind.simulation.kernels.layouts import contiguous, contiguous_in, suggested_format
 from bsfind.simulation.kernels.matmul import cublas_workspace
 from bsfind.simulation.kernels.reductions import trace_reduction
@@ -119,7 +120,7 @@ class _Prepared:
         return (self.x.shape[0], self.w.shape[1] * numbers.groups, *space)
 
     def cudnn_workspace(self, kind: ConvolutionPass, layout: torch.memory_format) -> int | None:
-        """Allocate cuDNN's workspace, which is given up if it does not fit (`try_configs`).
+        """Allocate cuDNN's workspace; if it does not fit, another engine runs (`try_configs`).
 
         Args:
             kind: pass of the convolution that is not transposed.
@@ -144,7 +145,9 @@ class _Prepared:
             dilation=numbers.dilation,
             groups=numbers.groups,
         )
-        return self.trace.optional_scratch(workspace_bytes(problem, self.gpu))
+        return self.trace.optional_scratch(
+            workspace_bytes(problem, self.gpu), partial(other_workspaces, problem, self.gpu)
+        )
 
     def column_bytes(self, out_shape: tuple[int, ...]) -> int:
         """Return bytes of the columns of one sample and group.

@@ -106,6 +106,11 @@ class ConvolutionProblem:
         return self.out_channels // self.groups
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to compute."""
+        return 0 in (self.batch, self.channels, self.out_channels, self.pixels)
+
+    @property
     def is_depthwise(self) -> bool:
         """Whether each channel of x has filters of its own."""
         return self.groups > 1 == self.group_channels

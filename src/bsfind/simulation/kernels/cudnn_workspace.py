@@ -22,14 +22,14 @@ they are right.
 Not modelled: `torch.backends.cudnn.benchmark`, which runs all engines once, each with its
 workspace, and keeps the fastest, which only a GPU can tell (the answer here is the heuristic's first
 choice); deterministic algorithms, which rule out some engines of the weight gradient;
-`TORCH_CUDNN_USE_HEURISTIC_MODE_B` and the interface of cuDNN 7.
+`TORCH_CUDNN_USE_HEURISTIC_MODE_B` and the interface of cuDNN 7. Where cuDNN itself can be asked
+(`convolution_workspace`), the answer follows all of these but the first and the last.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from statistics import median_low
 
 import torch
@@ -235,9 +235,8 @@ def _bytes_of(p: ConvolutionProblem, c: Copies, choice: Choice) -> int:
     return FAMILIES[choice.family](p, c) + _SMALL[choice.small]
 
 
-@lru_cache(maxsize=65536)
-def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
-    """Return the workspace that cuDNN asks for, in bytes; 0 for none.
+def fitted_workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
+    """Return the workspace that cuDNN asks for by the trees, in bytes; 0 for none.
 
     Args:
         problem: the call.
@@ -250,7 +249,7 @@ def workspaces_by_tree(problem: ConvolutionProblem, gpu: GpuSpec) -> list[int]:
     """Return the workspace by each of the trees, whose median counts."""
     if problem.dtype not in _MODELLED_TYPES:
         return [0]  # float64: kernels that work in place, in all plans that were seen
-    if 0 in (problem.batch, problem.channels, problem.out_channels, problem.pixels):
+    if problem.is_empty:
         return [0]
     c = copies(problem)
     return [_bytes_of(problem, c, choice) for choice in choices(problem, gpu)]

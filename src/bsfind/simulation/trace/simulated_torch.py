@@ -150,8 +150,10 @@ def anonymous(gpu: GpuSpec) -> SimulatedGpu:
 
 def gpu_as_set(gpu: GpuSpec) -> GpuSpec:
     """Return a GPU with what the user's code has set so far: on import, in `forward`, anywhere."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
     return dataclasses.replace(
         gpu,
         tf32_convolutions=gpu.tf32_convolutions and allows_tf32_convolutions(),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
+        deterministic=deterministic,
+        cudnn_deterministic=deterministic or torch.backends.cudnn.deterministic,
     )

@@ -1,0 +1,128 @@
+"""The workspace of a convolution: asked of cuDNN where this machine has it, else by fitted trees.
+
+cuDNN answers for its own version, which is that of the torch of this environment where torch is a CUDA build
+(see `cudnn_library`). The trees of `cudnn_engines` stand for cuDNN 9.20; they also answer what cuDNN refuses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import lru_cache
+
+from bsfind.simulation.gpus.cudnn_device import device_json
+from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
+from bsfind.simulation.kernels.cudnn_library import CudnnLibrary, find_library
+from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
+from bsfind.simulation.kernels.cudnn_process import Question
+from bsfind.simulation.kernels.cudnn_workspace import fitted_workspace_bytes
+
+_answered: set[str] = set()
+"""Who has answered in this process: `cudnn`, `trees`."""
+
+
+@lru_cache(maxsize=65536)
+def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
+    """Return the workspace of the engine that PyTorch tries first, in bytes; 0 for none.
+
+    Args:
+        problem: the call.
+        gpu: where it runs, and the settings of PyTorch.
+    """
+    if problem.is_empty:
+        return 0
+    sizes = _asked(problem, gpu, every=False)
+    _answered.add("trees" if sizes is None else "cudnn")
+    return sizes[0] if sizes else fitted_workspace_bytes(problem, gpu)
+
+
+def other_workspaces(problem: ConvolutionProblem, gpu: GpuSpec) -> Sequence[int]:
+    """Return the workspaces that PyTorch tries where the first does not fit, each smaller than before.
+
+    It tries larger ones too, which do not fit either.
+
+    Returns:
+        The sizes, of which the last is the least that any engine takes; none if cuDNN cannot be asked.
+    """
+    found: list[int] = []
+    for size in _asked(problem, gpu, every=True) or ():
+        if not found or size < found[-1]:
+            found.append(size)
+    return found[1:] if len(found) > 1 else found
+
+
+def asks_cudnn(gpu: GpuSpec) -> bool:
+    """Tell whether there is a cuDNN that answers for a GPU; it starts the process that asks."""
+    library = _library(gpu)
+    return library is not None and library.can_answer()
+
+
+def workspaces_source() -> str | None:
+    """Return what the workspaces of this process rest on, in words; None if there were none."""
+    if not _answered:
+        return None
+    trees = f"fitted trees of cuDNN {_release(CUDNN_VERSION)}"
+    libraries = [library for library in _libraries.values() if library is not None]
+    failures = [library.failure for library in libraries if library.failure]
+    versions = [library.version for library in libraries if library.version]
+    because = f" (the library cannot be asked: {failures[0]})" if failures else ""
+    if "cudnn" not in _answered:
+        return trees + because
+    asked = f"cuDNN {_release(versions[0])}, asked" if versions else "cuDNN, asked"
+    return asked if _answered == {"cudnn"} else f"{asked}, in part {trees}{because}"
+
+
+def _release(version: int) -> str:
+    return f"{version // 10000}.{version // 100 % 100}"
+
+
+_libraries: dict[tuple[tuple[int, int], int, int], CudnnLibrary | None] = {}
+
+
+def _library(gpu: GpuSpec) -> CudnnLibrary | None:
+    """Return who asks cuDNN for a GPU; None if there is no library, or it does not plan without a GPU."""
+    key = (gpu.capability, gpu.sm_count, gpu.max_threads_per_sm)
+    if key not in _libraries:
+        path = None if _uses_old_interface() else find_library()
+        _libraries[key] = CudnnLibrary(path, device_json(*key)) if path else None
+    return _libraries[key]
+
+
+def _asked(problem: ConvolutionProblem, gpu: GpuSpec, *, every: bool) -> list[int] | None:
+    library = _library(gpu)
+    if library is None:
+        return None
+    # Before Ampere there is no TF32, so that PyTorch's permission rules nothing out.
+    tf32 = gpu.tf32_convolutions or gpu.capability < (8, 0)
+    return library.sizes(
+        Question(
+            kind=problem.kind,
+            dtype=str(problem.dtype).removeprefix("torch."),
+            channels_last=problem.channels_last,
+            batch=problem.batch,
+            channels=problem.channels,
+            size=list(problem.size),
+            out_channels=problem.out_channels,
+            out_size=list(problem.out_size),
+            kernel=list(problem.kernel),
+            stride=list(problem.stride),
+            padding=list(problem.padding),
+            dilation=list(problem.dilation),
+            groups=problem.groups,
+            tf32=tf32,
+            deterministic=gpu.cudnn_deterministic,
+            mode_b=_is_set("TORCH_CUDNN_USE_HEURISTIC_MODE_B"),
+            every=every,
+        )
+    )
+
+
+def _uses_old_interface() -> bool:
+    """Return whether PyTorch plans by the interface of cuDNN 7, which insists on a GPU."""
+    return _is_set("TORCH_CUDNN_V8_API_DISABLED")
+
+
+def _is_set(variable: str) -> bool:
+    """Return what `c10::utils::check_env` does of a variable that is 0, 1 or not there."""
+    return os.environ.get(variable) == "1"
