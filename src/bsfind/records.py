@@ -89,6 +89,7 @@ class ModelInfo:
             are sharded; None: not known.
         kind: which operators most of the traced step consists of; predictions for the kinds differ in how
             exact they are; None: not traced.
+        convolution_workspaces: what the workspaces of traced convolutions rest on; None: there were none.
     """
 
     class_name: str | None = None  # in reports of older versions
@@ -98,6 +99,7 @@ class ModelInfo:
     kind: ModelKind | None = None
     weights_dtype: str | None = None
     gradient_bytes: int | None = None
+    convolution_workspaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,8 @@ class Prediction:
         accuracy: how exact predictions for such models are with this version of torch; None: not measured.
         no_accuracy_because: why `accuracy` is None, to follow the words "Error bound:"; None if it is not,
             or no step was traced.
+        convolution_workspaces: what the workspaces of convolutions rest on, such as "cuDNN 9.20, asked";
+            None: cuDNN ran none.
     """
 
     torch_version: str
@@ -142,6 +146,7 @@ class Prediction:
     model_kind: ModelKind | None
     accuracy: Accuracy | None
     no_accuracy_because: str | None = None
+    convolution_workspaces: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +447,7 @@ class Report:
         if self.model is not None:
             model = asdict(self.model)
             del model["weights_dtype"]  # each result has that of its precision
+            del model["convolution_workspaces"]  # `prediction` has it
         assumptions = [asdict(assumption) for assumption in self.assumptions]
         return {
             "schema_version": SCHEMA_VERSION,

@@ -138,6 +138,7 @@ def test_check_as_json() -> None:
     assert device["context_source"] == "modelled"
     assert device["free_bytes"] == device["total_bytes"] - device["context_bytes"]
     assert report["prediction"]["model_kind"] == "convolutional"
+    assert "cuDNN" in report["prediction"]["convolution_workspaces"]
     assert report["prediction"]["allocator"] == {}
     assert report["search"]["gpu"] == "rtx-4090"
     for result in report["results"]:
@@ -173,6 +174,7 @@ def test_the_error_bound_is_that_of_the_operators(
     assert prediction["model_kind"] == kind
     assert (prediction["accuracy"] is None) == (kind == "recurrent")
     assert (prediction["no_accuracy_because"] is None) == (kind != "recurrent")
+    assert (prediction["convolution_workspaces"] is None) == (kind != "convolutional")
 
 
 @pytest.mark.slow

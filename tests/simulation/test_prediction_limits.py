@@ -106,6 +106,12 @@ def test_other_versions_are_told(version: str, told: str, not_told: str) -> None
     assert not_told not in warning.message
 
 
+def test_workspaces_of_the_library_that_torch_has_are_not_those_of_another() -> None:
+    (warning,) = version_warnings("2.10.0+cu128", lambda: True)
+    assert "cuDNN 9.20" not in warning.message
+    assert "CUDA 13.0" in warning.message
+
+
 def test_the_steps_of_a_slow_trace_repeat_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
     workload = Workload(target=f"{MODELS}:Convolutions", inputs=(InputSpec(shape=(3, 12, 12)),))
     trials = []

@@ -151,6 +151,26 @@ def test_an_error_that_was_not_measured_is_not_invented() -> None:
     assert "95th" not in text
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        (
+            "cuDNN 9.20, asked",
+            "Workspaces of convolutions: cuDNN 9.20, asked; the error bound was measured with fitted "
+            "trees instead.",
+        ),
+        ("fitted trees of cuDNN 9.20", "Workspaces of convolutions: fitted trees of cuDNN 9.20."),
+    ],
+)
+def test_a_prediction_says_what_its_workspaces_rest_on(source: str, told: str) -> None:
+    report = predicted_report()
+    assert report.prediction is not None
+    assert "Workspaces of convolutions" not in printed(report, 120)
+    known = dataclasses.replace(report.prediction, convolution_workspaces=source)
+    text = " ".join(printed(dataclasses.replace(report, prediction=known), 120).split())
+    assert told in text
+
+
 def test_what_was_measured_names_no_error_bound() -> None:
     assert accuracy(example_report()) is None
     assert "redicted" not in printed(example_report(), 120)
@@ -546,7 +566,8 @@ def test_the_schema_has_the_fields_of_the_records(name: str, cls: type, more: se
     if cls is Workload:
         fields -= {"parallel"}  # apart
     if cls is records.ModelInfo:
-        fields -= {"weights_dtype"}  # each result has its own
+        # Each result has weights of its own; `prediction` has the workspaces.
+        fields -= {"weights_dtype", "convolution_workspaces"}
     assert set(schema()["$defs"][name]["properties"]) == fields | more
 
 

@@ -92,6 +92,11 @@ class Device(Protocol):
         ...
 
     @property
+    def convolution_workspaces(self) -> str | None:
+        """What the workspaces of convolutions rest on; None if they are measured, or there are none."""
+        ...
+
+    @property
     def output(self) -> OutputMemory | None:
         """What the model returned in the steps so far; None where bsfind does not make the loss."""
         ...

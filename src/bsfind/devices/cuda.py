@@ -55,6 +55,7 @@ class CudaDevice:
 
     Attributes:
         model_kind: None: operators are traced for predictions only (see `base.Device.model_kind`).
+        convolution_workspaces: None: those that were measured are known.
         refusal: see `base.Device.refusal`.
         recording: see `base.Device.recording`.
 
@@ -63,6 +64,7 @@ class CudaDevice:
     """
 
     model_kind: None = None
+    convolution_workspaces: None = None
 
     def __init__(self, choice: DeviceChoice) -> None:
         postpone_imports()

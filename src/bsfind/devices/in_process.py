@@ -100,6 +100,6 @@ class GpuOfProcess:
             *({"code": c.partition(":")[0], "message": text, "hint": None} for c, text in notes),
             *(
                 {"code": each.code, "message": each.message, "hint": each.hint}
-                for each in (*found, *setting_warnings(operators))
+                for each in (*found, *setting_warnings(operators, self._device.asks_cudnn))
             ),
         ]

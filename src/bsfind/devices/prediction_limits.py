@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,11 +42,14 @@ def check_sharding(parallel: Parallel, torch_version: str) -> None:
         )
 
 
-def version_warnings(torch_version: str) -> list[ReportWarning]:
+def version_warnings(
+    torch_version: str, asks_cudnn: Callable[[], bool] = lambda: False
+) -> list[ReportWarning]:
     """Return a warning for a version of torch that predictions were not compared with.
 
     Args:
         torch_version: `torch.__version__`.
+        asks_cudnn: tells whether the library of this environment is asked for workspaces.
     """
     if measured().is_for(torch_version):
         return []
@@ -55,7 +58,7 @@ def version_warnings(torch_version: str) -> list[ReportWarning]:
     modelled = tuple(int(part) for part in measured().torch.split("."))
     if (major, minor) > modelled:
         known = "a newer version is taken to be like it"
-    elif not (differs := list(_not_modelled(major, minor))):
+    elif not (differs := list(_not_modelled(major, minor, asks_cudnn))):
         known = "what is known to differ is modelled"
     else:
         known = f"known to differ and not modelled: {', '.join(differs)}"
@@ -69,9 +72,9 @@ def version_warnings(torch_version: str) -> list[ReportWarning]:
     ]
 
 
-def _not_modelled(major: int, minor: int) -> Iterator[str]:
+def _not_modelled(major: int, minor: int, asks_cudnn: Callable[[], bool]) -> Iterator[str]:
     """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
-    if (major, minor) < (2, 12):  # with cuDNN 9.19 (2.11) or older
+    if (major, minor) < (2, 12) and not asks_cudnn():  # with cuDNN 9.19 (2.11) or older
         cudnn = f"{CUDNN_VERSION // 10000}.{CUDNN_VERSION // 100 % 100}"
         yield f"workspaces of convolutions (those of cuDNN {cudnn} are taken)"
     if (major, minor) < (2, 11):  # for CUDA 12, with cuDNN 9.10 (2.10) or older
@@ -131,13 +134,16 @@ def _since(
     return next((value for since, value in table if version >= since), None)
 
 
-def setting_warnings(operators: StepOperators) -> list[ReportWarning]:
+def setting_warnings(
+    operators: StepOperators, asks_cudnn: Callable[[], bool]
+) -> list[ReportWarning]:
     """Return warnings for settings of torch that a prediction does not follow.
 
     Call it after a step: modules change settings when they are imported or built, or in `forward`.
 
     Args:
         operators: the operators of the step.
+        asks_cudnn: tells whether cuDNN is asked for workspaces, which then follow more of them.
     """
     found = []
     cudnn = torch.backends.cudnn
@@ -153,7 +159,7 @@ def setting_warnings(operators: StepOperators) -> list[ReportWarning]:
                 hint="measure with `--device cuda`, or keep more headroom",
             )
         )
-    if operators.convolutions and (cudnn.deterministic or deterministic):
+    if operators.convolutions and (cudnn.deterministic or deterministic) and not asks_cudnn():
         found.append(
             ReportWarning(
                 code="cudnn_deterministic",

@@ -247,7 +247,7 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
-            *version_warnings(torch.__version__),
+            *version_warnings(torch.__version__, self.asks_cudnn),
             *architecture_warnings(self._gpu, torch.__version__, torch.version.cuda),
             *self._allocator_warnings(),
             *(
@@ -258,10 +258,16 @@ class SimulatedDevice:
             *([STEPS_DIFFER] if self._steps_differ else []),
         ]
         if self._tracer is not None and (operators := self._tracer.steps.operators) is not None:
-            known += setting_warnings(operators)
+            known += setting_warnings(operators, self.asks_cudnn)
         new = [warning for warning in known if warning not in self._told]
         self._told.extend(new)
         return new
+
+    def asks_cudnn(self) -> bool:
+        """Tell whether cuDNN's library of this environment says which workspaces convolutions take."""
+        from bsfind.simulation.kernels.convolution_workspace import asks_cudnn
+
+        return asks_cudnn(self.spec("fp32"))
 
     def _allocator_warnings(self) -> list[ReportWarning]:
         if not self._settings.unsupported:
@@ -285,6 +291,14 @@ class SimulatedDevice:
         """What most operators of the traced step are (see `base.Device.model_kind`)."""
         operators = self._tracer.steps.operators if self._tracer is not None else None
         return operators.kind if operators is not None else None
+
+    @property
+    def convolution_workspaces(self) -> str | None:
+        """What the workspaces of convolutions rest on (see `base.Device.convolution_workspaces`)."""
+        from bsfind.simulation.kernels.convolution_workspace import workspaces_source
+
+        operators = self._tracer.steps.operators if self._tracer is not None else None
+        return workspaces_source() if operators is not None and operators.convolutions else None
 
     @property
     def inputs(self) -> Sequence[InputSpec]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bsfind.records import PrecisionResult, Report
+from bsfind.records import PrecisionResult, Prediction, Report
 from bsfind.report import wording
 from bsfind.search.recommend import baseline, is_fragmented, recommend, speed_up
 from bsfind.trial import Trial
@@ -297,18 +297,29 @@ def accuracy(report: Report) -> str | None:
     prediction = report.prediction
     if prediction is None:
         return None
+    told = _workspaces(prediction)
     if prediction.no_accuracy_because is not None:
-        return f"Error bound: {prediction.no_accuracy_because}."
+        return f"Error bound: {prediction.no_accuracy_because}.{told}"
     measured = prediction.accuracy
     if measured is None:
-        return None
+        return told.strip() or None
     allocated, reserved = measured.allocated, measured.reserved
     return (
         f"Error bound for {prediction.model_kind} models: peak allocated {_error(allocated.median)} "
         f"(median) and {_error(allocated.p95)} (95th percentile), peak reserved "
         f"{_error(reserved.median)} and {_error(reserved.p95)}, in {measured.runs} runs against "
-        f"{measured.against}."
+        f"{measured.against}.{told}"
     )
+
+
+def _workspaces(prediction: Prediction) -> str:
+    """Return what workspaces of convolutions rest on, as a further sentence; empty without any."""
+    found = prediction.convolution_workspaces
+    if found is None:
+        return ""
+    is_asked = found.startswith("cuDNN")
+    bound = "; the error bound was measured with fitted trees instead" if is_asked else ""
+    return f" Workspaces of convolutions: {found}{bound if prediction.accuracy else ''}."
 
 
 def _error(part: float) -> str:

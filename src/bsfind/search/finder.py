@@ -489,7 +489,11 @@ class Finder:
 
 
 def _known_best(model: ModelInfo | None, before: ModelInfo | None) -> ModelInfo | None:
-    """Return the model as a precision found it, with the kind that an earlier one found if it has none."""
+    """Return the model as a precision found it, with what an earlier trace found if it has none."""
     if model is None or before is None:
         return model or before
-    return dataclasses.replace(model, kind=model.kind or before.kind)
+    return dataclasses.replace(
+        model,
+        kind=model.kind or before.kind,
+        convolution_workspaces=model.convolution_workspaces or before.convolution_workspaces,
+    )

@@ -432,6 +432,7 @@ def _prediction(state: SearchState) -> Prediction | None:
         model_kind=kind,
         accuracy=accuracy,
         no_accuracy_because=no_accuracy_because,
+        convolution_workspaces=model.convolution_workspaces if model else None,
     )
 
 

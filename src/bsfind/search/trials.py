@@ -142,9 +142,15 @@ class TrialRunner:
     def _load(self, workload: Workload, limit_bytes: int | None) -> ModelInfo:
         self._loaded, self._has_run = None, False
         worker = self._worker()
-        kind = self.model.kind if self.model is not None else None
+        before = self.model
         model = worker.load(workload, self._precision, self._clock.for_start())
-        self.model = dataclasses.replace(model, kind=kind)
+        if before is not None:
+            model = dataclasses.replace(
+                model,
+                kind=before.kind,
+                convolution_workspaces=before.convolution_workspaces,
+            )
+        self.model = model
         if limit_bytes is not None:
             worker.limit_memory(limit_bytes, self._clock.for_start())
         self._loaded = _Loaded(worker, workload, limit_bytes)
@@ -275,7 +281,11 @@ class TrialRunner:
         if answer.refusal is not None:
             self.refusals[batch_size] = answer.refusal
         if self.model is not None and answer.kind is not None:
-            self.model = dataclasses.replace(self.model, kind=answer.kind)
+            self.model = dataclasses.replace(
+                self.model,
+                kind=answer.kind,
+                convolution_workspaces=answer.convolution_workspaces,
+            )
         if answer.is_clean:
             self._loaded = loaded
         return answer.trial

@@ -65,6 +65,7 @@ class TrialAnswer:
     recording: Recording | None
     refusal: BsfindError | None = None
     kind: ModelKind | None = None
+    convolution_workspaces: str | None = None
     busy_s: float = 0.0
 
 
@@ -207,6 +208,7 @@ class Worker:
                 recording=record_of(Recording, recording) if recording else None,
                 refusal=decode_error(refusal) if refusal else None,
                 kind=answer["kind"],
+                convolution_workspaces=answer["convolution_workspaces"],
                 busy_s=float(answer["busy_s"]),
             )
 

@@ -186,6 +186,7 @@ class _Server:
             "trial": asdict(trial),
             "clean": device.is_clean,
             "kind": device.model_kind,
+            "convolution_workspaces": device.convolution_workspaces,
             "busy_s": process_time() - begin,
             "memory": asdict(memory) if memory else None,
             "recording": vars(recording) if recording else None,
