@@ -1,5 +1,6 @@
 """Convolutions: the implementation that is chosen, the order of allocations, cuDNN's workspaces."""
 
+import dataclasses
 import gzip
 import json
 import struct
@@ -180,6 +181,23 @@ def test_workspaces_of_layers_that_no_tree_was_fitted_to(gpu):
     assert exact / count > 0.8
     assert over < 0.2 * truths
     assert under < 0.3 * truths
+
+
+@pytest.mark.parametrize("gpu", GPU_SPECS)
+def test_a_cautious_answer_covers_more(gpu):
+    cautious = dataclasses.replace(GPU_SPECS[gpu], is_cautious=True)
+    median = covers = more = count = 0
+    for name, call, truth in read_workspaces():
+        if name == gpu:
+            usual = fitted_workspace_bytes(call, GPU_SPECS[gpu])
+            larger = fitted_workspace_bytes(call, cautious)
+            assert larger >= usual
+            least = truth - max(truth // 100, 1 << 20)
+            count, more = count + 1, more + (larger > usual)
+            median, covers = median + (usual >= least), covers + (larger >= least)
+    assert 0.02 * count < more < 0.5 * count
+    assert median < covers
+    assert covers > 0.9 * count
 
 
 def problem(**changes):

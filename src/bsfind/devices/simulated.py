@@ -236,8 +236,14 @@ class SimulatedDevice:
         )
 
     def limit_memory(self, nbytes: int) -> None:
-        """Let the allocator of later trials reserve at most `nbytes`."""
+        """Let the allocator of later trials reserve at most `nbytes`.
+
+        What is recommended is confirmed within a limit: there, the larger workspace counts where fitted
+        trees disagree.
+        """
         self._limit_bytes = nbytes
+        if self._tracer is not None:
+            self._tracer.is_cautious = True
 
     def memory_left(self) -> None:
         """Return None: no other process uses a simulated GPU."""

@@ -36,6 +36,9 @@ class GpuSpec:
         deterministic: `torch.are_deterministic_algorithms_enabled()`.
         cudnn_deterministic: whether cuDNN's engines have to be, by that or by
             `torch.backends.cudnn.deterministic`.
+        cudnn_benchmark: `torch.backends.cudnn.benchmark`.
+        is_cautious: whether a larger workspace counts where it is not certain (see
+            `cudnn_workspace.fitted_workspace_bytes`).
     """
 
     capability: tuple[int, int]
@@ -46,6 +49,8 @@ class GpuSpec:
     tf32_matmul: bool = False
     deterministic: bool = False
     cudnn_deterministic: bool = False
+    cudnn_benchmark: bool = False
+    is_cautious: bool = False
 
 
 @dataclass(frozen=True, slots=True)

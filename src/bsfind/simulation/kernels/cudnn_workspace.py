@@ -19,11 +19,9 @@ A size is exact once the *family* of the engine is known, but cuDNN's ranking is
 `cudnn_engines` has decision trees that were fitted to its choices. docs/accuracy.md tells how often
 they are right.
 
-Not modelled: `torch.backends.cudnn.benchmark`, which runs all engines once, each with its
-workspace, and keeps the fastest, which only a GPU can tell (the answer here is the heuristic's first
-choice); deterministic algorithms, which rule out some engines of the weight gradient;
-`TORCH_CUDNN_USE_HEURISTIC_MODE_B` and the interface of cuDNN 7. Where cuDNN itself can be asked
-(`convolution_workspace`), the answer follows all of these but the first and the last.
+Not modelled here, but where cuDNN itself can be asked (`convolution_workspace`): deterministic algorithms,
+which rule out some engines of the weight gradient; `torch.backends.cudnn.benchmark`;
+`TORCH_CUDNN_USE_HEURISTIC_MODE_B`. Not modelled at all: the interface of cuDNN 7.
 """
 
 from __future__ import annotations
@@ -240,13 +238,15 @@ def fitted_workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
 
     Args:
         problem: the call.
-        gpu: where; the trees of the nearest GPU that was sampled stand for one that was not.
+        gpu: where; the trees of the nearest GPU that was sampled stand for one that was not. The median of
+            the trees' answers counts; if it is cautious, their upper quartile.
     """
-    return median_low(workspaces_by_tree(problem, gpu))
+    found = sorted(workspaces_by_tree(problem, gpu))
+    return found[3 * len(found) // 4] if gpu.is_cautious else median_low(found)
 
 
 def workspaces_by_tree(problem: ConvolutionProblem, gpu: GpuSpec) -> list[int]:
-    """Return the workspace by each of the trees, whose median counts."""
+    """Return the workspace by each of the trees."""
     if problem.dtype not in _MODELLED_TYPES:
         return [0]  # float64: kernels that work in place, in all plans that were seen
     if problem.is_empty:

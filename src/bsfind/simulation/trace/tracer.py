@@ -50,6 +50,7 @@ class Tracer:
 
     Attributes:
         steps: runs the training steps.
+        is_cautious: whether programs count the larger workspace where it is not certain.
 
     Raises:
         UntraceableError: the workload needs what cannot be predicted.
@@ -87,6 +88,7 @@ class Tracer:
         self._traces: defaultdict[tuple[int, int | None], Traces] = defaultdict(Traces)
         self._variations: dict[tuple[int, int, int | None], BatchVariation | None] = {}
         self._repetition = Repetition()
+        self.is_cautious = False
         self._shortened: set[tuple[int, int, int | None]] = set()
         self._first_entries: dict[tuple[int, int, int | None], int] = {}
         self.steps = TracedSteps(
@@ -239,7 +241,8 @@ class Tracer:
             lambda: self._traced(batch_size, steps, enough, may_shorten=not exact),
             exact=exact or self._model.loaded.variation.is_there,
         )
-        program = program_of(self._model.load_entries, entries, gpu_as_set(self._gpu), sources)
+        gpu = dataclasses.replace(gpu_as_set(self._gpu), is_cautious=self.is_cautious)
+        program = program_of(self._model.load_entries, entries, gpu, sources)
         program.traced_steps = len(program.step_ends) if is_traced else 0
         program.batches = self._variations.get(trial)
         follows_short = not is_traced and len(program.step_ends) < steps
