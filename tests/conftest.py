@@ -26,6 +26,7 @@ _FOREIGN_NAMES = (
     "PYTORCH_HIP_ALLOC_CONF",
 )
 _FIXED = {"COLUMNS": "80", "TERM": "dumb", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
+_FIXED["BSFIND_CUDNN"] = "off"  # an environment with cuDNN answers as one without
 
 
 def _set_environment(monkeypatch: pytest.MonkeyPatch) -> None:

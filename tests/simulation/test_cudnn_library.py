@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import json
 import os
 from collections import Counter
@@ -17,9 +18,12 @@ from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.oracle import FAKE_VENV
 from tests.simulation.test_convolution_rules import problem, read_workspaces
 
+from bsfind.devices.simulated import SimulatedDevice
+from bsfind.inputs import InputSpec
+from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.gpus.catalogue import different_gpus
 from bsfind.simulation.gpus.cudnn_device import device_json
-from bsfind.simulation.kernels import convolution_workspace, cudnn_library
+from bsfind.simulation.kernels import convolution_workspace, cudnn_library, cudnn_workspace
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.convolution_workspace import (
     other_workspaces,
@@ -33,6 +37,7 @@ from bsfind.simulation.kernels.cudnn_workspace import fitted_workspace_bytes
 pytestmark = pytest.mark.skipif(not is_possible(), reason="Linux on x86-64 only")
 
 H100 = GPU_SPECS["h100"]
+MODELS = Path(__file__).parents[1] / "models" / "operators.py"
 
 
 def installed() -> Path | None:
@@ -64,9 +69,30 @@ def asks(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 @pytest.fixture
+def settings() -> Iterator[None]:
+    yield
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = False
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
 def cudnn(asks: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     asks.setenv(VARIABLE, str(installed()))
     return asks
+
+
+@contextlib.contextmanager
+def loaded(attribute: str) -> Iterator[SimulatedDevice]:
+    workload = Workload(
+        target=f"{MODELS}:{attribute}", inputs=(InputSpec(shape=(3, 12, 12), dtype="float32"),)
+    )
+    device = SimulatedDevice(DeviceChoice(device="sim", gpu="rtx-4090"))
+    device.load(workload, "fp32")
+    try:
+        yield device
+    finally:
+        device.close()
 
 
 # --------------------------------------------------------------------------------- what it says
@@ -107,14 +133,12 @@ def test_every_gpu_of_the_catalogue_is_described(cudnn: pytest.MonkeyPatch) -> N
 
 @needs_cudnn
 def test_settings_of_pytorch_rule_engines_out(cudnn: pytest.MonkeyPatch) -> None:
-    import dataclasses
-
     call = problem(dtype=torch.float32)
     without = dataclasses.replace(H100, tf32_convolutions=False)
     assert workspace_bytes(call, without) < workspace_bytes(call, H100)
     gradient = problem(kind="weight_gradient", dtype=torch.float32, batch=8, size=(7, 7))
     strict = dataclasses.replace(H100, cudnn_deterministic=True)
-    every = [convolution_workspace._asked(gradient, gpu, every=True) for gpu in (H100, strict)]
+    every = [convolution_workspace._asked(gradient, gpu, most=0) for gpu in (H100, strict)]
     assert every[0]
     assert every[1]
     assert len(every[1]) < len(every[0])
@@ -127,6 +151,38 @@ def test_smaller_workspaces_follow_the_first(cudnn: pytest.MonkeyPatch) -> None:
     assert sizes == sorted(sizes, reverse=True)
     assert len(set(sizes)) == len(sizes)
     assert sizes[-1] == 0
+
+
+@needs_cudnn
+def test_benchmark_counts_the_largest_workspace_that_is_timed(cudnn: pytest.MonkeyPatch) -> None:
+    call = problem(dtype=torch.float32, batch=16, channels=256, size=(14, 14), out_channels=256)
+    benchmark = dataclasses.replace(H100, cudnn_benchmark=True)
+    ranked = convolution_workspace._asked(call, H100, most=0)
+    assert ranked is not None
+    assert len(ranked) > 10
+    assert workspace_bytes(call, H100) == ranked[0]
+    assert workspace_bytes(call, benchmark) == max(ranked[:10]) > ranked[0]
+    assert other_workspaces(call, benchmark)[-1] == min(ranked)
+
+
+@needs_cudnn
+@pytest.mark.parametrize(
+    ("attribute", "codes"),
+    [("Benchmarks", {"cudnn_benchmark"}), ("Deterministic", {"deterministic_algorithms"})],
+)
+def test_settings_are_followed(
+    attribute: str, codes: set[str], cudnn: pytest.MonkeyPatch, settings: None
+) -> None:
+    """Without cuDNN there is a warning for deterministic kernels, too (see test_prediction_limits.py)."""
+    with loaded(attribute) as device:
+        device.take_warnings()
+        device.run_trial(2, 1)
+        found = {warning.code: warning.message for warning in device.take_warnings()}
+        source = device.convolution_workspaces
+    assert set(found) == codes
+    assert source == "cuDNN 9.20, asked"
+    if attribute == "Benchmarks":
+        assert "largest workspace of the ten kernels" in found["cudnn_benchmark"]
 
 
 @needs_cudnn
@@ -181,6 +237,19 @@ def test_the_trees_serve_where_the_library_fails(
     (library,) = convolution_workspace._libraries.values()
     assert library is not None
     assert library._process is None  # it is ended, and not started again
+
+
+def test_the_larger_workspace_counts_within_a_limit(asks: pytest.MonkeyPatch) -> None:
+    """What is recommended is confirmed within a limit; the maximum is found without one."""
+    votes = [1 << 20, 1 << 20, 64 << 20]
+    asks.setattr(cudnn_workspace, "workspaces_by_tree", lambda problem, gpu: votes)
+    with loaded("Convolutions") as device:
+        usual = device.run_trial(4, 1).peak_allocated_bytes
+        device.limit_memory(8 << 30)
+        cautious = device.run_trial(4, 1).peak_allocated_bytes
+    assert usual is not None
+    assert cautious is not None
+    assert 62 << 20 < cautious - usual < 64 << 20
 
 
 def test_a_library_that_is_not_there(asks: pytest.MonkeyPatch) -> None:

@@ -149,13 +149,19 @@ def setting_warnings(
     cudnn = torch.backends.cudnn
     deterministic = torch.are_deterministic_algorithms_enabled()
     if operators.convolutions and cudnn.benchmark:
+        taken = (
+            "The prediction counts the largest workspace of the ten kernels that it times for each: but "
+            "for fragmentation, later steps take at most what is predicted. The first step, which tries the "
+            "kernels with as much memory as there is, can have a higher peak"
+            if asks_cudnn()
+            else "The prediction and its error bound are for the kernels that it takes without; workspaces "
+            "can be larger, and the first step, which tries the kernels, can have a higher peak"
+        )
         found.append(
             ReportWarning(
                 code="cudnn_benchmark",
                 message="`torch.backends.cudnn.benchmark` is on: PyTorch times the kernels of each "
-                "convolution and takes the fastest, which only a GPU can tell. The prediction and its error "
-                "bound are for the kernels that it takes without; workspaces can be larger, and the first "
-                "step, which tries the kernels, can have a higher peak",
+                f"convolution and takes the fastest, which only a GPU can tell. {taken}",
                 hint="measure with `--device cuda`, or keep more headroom",
             )
         )

@@ -6,9 +6,10 @@ convolutions, and columns with cuBLAS for what cuDNN cannot or may not do:
 `torch.backends.cudnn.enabled = False`, bfloat16 before Ampere, an output padding that reaches the
 stride.
 
-`torch.backends.cudnn.benchmark` is not modelled: with it, the first call of each shape tries all
-engines with the largest workspace that fits and empties the allocator's cache, and later calls run
-the fastest engine.
+With `torch.backends.cudnn.benchmark`, the first call of each shape allocates the largest workspace of all
+engines, as far as it fits, times up to ten, and empties the allocator's cache; later calls run the
+fastest. The search itself is not modelled, and of the engines that are timed, the one with the largest
+workspace is taken to be the fastest (`convolution_workspace`).
 """
 
 from __future__ import annotations

@@ -18,13 +18,20 @@ from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 from bsfind.simulation.kernels.cudnn_process import Question
 from bsfind.simulation.kernels.cudnn_workspace import fitted_workspace_bytes
 
+_TIMED = 10
+"""Plans that PyTorch times, by default (`torch.backends.cudnn.benchmark_limit`)."""
+
 _answered: set[str] = set()
 """Who has answered in this process: `cudnn`, `trees`."""
 
 
 @lru_cache(maxsize=65536)
 def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
-    """Return the workspace of the engine that PyTorch tries first, in bytes; 0 for none.
+    """Return the workspace of the engine that PyTorch runs, in bytes; 0 for none.
+
+    That is the first that cuDNN ranks. With `torch.backends.cudnn.benchmark`, PyTorch runs the fastest of
+    those that it times, which only a GPU can tell: if cuDNN can be asked, the largest of their workspaces
+    counts.
 
     Args:
         problem: the call.
@@ -32,9 +39,9 @@ def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
     """
     if problem.is_empty:
         return 0
-    sizes = _asked(problem, gpu, every=False)
+    sizes = _asked(problem, gpu, most=_TIMED if gpu.cudnn_benchmark else 1)
     _answered.add("trees" if sizes is None else "cudnn")
-    return sizes[0] if sizes else fitted_workspace_bytes(problem, gpu)
+    return max(sizes) if sizes else fitted_workspace_bytes(problem, gpu)
 
 
 def other_workspaces(problem: ConvolutionProblem, gpu: GpuSpec) -> Sequence[int]:
@@ -45,9 +52,12 @@ def other_workspaces(problem: ConvolutionProblem, gpu: GpuSpec) -> Sequence[int]
     Returns:
         The sizes, of which the last is the least that any engine takes; none if cuDNN cannot be asked.
     """
-    found: list[int] = []
-    for size in _asked(problem, gpu, every=True) or ():
-        if not found or size < found[-1]:
+    sizes = _asked(problem, gpu, most=0) or []
+    if gpu.cudnn_benchmark:  # in the order of their times, which is not known
+        sizes = sorted(set(sizes), reverse=True)
+    found = [workspace_bytes(problem, gpu)] if sizes else []
+    for size in sizes:
+        if size < found[-1]:
             found.append(size)
     return found[1:] if len(found) > 1 else found
 
@@ -89,7 +99,7 @@ def _library(gpu: GpuSpec) -> CudnnLibrary | None:
     return _libraries[key]
 
 
-def _asked(problem: ConvolutionProblem, gpu: GpuSpec, *, every: bool) -> list[int] | None:
+def _asked(problem: ConvolutionProblem, gpu: GpuSpec, *, most: int) -> list[int] | None:
     library = _library(gpu)
     if library is None:
         return None
@@ -113,7 +123,7 @@ def _asked(problem: ConvolutionProblem, gpu: GpuSpec, *, every: bool) -> list[in
             tf32=tf32,
             deterministic=gpu.cudnn_deterministic,
             mode_b=_is_set("TORCH_CUDNN_USE_HEURISTIC_MODE_B"),
-            every=every,
+            most=most,
         )
     )
 

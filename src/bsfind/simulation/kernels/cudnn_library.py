@@ -103,7 +103,8 @@ class CudnnLibrary:
         """Return the workspaces of the engines that PyTorch tries, in bytes and in its order.
 
         Returns:
-            The sizes, one or `every`; None if cuDNN does not answer this question, or any (see `failure`).
+            The sizes, as many as the question is for; None if cuDNN does not answer this question, or any
+            (see `failure`).
         """
         with self._lock:
             if not self._is_ready():

@@ -63,16 +63,16 @@ _PASSES = {
 _ALIGNMENT = 32
 """Bytes: the most that PyTorch looks for (`getAlignment`); its allocator's blocks have 512."""
 
-_FEW = 4
-"""Engines that are asked for at a time where the first will not do."""
+_TIMES = 4
+"""How many times as many engines are asked for where PyTorch passes over some."""
 
 
 class Question(TypedDict):
-    """A call of cuDNN; all but the last five are fields of `cudnn_problem.ConvolutionProblem`.
+    """A call of cuDNN; all but the last four are fields of `cudnn_problem.ConvolutionProblem`.
 
     `tf32`: whether engines for float32 may use tensor cores; `deterministic`: whether only deterministic
-    engines may run; `mode_b`: TORCH_CUDNN_USE_HEURISTIC_MODE_B; `every`: answer with the workspaces of all
-    engines that PyTorch would try, in its order, instead of that of the first.
+    engines may run; `mode_b`: TORCH_CUDNN_USE_HEURISTIC_MODE_B; `most`: of how many engines the workspaces
+    are wanted, of those that PyTorch would try, in its order; 0: of all.
     """
 
     kind: str
@@ -91,7 +91,7 @@ class Question(TypedDict):
     tf32: bool
     deterministic: bool
     mode_b: bool
-    every: bool
+    most: int
 
 
 class CudnnError(Exception):
@@ -186,7 +186,7 @@ class Cudnn:
     # ------------------------------------------------------------------------------ questions
 
     def sizes(self, question: Question) -> list[int]:
-        """Return the bytes of workspace of the engines that PyTorch tries, in its order.
+        """Return the bytes of workspace of the engines that PyTorch tries, in its order, as many as wanted.
 
         Raises:
             CudnnError: cuDNN refuses the question.
@@ -195,7 +195,10 @@ class Cudnn:
             graph = self._graph(question, owned)
             ranked = _MODE_B if question["mode_b"] else _INSTANT
             found: list[int] = []
+            most = question["most"]
             for mode in (ranked, _FALLBACK):
+                if most and len(found) >= most:
+                    break
                 heuristic = self._new(_HEURISTIC)
                 owned.append(heuristic)
                 self._set(heuristic, 201, _DESCRIPTOR, _pointers(graph))
@@ -206,16 +209,13 @@ class Cudnn:
                     found += self._sizes_of(heuristic, question)
                 except CudnnError:  # of one list: PyTorch goes on with the other
                     continue
-                if found and not question["every"]:
-                    return found[:1]
-            return found
+            return found[:most] if most else found
 
     def _sizes_of(self, heuristic: ctypes.c_void_p, question: Question) -> list[int]:
-        """Return the workspaces of a list of engines; unless all are wanted, of the first that will do."""
-        wanted = 1
+        """Return the workspaces of a list of engines: as many as are wanted, if there are, or more."""
+        most = question["most"]
+        wanted = most or self._get(heuristic, 202, _DESCRIPTOR, _pointers())
         while True:
-            if question["every"]:
-                wanted = self._get(heuristic, 202, _DESCRIPTOR, _pointers())
             with self._owned() as configs:
                 configs += (self._new(_CONFIG) for _ in range(wanted))
                 there = min(wanted, self._get(heuristic, 202, _DESCRIPTOR, _pointers(*configs)))
@@ -224,9 +224,9 @@ class Cudnn:
                     for config in configs[:there]
                     if (size := self._size(config, question)) is not None
                 ]
-            if found or there < wanted or question["every"]:
+            if not most or len(found) >= most or there < wanted:
                 return found
-            wanted *= _FEW
+            wanted *= _TIMES
 
     def _size(self, config: ctypes.c_void_p, question: Question) -> int | None:
         """Return the workspace of an engine; None if PyTorch passes it over, or it makes no plan."""

@@ -156,4 +156,5 @@ def gpu_as_set(gpu: GpuSpec) -> GpuSpec:
         tf32_convolutions=gpu.tf32_convolutions and allows_tf32_convolutions(),
         deterministic=deterministic,
         cudnn_deterministic=deterministic or torch.backends.cudnn.deterministic,
+        cudnn_benchmark=torch.backends.cudnn.benchmark,
     )
