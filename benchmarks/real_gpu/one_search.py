@@ -17,13 +17,17 @@ from typing import Any
 
 from benchmarks import training
 from benchmarks.card import child_environment
+from benchmarks.exact import largest
 from benchmarks.real_gpu.card_facts import Card
 from benchmarks.workloads import workload_of
 from tests.simulation.forks import in_fork
 
 from bsfind.option_fields import arguments_of
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
-from bsfind.simulation.allocator.caching_allocator import CachingAllocator
+from bsfind.simulation.allocator.caching_allocator import (
+    CachingAllocator,
+    SimulatedOutOfMemoryError,
+)
 from bsfind.simulation.allocator.device_memory import DeviceMemory
 
 _SHARE = 0.6
@@ -51,15 +55,22 @@ def main() -> None:
         key = {name: request[name] for name in ("model", "limit")} | {
             "precision": result["precision"]
         }
-        row = {"id": "{model} {precision} {limit}".format(**key), **key, "search_seconds": seconds}
+        row: dict[str, Any] = {
+            "id": "{model} {precision} {limit}".format(**key),
+            **key,
+            "search_seconds": seconds,
+        }
+        row["warnings"] = [warning["code"] for warning in document["warnings"]]
         rows.append(row | _found(result, device))
         _show(rows[-1])
     for row, result in zip(rows, document["results"], strict=True):
-        trials = _largest_trials(result)
-        answer = in_fork(lambda: {"peaks": _predicted(workload, result, trials, card)})  # noqa: B023
-        peaks = answer.get("peaks") or [{"predicted_error": answer["message"]}] * len(trials)
-        row["trials"] = [_peaks(t) | peak for t, peak in zip(trials, peaks, strict=True)]
-        _show(row)
+        if row["largest"]:
+            trials = _largest_trials(result, device)
+            answer = in_fork(lambda: _predicted(workload, row, trials, card))  # noqa: B023
+            peaks = answer.pop("peaks", [{}] * len(trials))
+            row["trials"] = [trial | peak for trial, peak in zip(trials, peaks, strict=True)]
+            row |= {f"prediction_{name}": value for name, value in answer.items()}
+            _show(row)
     for row, result in zip(rows, document["results"], strict=True):
         if row["recommended"] is not None:
             left = min(_FURTHER_S, ends_at - time.monotonic())
@@ -99,15 +110,14 @@ def _searched(workload: Workload, request: dict[str, Any]) -> dict[str, Any]:
 def _found(result: dict[str, Any], device: dict[str, Any]) -> dict[str, Any]:
     predicted = result["predicted"] or {}
     names = ("max_batch_size", "smallest_failed_batch_size", "recommended_batch_size")
-    largest, failed, recommended = (result[name] for name in names)
+    most, failed, recommended = (result[name] for name in names)
     return {
         "status": result["status"],
         "message": result["message"],
-        "largest": largest,
+        "largest": most,
         "failed": failed,
-        "predicted_largest": predicted.get("max_batch_size"),
+        "prediction_at_start": predicted.get("max_batch_size"),
         "recommended": recommended,
-        "predicted_recommended": predicted.get("recommended_batch_size"),
         "peak_allocated_bytes": result["peak_allocated_bytes"],
         "peak_reserved_bytes": result["peak_reserved_bytes"],
         "capacity_bytes": device["capacity_bytes"],
@@ -117,47 +127,58 @@ def _found(result: dict[str, Any], device: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _largest_trials(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the trials that ran at the three largest sizes, and the confirmation last."""
-    ran = {t["batch_size"]: t for t in result["trials"] if t["status"] == "ok"}
-    chosen = [ran[size] for size in sorted(ran)[-3:]]
+def _largest_trials(result: dict[str, Any], device: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return peaks and limits of the trials that ran at the three largest sizes, and of the confirmation."""
     confirmation = result["confirmation"]
-    if confirmation and confirmation["status"] == "ok" and confirmation not in chosen:
-        chosen.append(confirmation)
-    return chosen
-
-
-def _peaks(trial: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "batch_size": trial["batch_size"],
-        "steps": trial["steps"],
-        "allocated": trial["peak_allocated_bytes"],
-        "reserved": trial["peak_reserved_bytes"],
-        "retries": trial["num_alloc_retries"],
+    ran = {
+        trial["batch_size"]: trial
+        for trial in result["trials"]
+        if trial["status"] == "ok" and trial != confirmation
     }
+    chosen = [(ran[size], device["capacity_bytes"]) for size in sorted(ran)[-3:]]
+    if confirmation and confirmation["status"] == "ok":
+        chosen.append((confirmation, device["budget_bytes"]))
+    return [
+        {
+            "batch_size": trial["batch_size"],
+            "steps": trial["steps"],
+            "limit": limit,
+            "allocated": trial["peak_allocated_bytes"],
+            "reserved": trial["peak_reserved_bytes"],
+            "retries": trial["num_alloc_retries"],
+        }
+        for trial, limit in chosen
+    ]
 
 
 def _predicted(
-    workload: Workload, result: dict[str, Any], trials: list[dict[str, Any]], card: Card
-) -> list[dict[str, Any]]:
-    """Return the predicted peaks of trials, without a limit: what their steps ask for."""
+    workload: Workload, row: dict[str, Any], trials: list[dict[str, Any]], card: Card
+) -> dict[str, Any]:
+    """Return the predicted peaks of trials (none where it does not fit), and the largest batch size."""
     from bsfind.simulation.trace.repetition import with_more_steps
     from bsfind.simulation.trace.tracer import Tracer
 
-    found = []
-    with Tracer(workload, result["precision"], card.spec) as tracer:
-        for trial in trials:
-            traced = tracer.program(trial["batch_size"], steps=3)
-            program = with_more_steps(traced, trial["steps"]) or traced
-            allocator = CachingAllocator(DeviceMemory(card.total_bytes))
-            replayed = program.replay(allocator, program.load(allocator))
-            found.append(
-                {
-                    "predicted_allocated": replayed.peak_allocated_bytes,
-                    "predicted_reserved": replayed.peak_reserved_bytes,
-                }
-            )
-    return found
+    with Tracer(workload, row["precision"], card.spec) as tracer:
+
+        def peaks(batch_size: int, steps: int, limit: int) -> dict[str, Any]:
+            traced = tracer.program(batch_size, steps=3)
+            program = with_more_steps(traced, steps) or traced
+            allocator = CachingAllocator(DeviceMemory(limit), limit_bytes=limit)
+            try:
+                replayed = program.replay(allocator, program.load(allocator))
+            except SimulatedOutOfMemoryError:
+                return {}
+            return {
+                "predicted_allocated": replayed.peak_allocated_bytes,
+                "predicted_reserved": replayed.peak_reserved_bytes,
+            }
+
+        found = [peaks(trial["batch_size"], trial["steps"], trial["limit"]) for trial in trials]
+        capacity = row["capacity_bytes"]
+        return {
+            "peaks": found,
+            "largest": largest(lambda size: bool(peaks(size, 3, capacity)), row["largest"]),
+        }
 
 
 def _runs_on(

@@ -164,20 +164,20 @@ def _searches_at_once(card: Card) -> int:
 def summarise(rows: list[Row]) -> Row:
     """Return how predicted and measured maxima and peaks compare, and what ran on."""
     found = [row for row in rows if row.get("largest")]
-    inside = [row for row in found if row["predicted_largest"] and row["failed"]]
+    inside = [row for row in found if row.get("prediction_largest") and row["failed"]]
     figures: Row = {
         "searches": len(found),
         "without an answer": sum("status" in row and not row.get("largest") for row in rows),
         "predicted maximum inside the measured bracket": f"{sum(map(_is_inside, inside))} of {len(inside)}",
     }
-    errors = [abs(row["predicted_largest"] - row["largest"]) / row["largest"] for row in inside]
+    errors = [abs(row["prediction_largest"] - row["largest"]) / row["largest"] for row in inside]
     if errors:
         figures["predicted maximum: error"] = _errors(errors)
     for name in ("allocated", "reserved"):
         pairs = [
             (trial[name], trial[f"predicted_{name}"])
             for row in found
-            for trial in row["trials"]
+            for trial in row.get("trials", ())
             if trial.get(f"predicted_{name}") is not None
         ]
         if pairs:
@@ -193,7 +193,7 @@ def summarise(rows: list[Row]) -> Row:
 
 
 def _is_inside(row: Row) -> bool:
-    return bool(row["largest"] <= row["predicted_largest"] < row["failed"])
+    return bool(row["largest"] <= row["prediction_largest"] < row["failed"])
 
 
 def _errors(errors: list[float]) -> str:
@@ -206,7 +206,7 @@ STEP = Step(
     measure=measure,
     summarise=summarise,
     columns=(
-        *("model", "precision", "limit", "status", "largest", "failed", "predicted_largest"),
+        *("model", "precision", "limit", "status", "largest", "failed", "prediction_largest"),
         *("recommended", "peak_allocated_bytes", "peak_reserved_bytes"),
         *("further_status", "further_steps", "further_retries", "search_seconds"),
     ),

@@ -68,7 +68,8 @@ def test_the_short_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert search["recommended"] <= search["largest"]
     assert search["further_status"] == "ok"
     assert search["further_steps"] == 5
-    assert all(trial["predicted_allocated"] > 0 for trial in search["trials"])
+    assert all(trial["predicted_allocated"] == trial["allocated"] for trial in search["trials"])
+    assert search["largest"] <= search["prediction_largest"] < search["failed"]
     assert [row["outcome"] for row in rows["tests"]] == ["passed"]
 
     for row in rows["traces"]:
