@@ -7,6 +7,7 @@ too, in fewer cases since its plans take time.
 from collections.abc import Iterator
 
 import pytest
+from tests.simulation.compared_runs import cudnn_runs, stub_runs
 from tests.simulation.corpus import cases
 from tests.simulation.corpus.case import Run
 from tests.simulation.event_alignment import align, normalised
@@ -20,33 +21,6 @@ pytestmark = [
 ]
 
 _CASES = cases()
-# cuDNN compiles these at run time in half precision, for seconds each.
-_SLOW = ("efficientnet", "mobilenet", "convnext", "conformer", "state_space", "depthwise")
-
-
-def _stub_runs() -> Iterator[Run]:
-    """Yield every case in one precision: its first, or one of the others in turn (`make corpus` runs all)."""
-    for index, case in enumerate(_CASES):
-        if case.name in NOT_COMPARED:
-            continue
-        first, *others = case.precisions
-        precision = others[index // 2 % len(others)] if others and index % 2 else first
-        yield Run(case=case, precision=precision, batch_size=case.batch_sizes[0])
-
-
-def _cudnn_runs() -> Iterator[Run]:
-    """Yield cases of whose memory cuDNN decides a part, in one of their precisions in turn.
-
-    Of those with attention, every third and those with known differences (`make corpus` runs all).
-    """
-    concerned = [c for c in _CASES if c.kind != "other" and c.family not in ("gpu_code", "layers")]
-    for index, case in enumerate(concerned):
-        precision = case.precisions[index % len(case.precisions)]
-        if case.name.startswith(_SLOW):
-            precision = case.precisions[0]
-        run = Run(case=case, precision=precision, batch_size=case.batch_sizes[0])
-        if case.kind != "attention" or index % 3 == 0 or f"CUDNN {run}" in DIFFERENCES:
-            yield run
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +39,12 @@ def _by_name(runs: Iterator[Run]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("run", [pytest.param(run, id=str(run)) for run in runs])
 
 
-@_by_name(_stub_runs())
+@_by_name(stub_runs())
 def test_with_a_stub_of_cudnn(run: Run, stub: Oracle) -> None:
     _compare(run, stub, f"STUB {run}")
 
 
-@_by_name(_cudnn_runs())
+@_by_name(cudnn_runs())
 def test_with_cudnn(run: Run, cudnn: Oracle) -> None:
     _compare(run, cudnn, f"CUDNN {run}")
 
@@ -114,7 +88,7 @@ def test_the_oracles_own_events_give_its_peaks(stub: Oracle) -> None:
 
 
 def test_known_differences_are_of_runs_that_are_tested() -> None:
-    tested = {f"STUB {run}" for run in _stub_runs()} | {f"CUDNN {run}" for run in _cudnn_runs()}
+    tested = {f"STUB {run}" for run in stub_runs()} | {f"CUDNN {run}" for run in cudnn_runs()}
     assert set(DIFFERENCES) <= tested
 
 
