@@ -80,17 +80,46 @@ def test_rules_know_the_gpu(gpu: str) -> None:
     check(probed(gpu, "--every=37", *groups), gpu)
 
 
-@pytest.mark.parametrize("version", [(2, 11), (2, 12)])
-def test_rules_know_older_versions_of_torch(version: tuple[int, int]) -> None:
+@pytest.mark.parametrize("version", [(2, 6), (2, 9), (2, 11), (2, 12), (2, 14)])
+def test_rules_know_other_versions_of_torch(version: tuple[int, int]) -> None:
     """Recorded calls that these versions answered otherwise than 2.13."""
     name = ".".join(map(str, version))
-    lines = (ROOT / "tests/simulation/data/older_torch_operators.jsonl").read_text().splitlines()
+    lines = (ROOT / "tests/simulation/data/other_torch_operators.jsonl").read_text().splitlines()
     records = [record for record in map(json.loads, lines) if record["torch"] == name]
     load_rules()
-    assert len(records) > 10
+    assert len(records) > 5
     assert len(differences(records, GPU_SPECS["h100"])) == len(records)
     target = dataclasses.replace(GPU_SPECS["h100"], torch_version=version)
     assert differences(records, target) == []
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ((2, 6), ["+LT", "cublas", "-LT"]),
+        ((2, 9), ["cublas", "cublaslt"]),
+        ((2, 11), ["cublas", "cublaslt"]),
+        ((2, 13), ["cublas"]),
+    ],
+)
+def test_a_bias_that_cublaslt_adds_takes_the_workspaces_of_the_version(
+    version: tuple[int, int], expected: list[str]
+) -> None:
+    """As the first product of a thread was seen to do in these versions."""
+    bias, matrix = (
+        TensorSpec((64,), (1,), torch.float32),
+        TensorSpec((64, 64), (64, 1), torch.float32),
+    )
+    arguments = {"self": bias, "mat1": matrix, "mat2": matrix, "beta": 1, "alpha": 1}
+    call = Call("aten::addmm", "default", arguments, (matrix,))
+    trace = KernelTrace(call)
+    load_rules()
+    rule = rule_for(call.operator, call.overload)
+    assert rule is not None
+    rule(call, dataclasses.replace(GPU_SPECS["h100"], torch_version=version), trace)
+    words = {"scratch": "+LT", "free": "-LT"}
+    events = [words.get(kind, key) for kind, key, _ in trace.finish() if kind != "output"]
+    assert events == expected
 
 
 def test_embeddings_of_few_words_are_added_by_atomics_where_that_is_so() -> None:

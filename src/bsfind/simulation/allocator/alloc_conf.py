@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from bsfind.simulation import torch_releases
 from bsfind.units import MIB
 
 TieRule = Literal["address", "block", "segment"]
@@ -90,7 +91,10 @@ class AllocatorSettings:
             ValueError: a value is not one that PyTorch accepts; the text names the option.
         """
         text = environment.get("PYTORCH_CUDA_ALLOC_CONF")
-        if text is None and cls(torch_version=torch_version)._release() >= (2, 9):
+        if (
+            text is None
+            and cls(torch_version=torch_version)._release() >= torch_releases.PLAIN_ALLOC_CONF
+        ):
             text = environment.get("PYTORCH_ALLOC_CONF")
 
         known: dict[str, Any] = {}
@@ -127,9 +131,9 @@ class AllocatorSettings:
         (`BlockComparatorSizeCounterAddress`).
         """
         release = self._release()
-        if release >= (2, 13):
+        if release >= torch_releases.TIES_BY_SEGMENT:
             return "segment"
-        return "block" if release == (2, 12) else "address"
+        return "block" if release >= torch_releases.TIES_BY_BLOCK else "address"
 
     @property
     def large_segment_bytes(self) -> int:

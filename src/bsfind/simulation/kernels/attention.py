@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 
 _FLOAT = 4
@@ -79,6 +80,11 @@ def flash_attention(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
             rounded = _round_up(features, 32 if features <= 128 else 64)
             count = splits * batch * heads * length
             parts = [trace.scratch(count * _FLOAT), trace.scratch(count * rounded * _FLOAT)]
+    if gpu.torch_version < torch_releases.FLASH_STATE_ON_GPU:
+        trace.skip_output(4)
+        trace.skip_output(5)
+        trace.free(*parts)
+        return
     # In the flattened outputs without the two numbers, the generator's state is 4 and an unused
     # tensor 5. With dropout the state is a new tensor.
     state = trace.scratch(2 * 8) if call["dropout_p"] > 0 else None

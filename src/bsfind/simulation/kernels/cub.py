@@ -1,13 +1,14 @@
 """Temporary storage of CUB's device-wide algorithms, which PyTorch takes from the caching allocator.
 
-Models CCCL as torch 2.13 (CUDA 13.0) is built with it: `DispatchRadixSort`, `DispatchScan`,
-`DispatchReduce`, `DispatchSelectIf` and `DispatchUniqueByKey`. Their tile sizes depend on the
-compute capability, in groups: 9.0, 8.0, and others, which have the generic tuning. Newer GPUs
-than 9.0 are assumed to be like it.
+Models CCCL as torch 2.11 to 2.14 (CUDA 13.0) are built with it, and that of CUDA 12 where it differs:
+`DispatchRadixSort`, `DispatchScan`, `DispatchReduce`, `DispatchSelectIf` and `DispatchUniqueByKey`. Their
+tile sizes depend on the compute capability, in groups: 9.0, 8.0, and others, which have the generic tuning.
+Newer GPUs than 9.0 are assumed to be like it.
 """
 
 from __future__ import annotations
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels.call import GpuSpec
 
 _ALIGNMENT = 256  # of each part; the whole may have to be aligned too (`AliasTemporaries`)
@@ -66,12 +67,18 @@ def segmented_sort(count: int, key: int, value: int) -> int:
     return _total(count * key, count * value)
 
 
-def scan(count: int, size: int) -> int:
+def scan(count: int, size: int, gpu: GpuSpec) -> int:
     """Return bytes of a prefix sum of elements of `size` bytes."""
-    tile, state, more = (1920, 8, 0) if size == 4 else (896, 16, 0)
     if size < 4:
-        tile, state, more = 3840, 8, 256
-    return _total(state * (-(-count // tile) + _WARP_PADDING), 1) + more
+        return _total(8 * (-(-count // 3840) + _WARP_PADDING), 1, 1)
+    tile, state = (1920, 8) if size == 4 else (896, 16)
+    return _with_look_back(state * (-(-count // tile) + _WARP_PADDING), gpu)
+
+
+def scan_by_key(count: int) -> int:
+    """Return bytes of prefix sums of 4-byte elements within runs of equal keys."""
+    tiles = -(-count // 1920)
+    return _total(8 * (tiles + _WARP_PADDING), 1, 1)
 
 
 def unique_by_key(count: int, size: int, gpu: GpuSpec) -> int:
@@ -82,7 +89,7 @@ def unique_by_key(count: int, size: int, gpu: GpuSpec) -> int:
         tile = 192 * 7 if size == 8 else 192 * 15
     else:
         tile = 64 * 5 if size == 8 else 64 * 11
-    return _total(16 * (-(-count // tile) + _WARP_PADDING), 1)
+    return _with_look_back(16 * (-(-count // tile) + _WARP_PADDING), gpu)
 
 
 def select_flagged(count: int, gpu: GpuSpec) -> int:
@@ -93,7 +100,7 @@ def select_flagged(count: int, gpu: GpuSpec) -> int:
         tile = 256 * 9
     else:
         tile = 128 * 5
-    return _total(8 * (-(-count // tile) + _WARP_PADDING), 1)
+    return _with_look_back(8 * (-(-count // tile) + _WARP_PADDING), gpu)
 
 
 def reduce_sum(count: int, size: int, gpu: GpuSpec) -> int:
@@ -102,6 +109,15 @@ def reduce_sum(count: int, size: int, gpu: GpuSpec) -> int:
         return 1
     blocks = gpu.sm_count * 5 * (gpu.max_threads_per_sm // 256)
     return _total(blocks * size)
+
+
+def _with_look_back(nbytes: int, gpu: GpuSpec) -> int:
+    """Return bytes of the states of tiles, beside which CUDA 13's CUB has a part for shared memory.
+
+    That is empty, but takes an alignment.
+    """
+    is_cuda_13 = gpu.torch_version >= torch_releases.CUDA_13
+    return _total(nbytes, 1) if is_cuda_13 else _total(nbytes)
 
 
 def _total(*parts: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels import cub
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import (
@@ -149,8 +150,10 @@ def foreach_max(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """A maximum for each chunk of 65536 elements (cuda/ForeachReduceOp.cu)."""
     tensors = call["self"]
     if _in_one_kernel(tensors):
-        trace.outputs()
+        if gpu.torch_version >= torch_releases.FOREACH_MAX_OUTPUTS_FIRST:
+            trace.outputs()
         trace.scratch(len(tensors) * _chunks(tensors) * tensors[0].element_size)
+        trace.outputs()
         return
     for index, spec in enumerate(tensors):
         trace.output(index)
@@ -210,7 +213,7 @@ def bernoulli(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def cdist_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """The gradients of all pairs of rows are summed (cuda/DistanceKernel.cu)."""
     trace.outputs()
-    gradient = call.tensor("grad")
+    gradient = call.tensor("grad" if "grad" in call.arguments else "grad_output")  # torch 2.14
     trace.scratch(gradient.numel * call.tensor("x1").shape[-1] * gradient.element_size)
 
 
@@ -253,7 +256,7 @@ def segment_reduce(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     zero = trace.scratch(lengths.element_size)
     trace.scratch((lengths.numel + lengths.numel // max(count, 1)) * lengths.element_size)
     trace.free(zero)
-    trace.free(trace.scratch(cub.scan(count, lengths.element_size)))
+    trace.free(trace.scratch(cub.scan(count, lengths.element_size, gpu)))
 
 
 # ---------------------------------------------------------------------- Fourier transforms

@@ -1,11 +1,12 @@
 """Embeddings: their gradients are summed after the indices have been sorted.
 
 aten/src/ATen/native/cuda/Embedding.cu, EmbeddingBag.cu and EmbeddingBackwardKernel.cu. Compared with
-the allocations of torch 2.11-2.13; older versions are assumed to be like 2.11 without the atomics.
+the allocations of torch 2.9-2.14.
 """
 
 from __future__ import annotations
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels import cub
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import contiguous, is_line
@@ -92,7 +93,8 @@ def _sorted_backward(
         return
     held = [trace.scratch(count * size) for _ in range(2)]  # sorted indices and their positions
     places = trace.scratch(count * size)
-    bits = max(int(words).bit_length(), 1) if gpu.torch_version >= (2, 13) else 8 * size
+    fewer_bits = gpu.torch_version >= torch_releases.EMBEDDING_SORTS_FEWER_BITS
+    bits = max(int(words).bit_length(), 1) if fewer_bits else 8 * size
     temporary = trace.scratch(cub.radix_sort(count, size, size, bits, gpu))
     trace.free(temporary, places)
     if call["scale_grad_by_freq"]:
@@ -106,7 +108,7 @@ def _sorted_backward(
     places = trace.scratch(count * size)
     trace.free(trace.scratch(cub.unique_by_key(count, size, gpu)), places)
     held += [trace.scratch(segments * size) for _ in range(2)]
-    trace.free(trace.scratch(cub.scan(segments, size)))
+    trace.free(trace.scratch(cub.scan(segments, size, gpu)))
     held.append(trace.scratch(8))
     parts = count // _ROWS_PER_THREAD + segments
     held.append(trace.scratch(parts * size))
@@ -125,7 +127,7 @@ def _are_few_words(count: int, words: int, width: int, gpu: GpuSpec) -> bool:
     That is so since torch 2.11 if a few words are repeated often and nothing must be deterministic,
     but not for bags.
     """
-    if gpu.torch_version < (2, 11) or gpu.deterministic:
+    if gpu.torch_version < torch_releases.EMBEDDING_ATOMICS or gpu.deterministic:
         return False
     segments = min(count, words)
     threads = -(-width // _WARP) * _WARP

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels import cub
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import (
@@ -105,7 +106,7 @@ def _is_mask(item: TensorSpec | None) -> bool:
 
 def _bounds(trace: KernelTrace, item: TensorSpec, gpu: GpuSpec) -> None:
     """`index.max() < size` and `index.min() >= -size` (`wrapIndexOnce`), in one pass since torch 2.13."""
-    if gpu.torch_version < (2, 13):
+    if gpu.torch_version < torch_releases.BOTH_EXTREMES_AT_ONCE:
         for _ in range(2):
             extreme = trace.scratch(8)
             line, copy = contiguous(trace, item)
@@ -225,7 +226,7 @@ def masked_scatter(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     trace.scratch(count * 8)
     contiguous(trace, _expanded(mask, elementwise(spec, mask).shape))
     contiguous(trace, call.tensor("source"))
-    trace.free(trace.scratch(cub.scan(count, 8)))
+    trace.free(trace.scratch(cub.scan(count, 8, gpu)))
 
 
 @allocates("aten::where.self")

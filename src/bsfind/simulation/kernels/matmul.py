@@ -13,10 +13,12 @@ import re
 
 import torch
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import contiguous, is_non_overlapping_and_dense
 
 _MIB = 1 << 20
+_LT = _MIB
 _LARGE = 32 * _MIB
 _DEFAULT = 8_519_680  # ":4096:2:16:8"
 
@@ -27,12 +29,15 @@ def cublas_workspace(gpu: GpuSpec, trace: KernelTrace, *, lt: bool = False) -> N
     Args:
         gpu: the GPU that runs the kernel.
         trace: allocations of the kernel.
-        lt: whether cuBLASLt is called, which had a workspace of its own before torch 2.12.
+        lt: whether cuBLASLt is called, whose handle is cuBLAS's: that one's workspace comes with it.
     """
-    if lt and gpu.torch_version < (2, 12):
-        trace.workspace("cublaslt", _MIB)
-    else:
-        trace.workspace("cublas", cublas_workspace_bytes(gpu))
+    own = lt and gpu.torch_version < torch_releases.SHARED_LT_WORKSPACE
+    is_kept = gpu.torch_version >= torch_releases.KEPT_LT_WORKSPACE
+    if own and not is_kept:
+        trace.scratch(_LT)
+    trace.workspace("cublas", cublas_workspace_bytes(gpu))
+    if own and is_kept:
+        trace.workspace("cublaslt", _LT)
 
 
 def cublas_workspace_bytes(gpu: GpuSpec) -> int:
@@ -43,7 +48,7 @@ def cublas_workspace_bytes(gpu: GpuSpec) -> int:
     pairs = re.findall(r":(\d+):(\d+)", os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""))
     if pairs:
         return sum(int(size) * 1024 * int(count) for size, count in pairs)
-    if gpu.torch_version >= (2, 13):
+    if gpu.torch_version >= torch_releases.LARGE_BLACKWELL_WORKSPACE:
         return _LARGE if gpu.capability[0] in (9, 10, 12) else _DEFAULT
     return _LARGE if gpu.capability == (9, 0) else _DEFAULT
 

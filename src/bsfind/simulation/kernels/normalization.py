@@ -12,6 +12,7 @@ import math
 
 import torch
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import cast, contiguous, reads_contiguous
 from bsfind.simulation.kernels.reductions import last_power_of_2, trace_reduction, trace_sum
@@ -42,7 +43,7 @@ def layer_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     ]
     trace.output(0)
     in_two_steps = (
-        gpu.torch_version >= (2, 7)
+        gpu.torch_version >= torch_releases.SUMS_OF_ROWS_IN_TWO_STEPS
         and bool(gradients)
         and rows > 64 * 1024
         and width // 32 < gpu.sm_count // 2
@@ -71,13 +72,16 @@ def layer_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def group_norm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Statistics in float32, then scale and shift of each channel (group_norm_kernel.cu).
 
-    Up to torch 2.12 the statistics of 16-bit inputs have the input's type.
+    Up to torch 2.12 the statistics of 16-bit inputs have the input's type. Before torch 2.14 the input
+    is contiguous when it comes here.
     """
     trace.outputs()
     spec = call.tensor("input")
+    if gpu.torch_version >= torch_releases.GROUP_NORM_TAKES_STRIDES:
+        contiguous(trace, spec)
     size = max(spec.element_size, 4)
     batch, channels, groups = call["N"], call["C"], call["group"]
-    if spec.element_size < 4 and gpu.torch_version >= (2, 13):
+    if spec.element_size < 4 and gpu.torch_version >= torch_releases.FLOAT_GROUP_STATISTICS:
         for _ in range(2):
             trace.scratch(batch * groups * size)
     affine = call.maybe_tensor("weight") is not None or call.maybe_tensor("bias") is not None
@@ -89,18 +93,23 @@ def group_norm(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 @allocates("aten::native_group_norm_backward")
 def group_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Sums for each channel, and factors of the gradient (group_norm_kernel.cu)."""
+    if gpu.torch_version >= torch_releases.GROUP_NORM_TAKES_STRIDES:
+        contiguous(trace, call.tensor("input"))
+        contiguous(trace, call.tensor("grad_out"))
     trace.outputs()
     spec = call.tensor("input")
     size = max(spec.element_size, 4)
     batch, channels, groups = call["N"], call["C"], call["group"]
-    sums = [trace.scratch(batch * channels * size) for _ in range(2)]
+    sums: list[int] = []
+    if call["HxW"] != 1 or gpu.torch_version < torch_releases.GROUP_NORM_TAKES_STRIDES:
+        sums = [trace.scratch(batch * channels * size) for _ in range(2)]
     if call["output_mask"][0]:
         factors = [trace.scratch(batch * groups * size) for _ in range(2)]
         scale = None
         if call["HxW"] != 1 and call.maybe_tensor("weight") is not None:
             scale = trace.scratch(batch * channels * size)
         trace.free(factors[1], factors[0], scale)
-    trace.free(sums[1], sums[0])
+    trace.free(*reversed(sums))
 
 
 # --------------------------------------------------------------------- batch normalization

@@ -10,6 +10,7 @@ import math
 
 import torch
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels import cub
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, TensorSpec, allocates
 from bsfind.simulation.kernels.layouts import (
@@ -52,7 +53,7 @@ def cumulative(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     spec, copy = cast(trace, spec, output.dtype)
     spec, line = contiguous(trace, spec)
     if spec.numel and spec.numel == spec.shape[call["dim"]]:
-        trace.free(trace.scratch(cub.scan(spec.numel, spec.element_size)))
+        trace.free(trace.scratch(cub.scan(spec.numel, spec.element_size, gpu)))
     trace.free(line, copy)
 
 
@@ -114,20 +115,16 @@ def topk(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     # Six blocks of 256 threads fit a multiprocessor, by their registers.
     per_thread = -(-spec.numel // (gpu.sm_count * 6 * 256))
     blocks = rows * -(-length // (256 * min(max(per_thread, 4), 64)))
-    handles = [
-        trace.scratch(nbytes)
-        for nbytes in (
-            rows * spec.element_size,
-            rows * 8,
-            rows * 2 * max(4, spec.element_size),
-            blocks * 256 * 2,
-            rows * 256 * 4,
-            blocks * 4,
-            blocks * 4,
-        )
-    ]
+    values, desired = rows * spec.element_size, rows * max(4, spec.element_size)
+    if gpu.torch_version >= torch_releases.TOPK_KEEPS_MASKS:
+        desired *= 2
+    if gpu.torch_version >= torch_releases.TOPK_COUNTS_LAST:
+        sizes = [values, rows * 8, desired, blocks * 256 * 2, rows * 256 * 4]
+    else:
+        sizes = [values, rows * 4, rows * 8, desired, blocks * 256 * 2]
+    handles = [trace.scratch(nbytes) for nbytes in (*sizes, blocks * 4, blocks * 4)]
     for _ in range(2):
-        trace.free(trace.scratch(cub.scan(blocks, 4) + 256))
+        trace.free(trace.scratch(cub.scan_by_key(blocks)))
     trace.free(*reversed(handles))
 
 
@@ -175,7 +172,7 @@ def isin(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def bincount(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     """Minimum and maximum come first, in one pass since torch 2.13 (SummaryOps.cu)."""
     spec = call.tensor("self")
-    if gpu.torch_version < (2, 13):
+    if gpu.torch_version < torch_releases.BOTH_EXTREMES_AT_ONCE:
         for _ in range(2):
             extreme = trace.scratch(spec.element_size)
             trace_reduction(trace, spec, axes(spec, None), gpu, spec.element_size)

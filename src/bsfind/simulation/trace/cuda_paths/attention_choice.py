@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels.argument_checks.layers import validate_attention
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.trace.torch_private import (
@@ -34,8 +35,8 @@ from bsfind.workload.user_errors import stands_for_torch
 
 HALVES = (torch.float16, torch.bfloat16)
 
-_DEFAULT_ORDER = (1, 2, 0, 3, 4)
-"""`sdp_priority_order` of aten/src/ATen/Context.h before CUDA has been asked once."""
+_DEFAULT_ORDERS = ((1, 2, 0, 3, 4), (1, 2, 0, 3, 0))
+"""`sdp_priority_order` of aten/src/ATen/Context.h before CUDA has been asked once; the last is 2.6's."""
 
 
 class AttentionBackend(IntEnum):
@@ -108,20 +109,19 @@ def choose_attention(question: AttentionQuestion, gpu: GpuSpec) -> AttentionBack
 
 def _priorities(gpu: GpuSpec) -> tuple[int, ...]:
     order = tuple(sdp_priorities())
-    if order == _DEFAULT_ORDER and _prefers_cudnn(gpu):
+    if order in _DEFAULT_ORDERS and _prefers_cudnn(gpu):
         return (3, 1, 2, 0)
     return order
 
 
 def _prefers_cudnn(gpu: GpuSpec) -> bool:
-    """`check_prefer_cudnn_attention`: Hopper and data centre Blackwell since torch 2.10.
+    """`check_prefer_cudnn_attention`: Hopper and data centre Blackwell since torch 2.11.
 
-    Before, the wheels' cuDNN was older than the 9.15.1 that is asked for, and it had to be asked for
-    by an environment variable.
+    Before, the wheels' cuDNN was older than the 9.15.1 that is asked for, and no environment variable
+    changes that (asked of torch 2.6 and 2.9).
     """
-    if gpu.torch_version < (2, 10):
-        wanted = os.environ.get("TORCH_CUDNN_SDPA_PREFERRED") == "1"
-        return wanted and gpu.torch_version < (2, 8) and gpu.capability[0] >= 9
+    if gpu.torch_version < torch_releases.CUDNN_ATTENTION_FIRST:
+        return False
     if os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
         return False
     # The exclusion of sm_101 and later of the CUDA 12 wheels does not hold for those of CUDA 13.
@@ -138,7 +138,8 @@ def _can_use_cudnn(question: AttentionQuestion, gpu: GpuSpec) -> bool:
     if not _has_cudnn_mask_shape(question):
         return False
     dropout = question.dropout
-    if dropout * 16 != math.floor(dropout * 16):  # its resolution is 1/16
+    is_too_fine = dropout * 16 != math.floor(dropout * 16)
+    if is_too_fine and gpu.torch_version >= torch_releases.CUDNN_ATTENTION_DROPOUT:
         return False
     if not _has_unit_stride(question, ignore_singleton=True):
         return False

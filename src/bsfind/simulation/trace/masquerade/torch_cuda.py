@@ -22,8 +22,8 @@ import torch
 import torch.utils.checkpoint
 
 from bsfind.errors import UntraceableError
+from bsfind.simulation import torch_releases
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 from bsfind.simulation.trace.masquerade.device import TENSOR_TYPES
 from bsfind.simulation.trace.masquerade.streams import stream_functions
 from bsfind.simulation.trace.recorder import Recorder
@@ -227,7 +227,7 @@ def simulated_cuda_module(
                 replace(owner, name, value)
         for name in _NVTX:
             replace(torch.cuda.nvtx, name, _constant(0))
-        cuda, cudnn = versions(gpu)
+        cuda, cudnn = torch_releases.cuda_and_cudnn(gpu.torch_version)
         replace(torch.version, "cuda", cuda)
         replace(torch.backends.cuda, "is_built", lambda: True)
         replace(torch.backends.cudnn, "is_available", lambda: True)
@@ -253,13 +253,6 @@ _NATIVE_COMMANDS = (
 _PREFIXES = ("_cuda_", "_CUDA", "_Cuda", "_cudnn_", "_nccl_")
 
 
-def versions(gpu: GpuSpec) -> tuple[str, int]:
-    """Return the versions of CUDA and cuDNN that the default wheels of a torch come with."""
-    if gpu.torch_version >= (2, 11):
-        return "13.0", CUDNN_VERSION
-    return ("12.8", 91002) if gpu.torch_version >= (2, 8) else ("12.6", 90501)
-
-
 def refuse(name: str) -> NoReturn:
     """Refuse a call that a prediction cannot answer.
 
@@ -276,7 +269,7 @@ def refuse(name: str) -> NoReturn:
 def _answers(gpu: GpuSpec) -> dict[str, Any]:
     """Return what names of `torch._C` are that only a CUDA build has."""
     major, minor = gpu.capability
-    cuda, _ = versions(gpu)
+    cuda, _ = torch_releases.cuda_and_cudnn(gpu.torch_version)
     values: dict[str, Any] = {
         "_cuda_getDevice": 0,
         "_cuda_getDeviceCount": 1,
