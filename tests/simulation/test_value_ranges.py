@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from bsfind.simulation.trace.value_bounds import Ranges
 from bsfind.simulation.trace.value_rules import Range, range_of_values
-from bsfind.simulation.trace.values import Ranges
+from bsfind.simulation.trace.values import Values
 
 
 def after(name: str, *args: Any, known: dict[int, Range] | None = None, **kwargs: Any) -> Range:
@@ -97,3 +98,51 @@ def test_a_write_to_a_part_widens_the_bounds_of_the_whole() -> None:
 def test_bounds_of_float8() -> None:
     values = torch.tensor([1.0, -2.0, 0.5]).to(torch.float8_e4m3fn)
     assert range_of_values(values) == Range(-2.0, 1.0)
+
+
+KNOWN = (None, Range(0, 1), Range(-1, 1), Range(2, 2), Range(0, 1, 1), Range(-math.inf, math.inf))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("add", "mul", "div", "maximum", "clamp_min", "where", "eq", "max", "sigmoid", "bmm"),
+        *("add_", "mul_", "copy_", "fill_", "bmm_"),
+    ],
+)
+def test_a_call_that_is_known_has_the_bounds_of_its_arguments(name: str) -> None:
+    """Whatever the bounds of an earlier call of the same shapes were."""
+    bounds: Any = {}
+    for _ in range(2):
+        for first in KNOWN:
+            for second in KNOWN:
+                found = []
+                for is_again in (False, True):
+                    values = Values()
+                    x, y, out = (torch.empty(4, device="meta") for _ in range(3))
+                    for tensor, known in ((x, first), (y, second), (out, None)):
+                        if known is not None:
+                            values.ranges.set(tensor, known)
+                    tensors = (FLAGS, x, y) if name == "where" else (x, y)
+                    outputs, mutated = ([None], [x]) if name.endswith("_") else ([out], [])
+                    made: tuple[Any, ...] = (outputs, mutated)
+                    is_done = is_again and values.follow_again(
+                        f"aten::{name}", bounds, tensors, {}, tensors, *made
+                    )
+                    if not is_done:
+                        values.follow(None, f"aten::{name}", tensors, {}, *made)
+                    found.append([values.ranges.of(tensor) for tensor in (x, y, out)])
+                assert found[0] == found[1], (first, second)
+    assert bounds or name.startswith("bmm")
+
+
+def test_values_of_an_argument_are_not_left_out() -> None:
+    values = Values()
+    x, y, out = (torch.empty(2, device="meta") for _ in range(3))
+    values.set(y, torch.tensor([1.0, 2.0]))
+    assert not values.follow_again("aten::add", {}, (x, y), {}, (x, y), [out], [])
+    assert values.follow_again("aten::add", {}, (x, x), {}, (x, x), [out], [])
+    assert not values.follow_again("aten::zeros_like", {}, (x,), {}, (x,), [out], [])
+    assert not values.follow_again(
+        "aten::add", {}, (x, torch.ones(())), {}, (x, torch.ones(())), [out], []
+    )

@@ -161,10 +161,15 @@ class _UncacheableError(Exception):
     """The answer to a call does not follow from its arguments' shapes."""
 
 
-def key_of(op: Any, args: Sequence[Any], kwargs: Kwargs) -> tuple[Any, ...] | None:
-    """Return what a call's outputs depend on; None if that cannot be told.
+def key_of(args: Sequence[Any], kwargs: Kwargs, tensors: list[Tensor]) -> tuple[Any, ...] | None:
+    """Return what the outputs of an operator's call depend on; None if that cannot be told.
 
     A call whose first argument is in the host's memory is real, and has to be made.
+
+    Args:
+        args: positional arguments of the call.
+        kwargs: keyword arguments of the call.
+        tensors: list that gets the tensors among both.
     """
     first = args[0] if args else None
     if isinstance(first, (list, tuple)):
@@ -172,17 +177,18 @@ def key_of(op: Any, args: Sequence[Any], kwargs: Kwargs) -> tuple[Any, ...] | No
     if isinstance(first, Tensor) and not first.is_meta:
         return None
     try:
-        key: list[Any] = [op, *map(_part, args)]
+        key = [_part(value, tensors) for value in args]
         for name, value in kwargs.items():
             key.append(name)
-            key.append(_part(value))
+            key.append(_part(value, tensors))
         return tuple(key)
     except _UncacheableError:
         return None
 
 
-def _part(value: Any) -> Any:
+def _part(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
+        tensors.append(value)
         if value.is_meta and value.layout is torch.strided:
             return value.shape, value.stride(), value.dtype
         if not value.is_meta and not value.shape:
@@ -191,7 +197,7 @@ def _part(value: Any) -> Any:
     if isinstance(value, _PLAIN):
         return value.__class__, value  # 1, 1.0 and True are equal, and are not the same
     if isinstance(value, (list, tuple)):
-        return tuple([_part(item) for item in value])
+        return tuple([_part(item, tensors) for item in value])
     if isinstance(value, _BY_VALUE):
         return value
     raise _UncacheableError
@@ -207,14 +213,16 @@ class KnownCall:
 
     Attributes:
         call: the description of the call for its rule; None until it is needed.
+        bounds: what was found about the values of its results (see `Values.follow_again`).
     """
 
-    __slots__ = ("_kind", "_outputs", "call")
+    __slots__ = ("_kind", "_outputs", "bounds", "call")
 
     def __init__(self, outputs: list[_Output | None] | None, kind: type | None = None) -> None:
         self._outputs = outputs
         self._kind = kind
         self.call: Call | None = None
+        self.bounds: dict[Any, Any] = {}
 
     @classmethod
     def of(cls, out: Any, args: Sequence[Any]) -> KnownCall | None:

@@ -11,7 +11,7 @@ the same, but its presence alone makes composite operators take other paths
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +72,12 @@ Handler = Callable[["Dispatcher", "OperatorFacts", tuple[Any, ...], dict[str, An
 
 @dataclass(frozen=True, slots=True)
 class OperatorFacts:
-    """What is asked of an operator at each of its calls, looked up once."""
+    """What is asked of an operator at each of its calls, looked up once.
+
+    Attributes:
+        label: the operator's name for people.
+        known: the answers to calls that are remembered, by their keys (see `calls.key_of`).
+    """
 
     op: Any
     name: str
@@ -85,16 +90,13 @@ class OperatorFacts:
     is_aliasing: bool
     is_repeatable: bool
     is_pointwise: bool
+    label: str
+    known: dict[tuple[Any, ...], KnownCall]
 
     @property
     def is_silent(self) -> bool:
         """Whether it returns nothing, like `_fused_sgd_`: without data it has nothing to do."""
         return bool(self.mutated) and not schema_of(self.op).returns
-
-    @property
-    def label(self) -> str:
-        """The operator's name for people."""
-        return f"{self.name}.{self.overload}" if self.overload != "default" else self.name
 
 
 class Dispatcher:
@@ -134,8 +136,7 @@ class Dispatcher:
         self.host_operators = HostOperators(self)
         self._handlers = handlers or {}
         self._composites = composites or {}
-        self._facts: dict[Any, OperatorFacts] = {}
-        self._known: dict[tuple[Any, ...], KnownCall] = {}
+        self._facts: dict[int, OperatorFacts] = {}  # by the operator's identity: its hash is slow
         self._target: Literal["gpu", "host"] | None = None
         self._met: set[int] = set()  # blocks of what the user's code had kept before
         recorder.on_free = self.values.forget_storage
@@ -223,9 +224,9 @@ class Dispatcher:
     @stands_for_torch
     def caught(self, op: Any, *args: Any, **kwargs: Any) -> Any:
         """Run an operator, of which nothing may know that it is not the real one."""
-        facts = self._facts.get(op)
+        facts = self._facts.get(id(op))
         if facts is None:
-            facts = self._facts[op] = self._facts_of(op)
+            facts = self._facts[id(op)] = self._facts_of(op)
         with TorchFunctionOff():
             try:
                 if KEPT:
@@ -285,6 +286,8 @@ class Dispatcher:
             is_repeatable=torch.Tag.inplace_view not in op.tags  # `transpose_` and its like
             and _is_repeatable(name, overload, mutated, returns),
             is_pointwise=torch.Tag.pointwise in op.tags,
+            label=f"{name}.{overload}" if overload != "default" else name,
+            known={},
         )
 
     def _composite(self, op: Any, name: str, overload: str) -> Callable[..., Any] | None:
@@ -316,8 +319,11 @@ class Dispatcher:
             adjust: turns the meta kernel's outputs into CUDA's, where they differ; may depend on
                 the arguments' shapes only.
         """
-        key = key_of(facts.op, args, kwargs) if facts.is_repeatable else None
-        known = self._known.get(key) if key is not None else None
+        tensors: list[torch.Tensor] = []
+        key = key_of(args, kwargs, tensors) if facts.is_repeatable else None
+        known = facts.known.get(key) if key is not None else None
+        if known is not None and self._target is None and not self.host:
+            return self._run_again(facts, known, args, kwargs, tensors)
         if (known is None or self.host) and self._target is None:
             self.refuse(facts, args, kwargs)
         if known is not None:
@@ -331,8 +337,40 @@ class Dispatcher:
             if key is not None:
                 known = KnownCall(None) if facts.mutated else KnownCall.of(out, args)
                 if known is not None:
-                    self._known[key] = known
+                    facts.known[key] = known
         self.record(facts, args, kwargs, out, known)
+        return out
+
+    def _run_again(
+        self,
+        facts: OperatorFacts,
+        known: KnownCall,
+        args: Args,
+        kwargs: Kwargs,
+        tensors: list[torch.Tensor],
+    ) -> Any:
+        """Do what `run` does for a call that was answered before, on the GPU alone."""
+        recorder = self.recorder
+        mutated: Sequence[torch.Tensor] = ()
+        with without_fake():
+            out = known.answer(args)
+            outputs = flat_tensors(out)
+            if facts.mutated:
+                mutated = [t for t in flat_tensors(args[0]) if t is not None and t.is_meta]
+            if facts.rule is None:
+                for output in outputs:
+                    if output is not None:
+                        recorder.allocate(output, facts.label)
+            else:
+                if known.call is None:
+                    known.call = call_of(facts.op, args, kwargs, tuple(outputs))
+                recorder.call(facts.rule, known.call, outputs, facts.label)
+            if facts.is_aliasing:
+                outputs = [None] * len(outputs)
+            if not self.values.follow_again(
+                facts.name, known.bounds, args, kwargs, tensors, outputs, mutated
+            ):
+                self.values.follow(facts.op, facts.name, args, kwargs, outputs, mutated)
         return out
 
     def refuse(self, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> None:

@@ -5,14 +5,13 @@ small, though, and programs read them: `mask.all()`, `lengths.max().item()`, `x[
 whose values are known has a copy with them in the host's memory; views share the copy as they share
 the storage, and what an operator does to the one is done to the other. As soon as something unknown
 is written to a storage, its copy is dropped; what is known from then on are bounds
-(see value_rules.py). Bounds too belong to the storage, and hold for all of its elements.
+(see value_bounds.py). Bounds too belong to the storage, and hold for all of its elements.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,16 +27,9 @@ from bsfind.simulation.trace.torch_private import (
     current_backward,
     without_fake,
 )
+from bsfind.simulation.trace.value_bounds import KnownBounds, Ranges, rule_of, several
 from bsfind.simulation.trace.value_kernels import CPU_KERNELS
-from bsfind.simulation.trace.value_rules import (
-    RULES,
-    Range,
-    Rule,
-    range_of_dtype,
-    range_of_number,
-    range_of_values,
-    union,
-)
+from bsfind.simulation.trace.value_rules import range_of_values
 from bsfind.workload.state import DeviceValues
 
 _MAX_EXACT = 1 << 22
@@ -69,88 +61,12 @@ _RANDOM = frozenset(
 _KEEPS_VALUES = frozenset(("aten::_amp_foreach_non_finite_check_and_unscale_",))
 """Nothing that is known changes here: finite gradients leave `found_inf` as it was."""
 
+_COMPUTED_ANYWAY = _FACTORIES_LIKE | _KEEPS_VALUES
+"""What these do to values does not follow from what is known of their arguments."""
+
 
 class _UnknownValueError(Exception):
     """An operator reads values that are not known."""
-
-
-class Ranges:
-    """The bounds that are narrower than those of the dtype, by storage.
-
-    Args:
-        values_of: returns the values of a tensor, None where they are not known.
-    """
-
-    def __init__(self, values_of: Callable[[torch.Tensor], torch.Tensor | None]) -> None:
-        self._values_of = values_of
-        self._ranges: dict[int, Range] = {}
-
-    def __len__(self) -> int:
-        return len(self._ranges)
-
-    def forget_storage(self, key: int) -> None:
-        """Drop what is known of a storage."""
-        self._ranges.pop(key, None)
-
-    def of(self, value: Any) -> Range:
-        """Return the bounds of a tensor's values, or of another argument of an operator."""
-        if not isinstance(value, torch.Tensor):
-            return range_of_number(value)
-        if value.layout is torch.strided:
-            values = self._values_of(value) if value.is_meta else value
-            if values is None:
-                known = self._ranges.get(address_of(value.untyped_storage()))
-                if known is not None:
-                    return known
-            elif values.numel() and not values.is_complex():
-                return range_of_values(values)
-        return range_of_dtype(value.dtype)
-
-    def set(self, tensor: torch.Tensor, known: Range) -> None:
-        """Keep the bounds of a tensor that is all of its storage."""
-        self._ranges[address_of(tensor.untyped_storage())] = known
-
-    def follow(
-        self,
-        name: str,
-        args: Args,
-        kwargs: Kwargs,
-        outputs: Sequence[torch.Tensor | None],
-        mutated: Sequence[torch.Tensor],
-    ) -> None:
-        """Keep what follows for the results of an operator, given the bounds of its arguments.
-
-        Args:
-            name: name of the operator's schema.
-            args: positional arguments of the call.
-            kwargs: keyword arguments of the call.
-            outputs: its new tensors without known values, flattened; None for the others.
-            mutated: tensors without known values that it wrote to.
-        """
-        rule = rule_of(name, is_in_place=bool(mutated))
-        if rule is None:
-            return
-        answer = rule(self.of, args, kwargs)
-        several = answer if isinstance(answer, list) else [answer]
-        for tensor, known in zip((*mutated, *outputs), several, strict=False):
-            if tensor is None or tensor.layout is not torch.strided:
-                continue
-            storage = tensor.untyped_storage()
-            key = address_of(storage)
-            before = self._ranges.get(key)
-            if known is None:
-                self._ranges.pop(key, None)
-            elif tensor.numel() * tensor.element_size() >= storage.nbytes():
-                self._ranges[key] = known
-            elif before is not None:
-                self._ranges[key] = union(before, known)
-
-
-@functools.cache
-def rule_of(name: str, *, is_in_place: bool) -> Rule | None:
-    """Return the rule for the results of an operator, given the name of its schema."""
-    bare = name.removeprefix("aten::")
-    return RULES.get(bare.removesuffix("_") if is_in_place else bare)
 
 
 class Values:
@@ -308,6 +224,61 @@ class Values:
         unknown = [None if t is None or self._has_copy(t) else t for t in outputs]
         written = [tensor for tensor in mutated if not self._has_copy(tensor)]
         self.follow_ranges(name, args, kwargs, unknown, written)
+
+    def follow_again(
+        self,
+        name: str,
+        bounds: KnownBounds,
+        args: Args,
+        kwargs: Kwargs,
+        tensors: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor | None],
+        mutated: Sequence[torch.Tensor],
+    ) -> bool:
+        """Update bounds by what an operator did, where no more is known of its arguments.
+
+        Then the bounds of the results follow from those of the arguments and what a call's key says
+        (see `calls.key_of`).
+
+        Args:
+            name: name of the operator's schema.
+            bounds: what followed for this call before; kept for the next time.
+            args: positional arguments of the call.
+            kwargs: keyword arguments of the call.
+            tensors: the tensors among both.
+            outputs: as of `follow`.
+            mutated: as of `follow`.
+
+        Returns:
+            Whether that was all; if not, nothing was done, and `follow` has to do it.
+        """
+        if not tensors or self.keeps_all or self._counts or name in _COMPUTED_ANYWAY:
+            return False
+        copies = self._copies
+        storages = []
+        for tensor in tensors:
+            storage = address_of(tensor.untyped_storage())
+            if storage in copies or not tensor.is_meta:
+                return False
+            storages.append(storage)
+        rule = rule_of(name, is_in_place=bool(mutated))
+        if rule is None:
+            if mutated and self.ranges:
+                for tensor in mutated:
+                    self.ranges.forget_storage(address_of(tensor.untyped_storage()))
+            return True
+        given = self.ranges.known_of(storages)
+        if given not in bounds:
+            answer = several(rule(self.ranges.of, args, kwargs))
+            is_value = any(known is not None and known.is_decided for known in answer)
+            is_nothing = not mutated and not any(answer)
+            bounds[given] = None if is_value else [] if is_nothing else answer
+        following = bounds[given]
+        if following is None:
+            return False
+        if following:
+            self.ranges.keep(following, (*mutated, *outputs))
+        return True
 
     def follow_ranges(
         self,

@@ -13,6 +13,7 @@ it is measured once, on a small graph.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bsfind.simulation.kernels.call import TensorSpec
 from bsfind.simulation.kernels.layouts import is_non_overlapping_and_dense
-from bsfind.simulation.trace.calls import Args, Kwargs, spec_of
+from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.torch_private import (
     BelowAutograd,
     current_backward,
@@ -291,4 +293,11 @@ class GradientSums:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    return not tensor.is_sparse and is_non_overlapping_and_dense(spec_of(tensor))
+    return tensor.layout is torch.strided and _are_dense(
+        tensor.shape, tensor.stride(), tensor.dtype
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _are_dense(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> bool:
+    return is_non_overlapping_and_dense(TensorSpec(tuple(shape), stride, dtype))
