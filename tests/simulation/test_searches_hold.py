@@ -35,6 +35,7 @@ class Runner:
     busy_s = 0.0
     slowest_s = 0.0
     slowest_size = 1
+    sizes_follow = False
 
     def __init__(self, workload: Workload) -> None:
         self.device = SimulatedDevice(CHOICE)

@@ -106,7 +106,13 @@ class FakeTracer:
         return FakeProgram(self.model_bytes, 0)
 
     def program(
-        self, batch_size: int, steps: int, *, exact: bool, enough: int | None = None
+        self,
+        batch_size: int,
+        steps: int,
+        *,
+        exact: bool,
+        enough: int | None = None,
+        most_entries: int | None = None,
     ) -> FakeProgram:
         self.asked.append((batch_size, exact))
         if self.fault is not None:

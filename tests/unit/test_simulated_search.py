@@ -38,6 +38,7 @@ class Replays:
     busy_s = 0.0
     slowest_s = 0.0
     slowest_size = 1
+    sizes_follow = False
     model = None
 
     def __init__(
@@ -281,6 +282,35 @@ def test_where_a_larger_size_would_take_longer_yet_small_ones_tell_first() -> No
     sizes = [size for size, _ in replays.traced]
     assert min(sizes[1], sizes[2]) < 50
     assert replays.busy_s < 120
+    assert "trial_timeout" not in codes(search)
+
+
+class FollowsAfterThree(Replays):
+    """A step whose traces take long, from three of which others follow."""
+
+    def __init__(self, *args: int, seconds: float) -> None:
+        super().__init__(*args)
+        self.seconds_each = seconds
+
+    def run_within(self, batch_size: int, limit_bytes: int, **more: Any) -> Trial:
+        known = len(self.traced)
+        trial = super().run_within(batch_size, limit_bytes, **more)
+        seconds = self.seconds_each * (len(self.traced) - known)
+        if self.busy_s and seconds > self.slowest_s:
+            self.slowest_s, self.slowest_size = seconds, batch_size
+        self.busy_s += seconds
+        self.sizes_follow = self._follows and len(self.traced) >= 3
+        return trial
+
+
+def test_a_search_goes_on_where_the_sizes_that_are_left_follow_from_slow_traces() -> None:
+    slow = FollowsAfterThree(80 << 30, 1 << 28, 5 * MIB, seconds=9.0)
+    result, search = searched(slow)
+    exact, _ = searched(Replays(80 << 30, 1 << 28, 5 * MIB))
+    assert result.max_batch_size == exact.max_batch_size
+    assert result.recommended_batch_size == exact.recommended_batch_size
+    assert result.is_maximum_proven
+    assert len(slow.traced) == 3
     assert "trial_timeout" not in codes(search)
 
 

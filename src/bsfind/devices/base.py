@@ -102,6 +102,11 @@ class Device(Protocol):
         ...
 
     @property
+    def sizes_follow(self) -> bool:
+        """Whether trials of other sizes follow from those that ran, and take no time."""
+        ...
+
+    @property
     def is_clean(self) -> bool:
         """Whether the last trial left no memory behind; else the next needs a new process."""
         ...

@@ -58,6 +58,7 @@ class CudaDevice:
         convolution_workspaces: None: those that were measured are known.
         refusal: see `base.Device.refusal`.
         recording: see `base.Device.recording`.
+        sizes_follow: False: every size has to run.
 
     Raises:
         NoDeviceError: torch sees no such device.
@@ -65,6 +66,7 @@ class CudaDevice:
 
     model_kind: None = None
     convolution_workspaces: None = None
+    sizes_follow = False
 
     def __init__(self, choice: DeviceChoice) -> None:
         postpone_imports()

@@ -67,6 +67,10 @@ if TYPE_CHECKING:
     from bsfind.simulation.trace.tracer import Tracer
     from bsfind.simulation.trace.value_shapes import ValueShapes
 
+_MOST_ENTRIES = 200_000
+"""Allocations, releases and calls of kernels in a step from which on a search is refused: its traces would
+take minutes."""
+
 _FEWEST_TRACED = 3
 """Steps of a trace that takes long: the first one warms up, and the others have to be alike."""
 
@@ -307,6 +311,11 @@ class SimulatedDevice:
         return workspaces_source() if operators is not None and operators.convolutions else None
 
     @property
+    def sizes_follow(self) -> bool:
+        """Whether trials of other sizes follow from those that ran (see `base.Device.sizes_follow`)."""
+        return self._tracer is not None and self._tracer.sizes_follow
+
+    @property
     def inputs(self) -> Sequence[InputSpec]:
         """Return the inputs that follow from the model (see `base.Device.inputs`)."""
         return self._tracer.inputs if self._tracer is not None else ()
@@ -452,7 +461,8 @@ class SimulatedDevice:
     def _traced(self, batch_size: int, steps: int, *, exact: bool) -> Program:
         from bsfind.simulation.trace.repetition import with_more_steps
 
-        program = self.tracer.program(batch_size, steps, exact=exact)
+        most_entries = None if exact else _MOST_ENTRIES
+        program = self.tracer.program(batch_size, steps, exact=exact, most_entries=most_entries)
         if program.repeats:
             longer = with_more_steps(program, steps)
             return longer or self.tracer.program(batch_size, steps, exact=True)

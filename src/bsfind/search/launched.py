@@ -65,6 +65,7 @@ class LaunchedTrials:
     busy_s = 0.0
     slowest_s = 0.0
     slowest_size = 1
+    sizes_follow = False
 
     def __init__(
         self,

@@ -299,7 +299,7 @@ def _pace(search: PrecisionSearch) -> None:
 def _coarsen(search: PrecisionSearch, bracket: Bracket) -> None:
     """Let a bracket be coarser where every size has to be traced and that takes long; in time, end it."""
     trials = search.bracket.trials
-    if any(trial.traced_steps == 0 for trial in trials):
+    if search.runner.sizes_follow or any(trial.traced_steps == 0 for trial in trials):
         return
     if len(trials) >= _FEW_TRACES and search.runner.slowest_s > _SLOW_TRACE_S:
         bracket.be_coarse(_COARSER)
@@ -371,7 +371,8 @@ def _is_slow(search: PrecisionSearch, bracket: Bracket | None = None) -> bool:
     bracket = bracket or search.bracket
     if any(trial.batches is not None for trial in search.bracket.trials):
         return True
-    follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
+    trials = search.bracket.trials
+    follows = search.runner.sizes_follow or any(trial.traced_steps == 0 for trial in trials)
     if follows or bracket.best is None or bracket.smallest_failed is None:
         return search.runner.busy_s > most_s and not follows
     halvings = math.log2(max(1, bracket.smallest_failed - bracket.best.batch_size))

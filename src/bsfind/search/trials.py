@@ -33,6 +33,7 @@ class Trials(Protocol):
     busy_s: float
     slowest_s: float
     slowest_size: int
+    sizes_follow: bool
 
     @property
     def left_over(self) -> Worker | None:
@@ -98,6 +99,7 @@ class TrialRunner:
         busy_s: processor time of the trials so far, seconds.
         slowest_s: that of the slowest trial but the first, which sets up what depends on values; seconds.
         slowest_size: its batch size.
+        sizes_follow: whether trials of other sizes follow from those that ran, and take no time.
         refusals: what the model's code raised at sizes that it refused, in the order of the trials.
 
     All methods raise what `Worker` raises.
@@ -134,6 +136,7 @@ class TrialRunner:
         self.refusals: dict[int, BsfindError] = {}
         self.busy_s = self.slowest_s = 0.0
         self.slowest_size = 1
+        self.sizes_follow = False
 
     def load(self) -> ModelInfo:
         """Load the model in a worker that has the whole device."""
@@ -273,6 +276,7 @@ class TrialRunner:
         if self.busy_s and answer.busy_s > self.slowest_s:
             self.slowest_s, self.slowest_size = answer.busy_s, batch_size
         self.busy_s += answer.busy_s
+        self.sizes_follow = answer.sizes_follow
         self.assumptions = loaded.worker.assumptions or self.assumptions
         self.inputs = loaded.worker.inputs
         self.output = loaded.worker.output or self.output

@@ -58,6 +58,7 @@ class TrialAnswer:
         refusal: the error to report if the model's code refused the size.
         kind: the kind of model, from the operators of the step; None: unknown.
         busy_s: processor time of the worker, seconds.
+        sizes_follow: whether trials of other sizes follow from those that ran.
     """
 
     trial: Trial
@@ -67,6 +68,7 @@ class TrialAnswer:
     kind: ModelKind | None = None
     convolution_workspaces: str | None = None
     busy_s: float = 0.0
+    sizes_follow: bool = False
 
 
 class Worker:
@@ -210,6 +212,7 @@ class Worker:
                 kind=answer["kind"],
                 convolution_workspaces=answer["convolution_workspaces"],
                 busy_s=float(answer["busy_s"]),
+                sizes_follow=answer["sizes_follow"] is True,
             )
 
         return self._ask(request, timeout_s, doing, read)

@@ -188,6 +188,7 @@ class _Server:
             "kind": device.model_kind,
             "convolution_workspaces": device.convolution_workspaces,
             "busy_s": process_time() - begin,
+            "sizes_follow": device.sizes_follow,
             "memory": asdict(memory) if memory else None,
             "recording": vars(recording) if recording else None,
             "refusal": encode_error(refusal) if refusal else None,

@@ -63,6 +63,10 @@ ParallelMemory = Literal[
 """
 
 
+class TooManyEntriesError(BaseException):
+    """More entries than were wanted: not an `Exception`, which the user's code may catch."""
+
+
 class Observer:
     """Told what a trace does, as it happens; this one ignores it (see `inspect.attribution`).
 
@@ -120,6 +124,7 @@ class Recorder:
         on_free: called with `address_of(storage)` of each storage that is freed.
         streams: the streams of the program.
         summed: blocks of storages that are summed over all ranks of a training on several GPUs.
+        most_entries: number of entries above which nothing is allocated any more; None: there is none.
     """
 
     def __init__(self, observer: Observer | None = None) -> None:
@@ -133,6 +138,7 @@ class Recorder:
         self.on_free: Callable[[int], None] = lambda _key: None
         self.streams = Streams()
         self.summed: set[int] = set()
+        self.most_entries: int | None = None
         self._stream = DEFAULT
 
     def knows(self, storage: Any) -> bool:
@@ -145,7 +151,13 @@ class Recorder:
         return None if known is None else known[0]
 
     def adopt(self, storage: Any) -> int | None:
-        """Take a storage in, if it is new; returns its block, None if it was known already."""
+        """Take a storage in, if it is new; returns its block, None if it was known already.
+
+        Raises:
+            TooManyEntriesError: there are more entries than `most_entries`.
+        """
+        if self.most_entries is not None and len(self.entries) > self.most_entries:
+            raise TooManyEntriesError
         key = address_of(storage)
         known = self._storages.get(key)
         nbytes = storage.nbytes()

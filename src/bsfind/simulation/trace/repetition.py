@@ -1,8 +1,8 @@
 """From the program of a few steps to one of more: the last traced step is repeated, where it repeats.
 
-A step repeats where it is like the one before it. Where the trace of a step grows with the batch size
-(a loop over the samples), the trace of a small batch tells how soon steps repeat, and larger ones have
-no more steps than that.
+A step repeats where it is like the one before it. Where the trace of a step is long (a loop over time), or
+grows with the batch size (a loop over the samples), the trace of a small batch tells how soon steps repeat,
+and larger ones have no more steps than that.
 """
 
 from __future__ import annotations
@@ -13,23 +13,35 @@ from itertools import pairwise
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.streams import DEFAULT
 
+_MANY = 10_000
+"""Entries of a first step from which on further traces of such a step have no more steps than they need."""
+
 
 class Repetition:
-    """What the shortest trace tells of how soon the steps of longer ones repeat."""
+    """What the shortest trace tells of how soon the steps of others repeat."""
 
     def __init__(self) -> None:
         self._entries: int | None = None
         self._enough: int | None = None
 
-    def learn(self, program: Program, entries: int) -> None:
+    def learn(self, program: Program, entries: int) -> bool:
         """Take in a trace of all its steps.
 
         Args:
             program: its program.
             entries: how many entries its first step has.
+
+        Returns:
+            Whether it contradicts what an earlier one told: its steps repeat later.
         """
+        enough = self.enough(entries)
+        if enough is not None and enough < len(program.step_ends):
+            if steps_before_repetition(program) < enough:
+                return False
+            self._enough = None
+            return True
         if self._entries is not None and self._entries <= entries:
-            return
+            return False
         self._entries, self._enough = entries, None
         settled = steps_before_repetition(program)
         ends = _ends(program)
@@ -37,15 +49,20 @@ class Repetition:
             begin, end = ends[settled + 1 : settled + 3]
             if _next(program, settled) == program.trial_events[begin:end]:
                 self._enough = settled + 1
+        return False
 
-    def enough(self, entries: int) -> int | None:
+    def enough(self, entries: int, *, has_tail: bool = False) -> int | None:
         """Return how many steps a trace needs; None: as many as were asked for.
 
         Args:
             entries: how many entries its first step has.
+            has_tail: whether something else follows its last step, which is told from those of other sizes
+                only where it comes after as many steps.
         """
-        has_grown = self._entries is not None and entries > self._entries
-        return self._enough if has_grown else None
+        if self._entries is None or entries < self._entries:
+            return None
+        is_long = entries >= _MANY and not has_tail
+        return self._enough if entries > self._entries or is_long else None
 
 
 def with_more_steps(program: Program, steps: int) -> Program | None:

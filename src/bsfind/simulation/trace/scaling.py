@@ -18,7 +18,7 @@ from typing import Any
 
 from bsfind.errors import TargetError
 from bsfind.simulation.kernels.call import Call, TensorSpec
-from bsfind.simulation.trace.recorder import ALLOCATE, CALL, Entry
+from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, Entry
 
 _FEWEST = 3
 """Traces that a fit needs: two for a line, and one that has to lie on it."""
@@ -92,8 +92,9 @@ class Traces:
         return entries, True
 
     def forget(self, batch_size: int) -> None:
-        """Forget the trace of a size, which has to be traced anew."""
-        self._traced.pop(batch_size, None)
+        """Forget the trace of a size, which has to be traced anew, and what followed from it."""
+        if self._traced.pop(batch_size, None) is not None:
+            self._scaled = None
 
     def _remember(self, batch_size: int, entries: Sequence[Entry]) -> None:
         self._traced[batch_size] = entries
@@ -127,9 +128,13 @@ def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> Callable[[int], list[E
 
     Args:
         traces: three or more of different batch sizes, blocks numbered alike. Numbers in them are
-            polynomials of a degree that two fewer points determine.
+            polynomials of a degree that two fewer points determine. Where some have fewer steps than
+            others, the function returns a trace of as many, without what comes after the last.
     """
-    if len(traces) < _FEWEST or len({len(entries) for _, entries in traces}) > 1:
+    if len(traces) < _FEWEST:
+        return None
+    traces = _of_equally_many_steps(traces)
+    if len({len(entries) for _, entries in traces}) > 1:
         return None
     fitter = _Fitter([size for size, _ in traces])
     try:
@@ -137,6 +142,26 @@ def fit(traces: Sequence[tuple[int, Sequence[Entry]]]) -> Callable[[int], list[E
     except _Differs:
         return None
     return lambda batch_size: [_made(part, batch_size) for part in parts]
+
+
+def _of_equally_many_steps(
+    traces: Sequence[tuple[int, Sequence[Entry]]],
+) -> Sequence[tuple[int, Sequence[Entry]]]:
+    """Return traces cut to the steps of the shortest, unless an evaluation pass follows the steps."""
+    marks = [
+        [place for place, entry in enumerate(entries) if entry[0] == MARK] for _, entries in traces
+    ]
+    ends: list[list[int]] = []
+    for (_, entries), places in zip(traces, marks, strict=True):
+        if any(entries[place][1] == "evaluation_begin" for place in places):
+            return traces
+        ends.append([place + 1 for place in places if entries[place][1] == "step_end"])
+    steps = min(map(len, ends))
+    if steps == max(map(len, ends)):
+        return traces
+    return [
+        (size, entries[: end[steps - 1]]) for (size, entries), end in zip(traces, ends, strict=True)
+    ]
 
 
 class _Fitter:

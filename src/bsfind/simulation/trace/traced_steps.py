@@ -10,7 +10,7 @@ from time import process_time
 
 import torch
 
-from bsfind.errors import BsfindError, TargetError
+from bsfind.errors import BsfindError, TargetError, TimeLimitError
 from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import is_freed_at_the_end, note_of_epoch
 from bsfind.settings import Workload
@@ -19,7 +19,7 @@ from bsfind.simulation.trace.cuda_paths.composites import CudaComposites
 from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.masquerade.paged_memory import paged_memory
 from bsfind.simulation.trace.program import StepOperators, operators_of
-from bsfind.simulation.trace.recorder import Entry, Recorder
+from bsfind.simulation.trace.recorder import Entry, Recorder, TooManyEntriesError
 from bsfind.simulation.trace.refusals import report_of
 from bsfind.simulation.trace.repetition import Repetition
 from bsfind.simulation.trace.traced_model import TracedModel
@@ -93,7 +93,13 @@ class TracedSteps:
         self._repetition: Repetition | None = None
 
     def trace(
-        self, batch_size: int, steps: int, enough: int, repetition: Repetition | None = None
+        self,
+        batch_size: int,
+        steps: int,
+        enough: int,
+        repetition: Repetition | None = None,
+        *,
+        most_entries: int | None = None,
     ) -> Sequence[Entry]:
         """Trace a trial; where its shapes depend on values, after steps with values.
 
@@ -101,16 +107,24 @@ class TracedSteps:
             batch_size: number of samples.
             steps: optimizer steps.
             enough: steps after which a trace that takes long ends.
-            repetition: how soon steps repeat in traces that have grown; None: all steps are traced.
+            repetition: how soon the steps of other traces repeat; None: all steps are traced.
+            most_entries: how many entries its first step may have; None: any number.
 
         Raises:
+            TimeLimitError: its first step has more.
             UntraceableError: an operator needs values, or has no model.
             BsfindError: the user's code failed.
         """
         self._repetition = repetition
         while True:
-            with contextlib.suppress(ValuesNeededError):
-                return self._traced(batch_size, steps, enough)
+            self._recorder.most_entries = most_entries
+            try:
+                with contextlib.suppress(ValuesNeededError):
+                    return self._traced(batch_size, steps, enough)
+            except TooManyEntriesError:
+                raise _takes_too_long(most_entries or 0) from None
+            finally:
+                self._recorder.most_entries = None
             self._run_with_values(self._plans_with_values.pop())
             self._on_new_shapes()
 
@@ -257,7 +271,7 @@ class TracedSteps:
             threads = contextlib.nullcontext() if keeps_all else _one_thread()
             with threads, paged_memory(self._recorder.note):
                 return self._dispatcher.reads.run(attempt)
-        except (KeyboardInterrupt, ValuesNeededError):
+        except (KeyboardInterrupt, ValuesNeededError, TooManyEntriesError):
             raise
         except BaseException as raised:
             error = plain(raised)
@@ -271,8 +285,9 @@ class TracedSteps:
         """Tell whether the last step of a trace that wants more is known to repeat."""
         if self._repetition is None:
             return False
-        enough = self._repetition.enough(self.first_entries)
-        if enough is None or self._model.loaded.variation.is_there or enough >= wanted:
+        loaded = self._model.loaded
+        enough = self._repetition.enough(self.first_entries, has_tail=loaded.workload.with_eval)
+        if enough is None or loaded.variation.is_there or enough >= wanted:
             return False
         self.is_shortened = not runner.wants_more(enough, is_long=True)
         return self.is_shortened
@@ -309,6 +324,7 @@ class TracedSteps:
                 runner.run(batch_size)
                 recorder.step_is_over(runner.gradient_bytes, is_warm_up=runner.is_warm_up)
                 self.first_entries = self.first_entries or len(recorder.entries)
+                recorder.most_entries = None  # further steps are as long
                 if largest.is_undecided:
                     largest.decide(size_of_step)
                     return False
@@ -319,6 +335,15 @@ class TracedSteps:
                 runner.evaluate(loaded.workload.evaluated(batch_size))
                 recorder.mark("evaluation_end")
         return True
+
+
+def _takes_too_long(most_entries: int) -> TimeLimitError:
+    return TimeLimitError(
+        f"a step allocates and releases memory more than {most_entries:,} times, as a loop over many time "
+        "steps in Python does: tracing it at several sizes would take minutes",
+        hint="`check --batch-size` traces one size, however long that takes; shorter sequences "
+        "(`--seq-len`) are searched",
+    )
 
 
 @contextlib.contextmanager

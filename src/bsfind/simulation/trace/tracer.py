@@ -200,6 +200,12 @@ class Tracer:
         return {**of_the_model, **self._recorder.notes, **self._shapes.notes}
 
     @property
+    def sizes_follow(self) -> bool:
+        """Whether traces of other batch sizes follow from those that were made."""
+        is_alike = self._model.is_loaded and not self._model.loaded.variation.is_there
+        return is_alike and any(traces.scale for traces in self._traces.values())
+
+    @property
     def random_places(self) -> tuple[str, ...]:
         """Where in the user's code random numbers are drawn that decide how large a step is."""
         return self.steps.largest.places
@@ -218,6 +224,7 @@ class Tracer:
         exact: bool = False,
         enough: int | None = None,
         sources: list[Source] | None = None,
+        most_entries: int | None = None,
     ) -> Program:
         """Return the program of a trial.
 
@@ -227,8 +234,10 @@ class Tracer:
             exact: trace this very batch size, whether it follows from others or not.
             enough: steps after which a trace that takes long ends; None: it has all steps.
             sources: list that gets the source of each block (see `program_of`).
+            most_entries: how many entries the first step of the first trace may have; None: any number.
 
         Raises:
+            TimeLimitError: it has more.
             UntraceableError: an operator needs values, or has no model.
             BsfindError: the user's code failed.
         """
@@ -238,7 +247,13 @@ class Tracer:
             traces.forget(batch_size)
         entries, is_traced = traces.at(
             batch_size,
-            lambda: self._traced(batch_size, steps, enough, may_shorten=not exact),
+            lambda: self._traced(
+                batch_size,
+                steps,
+                enough,
+                may_shorten=not exact,
+                most_entries=None if self._first_entries else most_entries,
+            ),
             exact=exact or self._model.loaded.variation.is_there,
         )
         gpu = dataclasses.replace(gpu_as_set(self._gpu), is_cautious=self.is_cautious)
@@ -247,8 +262,9 @@ class Tracer:
         program.batches = self._variations.get(trial)
         follows_short = not is_traced and len(program.step_ends) < steps
         program.repeats = trial in self._shortened or (follows_short and program.batches is None)
-        if is_traced and not program.repeats:
-            self._repetition.learn(program, self._first_entries[trial])
+        is_whole = is_traced and not program.repeats
+        if is_whole and self._repetition.learn(program, self._first_entries[trial]):
+            self._forget_shortened()
         return program
 
     def program_with_old_buckets(
@@ -272,10 +288,17 @@ class Tracer:
         return with_old_buckets(program, first)
 
     def _traced(
-        self, batch_size: int, steps: int, enough: int | None, *, may_shorten: bool
+        self,
+        batch_size: int,
+        steps: int,
+        enough: int | None,
+        *,
+        may_shorten: bool,
+        most_entries: int | None,
     ) -> Sequence[Entry]:
         entries = self.steps.trace(
-            batch_size, steps, enough or steps, self._repetition if may_shorten else None
+            *(batch_size, steps, enough or steps, self._repetition if may_shorten else None),
+            most_entries=most_entries,
         )
         trial = (batch_size, steps, enough)
         self._first_entries[trial] = self.steps.first_entries
@@ -283,6 +306,12 @@ class Tracer:
             self._shortened.add(trial)
         self._variations[trial] = self._model.loaded.variation.found()
         return entries
+
+    def _forget_shortened(self) -> None:
+        """Forget traces that ended before their steps repeated, and what followed from them."""
+        for batch_size, steps, enough in self._shortened:
+            self._traces[steps, enough].forget(batch_size)
+        self._shortened.clear()
 
     def _forget_traces(self) -> None:
         self._traces.clear()
