@@ -26,8 +26,15 @@ _STARTED = time.monotonic()
 
 from benchmarks import card as cards  # noqa: E402
 from benchmarks.real_gpu.card_facts import Card, has_real_gpu, identify, installed  # noqa: E402
+from benchmarks.real_gpu.steps import (  # noqa: E402
+    USUAL_BUDGET_S,
+    Options,
+    StepResult,
+    run_step,
+    seconds_for,
+)
 
-_SECONDS, _SHORT_SECONDS = 480.0, 240.0
+_SHORT_SECONDS = 240.0
 _LAST_S = 8.0
 """Kept at the end: ending processes takes some seconds."""
 
@@ -42,14 +49,12 @@ def main() -> int:
     if not is_fake and not has_real_gpu():
         _use_fake_gpu(arguments)
     is_short = arguments.short or (is_fake and not arguments.full)
-    budget = arguments.seconds or (_SHORT_SECONDS if is_short else _SECONDS)
+    budget = arguments.seconds or (_SHORT_SECONDS if is_short else USUAL_BUDGET_S)
     for name in list(os.environ):
         if name in _FOREIGN or (name.startswith("BSFIND_") and name != "BSFIND_FAKEGPU_VENV"):
             del os.environ[name]
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that the step's processes are ended
-
+    # So that the processes of a step are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if installed()["torch"] is None:
         print(
             f"{sys.executable} has no torch: name another with `make real-gpu PYTHON=…`",
@@ -58,7 +63,6 @@ def main() -> int:
         return 1
     from benchmarks.real_gpu.document import Document
     from benchmarks.real_gpu.plan import STEPS
-    from benchmarks.real_gpu.steps import Options, StepResult, run_step, seconds_for
     from tests.simulation.forks import in_fork
 
     facts = in_fork(identify)
@@ -88,7 +92,7 @@ def main() -> int:
     ends_at = _STARTED + budget - _LAST_S
     for index, step in enumerate(steps):
         left = ends_at - time.monotonic()
-        seconds = seconds_for(step, steps[index + 1 :], left)
+        seconds = seconds_for(step, steps[index + 1 :], left, budget)
         if seconds is None:
             result = StepResult(
                 status="left out", message=f"no time: {max(0.0, left):.0f} s are left"

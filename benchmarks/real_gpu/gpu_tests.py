@@ -97,6 +97,6 @@ STEP = Step(
     measure=measure,
     summarise=summarise,
     least_s=15,
-    kept_s=75,
+    kept_share=0.15,
     most_s=480,
 )

@@ -82,5 +82,5 @@ STEP = Step(
     title="Operators of attention and other layers",
     measure=measure,
     summarise=summarise,
-    most_s=70,
+    most_s=45,
 )

@@ -21,9 +21,20 @@ from typing import IO, Any
 
 from benchmarks.real_gpu.card_facts import Card
 
-__all__ = ["LeftOutError", "Options", "Row", "Step", "StepResult", "run_step", "seconds_for"]
+__all__ = [
+    "USUAL_BUDGET_S",
+    "LeftOutError",
+    "Options",
+    "Row",
+    "Step",
+    "StepResult",
+    "run_step",
+    "seconds_for",
+]
 
 Row = dict[str, Any]
+
+USUAL_BUDGET_S = 480.0
 
 _GRACE_S = 2.0
 """Between SIGTERM and SIGKILL."""
@@ -67,8 +78,9 @@ class Step:
         summarise: returns the figures of some rows.
         columns: of the table of rows in the summary; empty: there is none.
         least_s: seconds below which it is not begun.
-        kept_s: seconds that the steps before it leave.
-        most_s: seconds after which it is ended.
+        kept_share: part of the budget that the steps before it leave for it.
+        most_s: seconds after which it is ended, where the budget is `USUAL_BUDGET_S`; with a larger one,
+            it has as many times more.
     """
 
     name: str
@@ -77,7 +89,7 @@ class Step:
     summarise: Callable[[list[Row]], Row]
     columns: tuple[str, ...] = ()
     least_s: float = 5.0
-    kept_s: float = 5.0
+    kept_share: float = 0.01
     most_s: float = 60.0
 
 
@@ -106,10 +118,13 @@ class StepResult:
         self.rows.append(row)
 
 
-def seconds_for(step: Step, later: Iterable[Step], seconds_left: float) -> float | None:
+def seconds_for(
+    step: Step, later: Iterable[Step], seconds_left: float, budget_s: float
+) -> float | None:
     """Return how long a step may take, so that later ones have what is kept for them; None: leave it out."""
-    seconds = seconds_left - sum(other.kept_s for other in later)
-    return min(seconds, step.most_s) if seconds >= step.least_s else None
+    seconds = seconds_left - budget_s * sum(other.kept_share for other in later)
+    most = step.most_s * max(1.0, budget_s / USUAL_BUDGET_S)
+    return min(seconds, most) if seconds >= step.least_s else None
 
 
 def run_step(

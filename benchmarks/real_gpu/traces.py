@@ -173,5 +173,5 @@ STEP = Step(
         *("trace", "requests", "retries", "ooms"),
         *("other_addresses", "same_result", "same_result_with_modelled_addresses"),
     ),
-    most_s=60,
+    most_s=45,
 )

@@ -59,7 +59,7 @@ def test_the_short_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert all(row["workspace"] > 0 for row in layers)
     assert all((row["reserve"] > 0) == row["is_training"] for row in layers)
     assert all(row["same_operators"] for row in rows["layers"])
-    assert {row["sample"][0] for row in rows["convolutions"]} == {
+    assert {row["sample"][0] for row in rows["convolutions"][:-1]} == {
         *("forward", "input_gradient", "weight_gradient"),
     }
     assert all(row["on"][0] >= row["off"][0] for row in rows["benchmark_mode"])

@@ -122,13 +122,29 @@ def test_what_is_missing_is_no_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("left", "seconds"),
-    [(100.0, 60.0), (50.0, 40.0), (15.0, 5.0), (14.9, None), (-3.0, None)],
+    ("left", "budget", "seconds"),
+    [
+        (100.0, 100.0, 60.0),
+        (50.0, 100.0, 40.0),
+        (15.0, 100.0, 5.0),
+        (14.9, 100.0, None),
+        (-3.0, 100.0, None),
+        (900.0, 960.0, 120.0),
+    ],
 )
-def test_later_steps_have_what_is_kept_for_them(left: float, seconds: float | None) -> None:
+def test_later_steps_have_what_is_kept_for_them(
+    left: float, budget: float, seconds: float | None
+) -> None:
     step = step_of(lambda *_: [], least_s=5.0, most_s=60.0)
-    later = [step_of(lambda *_: [], kept_s=7.0), step_of(lambda *_: [], kept_s=3.0)]
-    assert seconds_for(step, later, left) == seconds
+    later = [step_of(lambda *_: [], kept_share=0.07), step_of(lambda *_: [], kept_share=0.03)]
+    found = seconds_for(step, later, left, budget)
+    assert found == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def test_the_planned_steps_leave_each_other_time() -> None:
+    plan = pytest.importorskip("benchmarks.real_gpu.plan")
+    assert sum(step.kept_share for step in plan.STEPS) < 0.9
+    assert len({step.name for step in plan.STEPS}) == len(plan.STEPS)
 
 
 def test_the_document_has_every_step_from_the_beginning(tmp_path: Path) -> None:
