@@ -20,7 +20,7 @@ from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.kernels import attention
 from bsfind.simulation.kernels.call import GpuSpec, KernelTrace
 
-__all__ = ["Answer", "peaks_of", "simulate", "target_of"]
+__all__ = ["Answer", "peaks_of", "simulate", "target_of", "without_cudnn_workspaces"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
     from bsfind.simulation.trace.tracer import Tracer
 
     with (
-        contextlib.nullcontext() if cudnn else _without_cudnn_workspaces(),
+        contextlib.nullcontext() if cudnn else without_cudnn_workspaces(),
         with_given_sizes(),
         Tracer(run.case.workload, run.precision, target_of(result)) as tracer,
     ):
@@ -91,7 +91,7 @@ def simulate(run: Run, result: dict[str, Any], *, cudnn: bool = True) -> Answer:
 
 
 @contextlib.contextmanager
-def _without_cudnn_workspaces() -> Iterator[None]:
+def without_cudnn_workspaces() -> Iterator[None]:
     """Let the plans of convolutions and attention ask for no workspace: the stub's want none."""
     ignore: Callable[..., None] = lambda *_: None  # noqa: E731
     with (

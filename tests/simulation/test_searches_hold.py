@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
+from tests.simulation.simulated import without_cudnn_workspaces
 
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import InputSpec
-from bsfind.records import PrecisionResult
+from bsfind.records import Neighbours, PrecisionResult
 from bsfind.search.events import Events
 from bsfind.search.policy import Simulated
 from bsfind.search.precision import PrecisionSearch
@@ -72,12 +73,12 @@ def workload(target: str, shape: tuple[int, ...], **more: Any) -> Workload:
     return Workload(target=f"{MODELS}/{target}", inputs=inputs, loss="mean", **more)
 
 
-def searched(of: Workload) -> tuple[PrecisionResult, PrecisionSearch]:
+def searched(of: Workload, max_batch_size: int = 2**31) -> tuple[PrecisionResult, PrecisionSearch]:
     settings = Settings(
         workload=of,
         precisions=("fp32",),
         device=CHOICE,
-        limits=SearchLimits(headroom=Headroom(bytes=GIB // 4), max_batch_size=2**31),
+        limits=SearchLimits(headroom=Headroom(bytes=GIB // 4), max_batch_size=max_batch_size),
     )
     with runner(of) as trials:
         search = PrecisionSearch(
@@ -106,6 +107,13 @@ def check(of: Workload, *, steps: int = 3) -> tuple[PrecisionResult, PrecisionSe
     assert status(of, largest, steps=steps) == "ok"
     assert status(of, failed, steps=steps) == "oom"
     assert status(of, recommended, steps=20, limit=search.budget) == "ok"
+    found = result.neighbours
+    assert found is not None
+    assert found.ran[-2:] == (recommended - 2, recommended - 1) or not found.all_tried
+    for size in found.ran[-2:]:
+        assert status(of, size, steps=steps, limit=search.budget) == "ok"
+    for size in found.failed[-2:]:
+        assert status(of, size, steps=steps, limit=search.budget) == "oom"
     return result, search
 
 
@@ -142,3 +150,14 @@ def test_lists_that_fill_up(model: str) -> None:
 def test_an_optimizer_that_makes_its_state_late() -> None:
     target = f"{MODELS}/repetition.py:TenthState"
     check(workload("repetition.py:Wide", (16,), optimizer=target), steps=20)
+
+
+def test_an_island_is_not_recommended() -> None:
+    inputs = (InputSpec(shape=(1, 4000)),)
+    of = Workload(target="benchmarks.held_out_models:GatedResidual", inputs=inputs, loss="mean")
+    with without_cudnn_workspaces():
+        result, search = searched(of, max_batch_size=93)
+        fit = {size: status(of, size, steps=6, limit=search.budget) for size in range(90, 94)}
+    assert fit == {90: "ok", 91: "ok", 92: "oom", 93: "ok"}
+    assert (result.max_batch_size, result.recommended_batch_size) == (93, 91)
+    assert result.neighbours == Neighbours(ran=(89, 90), failed=(92,), moved_from=93)

@@ -73,14 +73,16 @@ class Neighbours:
     Args:
         confirmation: has the recommended size, and confirms a smaller one.
         sizes: the sizes that may be tried.
+        least: no size below this one is recommended.
         busy_s: returns the processor time of all trials so far, seconds.
     """
 
     def __init__(
-        self, confirmation: Confirmation, sizes: Form, busy_s: Callable[[], float] = lambda: 0.0
+        self, confirmation: Confirmation, sizes: Form, least: int, busy_s: Callable[[], float]
     ) -> None:
         self._confirmation = confirmation
         self._sizes = sizes
+        self._least = max(1, least)
         self._busy_s = busy_s
         self._begun_s: float | None = None
         self._first: tuple[Trial, GlobalBatch | None] | None = None
@@ -154,8 +156,8 @@ class Neighbours:
         0 if there is none near: there are more islands than it is worth to look at.
         """
         assert self._first is not None
-        least = _FARTHEST * self._first[0].batch_size
-        while size > least and self._trials < _MOST_TRIALS:
+        least = max(self._least, math.ceil(_FARTHEST * self._first[0].batch_size))
+        while size >= least and self._trials < _MOST_TRIALS:
             failed = None
             for smaller in below(size):
                 does = runs(smaller)
@@ -167,7 +169,7 @@ class Neighbours:
             if failed is None:
                 return size, True
             size = self._sizes.at_most(failed - 1)
-            while size > least and runs(size) is False:
+            while size >= least and runs(size) is False:
                 size = self._sizes.at_most(size - 1)
         return 0, False
 

@@ -167,7 +167,9 @@ class PrecisionSearch:
             searched=self.searched,
             world_size=self._world_size,
         )
-        self.neighbours = Neighbours(self.confirmation, self.sizes, lambda: self.runner.busy_s)
+        self.neighbours = Neighbours(
+            self.confirmation, self.sizes, self.limits.least, lambda: self.runner.busy_s
+        )
         self.timing = Timing(self.limits, self.sizes, self._time)
 
     def run(self, predict: Predict | None = None) -> PrecisionResult:
