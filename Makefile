@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -126,6 +126,9 @@ peers: setup $(FAKE)/.peers ## Set bsfind beside other finders of batch sizes (h
 
 holds: setup $(FAKE)/.models ## Measure whether what bsfind recommends holds (an hour on two cores)
 	$(FAKE)/bin/python -m benchmarks.recommendation_holds
+
+held-out: setup $(FAKE)/.models ## Measure whether predictions are right for models that bsfind has not seen (an hour on two cores)
+	$(FAKE)/bin/python -m benchmarks.held_out
 
 search-cost: setup $(FAKE)/.models ## Measure what a search costs beside an ideal one (a quarter of an hour)
 	$(FAKE)/bin/python -m benchmarks.search_cost
