@@ -35,11 +35,13 @@ ALLOWED = {
     ("launch/probe/_bsfind_probe.py", "self._torch.nn.modules.conv._ConvNd"),
     ("launch/probe/_bsfind_probe.py", "os._exit"),
     # Not torch's.
+    ("devices/cuda_context.py", "os._exit"),
     ("worker/loop.py", "os._exit"),
     ("worker/processes.py", "os._exit"),
     ("workload/training.py", "os._exit"),
     ("workload/user_errors.py", "sys._getframe"),
     ("workload/draws.py", "sys._getframe"),
+    ("workload/late_imports.py", "sys._getframe"),
     ("simulation/trace/assumed_reads.py", "sys._getframe"),
     ("simulation/trace/masquerade/compiler.py", "sys._getframe"),
     ("simulation/trace/value_shapes.py", "sys._getframe"),

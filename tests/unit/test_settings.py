@@ -355,8 +355,8 @@ def test_which_device_is_meant(options: list[str], device: str, gpu: str | None)
             "AMD Instinct MI300X is not a CUDA GPU; predictions are CUDA-only",
         ),
         (
-            ["--gpu", "b300"],
-            "the memory of NVIDIA B300 SXM6 AC as PyTorch sees it is not known",
+            ["--gpu", "gh200-144gb"],
+            "the memory of NVIDIA GH200 144G HBM3e as PyTorch sees it is not known",
         ),
         (
             ["--gpu", "1GiB", "--context-memory", "1GiB"],

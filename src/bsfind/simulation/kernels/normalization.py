@@ -100,7 +100,7 @@ def group_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
     spec = call.tensor("input")
     size = max(spec.element_size, 4)
     batch, channels, groups = call["N"], call["C"], call["group"]
-    sums: list[int] = []
+    sums: list[int | None] = []
     if call["HxW"] != 1 or gpu.torch_version < torch_releases.GROUP_NORM_TAKES_STRIDES:
         sums = [trace.scratch(batch * channels * size) for _ in range(2)]
     if call["output_mask"][0]:
