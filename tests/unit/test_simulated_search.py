@@ -10,6 +10,7 @@ from example_report import SETTINGS, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bsfind.errors import TimeLimitError
 from bsfind.records import DeviceInfo, PrecisionResult
 from bsfind.search.events import Events
 from bsfind.search.neighbours import MOST
@@ -312,6 +313,22 @@ def test_a_search_goes_on_where_the_sizes_that_are_left_follow_from_slow_traces(
     assert result.is_maximum_proven
     assert len(slow.traced) == 3
     assert "trial_timeout" not in codes(search)
+
+
+class TooLong(Replays):
+    """A step that is too long to be traced at several sizes."""
+
+    def run_within(self, batch_size: int, limit_bytes: int, **more: Any) -> Trial:
+        raise TimeLimitError("a step is too long", hint="`check` traces one size")
+
+
+def test_a_step_that_is_too_long_ends_the_search_and_says_so() -> None:
+    result, search = searched(TooLong(8 << 30, 1 << 28, MIB))
+    assert (result.status, result.max_batch_size) == ("unfinished", None)
+    assert [trial.status for trial in result.trials] == ["timeout"]
+    (warning,) = search.all_warnings
+    assert (warning.code, warning.hint) == ("trial_timeout", "`check` traces one size")
+    assert "batch size 5 was given up: a step is too long" in warning.message
 
 
 def test_a_search_whose_traces_take_long_ends_and_says_so() -> None:
