@@ -133,6 +133,14 @@ def _has_nccl() -> bool:
     return distributed.is_available() and distributed.is_nccl_available()
 
 
+def _leave_group() -> None:
+    """End the process group, if there is one."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _write(line: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
@@ -155,10 +163,8 @@ def main() -> None:
             _write({f"{name}_bytes": outside.now()})
         except RuntimeError as error:
             _write({f"{name}_error": str(error).strip().partition("\n")[0]})
+    _leave_group()
 
 
 if __name__ == "__main__":
     main()
-    sys.stdout.flush()
-    # Without NCCL's and CUDA's goodbyes: what was to be found is written.
-    os._exit(0)
