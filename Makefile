@@ -146,7 +146,7 @@ published-table: $(VENV)/.models ## Compare predictions with a published table o
 	$(BIN)/python -m benchmarks.published_table
 
 $(VENV)/.peft: $(VENV)/.models
-	$(BIN)/pip install --quiet peft
+	$(BIN)/pip install --quiet peft bitsandbytes
 	touch $@
 
 real-points: $(VENV)/.peft ## Compare predictions with memory that others measured on real GPUs (a quarter of an hour)

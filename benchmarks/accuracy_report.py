@@ -223,7 +223,8 @@ def _points() -> Iterator[str]:
         + (
             f"Not blind, because a constant was chosen with them: {', '.join(chosen)}."
             if chosen
-            else "No constant of bsfind was chosen with any of them, so that all are blind."
+            else "No constant of bsfind was chosen with any of them. The descriptions were written with the "
+            "figures at hand, from what the sources and their code say."
         ),
         "",
         "| figure | GPU | torch | measured | predicted | error |",

@@ -4,7 +4,8 @@
 
 `data/published_points.csv` has the figures with their sources, and for each the options of `bsfind check`
 that describe it. Its head explains the columns. Where the source's software differed from that of today, the
-options say so: it is not the figure that is changed. Writes benchmarks/results/published_points.json.
+options say so: it is not the figure that is changed. Writes benchmarks/results/published_points.json; with
+IDs, only their rows of it are new.
 """
 
 from __future__ import annotations
@@ -114,19 +115,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("ids", nargs="*", help="all without any")
+    parser.add_argument("ids", nargs="*", help="those to predict anew; all without any")
     chosen = parser.parse_args().ids
+    kept = {row["id"]: row for row in json.loads(RESULT.read_text())["rows"]} if chosen else {}
     rows = []
-    for row in points():
-        if chosen and row["id"] not in chosen:
+    for row in list(points()):
+        if row["id"] in kept and row["id"] not in chosen:
+            rows.append(kept[row["id"]])
             continue
         rows.append(compared(row))
         print(json.dumps({k: rows[-1][k] for k in ("id", "error", "not_computed")}), flush=True)
     found = summary(rows)
     print(json.dumps(found))
-    if not chosen:
-        document = {"date": datetime.date.today().isoformat(), **found, "rows": rows}
-        RESULT.write_text(json.dumps(document, indent=1) + "\n")
+    document = {"date": datetime.date.today().isoformat(), **found, "rows": rows}
+    RESULT.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":
