@@ -35,7 +35,6 @@ ALLOWED = {
     ("launch/probe/_bsfind_probe.py", "self._torch.nn.modules.conv._ConvNd"),
     ("launch/probe/_bsfind_probe.py", "os._exit"),
     # Not torch's.
-    ("devices/cuda_context.py", "os._exit"),
     ("worker/loop.py", "os._exit"),
     ("worker/processes.py", "os._exit"),
     ("workload/training.py", "os._exit"),
