@@ -14,7 +14,6 @@ from bsfind.errors import (
     BsfindError,
     TargetError,
     TimeLimitError,
-    UntraceableError,
     WorkerError,
 )
 from bsfind.failures.gpu_faults import gone
@@ -31,7 +30,7 @@ from bsfind.records import (
 )
 from bsfind.search.all_ranks import launch_of
 from bsfind.search.events import Events
-from bsfind.search.gpus_needed import MOST_GPUS, find_gpus_needed, sharded
+from bsfind.search.gpus_needed import MOST_GPUS, find_gpus_needed, look_for_more_gpus, sharded
 from bsfind.search.launched import LaunchedTrials
 from bsfind.search.opening import Opened, open_device
 from bsfind.search.precision import PrecisionSearch, Predict
@@ -198,7 +197,11 @@ class Finder:
         if self._settings.compare and self._model is not None:
             self._compare(opened, left_over)
         if self._is_too_large:
-            self._look_for_more_gpus(opened, left_over)
+            found = look_for_more_gpus(opened, left_over, self._clock, self._events)
+            if isinstance(found, ReportWarning):
+                self._warn(found)
+            else:
+                self._needed = found
 
     def _open(self, pool: WorkerPool, worker: Worker, held: contextlib.ExitStack) -> Opened:
         opened = self._opened = open_device(
@@ -261,28 +264,6 @@ class Finder:
             and all(t.status == "oom" for result in results for t in result.trials)
         )
 
-    def _look_for_more_gpus(self, opened: Opened, worker: Worker | None) -> None:
-        """Find out how many GPUs it takes where nothing fits on one."""
-        try:
-            self._needed = find_gpus_needed(opened, worker, self._clock, self._events)
-        except (TargetError, UntraceableError, WorkerError) as error:
-            self._warn(
-                ReportWarning(
-                    code="gpus_needed_unknown",
-                    message=f"how many GPUs it would take is not known: {error.message}",
-                )
-            )
-        else:
-            if self._needed is None:
-                self._warn(
-                    ReportWarning(
-                        code="no_number_of_gpus",
-                        message=f"nor does it train on {MOST_GPUS:,} of these GPUs with FSDP2: "
-                        "activations and gathered parameters alone do not fit",
-                        hint="`--parallel fsdp --precision mp-bf16` or `--grad-checkpoint` needs less",
-                    )
-                )
-
     def _on_enough_gpus(self, opened: Opened, worker: Worker) -> tuple[Opened, Worker]:
         """Return the device and a worker for the smallest number of GPUs on which the model trains.
 
@@ -290,7 +271,8 @@ class Finder:
             BelowMinimumError: not even many are enough.
         """
         needed = self._needed = find_gpus_needed(
-            opened, None if opened.policy.is_measured else worker, self._clock, self._events
+            *(opened, None if opened.policy.is_measured else worker, self._clock, self._events),
+            is_asked_for=True,
         )
         if needed is None:
             raise BelowMinimumError(

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from bsfind.records import DeviceInfo, GpusNeeded, ModelInfo
+from bsfind.errors import TargetError, UntraceableError, WorkerError
+from bsfind.records import DeviceInfo, GpusNeeded, ModelInfo, ReportWarning
 from bsfind.search.events import Events, Progress
 from bsfind.search.opening import Opened
 from bsfind.search.time_budget import TimeBudget
@@ -19,8 +20,15 @@ from bsfind.worker.client import ModelDoesNotFit, Worker
 MOST_GPUS = 1024
 """The largest number that is tried."""
 
+_LONG_S = 20.0
+"""Processor time after which an answer that was not asked for is given up, seconds."""
+
 Try = Callable[[Settings], tuple[Trial, ModelInfo | None]]
 """Tries the smallest batch size on one rank of several; a model that does not fit is None."""
+
+
+class _TakesTooLongError(Exception):
+    """The number of GPUs was not asked for, and is not found soon."""
 
 
 def sharded(settings: Settings, ranks: int) -> Settings:
@@ -49,11 +57,37 @@ def _precision_of(settings: Settings, asked: list[str], device: DeviceInfo) -> s
     return "mp-bf16"
 
 
+def look_for_more_gpus(
+    opened: Opened, worker: Worker | None, clock: TimeBudget, events: Events
+) -> GpusNeeded | ReportWarning:
+    """Return how many GPUs it takes where nothing fits on one, or why there is no answer (see `find_gpus_needed`)."""
+    code, hint = "gpus_needed_unknown", None
+    try:
+        needed = find_gpus_needed(opened, worker, clock, events, is_asked_for=False)
+    except _TakesTooLongError:
+        why = "how many GPUs it would take is not known: to trace such a step on a rank takes long"
+        hint = "`--parallel fsdp --world-size auto` finds it, however long it takes"
+    except (TargetError, UntraceableError, WorkerError) as error:
+        why = f"how many GPUs it would take is not known: {error.message}"
+    else:
+        if needed is not None:
+            return needed
+        code = "no_number_of_gpus"
+        why = (
+            f"nor does it train on {MOST_GPUS:,} of these GPUs with FSDP2: "
+            "activations and gathered parameters alone do not fit"
+        )
+        hint = "`--parallel fsdp --precision mp-bf16` or `--grad-checkpoint` needs less"
+    return ReportWarning(code=code, message=why, hint=hint)
+
+
 def find_gpus_needed(
     opened: Opened,
     worker: Worker | None,
     clock: TimeBudget,
     events: Events,
+    *,
+    is_asked_for: bool,
 ) -> GpusNeeded | None:
     """Return how many GPUs it takes, each as the one that was opened; None: not even many are enough.
 
@@ -62,16 +96,22 @@ def find_gpus_needed(
         worker: one that can open it anew; None: the pool has one.
         clock: how long it may take.
         events: told which number is tried.
+        is_asked_for: whether it may take as long as it takes.
 
     Raises:
         BsfindError: the model's code fails, or cannot be traced.
+        _TakesTooLongError: it was not asked for, and its trials take long.
     """
     settings, device = opened.settings, opened.device
+    busy_s = 0.0
     precision = _precision_of(settings, precisions_of(settings, device), device)
     limits = settings.limits
     budgets: dict[int, int] = {}
 
     def run(shared: Settings) -> tuple[Trial, ModelInfo | None]:
+        nonlocal busy_s
+        if busy_s > _LONG_S and not is_asked_for:
+            raise _TakesTooLongError
         number, size = shared.parallel.world_size, max(1, limits.least)
         events.progress(_progress_on(number, precision))
         opener = worker if worker is not None and worker.is_alive else opened.pool.take()
@@ -84,9 +124,13 @@ def find_gpus_needed(
         )
         try:
             steps = max(limits.steps, limits.confirm_steps)
-            return runner.run_within(size, budget, steps=steps, exact=True), runner.model
+            trial = runner.run_within(size, budget, steps=steps, exact=is_asked_for)
         except ModelDoesNotFit as answer:
             return Trial(batch_size=size, status="oom", message=str(answer)), None
+        busy_s += runner.busy_s
+        if trial.status == "timeout" and not is_asked_for:
+            raise _TakesTooLongError
+        return trial, runner.model
 
     return gpus_needed(settings, precision, budgets.__getitem__, run)
 
