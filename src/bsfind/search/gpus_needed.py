@@ -60,7 +60,10 @@ def _precision_of(settings: Settings, asked: list[str], device: DeviceInfo) -> s
 def look_for_more_gpus(
     opened: Opened, worker: Worker | None, clock: TimeBudget, events: Events
 ) -> GpusNeeded | ReportWarning:
-    """Return how many GPUs it takes where nothing fits on one, or why there is no answer (see `find_gpus_needed`)."""
+    """Return how many GPUs it takes where nothing fits on one, or why that is not known.
+
+    Its arguments are those of `find_gpus_needed`.
+    """
     code, hint = "gpus_needed_unknown", None
     try:
         needed = find_gpus_needed(opened, worker, clock, events, is_asked_for=False)
