@@ -15,7 +15,8 @@ FP32 = ("--precision", "fp32")
 
 
 def test_the_recommended_size_is_confirmed_for_many_steps(gpu: Gpu) -> None:
-    result = gpu.run("well_behaved.py:ConvNet", *IMAGES, *FP32).only
+    done = gpu.run("well_behaved.py:ConvNet", *IMAGES, *FP32)
+    result = done.only
     confirmation = result["confirmation"]
     assert confirmation["steps"] == 20
     assert len(confirmation["peaks_by_step"]) == 20
@@ -25,6 +26,12 @@ def test_the_recommended_size_is_confirmed_for_many_steps(gpu: Gpu) -> None:
     assert result["fragmentation_bytes"] == (
         result["peak_reserved_bytes"] - result["peak_allocated_bytes"]
     )
+    # One of the two sizes below it ran too; the replay of what was recorded judges the other.
+    near = result["neighbours"]
+    below = {result["recommended_batch_size"] - 1, result["recommended_batch_size"] - 2}
+    assert len(near["ran"]) == 1
+    assert {*near["ran"], *near["estimated"]} == below
+    assert (near["failed"], near["moved_from"], near["all_tried"]) == ([], None, True)
 
 
 def test_as_many_steps_as_are_asked_for(gpu: Gpu) -> None:
