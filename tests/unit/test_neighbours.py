@@ -416,3 +416,42 @@ def test_a_row_whose_recommendation_moved_below_says_so() -> None:
         f"fp32 with sgd: batch size {LARGEST} runs without it, and with it {hole}, just below {LARGEST}, "
         "did not fit the budget"
     ]
+
+
+class Flushing(Replays):
+    """A step for which the allocator flushes its cache above a size within the budget, at each step."""
+
+    def __init__(self, largest: int, retries: int = 10) -> None:
+        super().__init__(CAPACITY, 0, EACH)
+        self.largest, self.retries = largest, retries
+
+    def run_within(self, batch_size: int, limit_bytes: int, *, steps: int, **more: Any) -> Trial:
+        trial = super().run_within(batch_size, limit_bytes, steps=steps, **more)
+        if trial.status != "ok" or limit_bytes == CAPACITY or batch_size <= self.largest:
+            return trial
+        return dataclasses.replace(
+            trial, num_alloc_retries=2 * self.retries, steady_alloc_retries=self.retries
+        )
+
+
+def test_a_row_that_gave_way_to_a_smaller_size_says_so() -> None:
+    plain, _ = searched(Replays(CAPACITY, 0, EACH))
+    result, search = beside(Flushing(760), plain)
+    assert 740 < (result.recommended_batch_size or 0) <= 760
+    assert less(search) == [
+        f"fp32 with sgd: batch size {LARGEST} runs without it, and with it too, but the allocator flushes "
+        f"its cache 10 times in the last 10 of 20 steps there, and 0 times at {result.recommended_batch_size}"
+    ]
+
+
+def test_a_row_that_would_give_way_from_a_size_that_is_steady_does_not() -> None:
+    """Its own search begins above the plain size, where the cache is flushed, and gives way to far less."""
+    plain = PrecisionResult(
+        precision="fp32", status="ok", max_batch_size=819, recommended_batch_size=LARGEST - 4
+    )
+    replays = Flushing(LARGEST - 4)
+    alone, _ = beside(replays, NOTHING)
+    assert (alone.recommended_batch_size or 0) < LARGEST - 4
+    result, search = beside(replays, plain)
+    assert result.recommended_batch_size == LARGEST - 4
+    assert not less(search)

@@ -13,6 +13,8 @@ from bsfind.records import PrecisionResult, ReportWarning
 if TYPE_CHECKING:
     from bsfind.search.precision import PrecisionSearch
 
+_CODE = "compared_less"
+
 
 def try_maximum(search: PrecisionSearch, plain: PrecisionResult) -> None:
     """Try the maximum without the change, if the search ended below it; go on from there if it fits."""
@@ -54,25 +56,55 @@ def largest_within_budget(
     return found
 
 
-def warn_of_less(search: PrecisionSearch, plain: PrecisionResult) -> None:
-    """Say why less is recommended than without the change, if nothing has said so yet."""
+def confirm_no_less(search: PrecisionSearch, plain: PrecisionResult) -> None:
+    """Have the size without the change confirmed too, if less was; say why where less stays.
+
+    The search gives way to a smaller size where the allocator keeps flushing its cache: it may have done so
+    here and not there.
+    """
     larger, confirmed = plain.recommended_batch_size, search.confirmation.trial
     if larger is None or confirmed is None or confirmed.batch_size >= larger:
         return
-    if any(warning.code == "compared_less" for warning in search.warnings):
+    if _is_told(search) or larger not in search.sizes or search.limits.global_batch is not None:
+        return
+    trial = search.try_beside(larger, search.limits.confirm_steps)
+    if trial.leak is not None or trial.status == "timeout":
+        return
+    if trial.status != "ok":
+        _warn(search, larger, f"not with it within the budget: {trial.message}")
+    elif trial.steady_alloc_retries > confirmed.steady_alloc_retries:
+        _warn(
+            search,
+            larger,
+            f"with it too, but the allocator flushes its cache {trial.steady_alloc_retries} times in the "
+            f"last {trial.steps - trial.steps // 2} of {trial.steps} steps there, and "
+            f"{confirmed.steady_alloc_retries} times at {confirmed.batch_size:,}",
+        )
+    else:
+        search.confirmation.trial = trial
+
+
+def warn_of_less(search: PrecisionSearch, plain: PrecisionResult) -> None:
+    """Say why less is recommended than without the change, if nothing has said so yet."""
+    larger, confirmed = plain.recommended_batch_size, search.confirmation.trial
+    if larger is None or confirmed is None or confirmed.batch_size >= larger or _is_told(search):
         return
     found = search.neighbours.found
-    why = f"with it no size above {confirmed.batch_size:,} held for {search.limits.confirm_steps} steps"
+    why = f"{confirmed.batch_size:,} is the largest that was found with it"
     if found is not None and found.moved_from is not None:
         failed = " and ".join(f"{size:,}" for size in found.failed)
         why = f"with it {failed}, just below {found.moved_from:,}, did not fit the budget"
     _warn(search, larger, why)
 
 
+def _is_told(search: PrecisionSearch) -> bool:
+    return any(warning.code == _CODE for warning in search.warnings)
+
+
 def _warn(search: PrecisionSearch, larger: int, why: str) -> None:
     search.warnings.append(
         ReportWarning(
-            code="compared_less",
+            code=_CODE,
             message=f"{search.name} with {search.remedy}: {search.searched} {larger:,} runs without it, "
             f"and {why}",
         )

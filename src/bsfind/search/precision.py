@@ -287,9 +287,11 @@ class PrecisionSearch:
             size = self.policy.largest_within_budget(self, largest)
             if self._plain is not None:
                 size = beside_plain.largest_within_budget(self, self._plain, size, largest)
-        confirmed = self.confirmation.confirm(self.policy.size_to_confirm(self, size))
-        if confirmed is not None:
-            self.tell(confirmed)
+        self.confirmation.confirm(self.policy.size_to_confirm(self, size))
+        if self._plain is not None:
+            beside_plain.confirm_no_less(self, self._plain)
+        if self.confirmation.trial is not None:
+            self.tell(self.confirmation.trial)
 
     def try_beside(self, batch_size: int, steps: int, *, is_told: bool = False) -> Trial:
         """Run a trial of a size near the recommended one, within the budget.
