@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_simulated_search import Replays, searched
 
+from bsfind.errors import TimeLimitError
 from bsfind.records import DeviceInfo, ModelInfo, PrecisionResult
 from bsfind.records import Neighbours as Found
 from bsfind.report.sentences import sentences
@@ -312,6 +313,29 @@ def test_a_launched_command_is_not_started_for_it() -> None:
     result = measured(card, tries_smaller=False)
     assert not any(is_beside for *_, is_beside in card.within)
     assert result.neighbours is None
+
+
+class OutOfTime(Card):
+    """The time budget ends with the confirmation."""
+
+    def check_time(self) -> None:
+        if self.within:
+            raise TimeLimitError("time is over")
+
+    def run_within(self, batch_size: int, limit_bytes: int, **more: Any) -> Trial:
+        if more["is_beside"]:
+            self.check_time()
+        return super().run_within(batch_size, limit_bytes, **more)
+
+
+def test_an_answer_stands_where_time_ends_before_its_neighbours() -> None:
+    result = measured(OutOfTime())
+    assert result.status == "ok"
+    assert result.confirmation is not None
+    assert result.recommended_batch_size == result.confirmation.batch_size
+    assert result.neighbours == Found(ran=(), all_tried=False)
+    line = "Whether all sizes just below it fit too is not known: none was tried in the time there was."
+    assert line in _lines(result)
 
 
 class Pool:

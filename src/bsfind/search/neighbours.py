@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 
+from bsfind.errors import TimeLimitError
 from bsfind.records import GlobalBatch
 from bsfind.records import Neighbours as Found
 from bsfind.search.accepted_sizes import Form
@@ -128,7 +129,10 @@ class Neighbours:
                 if self._busy_s() - self._begun_s + each_s > most_s:
                     return None
                 self._trials += 1
-                trial = run(size)
+                try:
+                    trial = run(size)
+                except TimeLimitError:  # the answer is there: what comes after it has no time
+                    return None
                 if trial.status == "timeout" or trial.error_kind == "untraceable":
                     return None
                 self._runs[size] = trial.status == "ok"
