@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -142,6 +142,17 @@ simulation-accuracy: $(VENV)/.models $(FAKE)/.models ## Measure how exact the si
 	$(BIN)/python -m benchmarks.simulation_accuracy
 	$(BIN)/python -m benchmarks.accuracy_report
 
+# Releases of PyTorch that the simulator is compared with besides its own, each in an environment of its own.
+RELEASES := 2.6.0 2.8.0 2.9.1 2.11.0 2.14.0
+
+torch-releases: $(VENV)/.ready ## Compare the simulator with other releases of PyTorch (hours on two cores)
+	for release in $(RELEASES); do \
+		TORCH=$$release PYTHON=$(PYTHON) sh tests/fakegpu/install.sh $(FAKE)-$$release && \
+		BSFIND_FAKEGPU_VENV=$(FAKE)-$$release PYTHONPATH=src:. FAKE_GPU_COUNT=0 FAKE_CUDNN= \
+			sh tests/fakegpu/run.sh $(FAKE)-$$release python -m benchmarks.torch_releases || exit; \
+	done
+	$(BIN)/python -m benchmarks.accuracy_report
+
 published-table: $(VENV)/.models ## Compare predictions with a published table of a real RTX 3090 (some minutes)
 	$(BIN)/python -m benchmarks.published_table
 
@@ -177,4 +188,4 @@ docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens an
 	$(BIN)/python docs/capture_screens.py
 
 clean: ## Remove the environments and caches
-	rm -rf $(VENV) $(FAKE) .venv-oldest .venv-newest .venv-wheel dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FAKE) $(FAKE)-* .venv-oldest .venv-newest .venv-wheel dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -23,6 +23,7 @@ PAGE = ROOT / "docs" / "accuracy.md"
 PUBLISHED = RESULTS / "published_table_rtx3090.json"
 POINTS = RESULTS / "published_points.json"
 TREES = RESULTS / "cudnn_trees.json"
+RELEASES = RESULTS / "torch_releases_h100.json"
 
 
 def main() -> None:
@@ -62,7 +63,67 @@ def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 name: {part: found[name][part] for part in ("median", "p95")}
                 for name in ("allocated", "reserved")
             }
-    return {"torch": ".".join(torch.split(".")[:2]), "against": against, "kinds": kinds}
+    return {
+        "torch": _release(torch),
+        "against": against,
+        "kinds": kinds,
+        "releases": {
+            _release(one["torch"]): {
+                "against": f"torch {one['torch']} on a fake {one['gpu']}, without cuDNN, {one['date']}",
+                "runs": one["runs"],
+                "exact": one["exact"],
+                "largest": {part: one[part]["largest"] for part in ("allocated", "reserved")},
+            }
+            for one in _releases()
+        },
+    }
+
+
+def _release(torch: str) -> str:
+    return ".".join(torch.split(".")[:2])
+
+
+def _releases() -> list[dict[str, Any]]:
+    return json.loads(RELEASES.read_text()) if RELEASES.exists() else []
+
+
+def _other_releases() -> Iterator[str]:
+    """Yield how the rules compare with other releases of PyTorch."""
+    if not (releases := _releases()):
+        return
+    yield from (
+        "## Other releases of PyTorch",
+        "",
+        "The rules follow PyTorch 2.6 to 2.14. For these releases they were compared with the CUDA build on "
+        f"the fake {releases[0]['gpu']} (`make torch-releases`): small models of the tests, which the rules "
+        "were written for, with a stub in cuDNN's place, so that the workspaces of convolutions are not "
+        "compared. It is no error bound. Releases that are not in the table were not compared.",
+        "",
+        "| torch | CUDA | runs | exact | same allocations | allocated: p95 | largest | reserved: p95 "
+        "| largest |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    )
+    for one in releases:
+        errors = (
+            one[part][name] for part in ("allocated", "reserved") for name in ("p95", "largest")
+        )
+        cells = (one["torch"], one["cuda"], one["runs"], one["exact"], one["same_events"])
+        yield f"| {' | '.join(map(str, cells))} | {' | '.join(f'{error:.2%}' for error in errors)} |"
+    yield from ("", "What is not exact:", "")
+    for one in releases:
+        for row in one["different"]:
+            yield f"- torch {_release(one['torch'])}, `{row['run']}`: {_how(row)}"
+    yield ""
+
+
+def _how(row: dict[str, Any]) -> str:
+    if row["status"] != "ok":
+        return f"{row['status']}: {row['message']}"
+    if not (row["allocated_differs"] or row["reserved_differs"]):
+        text = "equal peaks, other allocations"
+    else:
+        text = f"allocated {row['allocated_error']:+.2%}, reserved {row['reserved_error']:+.2%}"
+    return f"{text} (with torch 2.13 too: a known difference)" if row["known"] else text
 
 
 def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
@@ -109,6 +170,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield from _searches(documents)
     yield from _published()
     yield from _points()
+    yield from _other_releases()
     yield from _inexact(rows)
     yield from _not_compared(documents)
     if DIFFERENCES:

@@ -93,10 +93,14 @@ def test_the_version_that_was_compared_needs_no_warning(version: str) -> None:
 @pytest.mark.parametrize(
     ("version", "told", "not_told"),
     [
-        ("2.12.1+cu130", "2.12; what is known to differ is modelled", "cuDNN"),
-        ("2.11.0", "cuDNN 9.20", "CUDA 13.0"),
-        ("2.9.1+cu128", "CUDA 13.0", "newer"),
-        ("2.14.0.dev20261101", "newer", "cuDNN"),
+        ("2.12.1+cu130", "2.12: not compared; what is known to differ is modelled", "cuDNN"),
+        ("2.11.0", "cuDNN 9.20", "3-D"),
+        ("2.10.0", "2.10: not compared", "newer"),
+        ("2.9.1+cu128", "3-D convolutions in half precision", "not compared"),
+        ("2.9.1+cu128", "small test models are exact", "newer"),
+        ("2.6.0", "small test models are exact", "3-D"),
+        ("2.14.0.dev20261101", "cuDNN 9.20", "newer"),
+        ("2.15.0", "not compared; a newer version than 2.14 is taken to be like it", "cuDNN"),
     ],
 )
 def test_other_versions_are_told(version: str, told: str, not_told: str) -> None:

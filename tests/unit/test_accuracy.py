@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from bsfind.records import Accuracy, ErrorBound
-from bsfind.simulation.gpus.accuracy import Measured, measured
+from bsfind.simulation.gpus.accuracy import ComparedRelease, Measured, measured
+from bsfind.simulation.torch_releases import cuda_and_cudnn
 
 BOUND = ErrorBound(median=0.0, p95=0.01)
 ACCURACY = Accuracy(runs=60, against="torch 2.13.0", allocated=BOUND, reserved=BOUND)
@@ -25,6 +26,36 @@ def test_another_version_has_none(version: str, named: str) -> None:
     assert MEASURED.accuracy("convolutional", version) is None
     why = MEASURED.why_not("convolutional", version)
     assert why == f"not measured for torch {named} (measured for 2.13)"
+
+
+def test_a_release_that_was_compared_says_so_and_has_no_bound_either() -> None:
+    largest = {"allocated": 0.05649, "reserved": 0.0}
+    compared = ComparedRelease(
+        against="torch 2.9.1 on a fake GPU", runs=60, exact=59, largest=largest
+    )
+    found = Measured(torch="2.13", kinds={"attention": ACCURACY}, releases={"2.9": compared})
+    assert found.accuracy("attention", "2.9.0") is None
+    assert str(found.compared_release("2.9.0+cpu")) == (
+        "59 of 60 small test models are exact, the largest errors are 5.6 % allocated and 0 % reserved, "
+        "against torch 2.9.1 on a fake GPU"
+    )
+    assert found.compared_release("2.8.0") is None
+
+
+@pytest.mark.parametrize(
+    ("release", "expected"),
+    [
+        ((2, 5), ("12.4", 90100)),
+        ((2, 6), ("12.4", 90100)),
+        ((2, 10), ("12.8", 91002)),
+        ((2, 13), ("13.0", 92000)),
+        ((2, 14), ("13.0", 92400)),
+        ((3, 0), ("13.0", 92400)),
+    ],
+)
+def test_the_libraries_of_a_release(release: tuple[int, int], expected: tuple[str, int]) -> None:
+    """As the metadata of the wheels on PyPI say."""
+    assert cuda_and_cudnn(release) == expected
 
 
 @pytest.mark.parametrize("version", ["2.13.0", "2.9.0"])
@@ -48,3 +79,6 @@ def test_the_file_that_comes_with_bsfind() -> None:
         for bound in (accuracy.allocated, accuracy.reserved):
             assert 0 <= bound.median <= bound.p95
     assert "too few" in (found.why_not("other", "2.13.0") or "")
+    assert found.torch not in found.releases
+    for compared in found.releases.values():
+        assert 0 < compared.exact <= compared.runs

@@ -12,6 +12,7 @@ from bsfind.parallel import Parallel
 from bsfind.records import ReportWarning
 from bsfind.simulation.gpus.accuracy import measured
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
+from bsfind.simulation.torch_releases import CUDA_13, NEWEST, cuda_and_cudnn
 
 if TYPE_CHECKING:
     from bsfind.simulation.gpus.catalogue import CatalogueGpu
@@ -45,7 +46,7 @@ def check_sharding(parallel: Parallel, torch_version: str) -> None:
 def version_warnings(
     torch_version: str, asks_cudnn: Callable[[], bool] = lambda: False
 ) -> list[ReportWarning]:
-    """Return a warning for a version of torch that predictions were not compared with.
+    """Return a warning for a version of torch that the error bound is not for, with what is known of it.
 
     Args:
         torch_version: `torch.__version__`.
@@ -55,18 +56,19 @@ def version_warnings(
         return []
     release = ".".join(torch_version.partition("+")[0].split(".")[:2])
     major, minor = (int(part) for part in release.split("."))
-    modelled = tuple(int(part) for part in measured().torch.split("."))
-    if (major, minor) > modelled:
-        known = "a newer version is taken to be like it"
+    if (major, minor) > NEWEST:
+        newest = ".".join(map(str, NEWEST))
+        known = f"a newer version than {newest} is taken to be like it"
     elif not (differs := list(_not_modelled(major, minor, asks_cudnn))):
         known = "what is known to differ is modelled"
     else:
         known = f"known to differ and not modelled: {', '.join(differs)}"
+    compared = measured().compared_release(torch_version)
     return [
         ReportWarning(
             code="torch_version",
-            message=f"predictions were compared with torch {measured().torch} only, and this is "
-            f"{release}; {known}",
+            message=f"the error bound of predictions is for torch {measured().torch}, and this is {release}: "
+            f"{compared or 'not compared'}; {known}",
             hint="keep more headroom, or measure with `--device cuda`",
         )
     ]
@@ -74,11 +76,11 @@ def version_warnings(
 
 def _not_modelled(major: int, minor: int, asks_cudnn: Callable[[], bool]) -> Iterator[str]:
     """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
-    if (major, minor) < (2, 12) and not asks_cudnn():  # with cuDNN 9.19 (2.11) or older
-        cudnn = f"{CUDNN_VERSION // 10000}.{CUDNN_VERSION // 100 % 100}"
-        yield f"workspaces of convolutions (those of cuDNN {cudnn} are taken)"
-    if (major, minor) < (2, 11):  # for CUDA 12, with cuDNN 9.10 (2.10) or older
-        yield "scratch memory of sorts and scans (that of CUDA 13.0 is taken)"
+    _, cudnn = cuda_and_cudnn((major, minor))
+    if cudnn != CUDNN_VERSION and not asks_cudnn():
+        taken = f"{CUDNN_VERSION // 10000}.{CUDNN_VERSION // 100 % 100}"
+        yield f"workspaces of convolutions (those of cuDNN {taken} are taken)"
+    if (2, 6) < (major, minor) < CUDA_13:  # seen with 2.9, not with 2.6 and 2.11
         yield "3-D convolutions in half precision (taken to run in cuDNN)"
 
 

@@ -6,6 +6,12 @@ of CUDA decide some of them. Releases that were compared with the rules are thos
 
 from __future__ import annotations
 
+NEWEST = (2, 14)
+"""The newest release that the rules were compared with.
+
+Not modelled of it: memory-efficient attention makes its seed and offset on the GPU, two blocks of 512 bytes.
+"""
+
 # ------------------------------------------------------------------ matrix products
 
 KEPT_LT_WORKSPACE = (2, 8)

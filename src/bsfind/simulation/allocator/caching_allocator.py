@@ -1,6 +1,6 @@
 """PyTorch's CUDA caching allocator, without CUDA.
 
-Models `DeviceCachingAllocator` of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to 2.13: it returns
+Models `DeviceCachingAllocator` of c10/cuda/CUDACachingAllocator.cpp, torch 2.6 to 2.14: it returns
 the addresses that PyTorch returns if cudaMalloc returns the same ones. Not modelled: `record_stream`,
 and the pools of CUDA graphs and other private pools.
 """

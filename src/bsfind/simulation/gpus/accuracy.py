@@ -12,23 +12,59 @@ The benchmark that compares predictions with real runs writes the file:
           "reserved": {"median": 0.004, "p95": 0.05}
         },
         "attention": {…}
+      },
+      "releases": {
+        "2.9": {
+          "against": "torch 2.9.1+cu128 on a fake NVIDIA H100, without cuDNN, 2026-12-01",
+          "runs": 60,
+          "exact": 59,
+          "largest": {"allocated": 0.056, "reserved": 0.0}
+        },
+        "2.11": {…}
       }
     }
 
 Errors are absolute values, as fractions of the real peak (0.012 is 1.2 %). They hold for that version
-of torch and for models whose step consists of such operators; nothing else has been measured.
+of torch and for models whose step consists of such operators. Other releases of torch were compared too, with
+small models that the rules were written for: what was found is said, but is no bound.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 
 from bsfind.records import Accuracy, ModelKind, record_of
 
 _FILE = resources.files("bsfind.simulation.gpus") / "accuracy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedRelease:
+    """How the rules compare with a release of torch, on small models and without cuDNN's workspaces.
+
+    Attributes:
+        against: what ran, and when.
+        runs: how many.
+        exact: of how many both peaks were predicted to the byte.
+        largest: the largest error of the peaks, `allocated` and `reserved`, as parts of the real ones.
+    """
+
+    against: str
+    runs: int
+    exact: int
+    largest: dict[str, float]
+
+    def __str__(self) -> str:
+        text = f"{self.exact} of {self.runs} small test models are exact"
+        if self.exact < self.runs:
+            errors = [
+                f"{100 * self.largest[name]:.2g} % {name}" for name in ("allocated", "reserved")
+            ]
+            text += f", the largest errors are {' and '.join(errors)}"
+        return f"{text}, against {self.against}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +74,12 @@ class Measured:
     Attributes:
         torch: version of torch that predictions were compared with, such as `2.13`.
         kinds: the errors, by kind of model.
+        releases: other releases of torch that the rules were compared with, by name: `2.9`.
     """
 
     torch: str
     kinds: dict[ModelKind, Accuracy]
+    releases: dict[str, ComparedRelease] = field(default_factory=dict)
 
     def accuracy(self, kind: ModelKind, torch_version: str) -> Accuracy | None:
         """Return the measured error of predictions, or None if it was not measured (see `why_not`).
@@ -71,6 +109,10 @@ class Measured:
         """Return whether it was measured with this version of torch, ignoring the patch release."""
         return _release(torch_version) == self.torch
 
+    def compared_release(self, torch_version: str) -> ComparedRelease | None:
+        """Return what is known of another release of torch, ignoring the patch release; None: nothing."""
+        return self.releases.get(_release(torch_version))
+
 
 def _release(torch_version: str) -> str:
     return ".".join(torch_version.partition("+")[0].split(".")[:2])
@@ -84,4 +126,7 @@ def measured() -> Measured:
         kind: record_of(Accuracy, {**errors, "against": document["against"]})
         for kind, errors in document["kinds"].items()
     }
-    return Measured(torch=document["torch"], kinds=kinds)
+    releases = {
+        name: ComparedRelease(**compared) for name, compared in document["releases"].items()
+    }
+    return Measured(torch=document["torch"], kinds=kinds, releases=releases)

@@ -132,7 +132,7 @@ def unsupported_torch(names: list[str]) -> UntraceableError:
     return UntraceableError(
         f"torch {torch.__version__} cannot be traced without a GPU: it has no {listed}",
         detail="A prediction relies on internal names of PyTorch, which differ between versions.",
-        hint="install another version of PyTorch (2.6 to 2.13 are known to work), or measure on a "
+        hint="install another version of PyTorch (2.6 to 2.14 are known to work), or measure on a "
         "GPU with `--device cuda`",
     )
 
