@@ -26,7 +26,6 @@ from bsfind.simulation.gpus.cudnn_device import device_json
 from bsfind.simulation.kernels import convolution_workspace, cudnn_library, cudnn_workspace
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.convolution_workspace import (
-    other_workspaces,
     workspace_bytes,
     workspaces_source,
 )
@@ -145,15 +144,6 @@ def test_settings_of_pytorch_rule_engines_out(cudnn: pytest.MonkeyPatch) -> None
 
 
 @needs_cudnn
-def test_smaller_workspaces_follow_the_first(cudnn: pytest.MonkeyPatch) -> None:
-    sizes = [workspace_bytes(problem(), H100), *other_workspaces(problem(), H100)]
-    assert len(sizes) > 2
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(set(sizes)) == len(sizes)
-    assert sizes[-1] == 0
-
-
-@needs_cudnn
 def test_benchmark_counts_the_largest_workspace_that_is_timed(cudnn: pytest.MonkeyPatch) -> None:
     call = problem(dtype=torch.float32, batch=16, channels=256, size=(14, 14), out_channels=256)
     benchmark = dataclasses.replace(H100, cudnn_benchmark=True)
@@ -162,7 +152,6 @@ def test_benchmark_counts_the_largest_workspace_that_is_timed(cudnn: pytest.Monk
     assert len(ranked) > 10
     assert workspace_bytes(call, H100) == ranked[0]
     assert workspace_bytes(call, benchmark) == max(ranked[:10]) > ranked[0]
-    assert other_workspaces(call, benchmark)[-1] == min(ranked)
 
 
 @needs_cudnn
@@ -230,7 +219,6 @@ def test_the_trees_serve_where_the_library_fails(
     asks.setenv(VARIABLE, str(path))
     asks.setattr(cudnn_library, "_PATIENCE_S", 30.0 if kind != "hangs" else 1.0)
     assert workspace_bytes(problem(), H100) == fitted_workspace_bytes(problem(), H100)
-    assert list(other_workspaces(problem(), H100)) == []
     assert workspaces_source() == (
         f"fitted trees of cuDNN 9.20 (the library cannot be asked: {why})"
     )

@@ -132,22 +132,19 @@ def test_shards_have_no_old_buckets() -> None:
 
 
 def test_a_bucket_stays_until_its_step_ends() -> None:
-    def smaller() -> tuple[int, ...]:
-        return (3,)
-
     program = Program(
         load_events=[10, 20],
         trial_events=[5, -1, 7, -3, -2, 8],
         operators=["a", "b", "c", "", "d", "", "", "e"],
         marks=[(1, "forward_begin"), (4, "step_end"), (6, "step_end")],
-        optional={2: smaller},
+        optional={2: (3,)},
     )
     late = with_old_buckets(program, {0})
     assert late is not None
     assert late.trial_events == [5, 7, -3, -1, -2, 8]
     assert late.operators == ["a", "b", "c", "d", "", "", "", "e"]
     assert late.marks == [(1, "forward_begin"), (4, "step_end"), (6, "step_end")]
-    assert late.optional == {1: smaller}
+    assert late.optional == {1: (3,)}
     assert with_old_buckets(program, {5}) is None
 
 

@@ -27,7 +27,7 @@ from bsfind.simulation.allocator.caching_allocator import (
     SimulatedOutOfMemoryError,
 )
 from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.allocator.recording import Recording, Smaller, replay, resident_blocks
+from bsfind.simulation.allocator.recording import Recording, replay, resident_blocks
 from bsfind.trial import Trial
 
 _LARGE = 1 << 20
@@ -219,7 +219,7 @@ def _replay_of(
         return lambda _: False
     memory = DeviceMemory(capacity)
     start = CachingAllocator.from_segments(memory, settings, high.segments)
-    optional: dict[int, Smaller] = dict.fromkeys(workspaces, tuple)
+    optional = dict.fromkeys(workspaces, ())
     resident = [block["address"] for block in resident_blocks(high.segments)]
 
     def fits(batch_size: int) -> bool:

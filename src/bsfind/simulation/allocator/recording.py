@@ -96,15 +96,11 @@ def streams_of(entries: Iterable[Mapping[str, Any]]) -> tuple[int, ...]:
     return streams if len(set(streams)) > 1 else ()
 
 
-Smaller = Callable[[], Sequence[int]]
-"""Says which sizes are tried where optional memory does not fit; none: the kernel does without."""
-
-
 def replay(
     allocator: CachingAllocator,
     blocks: list[Block | None],
     events: Sequence[int],
-    optional: Mapping[int, Smaller],
+    optional: Mapping[int, Sequence[int]],
     position: int = 0,
     streams: Sequence[int] = (),
 ) -> None:
@@ -112,9 +108,10 @@ def replay(
 
     Args:
         allocator: the allocator that holds `blocks`.
-        blocks: the blocks allocated so far; None for optional memory that is done without.
+        blocks: the blocks allocated so far; None for optional memory that did not fit.
         events: the events to run.
-        optional: positions of memory in place of which less will do, with what says how much.
+        optional: positions of memory that a kernel does not need, with the smaller sizes that it
+            tries if it does not fit.
         position: position of the first event.
         streams: the stream of each allocation of the events; empty: all are on one.
 
@@ -139,14 +136,13 @@ def replay(
         except SimulatedOutOfMemoryError:
             if index not in optional:
                 raise
-            blocks.append(_smaller(malloc, optional[index]()))
+            blocks.append(_smaller(malloc, optional[index]))
 
 
 def _smaller(malloc: Callable[[int], Block], sizes: Sequence[int]) -> Block | None:
     for nbytes in sizes:
         try:
-            return malloc(nbytes) if nbytes else None
+            return malloc(nbytes)
         except SimulatedOutOfMemoryError:
-            if nbytes == sizes[-1]:
-                raise
+            continue
     return None

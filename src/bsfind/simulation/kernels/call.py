@@ -171,7 +171,6 @@ class KernelTrace:
     Attributes:
         events: (kind, key, bytes) of each event; the kinds are `output` and `skip` (key: index of
             the output), `scratch`, `optional` and `free` (key: handle), and `workspace` (key: name).
-        smaller: for handles of optional memory, the sizes that are tried where it does not fit.
     """
 
     def __init__(self, call: Call) -> None:
@@ -179,7 +178,6 @@ class KernelTrace:
         self._scratch: list[int] = []
         self._count = 0
         self.events: list[tuple[str, Any, int]] = []
-        self.smaller: dict[int, Callable[[], Sequence[int]]] = {}
 
     def output(self, index: int) -> None:
         """Allocate an output now, unless it is undefined or allocated already."""
@@ -208,23 +206,15 @@ class KernelTrace:
         self.events.append(("scratch", handle, int(nbytes)))
         return handle
 
-    def optional_scratch(
-        self, nbytes: int, smaller: Callable[[], Sequence[int]] = tuple
-    ) -> int | None:
-        """Allocate scratch memory in place of which less will do if it does not fit.
+    def optional_scratch(self, nbytes: int) -> int | None:
+        """Allocate scratch memory that the kernel does without if it does not fit.
 
         For cuDNN's convolutions PyTorch then tries engines with less workspace (`try_configs` of
-        aten/src/ATen/native/cudnn/Conv_v8.cpp, torch 2.6-2.13).
-
-        Args:
-            nbytes: what is tried first.
-            smaller: called where that does not fit: what is tried then. Without any size, the kernel is
-                taken to do without.
+        aten/src/ATen/native/cudnn/Conv_v8.cpp, torch 2.6-2.13), and there is nearly always one with none.
         """
         handle = self.scratch(nbytes)
         if handle is not None:
             self.events[-1] = ("optional", handle, int(nbytes))
-            self.smaller[handle] = smaller
         return handle
 
     def workspace(self, key: str, nbytes: int) -> None:

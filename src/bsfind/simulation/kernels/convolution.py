@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -28,7 +27,7 @@ from bsfind.simulation.kernels.convolution_backend import (
     select_backend,
     view_as_2d,
 )
-from bsfind.simulation.kernels.convolution_workspace import other_workspaces, workspace_bytes
+from bsfind.simulation.kernels.convolution_workspace import workspace_bytes
 from bsfind.simulation.kernels.cudnn_problem import (
     ConvolutionPass,
     ConvolutionProblem,
@@ -146,9 +145,7 @@ class _Prepared:
             dilation=numbers.dilation,
             groups=numbers.groups,
         )
-        return self.trace.optional_scratch(
-            workspace_bytes(problem, self.gpu), partial(other_workspaces, problem, self.gpu)
-        )
+        return self.trace.optional_scratch(workspace_bytes(problem, self.gpu))
 
     def column_bytes(self, out_shape: tuple[int, ...]) -> int:
         """Return bytes of the columns of one sample and group.

@@ -7,7 +7,6 @@ cuDNN answers for its own version, which is that of the torch of this environmen
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import lru_cache
 
 from bsfind.simulation.gpus.cudnn_device import device_json
@@ -42,24 +41,6 @@ def workspace_bytes(problem: ConvolutionProblem, gpu: GpuSpec) -> int:
     sizes = _asked(problem, gpu, most=_TIMED if gpu.cudnn_benchmark else 1)
     _answered.add("trees" if sizes is None else "cudnn")
     return max(sizes) if sizes else fitted_workspace_bytes(problem, gpu)
-
-
-def other_workspaces(problem: ConvolutionProblem, gpu: GpuSpec) -> Sequence[int]:
-    """Return the workspaces that PyTorch tries where the first does not fit, each smaller than before.
-
-    It tries larger ones too, which do not fit either.
-
-    Returns:
-        The sizes, of which the last is the least that any engine takes; none if cuDNN cannot be asked.
-    """
-    sizes = _asked(problem, gpu, most=0) or []
-    if gpu.cudnn_benchmark:  # in the order of their times, which is not known
-        sizes = sorted(set(sizes), reverse=True)
-    found = [workspace_bytes(problem, gpu)] if sizes else []
-    for size in sizes:
-        if size < found[-1]:
-            found.append(size)
-    return found[1:] if len(found) > 1 else found
 
 
 def asks_cudnn(gpu: GpuSpec) -> bool:

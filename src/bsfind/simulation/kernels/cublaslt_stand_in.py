@@ -2,9 +2,11 @@
 
 cuDNN has engines for pointwise convolutions that are products of cuBLASLt, and asks cuBLASLt for an algorithm
 before it ranks them. Without a GPU cuBLASLt has none (cublasLtCreate fails), the engines drop out, and the
-answer is another than on a GPU; where cuBLASLt is missing, cuDNN ends the process. cuDNN allows these
-algorithms no workspace (CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES is 0 in cuDNN 9.20), so that all that
-matters is that there is one. The library here says so of every product, and computes nothing.
+answer is another than on a GPU; where cuBLASLt is missing, cuDNN ends the process. The library here offers
+one algorithm for every product, without a workspace, and computes nothing.
+
+On a GPU such an algorithm can take more. cuDNN 9.20 allows them nothing, 4 MiB or 128 MiB, depending on the
+call (CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES); how much of it cuBLASLt takes was not measured.
 
 It is a shared object for Linux on x86-64, made here byte by byte: no compiler is at hand, and a file of
 machine code could not be read by anybody. It lies in memory only (memfd_create(2)), and is found by its

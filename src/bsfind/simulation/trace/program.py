@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bsfind.failures.leaks import StepMemory
 from bsfind.records import ModelKind
@@ -21,7 +21,7 @@ from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.allocator.recording import Smaller, replay
+from bsfind.simulation.allocator.recording import replay
 from bsfind.simulation.kernels.call import Call, GpuSpec, KernelTrace, Rule
 from bsfind.simulation.trace.recorder import ALLOCATE, CALL, MARK, RELEASE, STREAM, Entry
 from bsfind.simulation.trace.streams import DEFAULT
@@ -90,8 +90,8 @@ class Program:
         trial_events: events of the trial; block numbers continue those of `load_events`.
         operators: for each event of both, the operator that allocated (empty for frees).
         marks: (number of trial events before it, name) of points of the step.
-        optional: positions in `trial_events` of scratch memory in place of which less will do, with
-            what says which sizes are tried then.
+        optional: positions in `trial_events` of scratch memory that a kernel can do without, with
+            the smaller sizes that it tries then.
         step_ends: the end of each step.
         traced_steps: how many of its steps were traced at its very batch size; 0: they follow from
             traces of other sizes.
@@ -104,7 +104,7 @@ class Program:
     trial_events: list[int] = field(default_factory=list)
     operators: list[str] = field(default_factory=list)
     marks: list[tuple[int, str]] = field(default_factory=list)
-    optional: dict[int, Smaller] = field(default_factory=dict)
+    optional: dict[int, tuple[int, ...]] = field(default_factory=dict)
     step_ends: list[StepEnd] = field(default_factory=list)
     traced_steps: int = 0
     batches: BatchVariation | None = None
@@ -242,7 +242,7 @@ class Writer:
         self._count = 0
         self._workspaces: set[tuple[str, str, int]] = set()
         # By the call's identity; it is kept, so that no other one gets its place.
-        self._known: dict[int, tuple[Call, KernelTrace]] = {}
+        self._known: dict[int, tuple[Call, list[tuple[str, Any, int]]]] = {}
 
     def write(
         self,
@@ -287,14 +287,13 @@ class Writer:
         if self._has_streams:
             program.streams += [self.stream] * (self._count - len(program.streams))
 
-    def _kernel_of(self, rule: Rule, call: Call) -> KernelTrace:
+    def _steps_of(self, rule: Rule, call: Call) -> list[tuple[str, Any, int]]:
         """Ask a rule, once for the calls that repeat: those are one object."""
         known = self._known.get(id(call))
         if known is None:
             trace = KernelTrace(call)
             rule(call, self.gpu, trace)
-            trace.finish()
-            known = self._known[id(call)] = (call, trace)
+            known = self._known[id(call)] = (call, trace.finish())
         return known[1]
 
     def _write_call(
@@ -302,8 +301,7 @@ class Writer:
     ) -> None:
         _, rule, call, blocks, thread, operator = entry
         scratch: dict[int, int] = {}  # handle → number
-        kernel = self._kernel_of(rule, call)
-        for what, which, nbytes in kernel.events:
+        for what, which, nbytes in self._steps_of(rule, call):
             block = None
             if what == "output":
                 if blocks[which] is None:
@@ -315,7 +313,7 @@ class Writer:
                 scratch[which] = self._count
                 size = nbytes
                 if what == "optional" and is_trial:
-                    program.optional[len(events)] = kernel.smaller[which]
+                    program.optional[len(events)] = ()
             elif what == "workspace":
                 owner = (which, thread, self.stream)
                 if owner in self._workspaces:

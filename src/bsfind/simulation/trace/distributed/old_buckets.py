@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Set as AbstractSet
 
-from bsfind.simulation.allocator.recording import Smaller
 from bsfind.simulation.trace.program import Program
 
 
@@ -28,7 +27,7 @@ def with_old_buckets(program: Program, buckets: AbstractSet[int]) -> Program | N
     events: list[int] = []
     operators: list[str] = []
     marks: list[tuple[int, str]] = []
-    optional: dict[int, Smaller] = {}
+    optional: dict[int, tuple[int, ...]] = {}
     late: list[int] = []
     has_any = False
     begin, load = 0, len(program.load_events)
