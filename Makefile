@@ -17,7 +17,7 @@ TORCH_newest := torch
 CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev/null && echo yes)
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out cudnn-asked
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -182,6 +182,10 @@ cudnn-trees: $(VENV)/.trees ## Fit the trees of cuDNN's engines anew, to the sam
 cudnn-accuracy: $(VENV)/.ready ## Compare the trees of cuDNN's engines with the samples that are held out
 	$(BIN)/python -m benchmarks.cudnn_trees_accuracy
 	$(BIN)/python -m benchmarks.accuracy_report
+
+cudnn-asked: $(FAKE)/.models ## Compare predictions that ask cuDNN, and those of the trees, with the fake GPU
+	$(FAKE)/bin/python -m benchmarks.cudnn_asked
+	$(FAKE)/bin/python -m benchmarks.accuracy_report
 
 docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens and docs/memory.svg
 	$(BIN)/python docs/build_reference.py

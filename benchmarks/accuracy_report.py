@@ -3,6 +3,8 @@
 From benchmarks/results/simulation_accuracy_*.json:
     src/bsfind/simulation/gpus/accuracy.json   the figures that reports of bsfind show beside a prediction
     docs/accuracy.md                      the page, with what is exact and what is not
+
+The page has the figures of cudnn_trees_accuracy.py and cudnn_asked.py, too.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ PUBLISHED = RESULTS / "published_table_rtx3090.json"
 POINTS = RESULTS / "published_points.json"
 TREES = RESULTS / "cudnn_trees.json"
 RELEASES = RESULTS / "torch_releases_h100.json"
+ASKED = RESULTS / "cudnn_asked.json"
 
 
 def main() -> None:
@@ -167,6 +170,7 @@ def page(documents: Sequence[dict[str, Any]]) -> Iterator[str]:
         "",
     )
     yield from _workspaces()
+    yield from _asked()
     yield from _searches(documents)
     yield from _published()
     yield from _points()
@@ -243,6 +247,33 @@ def _workspaces() -> Iterator[str]:
             cells.append(f"{found['error_of_the_sum_of_bytes']:.1%}")
         yield f"| {' | '.join(cells)} |"
     yield ""
+
+
+def _asked() -> Iterator[str]:
+    """Yield what it is worth to ask cuDNN instead of the trees."""
+    if not ASKED.is_file():
+        return
+    document = json.loads(ASKED.read_text())
+    found = {source: document[source] for source in ("trees", "asked")}
+    models = sorted({row["model"] for row in document["rows"]})
+    gpus = ", ".join(dict.fromkeys(row["gpu"] for row in document["rows"] if "gpu" in row))
+    yield from (
+        "### With cuDNN's own library",
+        "",
+        "Where the environment has cuDNN (every CUDA wheel of torch brings it), bsfind asks it instead of "
+        "the trees ([how](how-it-works.md#workspaces-of-convolutions)). The figures above and the error "
+        f"bound of reports are those of the trees. Here {len(models)} models ({', '.join(models)}) were "
+        f"predicted with both for {gpus}, and compared with the fake GPU (`make cudnn-asked`), which has the "
+        "same library: so the second line shows that bsfind asks as PyTorch does, not that cuDNN answers as "
+        "on a GPU.",
+        "",
+        "| workspaces | runs | exact | allocated: median | p95 | largest | reserved: median | p95 "
+        "| largest |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        _line("of the trees", found["trees"]["all"]),
+        _line("of cuDNN", found["asked"]["all"]),
+        "",
+    )
 
 
 def _published() -> Iterator[str]:

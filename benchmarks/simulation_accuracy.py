@@ -61,12 +61,12 @@ def main() -> None:
             _write(arguments.gpu, rows, searches)
 
     with Oracle(gpu=arguments.gpu) as oracle:
-        for run, optimizer in _grid(chosen, full=arguments.full):
+        for run, optimizer in grid(chosen, full=arguments.full):
             result = oracle.ask(run)
             if arguments.oracle_only:
                 print(f"{run!s:56} {result['status']} {result.get('seconds')}", flush=True)
                 continue
-            rows.append(_row(run, optimizer, result))
+            rows.append(compared(run, optimizer, result))
             print(json.dumps(rows[-1]), flush=True)
             write()
     if not (arguments.no_searches or arguments.oracle_only or arguments.core):
@@ -77,7 +77,7 @@ def main() -> None:
     print(json.dumps(accuracy_summary.summary(rows, searches), indent=2))
 
 
-def _grid(chosen: list[Case], *, full: bool) -> Iterator[tuple[Run, str]]:
+def grid(chosen: list[Case], *, full: bool) -> Iterator[tuple[Run, str]]:
     """Yield the runs; without `full`, each model in each precision once.
 
     Batch sizes and optimizers take turns then, so that all combinations occur across models.
@@ -96,7 +96,8 @@ def _grid(chosen: list[Case], *, full: bool) -> Iterator[tuple[Run, str]]:
                 yield Run(case=changed, precision=precision, batch_size=size), optimizer
 
 
-def _row(run: Run, optimizer: str, result: dict[str, Any]) -> dict[str, Any]:
+def compared(run: Run, optimizer: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Predict a run in a process of its own, and return both peaks and their errors."""
     row: dict[str, Any] = {
         "model": run.case.name,
         "family": run.case.family,
