@@ -24,6 +24,7 @@ from bsfind.simulation.kernels.convolution_backend import (
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION, MANIFEST, MULTIPROCESSORS
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem, copies
 from bsfind.simulation.kernels.cudnn_workspace import FAMILIES, SPLIT_BASES, fitted_workspace_bytes
+from bsfind.simulation.torch_releases import cuda_and_cudnn
 
 DATA = Path(__file__).parent / "data"
 ARCHIVE = zipfile.ZipFile(Path(rules.__file__).with_name(cudnn_engines.DATA_FILE))
@@ -254,10 +255,7 @@ def test_the_trees_are_those_of_the_version_of_cudnn_that_is_modelled():
     assert manifest["torch"].startswith("2.13.0")
     assert set(manifest["gpus"]) == set(MULTIPROCESSORS) == set(GPU_SPECS)
     assert {name: gpu.sm_count for name, gpu in GPU_SPECS.items()} == MULTIPROCESSORS
-    install = (Path(__file__).parents[1] / "fakegpu" / "install.sh").read_text()
-    (pinned,) = (line for line in install.splitlines() if line.startswith("cudnn="))
-    major, minor, patch = (int(part) for part in pinned.removeprefix("cudnn=").split(".")[:3])
-    assert major * 10000 + minor * 100 + patch == CUDNN_VERSION
+    assert cuda_and_cudnn((2, 13))[1] == CUDNN_VERSION
 
 
 def test_the_archive_has_the_trees_that_are_asked_for():

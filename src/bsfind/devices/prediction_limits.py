@@ -92,9 +92,6 @@ for 12.8 and 12.9 left out Maxwell and Pascal before that (pytorch/pytorch issue
 kernels for all GPUs of the catalogue.
 """
 
-_CUDA_OF_WHEELS = (((2, 11), (13, 0)), ((2, 8), (12, 8)))
-"""CUDA of PyTorch's wheels on PyPI, from a version of torch on: what a build without CUDA stands for."""
-
 
 def architecture_warnings(
     gpu: CatalogueGpu, torch_version: str, cuda_version: str | None
@@ -106,9 +103,9 @@ def architecture_warnings(
         torch_version: `torch.__version__`.
         cuda_version: CUDA of the build; None: it has none, and stands for PyPI's wheel of the same version.
     """
-    cuda = _pair(cuda_version) if cuda_version else _since(_CUDA_OF_WHEELS, _pair(torch_version))
-    needed = None if cuda is None else _since(_OLDEST_CAPABILITIES, cuda)
-    if cuda is None or needed is None or gpu.capability is None or gpu.capability >= needed:
+    cuda = _pair(cuda_version or cuda_and_cudnn(_pair(torch_version))[0])
+    needed = next((least for since, least in _OLDEST_CAPABILITIES if cuda >= since), None)
+    if needed is None or gpu.capability is None or gpu.capability >= needed:
         return []
     build, least = (".".join(map(str, pair)) for pair in (cuda, needed))
     release = ".".join(map(str, _pair(torch_version)))
@@ -127,13 +124,6 @@ def _pair(version: str) -> tuple[int, int]:
     """Return the first two numbers of a version."""
     major, minor = version.partition("+")[0].split(".")[:2]
     return int(major), int(minor)
-
-
-def _since(
-    table: tuple[tuple[tuple[int, int], tuple[int, int]], ...], version: tuple[int, int]
-) -> tuple[int, int] | None:
-    """Return what holds for a version: the entry of the newest version that is not newer."""
-    return next((value for since, value in table if version >= since), None)
 
 
 def setting_warnings(
