@@ -59,7 +59,7 @@ def measure(card: Card, options: Options) -> Iterator[Row]:
             "predicted": workspace_bytes(sample.problem, card.spec),
             "by_trees": fitted_workspace_bytes(sample.problem, card.spec),
         }
-    yield {"predicted by": workspaces_source()}
+    yield {"predicted by": workspaces_source(card.spec)}
 
 
 def is_right(measured_bytes: int, predicted_bytes: int) -> bool:

@@ -108,7 +108,7 @@ def test_answers_are_what_pytorch_took_on_the_fake_gpu(gpu: str, cudnn: pytest.M
     )
     assert found[True] > 200
     assert found[False] <= 0.01 * found[True]
-    assert workspaces_source() == "cuDNN 9.20, asked"
+    assert workspaces_source(H100) == "cuDNN 9.20, asked"
 
 
 @needs_cudnn
@@ -219,7 +219,7 @@ def test_the_trees_serve_where_the_library_fails(
     asks.setenv(VARIABLE, str(path))
     asks.setattr(cudnn_library, "_PATIENCE_S", 30.0 if kind != "hangs" else 1.0)
     assert workspace_bytes(problem(), H100) == fitted_workspace_bytes(problem(), H100)
-    assert workspaces_source() == (
+    assert workspaces_source(H100) == (
         f"fitted trees of cuDNN 9.20 (the library cannot be asked: {why})"
     )
     (library,) = convolution_workspace._libraries.values()
@@ -243,22 +243,33 @@ def test_the_larger_workspace_counts_within_a_limit(asks: pytest.MonkeyPatch) ->
 def test_a_library_that_is_not_there(asks: pytest.MonkeyPatch) -> None:
     asks.setenv(VARIABLE, "/nonexistent/libcudnn.so.9")
     assert workspace_bytes(problem(), H100) == fitted_workspace_bytes(problem(), H100)
-    assert "cannot open shared object file" in (workspaces_source() or "")
+    assert "cannot open shared object file" in (workspaces_source(H100) or "")
 
 
 def test_it_can_be_turned_off(asks: pytest.MonkeyPatch) -> None:
     asks.setenv(VARIABLE, "off")
     assert find_library() is None
-    assert workspaces_source() is None
+    assert workspaces_source(H100) is None
     assert workspace_bytes(problem(), H100) == fitted_workspace_bytes(problem(), H100)
-    assert workspaces_source() == "fitted trees of cuDNN 9.20"
+    assert workspaces_source(H100) == "fitted trees of cuDNN 9.20"
+
+
+def test_the_package_is_named_where_the_library_is_not_there(asks: pytest.MonkeyPatch) -> None:
+    asks.delenv(VARIABLE, raising=False)
+    asks.setattr(cudnn_library, "_loaded", lambda: None)
+    asks.setattr(cudnn_library, "_installed", lambda: None)
+    workspace_bytes(problem(), H100)
+    assert workspaces_source(H100) == (
+        "fitted trees of cuDNN 9.20 "
+        "(`pip install --no-deps 'nvidia-cudnn-cu13==9.20.*'` lets bsfind ask cuDNN itself)"
+    )
 
 
 def test_the_old_interface_of_pytorch_is_not_asked_for(asks: pytest.MonkeyPatch) -> None:
     asks.setenv(VARIABLE, "/nonexistent/libcudnn.so.9")
     asks.setenv("TORCH_CUDNN_V8_API_DISABLED", "1")
     workspace_bytes(problem(), H100)
-    assert workspaces_source() == "fitted trees of cuDNN 9.20"
+    assert workspaces_source(H100) == "fitted trees of cuDNN 9.20"
 
 
 def test_the_wheel_of_nvidia_is_found(tmp_path: Path, asks: pytest.MonkeyPatch) -> None:

@@ -308,7 +308,9 @@ class SimulatedDevice:
         from bsfind.simulation.kernels.convolution_workspace import workspaces_source
 
         operators = self._tracer.steps.operators if self._tracer is not None else None
-        return workspaces_source() if operators is not None and operators.convolutions else None
+        if operators is None or not operators.convolutions:
+            return None
+        return workspaces_source(self.spec("fp32"))
 
     @property
     def sizes_follow(self) -> bool:

@@ -12,10 +12,11 @@ from functools import lru_cache
 from bsfind.simulation.gpus.cudnn_device import device_json
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
-from bsfind.simulation.kernels.cudnn_library import CudnnLibrary, find_library
+from bsfind.simulation.kernels.cudnn_library import CudnnLibrary, find_library, may_be_asked
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
 from bsfind.simulation.kernels.cudnn_process import Question
 from bsfind.simulation.kernels.cudnn_workspace import fitted_workspace_bytes
+from bsfind.simulation.torch_releases import cuda_and_cudnn
 
 _TIMED = 10
 """Plans that PyTorch times, by default (`torch.backends.cudnn.benchmark_limit`)."""
@@ -49,8 +50,12 @@ def asks_cudnn(gpu: GpuSpec) -> bool:
     return library is not None and library.can_answer()
 
 
-def workspaces_source() -> str | None:
-    """Return what the workspaces of this process rest on, in words; None if there were none."""
+def workspaces_source(gpu: GpuSpec) -> str | None:
+    """Return what the workspaces of this process rest on, in words; None if there were none.
+
+    Args:
+        gpu: its release of torch names the package of cuDNN, where that is not there.
+    """
     if not _answered:
         return None
     trees = f"fitted trees of cuDNN {_release(CUDNN_VERSION)}"
@@ -59,9 +64,18 @@ def workspaces_source() -> str | None:
     versions = [library.version for library in libraries if library.version]
     because = f" (the library cannot be asked: {failures[0]})" if failures else ""
     if "cudnn" not in _answered:
-        return trees + because
+        return trees + (because or _how_to_ask(gpu))
     asked = f"cuDNN {_release(versions[0])}, asked" if versions else "cuDNN, asked"
     return asked if _answered == {"cudnn"} else f"{asked}, in part {trees}{because}"
+
+
+def _how_to_ask(gpu: GpuSpec) -> str:
+    """Return which package lets cuDNN be asked; nothing where it cannot be, or is not to be."""
+    if not may_be_asked() or find_library() is not None:
+        return ""
+    cuda, cudnn = cuda_and_cudnn(gpu.torch_version)
+    package = f"nvidia-cudnn-cu{cuda.partition('.')[0]}=={_release(cudnn)}.*"
+    return f" (`pip install --no-deps '{package}'` lets bsfind ask cuDNN itself)"
 
 
 def _release(version: int) -> str:

@@ -50,10 +50,16 @@ _PRELOADED = "LD_PRELOAD"
 
 def find_library() -> str | None:
     """Return the path of cuDNN's library; None if there is none, or it is not to be used."""
-    named = os.environ.get(VARIABLE, "").strip()
-    if named.lower() == "off" or not is_possible():
-        return None
-    return named or _loaded() or _installed()
+    return _named() or _loaded() or _installed() if may_be_asked() else None
+
+
+def may_be_asked() -> bool:
+    """Return whether this machine can ask the library, and the user lets it."""
+    return is_possible() and _named().lower() != "off"
+
+
+def _named() -> str:
+    return os.environ.get(VARIABLE, "").strip()
 
 
 def _loaded() -> str | None:
