@@ -54,9 +54,8 @@ DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
 demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or predicted for one
 	$(BIN)/$(DEMO) $(if $(HAS_GPU),,--gpu rtx-4090)
 
-# Slow tests stand together: where a process is given many at once, another has nothing left to do.
 test: setup ## Run all tests but those of `make faults` and `make fuzz`, on a fake GPU where there is no real one
-	$(BIN)/python -m pytest -n auto --maxschedchunk=32 --durations=40 --durations-min=5 -m "not faults and not fuzz" tests
+	$(BIN)/python -m pytest -n auto --durations=40 --durations-min=5 -m "not faults and not fuzz" tests
 
 test-fast: $(VENV)/.ready ## Run the tests of the units, the command line and the training step (some minutes)
 	$(BIN)/python -m pytest -n auto -m "not faults and not slow" tests/unit tests/cli tests/workload

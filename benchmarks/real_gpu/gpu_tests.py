@@ -59,7 +59,11 @@ def _ran(command: list[str], card: Card, options: Options) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "rows.jsonl")
         file.touch()
+        # A pytest that this process may belong to is not that of the tests.
+        outer = [name for name in os.environ if name.startswith("PYTEST_")]
         environment = child_environment() | {"REAL_GPU_TESTS": str(file)}
+        for name in outer:
+            environment.pop(name, None)
         environment["BSFIND_TEST_GPU"] = "fake" if card.is_fake else "real"
         output = Path(folder, "output.txt")
         with output.open("w") as text:

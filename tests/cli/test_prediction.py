@@ -174,7 +174,7 @@ def test_the_error_bound_is_that_of_the_operators(
     assert prediction["model_kind"] == kind
     assert (prediction["accuracy"] is None) == (kind == "recurrent")
     assert (prediction["no_accuracy_because"] is None) == (kind != "recurrent")
-    assert (prediction["convolution_workspaces"] is None) == (kind != "convolutional")
+    assert (prediction["convolution_workspaces"] is None) == (kind == "attention")
 
 
 @pytest.mark.slow

@@ -157,7 +157,7 @@ def _of_equally_many_steps(
             return traces
         ends.append([place + 1 for place in places if entries[place][1] == "step_end"])
     steps = min(map(len, ends))
-    if steps == max(map(len, ends)):
+    if steps in (0, max(map(len, ends))):
         return traces
     return [
         (size, entries[: end[steps - 1]]) for (size, entries), end in zip(traces, ends, strict=True)
