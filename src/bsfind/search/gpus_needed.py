@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from bsfind.errors import TargetError, UntraceableError, WorkerError
+from bsfind.errors import TargetError, TimeLimitError, UntraceableError, WorkerError
 from bsfind.records import DeviceInfo, GpusNeeded, ModelInfo, ReportWarning
 from bsfind.search.events import Events, Progress
 from bsfind.search.opening import Opened
@@ -130,6 +130,10 @@ def find_gpus_needed(
             trial = runner.run_within(size, budget, steps=steps, exact=is_asked_for)
         except ModelDoesNotFit as answer:
             return Trial(batch_size=size, status="oom", message=str(answer)), None
+        except TimeLimitError:
+            if is_asked_for:
+                raise
+            raise _TakesTooLongError from None
         busy_s += runner.busy_s
         if trial.status == "timeout" and not is_asked_for:
             raise _TakesTooLongError
