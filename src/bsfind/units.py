@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+
+_NAMED_SIZES = 4
+"""How many batch sizes a sentence names; of more, the first."""
 
 _UNITS = {
     "b": 1,
@@ -196,3 +200,12 @@ def format_duration(seconds: float) -> str:
         return f"{minutes} min {rest} s" if rest else f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+
+
+def format_batch_sizes(sizes: Sequence[int]) -> str:
+    """Write batch sizes as a sentence has them: `1,234`, `3 and 2`, `9, 8, 7, 6 and 5 others`."""
+    texts = [f"{size:,}" for size in sizes]
+    if len(texts) > _NAMED_SIZES:
+        texts[_NAMED_SIZES:] = [f"{len(texts) - _NAMED_SIZES} others"]
+    *first, last = texts
+    return f"{', '.join(first)} and {last}" if first else last

@@ -13,6 +13,7 @@ from bsfind.units import (
     KIB,
     MIB,
     Headroom,
+    format_batch_sizes,
     format_bytes,
     format_count,
     format_duration,
@@ -266,3 +267,16 @@ def test_a_headroom_of_a_few_bytes_is_most_likely_a_percentage() -> None:
     with pytest.raises(ValueError, match=r"write `5%` or `5MiB`"):
         parse_headroom("5")
     assert parse_headroom("5B") == Headroom(bytes=5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        ([1234], "1,234"),
+        ([3, 2], "3 and 2"),
+        ([9, 8, 7, 6], "9, 8, 7 and 6"),
+        ([9, 8, 7, 6, 5, 4], "9, 8, 7, 6 and 2 others"),
+    ],
+)
+def test_batch_sizes_are_written(sizes: list[int], text: str) -> None:
+    assert format_batch_sizes(sizes) == text

@@ -8,10 +8,7 @@ from bsfind.records import PrecisionResult, Prediction, Report
 from bsfind.report import wording
 from bsfind.search.recommend import baseline, is_fragmented, recommend, speed_up
 from bsfind.trial import Trial
-from bsfind.units import format_bytes, format_count
-
-_NAMED_SIZES = 4
-"""How many of the sizes that a model refuses are named."""
+from bsfind.units import format_batch_sizes, format_bytes, format_count
 
 _FLAT = 0.001
 """Peaks that differ by no more than this part are the same: rounding to blocks, random lengths."""
@@ -121,10 +118,9 @@ def _neighbours(result: PrecisionResult, report: Report) -> Iterator[str]:
     if found is None or size is None:
         return
     fit = "fit" if report.simulated else "run"
-    failed = [f"{n:,}" for n in sorted(found.failed, reverse=True)]
-    if len(failed) > _NAMED_SIZES:
-        failed[_NAMED_SIZES:] = [f"{len(failed) - _NAMED_SIZES} others"]
-    which, do = " and ".join(failed), "do" if len(failed) > 1 else "does"
+    failed = sorted(found.failed, reverse=True)
+    which = format_batch_sizes(failed) if failed else ""
+    do = "do" if len(failed) > 1 else "does"
     if found.moved_from is not None:
         yield f"{found.moved_from:,} {fit}s within the budget too, but {which} below it {do} not."
     elif failed:
@@ -166,13 +162,9 @@ def _refused_sizes(report: Report) -> list[str]:
         refused = result.refused_sizes
         if result.status != "ok" or refused is None or refused.accepted in lines:
             continue
-        sizes = [f"{size:,}" for size in refused.sizes]
-        if len(sizes) > _NAMED_SIZES:
-            sizes[_NAMED_SIZES:] = [f"{len(sizes) - _NAMED_SIZES} others"]
-        *first, last = sizes
-        listed = f"{', '.join(first)} and {last}" if first else last
-        name = report.axis or ("Batch sizes" if first else "Batch size")
-        fail = f"{name} {listed} fail{'' if first else 's'}"
+        several = len(refused.sizes) > 1
+        name = report.axis or ("Batch sizes" if several else "Batch size")
+        fail = f"{name} {format_batch_sizes(refused.sizes)} fail{'' if several else 's'}"
         text = f"{fail} with `{refused.error}`"
         if refused.batch_sizes == (1,):
             text = f"Batch size 1 does not run: {refused.error}"

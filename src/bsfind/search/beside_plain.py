@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bsfind.records import PrecisionResult, ReportWarning
+from bsfind.units import format_batch_sizes
 
 if TYPE_CHECKING:
     from bsfind.search.precision import PrecisionSearch
@@ -92,7 +93,7 @@ def warn_of_less(search: PrecisionSearch, plain: PrecisionResult) -> None:
     found = search.neighbours.found
     why = f"{confirmed.batch_size:,} is the largest that was found with it"
     if found is not None and found.moved_from is not None:
-        failed = " and ".join(f"{size:,}" for size in found.failed)
+        failed = format_batch_sizes(found.failed)
         why = f"with it {failed}, just below {found.moved_from:,}, did not fit the budget"
     _warn(search, larger, why)
 
