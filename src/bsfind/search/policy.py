@@ -215,12 +215,11 @@ class Simulated:
         Where each has to be traced, as many as there is time for.
         """
         steps = _steps_within_budget(search)
-        follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
         return search.neighbours.settle(
             lambda size: near_below(size, search.sizes, search.limits.least),
             lambda size: search.try_beside(size, steps),
             most_s=_NEIGHBOURS_S,
-            each_s=0.0 if follows else search.runner.slowest_s,
+            each_s=0.0 if _sizes_follow(search) else search.runner.slowest_s,
         )
 
     def largest_within_budget(
@@ -290,6 +289,12 @@ def _within_budget(search: PrecisionSearch) -> list[Trial]:
     ]
 
 
+def _sizes_follow(search: PrecisionSearch) -> bool:
+    """Tell whether other sizes follow from traces that were made, and take no time."""
+    follows = any(trial.traced_steps == 0 for trial in search.bracket.trials)
+    return follows or search.runner.sizes_follow
+
+
 def _pace(search: PrecisionSearch) -> None:
     """Look after each trial whether traces take long (see `_try_small` and `_coarsen`)."""
     _try_small(search)
@@ -299,7 +304,7 @@ def _pace(search: PrecisionSearch) -> None:
 def _coarsen(search: PrecisionSearch, bracket: Bracket) -> None:
     """Let a bracket be coarser where every size has to be traced and that takes long; in time, end it."""
     trials = search.bracket.trials
-    if search.runner.sizes_follow or any(trial.traced_steps == 0 for trial in trials):
+    if _sizes_follow(search):
         return
     if len(trials) >= _FEW_TRACES and search.runner.slowest_s > _SLOW_TRACE_S:
         bracket.be_coarse(_COARSER)
@@ -371,8 +376,7 @@ def _is_slow(search: PrecisionSearch, bracket: Bracket | None = None) -> bool:
     bracket = bracket or search.bracket
     if any(trial.batches is not None for trial in search.bracket.trials):
         return True
-    trials = search.bracket.trials
-    follows = search.runner.sizes_follow or any(trial.traced_steps == 0 for trial in trials)
+    follows = _sizes_follow(search)
     if follows or bracket.best is None or bracket.smallest_failed is None:
         return search.runner.busy_s > most_s and not follows
     halvings = math.log2(max(1, bracket.smallest_failed - bracket.best.batch_size))
