@@ -52,13 +52,9 @@ _INSTANT, _MODE_B, _FALLBACK = 0, 1, 2
 
 _DATA_TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 9}
 
-# The descriptor of each pass, and the first of its attributes: alpha, beta, and the descriptors of the
-# convolution, w, x and y follow, in the order of the third field.
-_PASSES = {
-    "forward": (10, 700, ("alpha", "beta", "convolution", "w", "x", "y")),
-    "weight_gradient": (11, 712, ("alpha", "beta", "convolution", "w", "x", "y")),
-    "input_gradient": (12, 706, ("alpha", "beta", "convolution", "w", "x", "y")),
-}
+# The descriptor of each pass, and the first of its attributes, which have one order in all of them.
+_PASSES = {"forward": (10, 700), "weight_gradient": (11, 712), "input_gradient": (12, 706)}
+_ATTRIBUTES = ("alpha", "beta", "convolution", "w", "x", "y")
 
 _ALIGNMENT = 32
 """Bytes: the most that PyTorch looks for (`getAlignment`); its allocator's blocks have 512."""
@@ -284,10 +280,10 @@ class Cudnn:
         self._set(convolution, 103, _INT64, _longs(*q["stride"]))
         self._set(convolution, 102, _INT64, _longs(*q["dilation"]))
         self._finalize(convolution)
-        kind, first, names = _PASSES[q["kind"]]
+        kind, first = _PASSES[q["kind"]]
         operation = self._new(kind)
         owned.append(operation)
-        for name, attribute in zip(names, range(first, first + len(names)), strict=True):
+        for attribute, name in enumerate(_ATTRIBUTES, start=first):
             if name in ("alpha", "beta"):
                 factor = 1.0 if name == "alpha" else 0.0
                 values = ((ctypes.c_double if double else ctypes.c_float) * 1)(factor)
