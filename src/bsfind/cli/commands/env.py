@@ -77,7 +77,8 @@ def _share(*, as_json: bool) -> int:
         sys.stdout.write(dumps(facts))
     else:
         sys.stdout.writelines(f"{visible(line)}\n" for line in block(facts, platform.platform()))
-        Terminal().hint(POST_IT)
+        if "gpu" in facts:
+            Terminal().hint(POST_IT)
     return ExitCode.OK if "gpu" in facts else ExitCode.NO_DEVICE
 
 
