@@ -261,8 +261,17 @@ def test_the_package_is_named_where_the_library_is_not_there(asks: pytest.Monkey
     workspace_bytes(problem(), H100)
     assert workspaces_source(H100) == (
         "fitted trees of cuDNN 9.20 "
-        "(`pip install --no-deps 'nvidia-cudnn-cu13==9.20.*'` lets bsfind ask cuDNN itself)"
+        "(`pip install 'nvidia-cudnn-cu13==9.20.*'` lets bsfind ask cuDNN itself)"
     )
+
+
+def test_no_package_is_named_that_is_too_old_to_be_asked(asks: pytest.MonkeyPatch) -> None:
+    asks.delenv(VARIABLE, raising=False)
+    asks.setattr(cudnn_library, "_loaded", lambda: None)
+    asks.setattr(cudnn_library, "_installed", lambda: None)
+    gpu = dataclasses.replace(H100, torch_version=(2, 7))  # its wheel has cuDNN 9.5
+    workspace_bytes(problem(), gpu)
+    assert workspaces_source(gpu) == "fitted trees of cuDNN 9.20"
 
 
 def test_the_old_interface_of_pytorch_is_not_asked_for(asks: pytest.MonkeyPatch) -> None:

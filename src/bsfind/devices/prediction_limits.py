@@ -12,7 +12,13 @@ from bsfind.parallel import Parallel
 from bsfind.records import ReportWarning
 from bsfind.simulation.gpus.accuracy import measured
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
-from bsfind.simulation.torch_releases import CUDA_13, NEWEST, cuda_and_cudnn
+from bsfind.simulation.torch_releases import (
+    CUDA_13,
+    NEWEST,
+    cuda_and_cudnn,
+    cudnn_release,
+    release_of,
+)
 
 if TYPE_CHECKING:
     from bsfind.simulation.gpus.catalogue import CatalogueGpu
@@ -33,12 +39,10 @@ def check_sharding(parallel: Parallel, torch_version: str) -> None:
     Raises:
         UntraceableError: it cannot with this version.
     """
-    major, minor = (int(part) for part in torch_version.split(".")[:2])
-    if parallel.shards and (major, minor) < _SHARDING_SINCE:
-        since = ".".join(map(str, _SHARDING_SINCE))
+    if parallel.shards and release_of(torch_version) < _SHARDING_SINCE:
         raise UntraceableError(
-            f"FSDP2 of torch {torch_version} cannot be traced: predictions with it need torch {since} or "
-            "newer",
+            f"FSDP2 of torch {torch_version} cannot be traced: predictions with it need torch "
+            f"{_text(_SHARDING_SINCE)} or newer",
             hint="`--parallel ddp` can be predicted; on a GPU, `--nproc-per-node` and `--world-size` measure",
         )
 
@@ -54,12 +58,10 @@ def version_warnings(
     """
     if measured().is_for(torch_version):
         return []
-    release = ".".join(torch_version.partition("+")[0].split(".")[:2])
-    major, minor = (int(part) for part in release.split("."))
-    if (major, minor) > NEWEST:
-        newest = ".".join(map(str, NEWEST))
-        known = f"a newer version than {newest} is taken to be like it"
-    elif not (differs := list(_not_modelled(major, minor, asks_cudnn))):
+    release = release_of(torch_version)
+    if release > NEWEST:
+        known = f"a newer version than {_text(NEWEST)} is taken to be like it"
+    elif not (differs := list(_not_modelled(release, asks_cudnn))):
         known = "what is known to differ is modelled"
     else:
         known = f"known to differ and not modelled: {', '.join(differs)}"
@@ -67,20 +69,20 @@ def version_warnings(
     return [
         ReportWarning(
             code="torch_version",
-            message=f"the error bound of predictions is for torch {measured().torch}, and this is {release}: "
-            f"{compared or 'not compared'}; {known}",
+            message=f"the error bound of predictions is for torch {measured().torch}, and this is "
+            f"{_text(release)}: {compared or 'not compared'}; {known}",
             hint="keep more headroom, or measure with `--device cuda`",
         )
     ]
 
 
-def _not_modelled(major: int, minor: int, asks_cudnn: Callable[[], bool]) -> Iterator[str]:
+def _not_modelled(release: tuple[int, int], asks_cudnn: Callable[[], bool]) -> Iterator[str]:
     """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
-    _, cudnn = cuda_and_cudnn((major, minor))
+    _, cudnn = cuda_and_cudnn(release)
     if cudnn != CUDNN_VERSION and not asks_cudnn():
-        taken = f"{CUDNN_VERSION // 10000}.{CUDNN_VERSION // 100 % 100}"
+        taken = cudnn_release(CUDNN_VERSION)
         yield f"workspaces of convolutions (those of cuDNN {taken} are taken)"
-    if (2, 6) < (major, minor) < CUDA_13:  # seen with 2.9, not with 2.6 and 2.11
+    if (2, 6) < release < CUDA_13:  # seen with 2.9, not with 2.6 and 2.11
         yield "3-D convolutions in half precision (taken to run in cuDNN)"
 
 
@@ -103,27 +105,24 @@ def architecture_warnings(
         torch_version: `torch.__version__`.
         cuda_version: CUDA of the build; None: it has none, and stands for PyPI's wheel of the same version.
     """
-    cuda = _pair(cuda_version or cuda_and_cudnn(_pair(torch_version))[0])
+    release = release_of(torch_version)
+    cuda = release_of(cuda_version or cuda_and_cudnn(release)[0])
     needed = next((least for since, least in _OLDEST_CAPABILITIES if cuda >= since), None)
     if needed is None or gpu.capability is None or gpu.capability >= needed:
         return []
-    build, least = (".".join(map(str, pair)) for pair in (cuda, needed))
-    release = ".".join(map(str, _pair(torch_version)))
     return [
         ReportWarning(
             code="gpu_architecture",
-            message=f"torch {release} for CUDA {build} has no kernels for {gpu.name}: it needs compute "
-            f"capability {least} or newer, and this is {gpu.compute_capability}. The step is predicted as if "
-            "it had",
+            message=f"torch {_text(release)} for CUDA {_text(cuda)} has no kernels for {gpu.name}: it needs "
+            f"compute capability {_text(needed)} or newer, and this is "
+            f"{gpu.compute_capability}. The step is predicted as if it had",
             hint="install a build of PyTorch for an older CUDA, such as 12.6; its memory differs a little",
         )
     ]
 
 
-def _pair(version: str) -> tuple[int, int]:
-    """Return the first two numbers of a version."""
-    major, minor = version.partition("+")[0].split(".")[:2]
-    return int(major), int(minor)
+def _text(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 def setting_warnings(

@@ -55,6 +55,7 @@ from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.gpus.catalogue import find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.kernels.call import GpuSpec
+from bsfind.simulation.torch_releases import release_of
 from bsfind.trial import Trial
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_errors import text_of
@@ -228,13 +229,12 @@ class SimulatedDevice:
         gpu = self._gpu
         if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
             raise ValueError(f"{gpu.key} cannot be simulated")
-        major, minor = torch.__version__.split(".")[:2]
         tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
         return GpuSpec(
             capability=gpu.capability,
             sm_count=gpu.sm_count,
             max_threads_per_sm=gpu.max_threads_per_sm,
-            torch_version=(int(major), int(minor)),
+            torch_version=release_of(torch.__version__),
             tf32_convolutions=tf32,
             tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
         )

@@ -99,6 +99,17 @@ _WHEELS = {
 """CUDA and cuDNN of the wheels on PyPI, from these releases on."""
 
 
+def release_of(version: str) -> tuple[int, int]:
+    """Return the release of a version: (2, 13) of `2.13.0+cu130`."""
+    major, minor = version.partition("+")[0].split(".")[:2]
+    return int(major), int(minor)
+
+
+def cudnn_release(version: int) -> str:
+    """Return the release of a version of cuDNN as cudnnGetVersion() returns it: `9.20` of 92000."""
+    return f"{version // 10000}.{version // 100 % 100}"
+
+
 def cuda_and_cudnn(release: tuple[int, int]) -> tuple[str, int]:
     """Return the versions of CUDA and cuDNN that a release's wheel on PyPI comes with: ("13.0", 92000).
 

@@ -14,9 +14,9 @@ from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
 from bsfind.simulation.kernels.cudnn_library import CudnnLibrary, find_library, may_be_asked
 from bsfind.simulation.kernels.cudnn_problem import ConvolutionProblem
-from bsfind.simulation.kernels.cudnn_process import Question
+from bsfind.simulation.kernels.cudnn_process import FIRST_VERSION, Question
 from bsfind.simulation.kernels.cudnn_workspace import fitted_workspace_bytes
-from bsfind.simulation.torch_releases import cuda_and_cudnn
+from bsfind.simulation.torch_releases import cuda_and_cudnn, cudnn_release
 
 _TIMED = 10
 """Plans that PyTorch times, by default (`torch.backends.cudnn.benchmark_limit`)."""
@@ -58,14 +58,14 @@ def workspaces_source(gpu: GpuSpec) -> str | None:
     """
     if not _answered:
         return None
-    trees = f"fitted trees of cuDNN {_release(CUDNN_VERSION)}"
+    trees = f"fitted trees of cuDNN {cudnn_release(CUDNN_VERSION)}"
     libraries = [library for library in _libraries.values() if library is not None]
     failures = [library.failure for library in libraries if library.failure]
     versions = [library.version for library in libraries if library.version]
     because = f" (the library cannot be asked: {failures[0]})" if failures else ""
     if "cudnn" not in _answered:
         return trees + (because or _how_to_ask(gpu))
-    asked = f"cuDNN {_release(versions[0])}, asked" if versions else "cuDNN, asked"
+    asked = f"cuDNN {cudnn_release(versions[0])}, asked" if versions else "cuDNN, asked"
     return asked if _answered == {"cudnn"} else f"{asked}, in part {trees}{because}"
 
 
@@ -74,12 +74,10 @@ def _how_to_ask(gpu: GpuSpec) -> str:
     if not may_be_asked() or find_library() is not None:
         return ""
     cuda, cudnn = cuda_and_cudnn(gpu.torch_version)
-    package = f"nvidia-cudnn-cu{cuda.partition('.')[0]}=={_release(cudnn)}.*"
-    return f" (`pip install --no-deps '{package}'` lets bsfind ask cuDNN itself)"
-
-
-def _release(version: int) -> str:
-    return f"{version // 10000}.{version // 100 % 100}"
+    if cudnn < FIRST_VERSION:
+        return ""
+    package = f"nvidia-cudnn-cu{cuda.partition('.')[0]}=={cudnn_release(cudnn)}.*"
+    return f" (`pip install '{package}'` lets bsfind ask cuDNN itself)"
 
 
 _libraries: dict[tuple[tuple[int, int], int, int], CudnnLibrary | None] = {}
