@@ -161,7 +161,9 @@ class _UncacheableError(Exception):
     """The answer to a call does not follow from its arguments' shapes."""
 
 
-def key_of(args: Sequence[Any], kwargs: Kwargs, tensors: list[Tensor]) -> tuple[Any, ...] | None:
+def key_of(
+    args: Sequence[Any], kwargs: Kwargs, tensors: list[Tensor], *, of_numbers: bool = True
+) -> tuple[Any, ...] | None:
     """Return what the outputs of an operator's call depend on; None if that cannot be told.
 
     A call whose first argument is in the host's memory is real, and has to be made.
@@ -170,17 +172,19 @@ def key_of(args: Sequence[Any], kwargs: Kwargs, tensors: list[Tensor]) -> tuple[
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
         tensors: list that gets the tensors among both.
+        of_numbers: whether they depend on the values of numbers; False: on their types only.
     """
+    part = _part if of_numbers else _part_without_numbers
     first = args[0] if args else None
     if isinstance(first, (list, tuple)):
         first = first[0] if first else None
     if isinstance(first, Tensor) and not first.is_meta:
         return None
     try:
-        key = [_part(value, tensors) for value in args]
+        key = [part(value, tensors) for value in args]
         for name, value in kwargs.items():
             key.append(name)
-            key.append(_part(value, tensors))
+            key.append(part(value, tensors))
         return tuple(key)
     except _UncacheableError:
         return None
@@ -201,6 +205,14 @@ def _part(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, _BY_VALUE):
         return value
     raise _UncacheableError
+
+
+def _part_without_numbers(value: Any, tensors: list[Tensor]) -> Any:
+    if isinstance(value, _PLAIN):
+        return value.__class__
+    if isinstance(value, (list, tuple)):
+        return tuple([_part_without_numbers(item, tensors) for item in value])
+    return _part(value, tensors)
 
 
 class KnownCall:

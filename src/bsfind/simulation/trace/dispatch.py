@@ -76,6 +76,7 @@ class OperatorFacts:
 
     Attributes:
         label: the operator's name for people.
+        takes_any_number: whether calls that differ in the values of numbers only are alike.
         known: the answers to calls that are remembered, by their keys (see `calls.key_of`).
     """
 
@@ -90,6 +91,7 @@ class OperatorFacts:
     is_aliasing: bool
     is_repeatable: bool
     is_pointwise: bool
+    takes_any_number: bool
     label: str
     known: dict[tuple[Any, ...], KnownCall]
 
@@ -286,6 +288,8 @@ class Dispatcher:
             is_repeatable=torch.Tag.inplace_view not in op.tags  # `transpose_` and its like
             and _is_repeatable(name, overload, mutated, returns),
             is_pointwise=torch.Tag.pointwise in op.tags,
+            # An optimizer's factors, such as Adam's corrections of its bias, change with each step.
+            takes_any_number=name.startswith("aten::_foreach_") and bool(mutated),
             label=f"{name}.{overload}" if overload != "default" else name,
             known={},
         )
@@ -320,7 +324,9 @@ class Dispatcher:
                 the arguments' shapes only.
         """
         tensors: list[torch.Tensor] = []
-        key = key_of(args, kwargs, tensors) if facts.is_repeatable else None
+        key = None
+        if facts.is_repeatable:
+            key = key_of(args, kwargs, tensors, of_numbers=not facts.takes_any_number)
         known = facts.known.get(key) if key is not None else None
         if known is not None and self._target is None and not self.host:
             return self._run_again(facts, known, args, kwargs, tensors)
