@@ -54,6 +54,34 @@ assert len(graphs) == 2 and "cos" in graphs[0] and "exp" in graphs[1], graphs
 assert "sin" not in "".join(graphs), graphs
 """
 
+ASKED_FOR_TRITON = """
+import sys, torch, types
+from bsfind.workload.late_imports import postpone_imports
+postpone_imports()
+of_torchvision = types.ModuleType("torchvision.ops.roi_align")
+exec("from torch._dynamo.utils import is_compile_supported", of_torchvision.__dict__)
+assert "torch._dynamo.convert_frame" not in sys.modules
+asked = of_torchvision.is_compile_supported("cpu")
+assert "torch._dynamo.convert_frame" in sys.modules
+import torch._dynamo.utils as utils
+from torch._dynamo.utils import is_compile_supported
+assert asked is is_compile_supported("cpu") and torch._dynamo.utils is utils
+assert utils is sys.modules["torch._dynamo.utils"] and utils.__file__
+"""
+
+ONE_MODULE_OF_EACH_NAME = """
+import sys, torch
+from bsfind.workload.late_imports import postpone_imports
+postpone_imports()
+%s
+import torch._dynamo.utils
+from torch._dynamo import convert_frame, utils
+assert utils is torch._dynamo.utils is sys.modules["torch._dynamo.utils"] and utils.__file__
+assert convert_frame.counters is utils.counters
+"""
+AFTER_ITS_PACKAGE = ONE_MODULE_OF_EACH_NAME % "import torch._dynamo.config"
+BEFORE_ITS_PACKAGE = ONE_MODULE_OF_EACH_NAME % "from torch._dynamo.utils import counters"
+
 NUMBERS_AND_SHAPES = """
 import sys, torch
 from bsfind.workload.late_imports import postpone_imports
@@ -85,7 +113,17 @@ for wrong, kind in ((False, RuntimeError), (1, TypeError)):
 """
 
 
-@pytest.mark.parametrize("code", [NOT_BEFORE_IT_IS_USED, MARKS_HOLD, NUMBERS_AND_SHAPES])
+@pytest.mark.parametrize(
+    "code",
+    [
+        NOT_BEFORE_IT_IS_USED,
+        MARKS_HOLD,
+        NUMBERS_AND_SHAPES,
+        ASKED_FOR_TRITON,
+        AFTER_ITS_PACKAGE,
+        BEFORE_ITS_PACKAGE,
+    ],
+)
 def test_the_compiler_waits_until_it_is_used(code: str) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

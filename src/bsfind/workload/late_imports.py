@@ -5,9 +5,10 @@ Python import `torch._dynamo` for two marks on functions, which tell the compile
 (torch/_compile.py, torch/optim/optimizer.py, torch 2.6-2.14). Meta kernels written in Python also import
 `sympy` to tell its numbers from Python's (`elementwise_dtypes` in torch/_prims_common/__init__.py), and
 `torch.fx.experimental.symbolic_shapes` for conditions on sizes that are symbolic only in a compiler
-(`_check_with` in torch/__init__.py). Together these imports take longer than torch's own, in every
-process. Until anything else of them is asked for, a module with the little that is used stands in the
-place of each.
+(`_check_with` in torch/__init__.py). torchvision, which timm imports, asks the compiler whether there is a
+Triton (`is_compile_supported`; torchvision/ops/roi_align.py, torchvision 0.21-0.29). Together these imports
+take longer than torch's own, in every process. Until anything else of them is asked for, a module with the
+little that is used stands in the place of each.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 _COMPILER = "torch._dynamo"
+_COMPILER_UTILS = "torch._dynamo.utils"
 _NUMBERS = "sympy"
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 
@@ -62,9 +64,13 @@ class _Known(NamedTuple):
 
 
 def _real(name: str) -> Any:
-    """Import a real module in place of the one that stands for it."""
-    if isinstance(sys.modules.get(name), _Later):
-        del sys.modules[name]
+    """Import a real module in place of the one that stands for it, and for those in it."""
+    package = name.rpartition(".")[0]
+    if isinstance(sys.modules.get(package), _Later):
+        _real(package)
+    for postponed in (name, *(known for known in _KNOWN if known.startswith(f"{name}."))):
+        if isinstance(sys.modules.get(postponed), _Later):
+            del sys.modules[postponed]
     return importlib.import_module(name)
 
 
@@ -88,6 +94,11 @@ def _disable(fn: Any = None, *args: Any, **kwargs: Any) -> Any:
         return disabled(*given, **named)
 
     return left_alone
+
+
+def _is_compile_supported(device_type: Any) -> Any:
+    """Return what the compiler says once it is asked."""
+    return _real(_COMPILER_UTILS).is_compile_supported(device_type)
 
 
 def _graph_break(*_: Any, **__: Any) -> None:
@@ -143,6 +154,9 @@ _PLAIN: Mapping[str, Callable[..., Any]] = {
 
 _KNOWN: Mapping[str, _Known] = {
     _COMPILER: _Known("torch", {"disable": _disable, "graph_break": _graph_break}),
+    _COMPILER_UTILS: _Known(
+        "torchvision", {"is_compile_supported": _is_compile_supported}, is_package=False
+    ),
     _NUMBERS: _Known("torch._prims_common", {"Basic": _NoNumber("Basic", (), {})}),
     _SHAPES: _Known(
         "torch",
