@@ -148,7 +148,7 @@ def test_an_exact_trace_that_goes_on_otherwise_is_believed() -> None:
 def test_a_search_is_refused_in_the_first_step_and_a_check_is_not(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bsfind.devices.simulated._MOST_ENTRIES", most)
+    monkeypatch.setattr("bsfind.devices.trial_programs._MOST_ENTRIES", most)
     device = SimulatedDevice(DeviceChoice(device="sim", gpu="a10g"))
     calls: list[str] = []
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 from tests.simulation.gpu_specs import GPU_SPECS
 
+from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import InputSpec
-from bsfind.settings import Workload
+from bsfind.settings import DeviceChoice, Workload
 from bsfind.simulation.trace.host_draws import HostDraws
 from bsfind.simulation.trace.repetition import steps_before_repetition, with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
+from bsfind.trial import Trial
 
 MODELS = Path(__file__).parents[1] / "models"
 A100 = GPU_SPECS["a100"]
@@ -125,3 +128,47 @@ def test_what_a_batch_function_draws_is_written_once() -> None:
     second.zero_()
     assert first.count_nonzero() == 1000
     assert draws.like(some, "aten::randn", 1000).count_nonzero() == 1000
+
+
+# ------------------------------------------------------------------------ several precisions
+
+
+def confirmed(device: SimulatedDevice, attribute: str, precision: str) -> Trial:
+    """Return an exact trial of 20 steps."""
+    device.load(
+        Workload(
+            target=f"{MODELS}/repetition.py:{attribute}",
+            inputs=(InputSpec(shape=(16,), dtype="float32"),),
+        ),
+        precision,
+    )
+    device.run_trial(4, 3)
+    return device.run_trial(8, 20, exact=True)
+
+
+@pytest.mark.parametrize(("attribute", "traced"), [("Wide", 3), ("EveryNinth", 20)])
+def test_steps_that_are_alike_in_one_precision_are_not_all_traced_in_another(
+    attribute: str, traced: int
+) -> None:
+    choice = DeviceChoice(device="sim", gpu="a10g")
+    device, alone = SimulatedDevice(choice), SimulatedDevice(choice)
+    try:
+        assert confirmed(device, attribute, "fp32").traced_steps == 20
+        second = confirmed(device, attribute, "amp-bf16")
+        assert second.traced_steps == traced
+        device.close()
+        expected = confirmed(alone, attribute, "amp-bf16")
+        assert expected.traced_steps == 20
+        assert dataclasses.replace(second, traced_steps=20) == expected
+    finally:
+        device.close()
+        alone.close()
+
+
+def test_steps_of_another_model_are_all_traced() -> None:
+    device = SimulatedDevice(DeviceChoice(device="sim", gpu="a10g"))
+    try:
+        confirmed(device, "Wide", "fp32")
+        assert confirmed(device, "KeepsTheLastBatch", "amp-bf16").traced_steps == 20
+    finally:
+        device.close()

@@ -360,6 +360,31 @@ def test_a_prediction_says_how_many_steps_were_traced(traced: int, said: str) ->
     assert sentences(report)[0].startswith(f"Predicted, not run: {said}")
 
 
+def test_a_prediction_says_where_all_steps_were_traced() -> None:
+    report = predicted_report()
+    recommended = report.recommendation
+    assert recommended is not None
+    results = [
+        dataclasses.replace(
+            result,
+            trials=tuple(
+                dataclasses.replace(
+                    trial,
+                    steps=20,
+                    traced_steps=3 if result.precision == recommended.precision else 20,
+                )
+                for trial in result.trials
+            ),
+        )
+        for result in report.results
+    ]
+    assert len(results) == 2
+    said = sentences(dataclasses.replace(report, results=tuple(results)))[0]
+    assert (
+        "3 steps were traced and the last was repeated, up to 20 (all of them were traced" in said
+    )
+
+
 def test_json_of_a_prediction(golden: Golden) -> None:
     golden("predicted.json", to_json(predicted_report()))
 

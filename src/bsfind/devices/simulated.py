@@ -27,6 +27,7 @@ from bsfind.devices.prediction_limits import (
     setting_warnings,
     version_warnings,
 )
+from bsfind.devices.trial_programs import TrialPrograms
 from bsfind.errors import BsfindError, ShortBatchError, TargetError, UntraceableError, UsageError
 from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import (
@@ -63,17 +64,9 @@ from bsfind.workload.user_errors import text_of
 if TYPE_CHECKING:
     from bsfind.simulation.trace.building import FixedMemory
     from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
-    from bsfind.simulation.trace.program import Program
     from bsfind.simulation.trace.recorder import Observer
     from bsfind.simulation.trace.tracer import Tracer
     from bsfind.simulation.trace.value_shapes import ValueShapes
-
-_MOST_ENTRIES = 200_000
-"""Allocations, releases and calls of kernels in a step from which on a search is refused: its traces would
-take minutes."""
-
-_FEWEST_TRACED = 3
-"""Steps of a trace that takes long: the first one warms up, and the others have to be alike."""
 
 
 class SimulatedDevice:
@@ -125,10 +118,8 @@ class SimulatedDevice:
         self._shapes: tuple[Workload, ValueShapes] | None = None
         self._fixed: FixedMemory | None = None
         self._model_bytes = 0
-        self._traced_steps: int | None = None
-        self._fewest_steps = 0
+        self._programs: TrialPrograms | None = None
         self._steps_differ = self._has_run = self._ends_with_epoch = False
-        self._never_repeats = False
         self._told: list[ReportWarning] = []
         self.refusal: BsfindError | None = None
 
@@ -169,17 +160,17 @@ class SimulatedDevice:
         self.close()
         self._limit_bytes = self._memory_limit
         self._fixed = None
-        self._traced_steps = None
-        self._fewest_steps = 0
         self._steps_differ = self._has_run = self._ends_with_epoch = False
-        self._never_repeats = False
         check_sharding(workload.parallel, torch.__version__)
+        are_steady = self._programs is not None and self._programs.are_steady
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
+            are_steady = False
         tracer = self._tracer = Tracer(
             *(workload, precision, self.spec(precision), self.properties),
             *(observer, self._shapes[1]),
         )
+        self._programs = TrialPrograms(tracer, are_steady=are_steady)
         allocator = self.new_allocator()
         try:
             tracer.model_program().load(allocator)
@@ -208,6 +199,12 @@ class SimulatedDevice:
         if self._tracer is None:
             raise RuntimeError("a trial before load")
         return self._tracer
+
+    @property
+    def _of_trials(self) -> TrialPrograms:
+        if self._programs is None:
+            raise RuntimeError("a trial before load")
+        return self._programs
 
     @property
     def properties(self) -> SimulatedGpu:
@@ -336,18 +333,18 @@ class SimulatedDevice:
         steps of a longer trial that is not exact, or whose trace takes long, are taken to be like them.
         """
         self.refusal = None
-        self._traced_steps = self._traced_steps or (min(steps, _FEWEST_TRACED) if exact else steps)
+        self._of_trials.begin(steps, exact=exact)
         allocator = self.new_allocator()
         traced_steps = 0
         try:
-            program = self._program(batch_size, steps, exact=exact)
+            program = self._of_trials.program(batch_size, steps, exact=exact)
             traced_steps = program.traced_steps
             replayed = program.replay(allocator, program.load(allocator))
 
             def run_more(count: int) -> Sequence[StepMemory]:
                 nonlocal allocator, replayed, traced_steps
                 done = len(replayed.memory)
-                longer = self._traced(batch_size, done + count, exact=True)
+                longer = self._of_trials.all_traced(batch_size, done + count, exact=True)
                 traced_steps = longer.traced_steps
                 allocator = self.new_allocator()
                 replayed = longer.replay(allocator, longer.load(allocator))
@@ -379,7 +376,7 @@ class SimulatedDevice:
         if ran > len(program.step_ends) and replayed.memory[-1].held_bytes == (
             replayed.memory[-2].held_bytes
         ):
-            self._traced_steps = self._fewest_steps = ran  # as many for the sizes to come
+            self._of_trials.need(ran)  # for the sizes to come
         self._has_run = True
         late = self._fits_with_old_buckets(batch_size, ran)
         if leak is None and program.batches is None:
@@ -408,8 +405,7 @@ class SimulatedDevice:
         """Tell whether the device has room for DDP's first buckets for one step more; None without DDP."""
         if self.tracer.workload.parallel.strategy not in ("ddp", "zero1"):
             return None
-        steps = min(steps, self._traced_steps or steps)
-        program = self.tracer.program_with_old_buckets(batch_size, steps)
+        program = self.tracer.program_with_old_buckets(batch_size, self._of_trials.at_most(steps))
         if program is None:
             return None
         allocator = self._allocator_within(self._memory_limit)
@@ -439,36 +435,6 @@ class SimulatedDevice:
     @property
     def _capacity_bytes(self) -> int:
         return min(self._free_bytes, self._limit_bytes or self._free_bytes)
-
-    def _program(self, batch_size: int, steps: int, *, exact: bool) -> Program:
-        assert self._traced_steps is not None
-        steps = max(steps, self._fewest_steps)
-        enough = max(self._traced_steps, _FEWEST_TRACED)
-        if exact and steps > enough:
-            program = self.tracer.program(batch_size, steps, exact=True, enough=enough)
-            if len(program.step_ends) >= steps or program.batches is not None:
-                return program
-        elif exact or steps <= self._traced_steps or self._never_repeats:
-            return self._traced(batch_size, steps, exact=exact)
-        else:
-            program = self._traced(batch_size, self._traced_steps, exact=False)
-            if program.batches is not None:  # other steps have other batches
-                return self.tracer.program(batch_size, steps, exact=True, enough=enough)
-        from bsfind.simulation.trace.repetition import with_more_steps
-
-        longer = with_more_steps(program, steps)
-        self._never_repeats = longer is None
-        return longer or self._traced(batch_size, steps, exact=True)
-
-    def _traced(self, batch_size: int, steps: int, *, exact: bool) -> Program:
-        from bsfind.simulation.trace.repetition import with_more_steps
-
-        most_entries = None if exact else _MOST_ENTRIES
-        program = self.tracer.program(batch_size, steps, exact=exact, most_entries=most_entries)
-        if program.repeats:
-            longer = with_more_steps(program, steps)
-            return longer or self.tracer.program(batch_size, steps, exact=True)
-        return program
 
     def trial_of_refusal(self, error: BsfindError, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.

@@ -59,7 +59,7 @@ def sentences(report: Report) -> list[str]:
 def _evidence(result: PrecisionResult, report: Report) -> str:
     """Return what the recommendation is based on."""
     if report.simulated:
-        confirmed = _predicted(result)
+        confirmed = _predicted(result, report)
     elif result.confirmation is not None:
         confirmed = _confirmed(result.confirmation)
     else:
@@ -95,7 +95,7 @@ def _evidence(result: PrecisionResult, report: Report) -> str:
     return f"{confirmed} {maximum}, more may fit."
 
 
-def _predicted(result: PrecisionResult) -> str:
+def _predicted(result: PrecisionResult, report: Report) -> str:
     """Return what the recommended size of a prediction is based on."""
     trial = wording.recommended_trial(result)
     assert trial is not None
@@ -106,10 +106,13 @@ def _predicted(result: PrecisionResult) -> str:
         if trial.traced_steps
         else "steps of other sizes were traced"
     )
-    return (
-        f"Predicted, not run: {traced} and the last was repeated, up to {trial.steps}, within the "
-        "budget."
-    )
+    up_to = f"up to {trial.steps}"
+    others = ((other, wording.recommended_trial(other)) for other in report.results)
+    for other, that in others:
+        if that is not None and that.traced_steps == that.steps == trial.steps:
+            up_to += f" (all of them were traced in {other.precision})"
+            break
+    return f"Predicted, not run: {traced} and the last was repeated, {up_to}, within the budget."
 
 
 def _neighbours(result: PrecisionResult, report: Report) -> Iterator[str]:
