@@ -147,7 +147,7 @@ def _sizes(events: list[int]) -> int:
 
 def _classify(gpu: str) -> None:
     """Write the kind of each model into the results, by the operators of one traced step."""
-    path = _results_file(gpu)
+    path = results_file(gpu)
     document = json.loads(path.read_text())
     models = {row["model"] for row in document["rows"]}
     kinds = {}
@@ -169,19 +169,20 @@ def _traced_kind(case: Case) -> dict[str, Any]:
 
     with Tracer(case.workload, case.precisions[0], GPU_SPECS["h100"]) as tracer:
         tracer.program(case.batch_sizes[0], steps=1)
-        operators = tracer.operators
+        operators = tracer.steps.operators
     assert operators is not None
     return {"kind": operators.kind, **dataclasses.asdict(operators)}
 
 
-def _results_file(gpu: str) -> Path:
+def results_file(gpu: str) -> Path:
+    """Return where the results of a GPU are."""
     return ROOT / "benchmarks" / "results" / f"simulation_accuracy_{gpu}.json"
 
 
 def _write(
     gpu: str, rows: list[dict[str, Any]], searches: list[dict[str, Any]], date: str | None = None
 ) -> None:
-    path = _results_file(gpu)
+    path = results_file(gpu)
     path.parent.mkdir(exist_ok=True)
     document = {
         "date": date or datetime.date.today().isoformat(),
