@@ -185,8 +185,8 @@ cudnn-accuracy: $(VENV)/.ready ## Compare the trees of cuDNN's engines with the 
 	$(BIN)/python -m benchmarks.accuracy_report
 
 cudnn-asked: $(FAKE)/.models ## Compare predictions that ask cuDNN, and those of the trees, with the fake GPU
-	$(FAKE)/bin/python -m benchmarks.cudnn_asked
-	$(FAKE)/bin/python -m benchmarks.accuracy_report
+	FAKE_GPU_COUNT=0 sh tests/fakegpu/run.sh $(FAKE) python -m benchmarks.cudnn_asked
+	$(BIN)/python -m benchmarks.accuracy_report
 
 docs: $(VENV)/.ready ## Write docs/cli.md, docs/screens.md, quotes of screens and docs/memory.svg
 	$(BIN)/python docs/build_reference.py

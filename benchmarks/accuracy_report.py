@@ -57,19 +57,16 @@ def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     (torch,) = {row["torch"] for row in rows}
     date = max(document["date"] for document in documents)
     against = f"torch {torch} on a fake {gpus}, cuDNN's own plans, {date}"
-    kinds = {}
-    for kind in BOUNDED_KINDS:
-        some = [row for row in rows if row["kind"] == kind]
-        if some:
-            found = bounds(some)
-            kinds[kind] = {"runs": len(some)} | {
-                name: {part: found[name][part] for part in ("median", "p95")}
-                for name in ("allocated", "reserved")
-            }
+    kinds = {
+        kind: _bound(bounds(some))
+        for kind in BOUNDED_KINDS
+        if (some := [row for row in rows if row["kind"] == kind])
+    }
     return {
         "torch": _release(torch),
         "against": against,
         "kinds": kinds,
+        "kinds_asked": _kinds_asked(),
         "releases": {
             _release(one["torch"]): {
                 "against": f"torch {one['torch']} on a fake {one['gpu']}, without cuDNN, {one['date']}",
@@ -79,6 +76,25 @@ def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
             }
             for one in _releases()
         },
+    }
+
+
+def _bound(found: dict[str, Any]) -> dict[str, Any]:
+    return {"runs": found["runs"]} | {
+        name: {part: found[name][part] for part in ("median", "p95")}
+        for name in ("allocated", "reserved")
+    }
+
+
+def _kinds_asked() -> dict[str, Any]:
+    """Return the figures of predictions that ask cuDNN."""
+    if not ASKED.is_file():
+        return {}
+    document = json.loads(ASKED.read_text())
+    every = document["every"]
+    against = f"torch {every['torch']} on a fake {every['gpu']}, the same cuDNN, {document['date']}"
+    return {
+        "convolutional": _bound(every["convolutional"]) | {"against": against, "asks_cudnn": True}
     }
 
 
@@ -254,26 +270,49 @@ def _asked() -> Iterator[str]:
     if not ASKED.is_file():
         return
     document = json.loads(ASKED.read_text())
-    found = {source: document[source] for source in ("trees", "asked")}
-    models = sorted({row["model"] for row in document["rows"]})
-    gpus = ", ".join(dict.fromkeys(row["gpu"] for row in document["rows"] if "gpu" in row))
+    compared = [row for row in document["rows"] if row["source"] == "trees"]
+    models = sorted({row["model"] for row in compared})
+    gpus = ", ".join(dict.fromkeys(row["gpu"] for row in compared if "gpu" in row))
+    every = document["every"]
     yield from (
         "### With cuDNN's own library",
         "",
         "Where the environment has cuDNN (every CUDA wheel of torch brings it), bsfind asks it instead of "
-        "the trees ([how](how-it-works.md#workspaces-of-convolutions)). The figures above and the error "
-        f"bound of reports are those of the trees. Here {len(models)} models ({', '.join(models)}) were "
-        f"predicted with both for {gpus}, and compared with the fake GPU (`make cudnn-asked`), which has the "
-        "same library: so the second line shows that bsfind asks as PyTorch does, not that cuDNN answers as "
-        "on a GPU.",
+        "the trees ([how](how-it-works.md#workspaces-of-convolutions)), and its reports show the error bound "
+        f"of the last line: the {every['models']} convolutional models of the figures above on a fake "
+        f"{every['gpu']}. The first two lines have the {len(models)} models with which the trees do worst "
+        f"({', '.join(models)}), for {gpus} (`make cudnn-asked`). The fake GPU has the same library: so the "
+        "figures show that bsfind asks as PyTorch does, not that cuDNN answers as on a GPU.",
         "",
         "| workspaces | runs | exact | allocated: median | p95 | largest | reserved: median | p95 "
         "| largest |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        _line("of the trees", found["trees"]["all"]),
-        _line("of cuDNN", found["asked"]["all"]),
+        _line("of the trees", document["trees"]["all"]),
+        _line("of cuDNN", document["asked"]["all"]),
+        _line("of cuDNN, all models", every["convolutional"]),
         "",
+        *_not_exact(document["rows"]),
     )
+
+
+def _not_exact(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the runs that cuDNN was asked for and that are not exact."""
+    wrong = [
+        row
+        for row in rows
+        if row["source"] == "asked" and not (row["status"] == "ok" and row["exact"])
+    ]
+    if not wrong:
+        return
+    yield from ("Not exact where cuDNN was asked:", "")
+    for row in wrong:
+        run = f"`{row['model']}` {row['precision']}, batch size {row['batch_size']}"
+        if row["status"] != "ok":
+            yield f"- {run}: {row['status']}: {row['message']}"
+            continue
+        errors = (f"{part} {row[f'{part}_error']:+.2%}" for part in ("allocated", "reserved"))
+        yield f"- {run}, {row['gpu']}: {', '.join(errors)}"
+    yield ""
 
 
 def _published() -> Iterator[str]:

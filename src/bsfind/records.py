@@ -110,6 +110,10 @@ class ErrorBound:
     p95: float
 
 
+ALL_ASKED = ", asked"
+"""How `convolution_workspaces` ends where cuDNN was asked for all of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
     """Result of a comparison of predictions with real runs, for one kind of model.
@@ -118,12 +122,14 @@ class Accuracy:
         runs: number of runs that were compared.
         against: what ran: torch's version, the GPU, and what was not real about it.
         allocated, reserved: errors of the peak allocated and reserved.
+        asks_cudnn: whether predictions asked cuDNN for the workspaces of convolutions.
     """
 
     runs: int
     against: str
     allocated: ErrorBound
     reserved: ErrorBound
+    asks_cudnn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,21 @@ def test_another_version_has_none(version: str, named: str) -> None:
     assert why == f"not measured for torch {named} (measured for 2.13)"
 
 
+def test_predictions_that_ask_cudnn_have_a_bound_of_their_own() -> None:
+    asked = Accuracy(
+        runs=70, against="torch 2.13.0", allocated=BOUND, reserved=BOUND, asks_cudnn=True
+    )
+    found = Measured(
+        torch="2.13",
+        kinds={"convolutional": ACCURACY, "attention": ACCURACY},
+        kinds_asked={"convolutional": asked},
+    )
+    assert found.accuracy("convolutional", "2.13.0") == ACCURACY
+    assert found.accuracy("convolutional", "2.13.0", asks_cudnn=True) == asked
+    assert found.accuracy("attention", "2.13.0", asks_cudnn=True) == ACCURACY
+    assert found.accuracy("convolutional", "2.14.0", asks_cudnn=True) is None
+
+
 def test_a_release_that_was_compared_says_so_and_has_no_bound_either() -> None:
     largest = {"allocated": 0.05649, "reserved": 0.0}
     compared = ComparedRelease(

@@ -171,6 +171,18 @@ def test_a_prediction_says_what_its_workspaces_rest_on(source: str, told: str) -
     assert told in text
 
 
+def test_a_bound_of_predictions_that_ask_cudnn_is_not_of_trees() -> None:
+    report = predicted_report()
+    assert report.prediction is not None and report.prediction.accuracy is not None
+    known = dataclasses.replace(
+        report.prediction,
+        convolution_workspaces="cuDNN 9.20, asked",
+        accuracy=dataclasses.replace(report.prediction.accuracy, asks_cudnn=True),
+    )
+    text = " ".join(printed(dataclasses.replace(report, prediction=known), 120).split())
+    assert "Workspaces of convolutions: cuDNN 9.20, asked." in text
+
+
 def test_what_was_measured_names_no_error_bound() -> None:
     assert accuracy(example_report()) is None
     assert "redicted" not in printed(example_report(), 120)

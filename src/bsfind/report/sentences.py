@@ -312,9 +312,10 @@ def _workspaces(prediction: Prediction) -> str:
     found = prediction.convolution_workspaces
     if found is None:
         return ""
-    is_asked = found.startswith("cuDNN")
-    bound = "; the error bound was measured with fitted trees instead" if is_asked else ""
-    return f" Workspaces of convolutions: {found}{bound if prediction.accuracy else ''}."
+    accuracy, bound = prediction.accuracy, ""
+    if accuracy is not None and found.startswith("cuDNN") and not accuracy.asks_cudnn:
+        bound = "; the error bound was measured with fitted trees instead"
+    return f" Workspaces of convolutions: {found}{bound}."
 
 
 def _error(part: float) -> str:

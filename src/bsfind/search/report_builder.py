@@ -18,6 +18,7 @@ from bsfind.launch.placeholders import fill, trackers_off
 from bsfind.option_fields import arguments_of
 from bsfind.parallel import Parallel
 from bsfind.records import (
+    ALL_ASKED,
     LAUNCHED,
     Assumption,
     DeviceInfo,
@@ -415,7 +416,9 @@ def _prediction(state: SearchState) -> Prediction | None:
     # A build without CUDA (`2.13.0+cpu`) stands for its sibling with CUDA.
     version = (device.torch_version or "").partition("+")[0]
     kind = model.kind if model else None
-    accuracy = measured().accuracy(kind, version) if kind else None
+    workspaces = model.convolution_workspaces if model else None
+    asks_cudnn = workspaces is not None and workspaces.endswith(ALL_ASKED)
+    accuracy = measured().accuracy(kind, version, asks_cudnn=asks_cudnn) if kind else None
     no_accuracy_because = measured().why_not(kind, version) if kind else None
     if any(warning.code == "uncompiled" for warning in state.warnings):
         accuracy, no_accuracy_because = None, "none for a step that is trained compiled"
@@ -432,7 +435,7 @@ def _prediction(state: SearchState) -> Prediction | None:
         model_kind=kind,
         accuracy=accuracy,
         no_accuracy_because=no_accuracy_because,
-        convolution_workspaces=model.convolution_workspaces if model else None,
+        convolution_workspaces=workspaces,
     )
 
 

@@ -13,6 +13,9 @@ The benchmark that compares predictions with real runs writes the file:
         },
         "attention": {…}
       },
+      "kinds_asked": {
+        "convolutional": {…}
+      },
       "releases": {
         "2.9": {
           "against": "torch 2.9.1+cu128 on a fake NVIDIA H100, without cuDNN, 2026-12-01",
@@ -25,8 +28,9 @@ The benchmark that compares predictions with real runs writes the file:
     }
 
 Errors are absolute values, as fractions of the real peak (0.012 is 1.2 %). They hold for that version
-of torch and for models whose step consists of such operators. Other releases of torch were compared too, with
-small models that the rules were written for: what was found is said, but is no bound.
+of torch and for models whose step consists of such operators; `kinds` for workspaces of convolutions that
+fitted trees give, `kinds_asked` for those that cuDNN was asked for. Other releases of torch were compared
+too, with small models that the rules were written for: what was found is said, but is no bound.
 """
 
 from __future__ import annotations
@@ -74,21 +78,30 @@ class Measured:
     Attributes:
         torch: version of torch that predictions were compared with, such as `2.13`.
         kinds: the errors, by kind of model.
+        kinds_asked: likewise, where cuDNN was asked for the workspaces of convolutions.
         releases: other releases of torch that the rules were compared with, by name: `2.9`.
     """
 
     torch: str
     kinds: dict[ModelKind, Accuracy]
+    kinds_asked: dict[ModelKind, Accuracy] = field(default_factory=dict)
     releases: dict[str, ComparedRelease] = field(default_factory=dict)
 
-    def accuracy(self, kind: ModelKind, torch_version: str) -> Accuracy | None:
+    def accuracy(
+        self, kind: ModelKind, torch_version: str, *, asks_cudnn: bool = False
+    ) -> Accuracy | None:
         """Return the measured error of predictions, or None if it was not measured (see `why_not`).
 
         Args:
             kind: kind of the model.
             torch_version: version of torch of the prediction, such as `2.13.0+cpu`.
+            asks_cudnn: whether it asked cuDNN for all workspaces of convolutions. Where such predictions
+                were not compared, the errors are those with fitted trees.
         """
-        return self.kinds.get(kind) if self.is_for(torch_version) else None
+        if not self.is_for(torch_version):
+            return None
+        asked = self.kinds_asked.get(kind) if asks_cudnn else None
+        return asked or self.kinds.get(kind)
 
     def why_not(self, kind: ModelKind, torch_version: str) -> str | None:
         """Return why there is no error bound, after the words "Error bound:"; None if there is one."""
@@ -122,11 +135,16 @@ def _release(torch_version: str) -> str:
 def measured() -> Measured:
     """Return the results that are shipped with bsfind."""
     document = json.loads(_FILE.read_text(encoding="utf-8"))
-    kinds = {
-        kind: record_of(Accuracy, {**errors, "against": document["against"]})
-        for kind, errors in document["kinds"].items()
-    }
+    kinds, kinds_asked = (
+        {
+            kind: record_of(Accuracy, {"against": document["against"], **errors})
+            for kind, errors in document[name].items()
+        }
+        for name in ("kinds", "kinds_asked")
+    )
     releases = {
         name: ComparedRelease(**compared) for name, compared in document["releases"].items()
     }
-    return Measured(torch=document["torch"], kinds=kinds, releases=releases)
+    return Measured(
+        torch=document["torch"], kinds=kinds, kinds_asked=kinds_asked, releases=releases
+    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+from bsfind.records import ALL_ASKED
 from bsfind.simulation.gpus.cudnn_device import device_json
 from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.simulation.kernels.cudnn_engines import CUDNN_VERSION
@@ -65,7 +66,7 @@ def workspaces_source(gpu: GpuSpec) -> str | None:
     because = f" (the library cannot be asked: {failures[0]})" if failures else ""
     if "cudnn" not in _answered:
         return trees + (because or _how_to_ask(gpu))
-    asked = f"cuDNN {cudnn_release(versions[0])}, asked" if versions else "cuDNN, asked"
+    asked = f"cuDNN {cudnn_release(versions[0])}{ALL_ASKED}" if versions else f"cuDNN{ALL_ASKED}"
     return asked if _answered == {"cudnn"} else f"{asked}, in part {trees}{because}"
 
 
