@@ -50,6 +50,7 @@ def test_a_script_with_workers_amp_validation_and_checkpoints(tmp_path: Path) ->
     assert not result["verified"]
     assert result["samples_per_s"] is None
     assert report["prediction"]["accuracy"] is None
+    assert report["prediction"]["convolution_workspaces"] == "fitted trees of cuDNN 9.20"
     assumed = {made["what"]: made["value"] for made in report["launch"]["assumptions"]}
     assert "experimental" in assumed["prediction"]
     assert "loss 1.000 1.0 norm 1.00" in printed(report)
@@ -71,8 +72,10 @@ def test_the_first_screen_says_that_it_is_experimental(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["device", "thread", "stream"])
 def test_what_scripts_do_with_a_gpu(kind: str, tmp_path: Path) -> None:
     context = ("--context-memory", "200MiB")
-    (result,) = report_of(launch(tmp_path, kind, *FEW, *context))["results"]
+    report = report_of(launch(tmp_path, kind, *FEW, *context))
+    (result,) = report["results"]
     assert result["max_batch_size"] == 5
+    assert report["prediction"]["convolution_workspaces"] is None
     weights = 4 * (512 * 2048 * 2 + 2048 + 512)
     workspaces = 20 << 20  # at most, of cuBLAS
     resident = result["trials"][-1]["resident_bytes"]

@@ -173,7 +173,8 @@ def test_a_prediction_says_what_its_workspaces_rest_on(source: str, told: str) -
 
 def test_a_bound_of_predictions_that_ask_cudnn_is_not_of_trees() -> None:
     report = predicted_report()
-    assert report.prediction is not None and report.prediction.accuracy is not None
+    assert report.prediction is not None
+    assert report.prediction.accuracy is not None
     known = dataclasses.replace(
         report.prediction,
         convolution_workspaces="cuDNN 9.20, asked",

@@ -82,6 +82,13 @@ class GpuOfProcess:
         with mock.patch.multiple(UntraceableError, __init__=made):
             yield
 
+    @property
+    def convolution_workspaces(self) -> str | None:
+        """What the workspaces of convolutions rest on (see `base.Device.convolution_workspaces`)."""
+        from bsfind.simulation.kernels.convolution_workspace import workspaces_source
+
+        return workspaces_source(self._device.spec("fp32"))
+
     def close(self) -> None:
         """Give torch back its own operators."""
         self._open.close()

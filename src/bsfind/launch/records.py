@@ -109,6 +109,7 @@ class RankRecord:
         limit_bytes: what the allocator was allowed to reserve; None where no limit was set.
         recording: what was asked of the allocator: `entries` of action, address, size and stream.
         warnings: what the reader of a prediction must know.
+        convolution_workspaces: what those of a prediction rest on; None: there were none.
     """
 
     status: Status
@@ -128,6 +129,7 @@ class RankRecord:
     device: UsedDevice | None = None
     recording: dict[str, Any] | None = None
     warnings: tuple[ReportWarning, ...] = ()
+    convolution_workspaces: str | None = None
 
     @property
     def error(self) -> BaseException | None:

@@ -104,6 +104,7 @@ class Finder:
         self._is_finished = False
         self._logs: Path | None = None
         self._nccl_bytes: int | None = None
+        self._convolution_workspaces: str | None = None
         self._needed: GpusNeeded | None = None
         self.errors: list[BsfindError] = []
         self.stopped_by: str | None = None
@@ -228,6 +229,8 @@ class Finder:
             search = self._search(opened, settings, name, runner)
             if runner.nccl_bytes is not None:
                 self._nccl_bytes = max(self._nccl_bytes or 0, runner.nccl_bytes)
+            workspaces = runner.convolution_workspaces
+            self._convolution_workspaces = workspaces or self._convolution_workspaces
             if found is not None and search.error is not None and self._model is None:
                 break
         self._look_at_fragmentation()
@@ -460,6 +463,7 @@ class Finder:
                 # Each worker chooses for itself, all by the same rules.
                 assumptions=tuple(made for runner in runners for made in runner.assumptions),
                 inputs=next((r.inputs for r in runners if r.inputs), ()),
+                convolution_workspaces=self._convolution_workspaces,
                 output=next((r.output for r in runners if r.output is not None), None),
                 errors=tuple(self.errors),
                 stopped_by=self.stopped_by,

@@ -101,6 +101,7 @@ class LaunchedTrials:
             self._of_command = _assumptions(launch, is_simulated=choice.is_simulated)
         self.assumptions = self._of_command
         self.nccl_bytes: int | None = None
+        self.convolution_workspaces: str | None = None
         self._micro_batches = 1
         self.recordings: dict[int, Recording] = {}
         self.refusals: dict[int, BsfindError] = {}
@@ -183,6 +184,8 @@ class LaunchedTrials:
         if outcome.record is not None:
             check_device(outcome.record, self._device.index)
             self._warn_of(outcome.record)
+            told = outcome.record.convolution_workspaces
+            self.convolution_workspaces = told or self.convolution_workspaces
         if outcome.trial.ranks:
             for each in outcome.trial.ranks:
                 known = self._capacities.get(each.device_index, each.capacity_bytes)

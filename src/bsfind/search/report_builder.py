@@ -194,6 +194,7 @@ class SearchState:
         warnings: what the reader must know.
         assumptions: what the workers have chosen for the steps.
         inputs: the inputs that follow from the model; none where they were described.
+        convolution_workspaces: what those of a launched command rest on; None: there were none.
         output: what the model returned to a loss of bsfind's; None: unknown.
         errors: what ended the search before it had an answer.
         stopped_by: what ended it from outside: `interrupted`, say.
@@ -211,6 +212,7 @@ class SearchState:
     warnings: tuple[ReportWarning, ...]
     assumptions: tuple[Assumption, ...]
     inputs: tuple[InputSpec, ...]
+    convolution_workspaces: str | None
     output: OutputMemory | None
     errors: tuple[BsfindError, ...]
     stopped_by: str | None
@@ -416,7 +418,7 @@ def _prediction(state: SearchState) -> Prediction | None:
     # A build without CUDA (`2.13.0+cpu`) stands for its sibling with CUDA.
     version = (device.torch_version or "").partition("+")[0]
     kind = model.kind if model else None
-    workspaces = model.convolution_workspaces if model else None
+    workspaces = model.convolution_workspaces if model else state.convolution_workspaces
     asks_cudnn = workspaces is not None and workspaces.endswith(ALL_ASKED)
     accuracy = measured().accuracy(kind, version, asks_cudnn=asks_cudnn) if kind else None
     no_accuracy_because = measured().why_not(kind, version) if kind else None

@@ -324,6 +324,7 @@ class _Probe:
             "loaders": sorted(self._loaders.items()),
             "errors": [] if error is None else _chain(error),
             "warnings": self._gpu.warnings(has_failed=status == "failed") if self._gpu else [],
+            "convolution_workspaces": self._gpu.convolution_workspaces if self._gpu else None,
         }
         record.update(self._rank())
         if self._torch.cuda.is_initialized():
