@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from unittest import mock
 
 import pytest
+import torch
 from tests.simulation.corpus.case import Run
 from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.oracle import Oracle, why_there_is_none
@@ -16,7 +18,9 @@ from bsfind.errors import UntraceableError
 from bsfind.parallel import Parallel
 from bsfind.simulation.allocator.caching_allocator import CachingAllocator
 from bsfind.simulation.allocator.device_memory import DeviceMemory
+from bsfind.simulation.trace.dispatch import Dispatcher
 from bsfind.simulation.trace.distributed.old_buckets import with_old_buckets
+from bsfind.simulation.trace.distributed.sharding import few_shards
 from bsfind.simulation.trace.program import Program, Replayed
 from bsfind.simulation.trace.repetition import with_more_steps
 from bsfind.simulation.trace.tracer import Tracer
@@ -166,3 +170,35 @@ def test_a_rank_leaves_no_process_group_behind() -> None:
         assert dist.get_world_size() == 4
     assert not dist.is_initialized()
     assert not Parallel().is_used
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (8, 3), (1, 3), (0, 3), (5, 8), (1024, 2)])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 1024])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_shards_are_those_of_torch(shape: tuple[int, int], ranks: int, dim: int) -> None:
+    parameters = importlib.import_module("torch.distributed.fsdp._fully_shard._fsdp_param")
+    tensor = torch.rand(shape)
+    expected = parameters._chunk_with_empty(tensor, ranks, dim)
+    with few_shards():
+        shards = parameters._chunk_with_empty(tensor, ranks, dim)
+    assert shards is not expected
+    assert len(shards) == len(expected)
+    for shard, other in zip(shards, expected, strict=True):
+        assert shard.shape == other.shape
+        assert shard.stride() == other.stride()
+        assert torch.equal(shard, other)
+
+
+def test_shards_of_other_ranks_are_not_made() -> None:
+    """Views of 1024 ranks and more are thousands of operators for each parameter."""
+    run = run_of("decoder", "fsdp", 1024, "fp32")
+    with mock.patch.object(
+        Dispatcher, "dispatch", autospec=True, side_effect=Dispatcher.dispatch
+    ) as few:
+        opened(run).close()
+    run = run_of("decoder", "fsdp", 8, "fp32")
+    with mock.patch.object(
+        Dispatcher, "dispatch", autospec=True, side_effect=Dispatcher.dispatch
+    ) as fewer:
+        opened(run).close()
+    assert few.call_count == pytest.approx(fewer.call_count, rel=0.2)

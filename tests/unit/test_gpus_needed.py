@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+from unittest import mock
+
 import pytest
 from command_line import settings_of
 
 from bsfind.records import ModelInfo
-from bsfind.search.gpus_needed import gpus_needed
+from bsfind.search.events import Events
+from bsfind.search.gpus_needed import find_gpus_needed, gpus_needed
 from bsfind.settings import Settings
 from bsfind.trial import Trial
 
@@ -71,3 +75,39 @@ def test_no_number_is_large_enough() -> None:
     asked = settings_of(["run", "a:b", "--input-shape", "3", "--gpu", "a100-sxm4-80gb"])
     assert gpus_needed(asked, "fp32", lambda _: CAPACITY, cluster.run) is None
     assert max(cluster.tried) <= 1024
+
+
+class Traces:
+    """Stands for the trials of a rank; keeps how many steps each has, and whether all are traced."""
+
+    model = ModelInfo(parameters=1, optimizer="AdamW", model_bytes=1, gradient_bytes=1)
+    busy_s = 0.0
+    asked: ClassVar[list[tuple[int, bool]]] = []
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def run_within(self, size: int, limit: int, *, steps: int, exact: bool = False) -> Trial:
+        self.asked.append((steps, exact))
+        return Trial(batch_size=size, status="ok", peak_allocated_bytes=1, resident_bytes=4)
+
+
+@pytest.mark.parametrize("is_asked_for", [False, True])
+def test_what_was_not_asked_for_is_traced_for_few_steps(
+    monkeypatch: pytest.MonkeyPatch, *, is_asked_for: bool
+) -> None:
+    monkeypatch.setattr("bsfind.search.gpus_needed.TrialRunner", Traces)
+    monkeypatch.setattr(Traces, "asked", [])
+    asked = settings_of(
+        ["run", "a:b", "--input-shape", "3", "--gpu", "a10g", "--precision", "amp-bf16"]
+    )
+    device = mock.Mock(supports_bf16=True, capacity_bytes=CAPACITY)
+    worker = mock.Mock(is_alive=True)
+    worker.open.return_value = device
+    opened: Any = mock.Mock(settings=asked, device=device)
+    clock: Any = mock.Mock()
+    found = find_gpus_needed(opened, worker, clock, Events(), is_asked_for=is_asked_for)
+    assert found is not None
+    assert found.world_size == 2
+    each = [(20, True)] if is_asked_for else [(3, False), (20, False)]
+    assert Traces.asked == each * (len(Traces.asked) // len(each))

@@ -127,7 +127,12 @@ def find_gpus_needed(
         )
         try:
             steps = max(limits.steps, limits.confirm_steps)
-            trial = runner.run_within(size, budget, steps=steps, exact=is_asked_for)
+            if is_asked_for:
+                trial = runner.run_within(size, budget, steps=steps, exact=True)
+            else:
+                trial = runner.run_within(size, budget, steps=limits.steps)
+                if trial.status == "ok":  # the further steps repeat what was traced
+                    trial = runner.run_within(size, budget, steps=steps)
         except ModelDoesNotFit as answer:
             return Trial(batch_size=size, status="oom", message=str(answer)), None
         except TimeLimitError:

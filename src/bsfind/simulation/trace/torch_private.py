@@ -288,6 +288,19 @@ rebuild_buckets = _optional("torch.distributed.Reducer._rebuild_buckets")
 replacing_rebuild_buckets = replacing(
     "_rebuild_buckets", getattr(torch.distributed, "Reducer", None)
 )
+
+
+def replacing_chunks(value: Callable[..., Any]) -> AbstractContextManager[None]:
+    """Put a function in the place of what FSDP2 takes parameters apart with, `_chunk_with_empty`.
+
+    Where this torch has no such function, nothing is replaced.
+    """
+    parameters = _optional("torch.distributed.fsdp._fully_shard._fsdp_param")
+    if not hasattr(parameters, "_chunk_with_empty"):
+        return contextlib.nullcontext()
+    return replacing("_chunk_with_empty", parameters)(value)
+
+
 replacing_pinning = replacing("pin_memory", torch.utils.data._utils.pin_memory)
 """The function that loaders call with each batch."""
 

@@ -41,6 +41,7 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
     import torch.distributed
 
     from bsfind.simulation.trace.distributed.buckets import buckets_told
+    from bsfind.simulation.trace.distributed.sharding import few_shards
     from bsfind.simulation.trace.distributed.storages import storages_told_apart
     from bsfind.simulation.trace.distributed.subclasses import wrapped_tensors
     from bsfind.workload.parallel import close_group
@@ -54,6 +55,7 @@ def parallel_torch(dispatcher: Dispatcher) -> Iterator[None]:
             _statistics().active(),
             buckets_told(dispatcher.recorder),
             storages_told_apart(dispatcher.recorder),
+            few_shards(),
             wrapped_tensors(dispatcher),
         ):
             yield

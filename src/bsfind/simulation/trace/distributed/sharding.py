@@ -1,7 +1,13 @@
-"""The operators of FSDP2: the bodies that they have on CUDA (`_fsdp_collectives.py`, torch 2.6-2.13)."""
+"""FSDP2: its operators, with the bodies that they have on CUDA, and the shards of parameters.
+
+Of torch/distributed/fsdp/_fully_shard, torch 2.6-2.13: `_fsdp_collectives.py`, `_fsdp_common.py`.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +15,7 @@ import torch
 from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.distributed.collectives import on_gpu
 from bsfind.simulation.trace.recorder import ParallelMemory
+from bsfind.simulation.trace.torch_private import replacing_chunks
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.dispatch import Dispatcher, Handler, OperatorFacts
@@ -23,6 +30,41 @@ def sharding_handlers() -> dict[str, Handler]:
         "fsdp::split_with_sizes_copy": _split_with_sizes_copy,
         "fsdp::chunk_cat": _chunk_cat,
     }
+
+
+def few_shards() -> AbstractContextManager[None]:
+    """Let FSDP2 make the shards that it looks at, its own rank's and the first, and no others, while inside.
+
+    They are views, or empty: neither takes memory, and 1024 of each parameter take long to trace.
+    """
+    return replacing_chunks(_Shards)
+
+
+class _Shards(Sequence[torch.Tensor]):
+    """The shards of a parameter for all ranks, each made when it is looked at (`_chunk_with_empty`).
+
+    Args:
+        tensor: the parameter.
+        num_chunks: number of ranks.
+        dim: dimension that is divided.
+    """
+
+    def __init__(self, tensor: torch.Tensor, num_chunks: int, dim: int) -> None:
+        self._tensor, self._count, self._dim = tensor, num_chunks, dim
+        self._rows = tensor.size(dim)
+        self._each = math.ceil(self._rows / num_chunks)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, rank: Any) -> Any:
+        if isinstance(rank, slice):
+            return [self[each] for each in range(*rank.indices(self._count))]
+        number = range(self._count)[rank]
+        start = number * self._each
+        if self._rows and start >= self._rows:
+            return self._tensor.new_empty(0)
+        return self._tensor.narrow(self._dim, start, min(self._each, self._rows - start))
 
 
 def _all_gather_copy_in(
