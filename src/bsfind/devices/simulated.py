@@ -27,8 +27,16 @@ from bsfind.devices.prediction_limits import (
     setting_warnings,
     version_warnings,
 )
+from bsfind.devices.shorter_sequences import searched_length
 from bsfind.devices.trial_programs import TrialPrograms
-from bsfind.errors import BsfindError, ShortBatchError, TargetError, UntraceableError, UsageError
+from bsfind.errors import (
+    BsfindError,
+    ShortBatchError,
+    TargetError,
+    TimeLimitError,
+    UntraceableError,
+    UsageError,
+)
 from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import (
     STEPS_DIFFER,
@@ -154,7 +162,6 @@ class SimulatedDevice:
             precision: the precision of the step.
             observer: told what the traces do, if given.
         """
-        from bsfind.simulation.trace.tracer import Tracer
         from bsfind.simulation.trace.value_shapes import ValueShapes
 
         self.close()
@@ -166,10 +173,9 @@ class SimulatedDevice:
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
             are_steady = False
-        tracer = self._tracer = Tracer(
-            *(workload, precision, self.spec(precision), self.properties),
-            *(observer, self._shapes[1]),
-        )
+        self._loaded = (workload, precision)
+        self._observer = observer
+        tracer = self._tracer = self._opened(workload, precision, observer, self._shapes[1])
         self._programs = TrialPrograms(tracer, are_steady=are_steady)
         allocator = self.new_allocator()
         try:
@@ -186,6 +192,17 @@ class SimulatedDevice:
             model_bytes=self._model_bytes,
             weights_dtype=tracer.weights_dtype,
         )
+
+    def _opened(
+        self,
+        workload: Workload,
+        precision: str,
+        observer: Observer | None = None,
+        shapes: ValueShapes | None = None,
+    ) -> Tracer:
+        from bsfind.simulation.trace.tracer import Tracer
+
+        return Tracer(workload, precision, self.spec(precision), self.properties, observer, shapes)
 
     def close(self) -> None:
         """Drop the model, and give torch back its own operators."""
@@ -359,6 +376,8 @@ class SimulatedDevice:
         except ShortBatchError as error:
             trial, self.refusal = short_trial(batch_size, error)
             return trial
+        except TimeLimitError as error:
+            raise self._with_a_length(error) from None
         except BsfindError as error:
             return self.trial_of_refusal(error, batch_size)
         except SimulatedOutOfMemoryError as error:
@@ -435,6 +454,25 @@ class SimulatedDevice:
     @property
     def _capacity_bytes(self) -> int:
         return min(self._free_bytes, self._limit_bytes or self._free_bytes)
+
+    def _with_a_length(self, error: TimeLimitError) -> TimeLimitError:
+        """Return the error of a step that takes too long, with a length of sequences that is searched."""
+        workload, precision = self._loaded
+        if workload.axis is not None:
+            return error
+        inputs = self.tracer.inputs
+        self.close()
+        length = searched_length(workload, inputs, lambda shorter: self._opened(shorter, precision))
+        shapes = self._shapes[1] if self._shapes is not None else None
+        self._tracer = self._opened(workload, precision, self._observer, shapes)
+        self._programs = TrialPrograms(self._tracer, are_steady=False)
+        if length is None:
+            return error
+        return TimeLimitError(
+            error.message,
+            hint=f"`--seq-len {length}` is short enough to be searched; "
+            "`check --batch-size` traces one size, however long that takes",
+        )
 
     def trial_of_refusal(self, error: BsfindError, batch_size: int) -> Trial:
         """Return the trial of a batch size that the step refuses.
