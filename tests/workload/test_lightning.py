@@ -140,11 +140,16 @@ def views(batch_size: int, device: torch.device) -> Any:
     return (view, view + 1), torch.zeros(batch_size, dtype=torch.long, device=device)
 
 
-def test_a_batch_with_tuples_is_that_of_a_function(load: Any) -> None:
+def as_one_argument(batch_size: int, device: torch.device) -> object:
+    return (views(batch_size, device),), {}
+
+
+@pytest.mark.parametrize("function", ["views", "as_one_argument"])
+def test_a_batch_with_tuples_is_that_of_a_function(load: Any, function: str) -> None:
     with pytest.raises(TargetError) as error:
         train(load(Net(takes_two_views), X, X, Y), batch_size=2)
     assert "--batch-fn" in error.value.hint
-    assert train(load(Net(takes_two_views), batch_fn=f"{__name__}:views")).completed == 1
+    assert train(load(Net(takes_two_views), batch_fn=f"{__name__}:{function}")).completed == 1
 
 
 def test_inputs_are_like_the_first_samples_of_the_data_module(load: Any) -> None:

@@ -93,6 +93,11 @@ class BatchForm:
         """
         parts = [*batch.args, *batch.kwargs.values()]
         if self.kind == "sequence":
+            is_whole = len(parts) == 1 and self.parts != 1 and isinstance(parts[0], (list, tuple))
+            if (
+                is_whole and not is_described
+            ):  # the function of the batches returned it as one argument
+                return parts[0]
             if is_described and self.parts is not None and self.parts != len(parts):
                 missing = (
                     "describe all that a batch of the data loader has, in its order, labels too: "
