@@ -19,7 +19,7 @@ CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev
 PYTEST := pytest -n auto --dist worksteal
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out cudnn-asked
+.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases torch-pairs published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out cudnn-asked
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -151,6 +151,14 @@ torch-releases: $(VENV)/.ready ## Compare the simulator with other releases of P
 		TORCH=$$release PYTHON=$(PYTHON) sh tests/fakegpu/install.sh $(FAKE)-$$release && \
 		BSFIND_FAKEGPU_VENV=$(FAKE)-$$release PYTHONPATH=src:. FAKE_GPU_COUNT=0 FAKE_CUDNN= \
 			sh tests/fakegpu/run.sh $(FAKE)-$$release python -m benchmarks.torch_releases || exit; \
+	done
+	$(BIN)/python -m benchmarks.accuracy_report
+
+torch-pairs: $(VENV)/.ready ## Compare this release's traces with other releases (hours on two cores)
+	for release in $(RELEASES); do \
+		TORCH=$$release PYTHON=$(PYTHON) sh tests/fakegpu/install.sh $(FAKE)-$$release && \
+		BSFIND_FAKEGPU_VENV=$(FAKE)-$$release PYTHONPATH=src:. \
+			$(BIN)/python -m benchmarks.torch_releases || exit; \
 	done
 	$(BIN)/python -m benchmarks.accuracy_report
 

@@ -67,14 +67,10 @@ def figures(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "against": against,
         "kinds": kinds,
         "kinds_asked": _kinds_asked(),
-        "releases": {
-            _release(one["torch"]): {
-                "against": f"torch {one['torch']} on a fake {one['gpu']}, without cuDNN, {one['date']}",
-                "runs": one["runs"],
-                "exact": one["exact"],
-                "largest": {part: one[part]["largest"] for part in ("allocated", "reserved")},
-            }
-            for one in _releases()
+        "releases": {_release(one["torch"]): _compared_release(one) for one in _releases()},
+        "traces": {
+            traced_by: {_release(one["torch"]): _compared_release(one) for one in some}
+            for traced_by, some in _traces().items()
         },
     }
 
@@ -98,11 +94,34 @@ def _kinds_asked() -> dict[str, Any]:
     }
 
 
+def _compared_release(one: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "against": f"torch {one['torch']} on a fake {one['gpu']}, without cuDNN, {one['date']}",
+        "runs": one["runs"],
+        "exact": one["exact"],
+        "largest": {part: one[part]["largest"] for part in ("allocated", "reserved")},
+    }
+
+
 def _release(torch: str) -> str:
     return ".".join(torch.split(".")[:2])
 
 
 def _releases() -> list[dict[str, Any]]:
+    """Return how releases compare that trace themselves."""
+    return [one for one in _all_releases() if _release(one["torch"]) == _release(one["traced_by"])]
+
+
+def _traces() -> dict[str, list[dict[str, Any]]]:
+    """Return how releases compare that another one traces, by the name of that one."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for one in _all_releases():
+        if _release(one["torch"]) != _release(one["traced_by"]):
+            found.setdefault(_release(one["traced_by"]), []).append(one)
+    return found
+
+
+def _all_releases() -> list[dict[str, Any]]:
     return json.loads(RELEASES.read_text()) if RELEASES.exists() else []
 
 
@@ -118,20 +137,43 @@ def _other_releases() -> Iterator[str]:
         "were written for, with a stub in cuDNN's place, so that the workspaces of convolutions are not "
         "compared. It is no error bound. Releases that are not in the table were not compared.",
         "",
-        "| torch | CUDA | runs | exact | same allocations | allocated: p95 | largest | reserved: p95 "
-        "| largest |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     )
+    yield from _release_table(releases)
+    traces = [one for some in _traces().values() for one in some]
+    if not traces:
+        return
+    yield from (
+        "### For another release than the installed one",
+        "",
+        "`--torch-version` takes what the installed release traces, its Python code and operators, and "
+        "predicts what the allocator and the kernels of another release do with that. For these pairs it was "
+        "compared with that other release, in the same way (`make torch-pairs`); it refuses all others. Runs "
+        "that are listed here and not above differ because code of PyTorch differs between the releases.",
+        "",
+    )
+    yield from _release_table(traces)
+
+
+def _release_table(releases: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield (
+        "| torch | CUDA | traced by | runs | exact | same allocations | allocated: p95 | largest "
+        "| reserved: p95 | largest |"
+    )
+    yield "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     for one in releases:
         errors = (
             one[part][name] for part in ("allocated", "reserved") for name in ("p95", "largest")
         )
-        cells = (one["torch"], one["cuda"], one["runs"], one["exact"], one["same_events"])
+        counts = (one[name] for name in ("runs", "exact", "same_events"))
+        cells = (one["torch"], one["cuda"], _release(one["traced_by"]), *counts)
         yield f"| {' | '.join(map(str, cells))} | {' | '.join(f'{error:.2%}' for error in errors)} |"
     yield from ("", "What is not exact:", "")
     for one in releases:
+        pair = _release(one["torch"])
+        if _release(one["traced_by"]) != pair:
+            pair += f" traced by {_release(one['traced_by'])}"
         for row in one["different"]:
-            yield f"- torch {_release(one['torch'])}, `{row['run']}`: {_how(row)}"
+            yield f"- torch {pair}, `{row['run']}`: {_how(row)}"
     yield ""
 
 

@@ -4,8 +4,12 @@ r"""Compares the simulator with another release of PyTorch: `make torch-releases
     FAKE_GPU_COUNT=0 FAKE_CUDNN= PYTHONPATH=src:. BSFIND_FAKEGPU_VENV=VENV \
         sh tests/fakegpu/run.sh VENV python -m benchmarks.torch_releases
 
-The environment serves both sides: its CUDA build trains on the fake GPU, and is traced without one. The runs
-are those that the tests compare for the release bsfind is developed with (compared_runs.py): small
+The CUDA build of VENV trains on the fake GPU, and is traced without one. Where another Python traces, its
+release stands for that of VENV, as `--torch-version` lets it (`make torch-pairs`):
+
+    PYTHONPATH=src:. BSFIND_FAKEGPU_VENV=VENV OTHER_VENV/bin/python -m benchmarks.torch_releases
+
+The runs are those that the tests compare for the release bsfind is developed with (compared_runs.py): small
 models that the rules were written for, with a stub in cuDNN's place, so that workspaces of convolutions are
 not compared. Writes benchmarks/results/torch_releases_GPU.json, which accuracy_report.py makes the pages and
 the package's own figures of.
@@ -27,8 +31,10 @@ from tests.simulation.compared_runs import stub_runs
 from tests.simulation.corpus.case import Run
 from tests.simulation.event_alignment import normalised
 from tests.simulation.known_differences import DIFFERENCES
-from tests.simulation.oracle import FAKE_VENV, Oracle
+from tests.simulation.oracle import Oracle
 from tests.simulation.simulated import simulate
+
+from bsfind.simulation.torch_releases import cuda_and_cudnn, release_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -59,12 +65,7 @@ def _row(run: Run, result: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"run": str(run), "kind": run.case.kind}
     if result["status"] != "ok":
         return row | {"status": "not run", "message": _last_line(result["message"])}
-    if result["torch"] != torch.__version__:
-        raise SystemExit(
-            f"{FAKE_VENV} has torch {result['torch']}, and this process {torch.__version__}: set "
-            "BSFIND_FAKEGPU_VENV to the environment that this runs in"
-        )
-    row |= {"gpu": result["gpu"]}
+    row |= {"torch": result["torch"], "gpu": result["gpu"]}
     try:
         answer = simulate(run, result, cudnn=False)
     except Exception as error:
@@ -95,9 +96,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """
     compared = [row for row in rows if row["status"] == "ok"]
     exact = [r for r in compared if not (r["allocated_differs"] or r["reserved_differs"])]
+    (modelled,) = {row["torch"] for row in compared}
     result: dict[str, Any] = {
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
+        "torch": modelled,
+        "traced_by": torch.__version__,
+        "cuda": cuda_and_cudnn(release_of(modelled))[0],
         "gpu": compared[0]["gpu"],
         "date": datetime.date.today().isoformat(),
         "runs": len(compared),
@@ -110,7 +113,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         errors = sorted(abs(row[f"{name}_error"]) for row in compared)
         result[name] = {"p95": round(percentile(errors, 0.95), 5), "largest": round(errors[-1], 5)}
     result["different"] = [
-        {**row, "known": f"STUB {row['run']}" in DIFFERENCES}
+        {name: value for name, value in row.items() if name not in ("torch", "gpu")}
+        | {"known": f"STUB {row['run']}" in DIFFERENCES}
         for row in rows
         if row["status"] != "ok" or row not in exact or not row["same_events"]
     ]
@@ -118,18 +122,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write(gpu: str, found: dict[str, Any]) -> None:
-    """Put the figures of this release beside those of others."""
+    """Put the figures of this release, and of what traced it, beside those of others."""
     path = ROOT / "benchmarks" / "results" / f"torch_releases_{gpu}.json"
     releases = json.loads(path.read_text()) if path.exists() else []
-    kept = [one for one in releases if one["torch"] != found["torch"]]
-    ordered = sorted([*kept, found], key=lambda one: _number(one["torch"]))
+    kept = [one for one in releases if _releases(one) != _releases(found)]
+    ordered = sorted([*kept, found], key=_releases)
     partial = path.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(ordered, indent=1) + "\n")
     partial.replace(path)
 
 
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.partition("+")[0].split("."))
+def _releases(one: dict[str, Any]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the release that was predicted, and the one that traced."""
+    return release_of(one["torch"]), release_of(one["traced_by"])
 
 
 if __name__ == "__main__":

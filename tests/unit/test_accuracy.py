@@ -57,6 +57,17 @@ def test_a_release_that_was_compared_says_so_and_has_no_bound_either() -> None:
     assert found.compared_release("2.8.0") is None
 
 
+def test_a_trace_of_another_release_is_looked_up_by_both() -> None:
+    largest = {"allocated": 0.0, "reserved": 0.0}
+    compared = ComparedRelease(
+        against="torch 2.9.1 on a fake GPU", runs=60, exact=60, largest=largest
+    )
+    found = Measured(torch="2.13", kinds={}, traces={"2.13": {"2.9": compared}})
+    assert found.compared_traces("2.13.1+cpu") == {"2.9": compared}
+    assert found.compared_traces("2.9.1") == {}  # not the other way round
+    assert found.compared_release("2.9.1") is None
+
+
 @pytest.mark.parametrize(
     ("release", "expected"),
     [
@@ -88,6 +99,7 @@ def test_the_file_that_comes_with_bsfind() -> None:
     found = measured()
     assert found.torch == "2.13"
     assert set(found.kinds) == {"convolutional", "attention"}
+    assert {"2.9", "2.11"} <= set(found.compared_traces("2.13.0"))
     for accuracy in found.kinds.values():
         assert accuracy.runs > 100
         assert accuracy.against.startswith("torch 2.13.")

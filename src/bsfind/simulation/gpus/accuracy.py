@@ -24,13 +24,19 @@ The benchmark that compares predictions with real runs writes the file:
           "largest": {"allocated": 0.056, "reserved": 0.0}
         },
         "2.11": {…}
+      },
+      "traces": {
+        "2.13": {
+          "2.9": {…}
+        }
       }
     }
 
 Errors are absolute values, as fractions of the real peak (0.012 is 1.2 %). They hold for that version
 of torch and for models whose step consists of such operators; `kinds` for workspaces of convolutions that
 fitted trees give, `kinds_asked` for those that cuDNN was asked for. Other releases of torch were compared
-too, with small models that the rules were written for: what was found is said, but is no bound.
+too, with small models that the rules were written for: what was found is said, but is no bound. So it is
+for releases that were predicted from what another one traces (`traces`, by the release that traced).
 """
 
 from __future__ import annotations
@@ -80,12 +86,14 @@ class Measured:
         kinds: the errors, by kind of model.
         kinds_asked: likewise, where cuDNN was asked for the workspaces of convolutions.
         releases: other releases of torch that the rules were compared with, by name: `2.9`.
+        traces: releases that were predicted from a trace of another one, by the name of that one.
     """
 
     torch: str
     kinds: dict[ModelKind, Accuracy]
     kinds_asked: dict[ModelKind, Accuracy] = field(default_factory=dict)
     releases: dict[str, ComparedRelease] = field(default_factory=dict)
+    traces: dict[str, dict[str, ComparedRelease]] = field(default_factory=dict)
 
     def accuracy(
         self, kind: ModelKind, torch_version: str, *, asks_cudnn: bool = False
@@ -126,6 +134,10 @@ class Measured:
         """Return what is known of another release of torch, ignoring the patch release; None: nothing."""
         return self.releases.get(_release(torch_version))
 
+    def compared_traces(self, traced_by: str) -> dict[str, ComparedRelease]:
+        """Return what is known of releases that are predicted from what a version of torch traces."""
+        return self.traces.get(_release(traced_by), {})
+
 
 def _release(torch_version: str) -> str:
     return ".".join(torch_version.partition("+")[0].split(".")[:2])
@@ -145,6 +157,14 @@ def measured() -> Measured:
     releases = {
         name: ComparedRelease(**compared) for name, compared in document["releases"].items()
     }
+    traces = {
+        traced_by: {name: ComparedRelease(**compared) for name, compared in found.items()}
+        for traced_by, found in document["traces"].items()
+    }
     return Measured(
-        torch=document["torch"], kinds=kinds, kinds_asked=kinds_asked, releases=releases
+        torch=document["torch"],
+        kinds=kinds,
+        kinds_asked=kinds_asked,
+        releases=releases,
+        traces=traces,
     )
