@@ -17,9 +17,13 @@ from bsfind.simulation.trace.cuda_paths.autocast import AutocastCuda, operator_l
 HALF, FLOAT = torch.float16, torch.float32
 
 
-@pytest.fixture
-def autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[AutocastCuda]:
+@pytest.fixture(autouse=True)
+def is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
+
+
+@pytest.fixture
+def autocast() -> Iterator[AutocastCuda]:
     cuda = AutocastCuda()
     with cuda.active():
         yield cuda
@@ -86,3 +90,25 @@ def test_it_is_gone_afterwards() -> None:
     with AutocastCuda().active():
         pass
     assert (empty(4, 4) @ empty(4, 4)).dtype == FLOAT
+
+
+@pytest.mark.one_torch
+@pytest.mark.parametrize(("release", "kept"), [((2, 9), 1), ((2, 11), 0), ((2, 13), 0)])
+def test_casts_in_inference_mode_are_kept_by_releases_that_do(
+    release: tuple[int, int], kept: int
+) -> None:
+    seen: list[torch.Tensor] = []
+    weight = empty(4, 4, requires_grad=True)
+    cuda = AutocastCuda(lambda weight, _: seen.append(weight), release)
+    with cuda.active(), torch.inference_mode(), half():
+        weight.mm(weight)
+    assert len(seen) == kept
+
+
+@pytest.mark.one_torch
+@pytest.mark.parametrize(("release", "dtype"), [((2, 11), HALF), ((2, 13), FLOAT)])
+def test_rms_norm_is_in_float32_in_releases_that_list_it(
+    release: tuple[int, int], dtype: torch.dtype
+) -> None:
+    with AutocastCuda(release=release).active(), half():
+        assert F.rms_norm(empty(4, 8, dtype=HALF), (8,)).dtype == dtype

@@ -12,6 +12,17 @@ NEWEST = (2, 14)
 Not modelled of it: memory-efficient attention makes its seed and offset on the GPU, two blocks of 512 bytes.
 """
 
+# ------------------------------------------------------------------------- autocast
+
+AUTOCAST_KEEPS_GRADIENTS = (2, 11)
+"""Weights are cast with gradients under `no_grad`, and their casts are not cached in inference mode.
+
+So it is in 2.11, and not in 2.9 (autocast_mode.cpp, `cached_cast`).
+"""
+
+AUTOCAST_TO_FP32 = {"rms_norm": (2, 13)}
+"""Operators that autocast runs in float32 since these releases (not in 2.11; ATen/autocast_mode.h)."""
+
 # ------------------------------------------------------------------ matrix products
 
 KEPT_LT_WORKSPACE = (2, 8)

@@ -78,7 +78,7 @@ class SimulatedTorch:
                 f"this is an estimate, not exact: the tracer does not fit this torch: {problem}",
             )
         self._sums = GradientSums()
-        self.autocast = AutocastCuda(recorder.observer.has_cast)
+        self.autocast = AutocastCuda(recorder.observer.has_cast, gpu.torch_version)
         self.composites = CudaComposites(gpu)
         self.dispatcher = Dispatcher(
             recorder,

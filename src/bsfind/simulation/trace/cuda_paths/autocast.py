@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from bsfind.simulation import torch_releases
+from bsfind.simulation.torch_releases import release_of
 from bsfind.simulation.trace.calls import Args, Kwargs
 from bsfind.simulation.trace.torch_private import (
     AUTOCAST_CUDA,
@@ -60,21 +62,38 @@ def operator_lists() -> dict[str, tuple[str, ...]]:
     return lists
 
 
+def _lists_of(release: tuple[int, int]) -> dict[str, tuple[str, ...]]:
+    """Return the lists of another release of torch than the one that is installed."""
+    lists = operator_lists()
+    changed = torch_releases.AUTOCAST_TO_FP32
+    same = (name for name in lists["FP32"] if name not in changed)
+    added = (name for name, since in changed.items() if release >= since)
+    return {**lists, "FP32": (*same, *added)}
+
+
 class AutocastCuda:
     """The kernels, and the cache of cast weights.
 
     Args:
         on_cast: called with each weight that goes to the cache, and its cast.
+        release: (major, minor) of the torch whose autocast it is; None: the one that is installed.
     """
 
     def __init__(
-        self, on_cast: Callable[[torch.Tensor, torch.Tensor], None] = lambda _weight, _cast: None
+        self,
+        on_cast: Callable[[torch.Tensor, torch.Tensor], None] = lambda _weight, _cast: None,
+        release: tuple[int, int] | None = None,
     ) -> None:
         self._on_cast = on_cast
+        self._release = None if release == release_of(torch.__version__) else release
         # By the address of the C++ tensor, which the weak reference keeps from being used again.
         self._cache: dict[int, tuple[Any, torch.Tensor]] = {}
-        self._differentiable_casts = _caches_differentiable_casts(torch.no_grad)
-        self._casts_for_inference = not _caches_differentiable_casts(torch.inference_mode)
+        if self._release is None:
+            self._differentiable_casts = _caches_differentiable_casts(torch.no_grad)
+            self._casts_for_inference = not _caches_differentiable_casts(torch.inference_mode)
+        else:
+            self._differentiable_casts = self._release >= torch_releases.AUTOCAST_KEEPS_GRADIENTS
+            self._casts_for_inference = not self._differentiable_casts
 
     def clear_cache(self) -> None:
         """Forget the cast weights, as leaving the outermost autocast does."""
@@ -84,7 +103,7 @@ class AutocastCuda:
     def active(self) -> Iterator[None]:
         """Make `torch.autocast("cuda")` cast meta tensors while inside."""
         library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-        lists = operator_lists()
+        lists = operator_lists() if self._release is None else _lists_of(self._release)
         makers = (self._lower, self._fp32, self._set_dtype, self._promote)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of each kernel that it replaces
