@@ -81,6 +81,7 @@ class CheckOptions(TypedDict, total=False):
     gpu: str | int | None
     context_memory: str | int | None
     nccl_memory: str | int | None
+    torch_version: str | None
     memory_limit: str | int | None
     no_lock: bool
 
@@ -220,6 +221,7 @@ def find(
         gpu: predict for a GPU that need not be there: its name, or its memory (bytes or text).
         context_memory: what a process holds of a simulated GPU outside PyTorch's allocator.
         nccl_memory: what NCCL takes of each GPU, where it does not run.
+        torch_version: predict for another release of PyTorch than the one that is installed: `"2.9"`.
         memory_limit: what PyTorch's allocator may reserve.
         no_lock: do not wait for another bsfind that is using this GPU.
         options: the above; one that is None has its default.

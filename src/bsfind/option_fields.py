@@ -13,7 +13,7 @@ from bsfind.settings import DeviceChoice, Launch, SearchLimits, Settings, Worklo
 
 _LAST = (
     *("compare", "time_budget", "steps", "trial_timeout"),
-    *("device", "gpu", "context_memory", "nccl_memory", "memory_limit"),
+    *("device", "gpu", "context_memory", "nccl_memory", "memory_limit", "torch_version"),
 )
 """The options that a reproducing command line names behind the others, in this order."""
 

@@ -187,6 +187,13 @@ def _optimizer(text: str) -> str:
     return _import_path(text) if is_import_path(text) else text
 
 
+def _release(text: str) -> str:
+    found = re.fullmatch(r"(\d{1,3})\.(\d{1,3})(\.\d{1,3})?", text.strip(), re.ASCII)
+    if found is None:
+        raise ValueError(f"`{brief(text)}` is not a release of PyTorch, write `2.9`")
+    return f"{int(found[1])}.{int(found[2])}"
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"`{brief(value)}` is neither true nor false")
@@ -305,6 +312,9 @@ ADDRESS = of_text(parse_address, format_address)
 
 OPTIMIZER = of_text(_optimizer)
 """A name of torch.optim, or `pkg.mod:fn`."""
+
+RELEASE = of_text(_release)
+"""A release of PyTorch: `2.9`, which `2.9.1` is too. No number, since that of 2.10 is 2.1."""
 
 KEY_VALUE = of_text(_key_value, "=".join, repeats=True)
 """Pairs of a name and a text (see `parse_value`)."""

@@ -56,6 +56,9 @@ class DeviceInfo:
             `modelled`, or `given` by `--context-memory`.
         others_bytes: what other processes, a display and the driver held when the device was opened;
             None: unknown.
+        torch_version: the torch that measures, or whose allocator and kernels are modelled.
+        traced_by: the torch that is installed and traces the step, where another release is modelled.
+        cuda_version: of the build of `torch_version`.
     """
 
     kind: DeviceKind = "cuda"
@@ -74,8 +77,14 @@ class DeviceInfo:
     supports_tf32: bool = True
     driver: str | None = None
     torch_version: str | None = None
+    traced_by: str | None = None
     cuda_version: str | None = None
     other_processes: tuple[GpuProcess, ...] = ()
+
+    @property
+    def installed_torch(self) -> str | None:
+        """The version of torch in the worker's process."""
+        return self.traced_by or self.torch_version
 
 
 @dataclass(frozen=True, kw_only=True)

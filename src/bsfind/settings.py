@@ -347,6 +347,7 @@ class DeviceChoice:
             GPU; None: as modelled.
         nccl_memory_bytes: what NCCL takes of the GPU in training on several, where it does not run; None: as
             modelled.
+        torch_version: the release of torch to predict for, such as `2.9`; None: the one that is installed.
         communicators: the ranks in each of its communicators.
     """
 
@@ -359,6 +360,7 @@ class DeviceChoice:
         default=None, metadata=_option(types.SIZE, "context_memory")
     )
     nccl_memory_bytes: int | None = field(default=None, metadata=_option(types.SIZE, "nccl_memory"))
+    torch_version: str | None = field(default=None, metadata=_option(types.RELEASE))
     communicators: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -375,6 +377,10 @@ class DeviceChoice:
         if self.context_memory_bytes is not None and self.device.startswith("cuda"):
             raise ValueError(
                 "`--context-memory` is for a simulated GPU: on a real one it is measured"
+            )
+        if self.torch_version is not None and not self.is_simulated:
+            raise ValueError(
+                "`--torch-version` is for predictions (`--gpu`): what is measured has the torch that runs"
             )
 
     @property

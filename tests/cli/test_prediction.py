@@ -177,6 +177,32 @@ def test_the_error_bound_is_that_of_the_operators(
     assert (prediction["convolution_workspaces"] is None) == (kind == "attention")
 
 
+@pytest.mark.one_torch
+@pytest.mark.slow
+def test_another_release_of_torch() -> None:
+    """The report says which one is predicted, which one traces, and that it has no error bound."""
+    asked = ("check", NET, *IMAGES, "--gpu", "t4", "--batch-size", "8", "--precision", "fp32")
+    done, report = screen_and_report(*asked, "--torch-version", "2.9")
+    prediction, device = report["prediction"], report["device"]
+    assert (prediction["torch_version"], device["torch_version"]) == ("2.9", "2.9")
+    assert device["cuda_version"] == "12.8"
+    assert device["traced_by"] == report["environment"]["torch"]
+    assert device["traced_by"].startswith("2.13")
+    assert prediction["accuracy"] is None
+    assert "--torch-version 2.9" in report["reproduce"]
+    assert [w["code"] for w in report["warnings"]].count("torch_version") == 1
+    assert f"torch (2.9, for what {device['traced_by']} traces)" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_a_release_of_torch_that_was_not_compared() -> None:
+    asked = ("check", NET, *IMAGES, "--gpu", "t4", "--batch-size", "8")
+    done = bsfind(*asked, "--torch-version", "1.13")
+    assert done.returncode == 2
+    assert "it was not compared whether it traces what torch 1.13 runs" in done.stderr
+    assert "'torch==1.13.*'" in done.stderr
+
+
 @pytest.mark.slow
 def test_an_old_card_has_no_bfloat16() -> None:
     report = document("check", NET, *IMAGES, "--gpu", "t4", "--batch-size", "8")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bsfind.devices.modelled_torch import ModelledTorch
 from bsfind.devices.prediction_limits import architecture_warnings, version_warnings
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import InputSpec
@@ -25,6 +26,10 @@ def _settings() -> Iterator[None]:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = False
     torch.use_deterministic_algorithms(False)
+
+
+def installed(version: str, cuda: str | None = None) -> ModelledTorch:
+    return ModelledTorch(version=version, cuda=cuda)
 
 
 def codes_after(attribute: str, *shape: int) -> tuple[set[str], set[str]]:
@@ -87,7 +92,7 @@ def test_rules_know_that_all_must_be_deterministic() -> None:
 
 @pytest.mark.parametrize("version", ["2.13.0", "2.13.1+cpu"])
 def test_the_version_that_was_compared_needs_no_warning(version: str) -> None:
-    assert version_warnings(version) == []
+    assert version_warnings(installed(version)) == []
 
 
 @pytest.mark.parametrize(
@@ -104,14 +109,14 @@ def test_the_version_that_was_compared_needs_no_warning(version: str) -> None:
     ],
 )
 def test_other_versions_are_told(version: str, told: str, not_told: str) -> None:
-    (warning,) = version_warnings(version)
+    (warning,) = version_warnings(installed(version))
     assert warning.code == "torch_version"
     assert told in warning.message
     assert not_told not in warning.message
 
 
 def test_workspaces_of_the_library_that_torch_has_are_not_those_of_another() -> None:
-    (warning,) = version_warnings("2.10.0+cu128", lambda: True)
+    (warning,) = version_warnings(installed("2.10.0+cu128"), lambda: True)
     assert "workspaces of convolutions" not in warning.message
     assert "3-D convolutions in half precision" in warning.message
 
@@ -142,7 +147,7 @@ def test_the_steps_of_a_slow_trace_repeat_the_last(monkeypatch: pytest.MonkeyPat
 def test_a_gpu_without_kernels_is_told(
     gpu: str, version: str, cuda: str | None, needed: str
 ) -> None:
-    (warning,) = architecture_warnings(find_gpu(gpu), version, cuda)
+    (warning,) = architecture_warnings(find_gpu(gpu), installed(version, cuda))
     assert warning.code == "gpu_architecture"
     assert f"it needs compute capability {needed} or newer" in warning.message
 
@@ -159,4 +164,4 @@ def test_a_gpu_without_kernels_is_told(
     ],
 )
 def test_a_gpu_with_kernels_is_not(gpu: str, version: str, cuda: str | None) -> None:
-    assert architecture_warnings(find_gpu(gpu), version, cuda) == []
+    assert architecture_warnings(find_gpu(gpu), installed(version, cuda)) == []

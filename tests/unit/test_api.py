@@ -98,6 +98,10 @@ def settings_for(function: Callable[..., Any], *args: Any, **keywords: Any) -> S
         ({"headroom": "8%", "tolerance": 0.01}, ("--headroom", "8%", "--tolerance", "1%")),
         ({"tolerance": 1e-5, "steps": "4"}, ("--tolerance", "0.001%", "--steps", "4")),
         ({"gpu": "RTX 4090"}, ("--gpu", "rtx-4090")),
+        (
+            {"gpu": "RTX 4090", "torch_version": "2.9"},
+            ("--gpu", "rtx-4090", "--torch-version", "2.9"),
+        ),
         ({"gpu": 24 << 30, "context_memory": 0}, ("--gpu", "24GiB", "--context-memory", "0")),
         (
             {"trial_timeout": 90, "time_budget": "5m"},

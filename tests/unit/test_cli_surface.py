@@ -29,7 +29,7 @@ WORKLOAD = {
 }
 TRIALS = {
     *("--steps", "--trial-timeout", "--device", "--gpu", "--context-memory", "--memory-limit"),
-    "--no-lock",
+    *("--no-lock", "--torch-version"),
 }
 OUTPUT = {
     *("--json", "--quiet", "-q", "--export", "--verbose", "-v", "--no-progress", "--color"),
@@ -57,6 +57,7 @@ SURFACE = {
         *("--min-batch-size", "--max-batch-size", "--multiple-of", "--tolerance", "--headroom"),
         *("--time-budget", "--confirm-steps", "--fail-under"),
         *("--set-env", "--substitute", "--listen", "--variant", "--gpu", "--context-memory"),
+        "--torch-version",
     },
     "diff": {"--threshold", "--json"},
     "explain": {"--json"},

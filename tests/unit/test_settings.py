@@ -299,6 +299,12 @@ def test_options_that_do_not_go_together(options: list[str], message: str) -> No
         (["--precision", " , "], "no precision is named"),
         (["--device", "tpu"], "`tpu` is not a device"),
         (["--context-memory", "1G"], "write `1GiB` (binary) or `1GB` (decimal)"),
+        (
+            ["--torch-version", "2"],
+            "'--torch-version': `2` is not a release of PyTorch, write `2.9`",
+        ),
+        (["--torch-version", "latest"], "`latest` is not a release of PyTorch"),
+        (["--torch-version", "2.9.1+cu128"], "`2.9.1+cu128` is not a release of PyTorch"),
         (["--loss", "bce"], "`bce` is not one of auto, cross-entropy, mse, mean, nor `pkg.mod:fn`"),
         (["--optimizer", "my adam"], "`my adam` is neither a name of torch.optim nor `pkg.mod:fn`"),
         (["--model-arg", "width"], "`width` is not `KEY=VALUE`"),
@@ -340,6 +346,17 @@ def test_which_device_is_meant(options: list[str], device: str, gpu: str | None)
 
 
 @pytest.mark.parametrize(
+    ("text", "release"), [("2.9", "2.9"), ("2.10.1", "2.10"), ("2.11", "2.11")]
+)
+def test_a_release_of_torch(text: str, release: str) -> None:
+    found = settings_of(
+        ["run", "a:b", "--input-shape", "3", "--gpu", "t4", "--torch-version", text]
+    )
+    assert found.device.torch_version == release
+    assert "--torch-version" in arguments_of(found)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (
@@ -349,6 +366,14 @@ def test_which_device_is_meant(options: list[str], device: str, gpu: str | None)
         (
             ["--context-memory", "1GiB", "--device", "cuda"],
             "`--context-memory` is for a simulated GPU: on a real one it is measured",
+        ),
+        (
+            ["--torch-version", "2.9"],
+            "`--torch-version` is for predictions (`--gpu`): what is measured has the torch that runs",
+        ),
+        (
+            ["--torch-version", "2.9", "--device", "cuda"],
+            "`--torch-version` is for predictions (`--gpu`): what is measured has the torch that runs",
         ),
         (
             ["--gpu", "mi300x"],

@@ -245,6 +245,15 @@ OPTIONS: tuple[Option, ...] = (
         "modelled.",
     ),
     Option(
+        "--torch-version",
+        panel="Device",
+        commands=_EVERY,
+        metavar="X.Y",
+        shows_default=False,
+        help="Predict for another release of PyTorch than the one that is installed, such as `2.9`: where "
+        "its allocator and kernels differ, not its Python code.",
+    ),
+    Option(
         "--memory-limit",
         panel="Device",
         commands=_EVERY,

@@ -21,6 +21,7 @@ from bsfind.simulation.torch_releases import (
 )
 
 if TYPE_CHECKING:
+    from bsfind.devices.modelled_torch import ModelledTorch
     from bsfind.simulation.gpus.catalogue import CatalogueGpu
     from bsfind.simulation.trace.program import StepOperators
 
@@ -48,29 +49,36 @@ def check_sharding(parallel: Parallel, torch_version: str) -> None:
 
 
 def version_warnings(
-    torch_version: str, asks_cudnn: Callable[[], bool] = lambda: False
+    modelled: ModelledTorch, asks_cudnn: Callable[[], bool] = lambda: False
 ) -> list[ReportWarning]:
-    """Return a warning for a version of torch that the error bound is not for, with what is known of it.
+    """Return a warning for a torch that the error bound is not for, with what is known of it.
 
     Args:
-        torch_version: `torch.__version__`.
+        modelled: the release that is predicted.
         asks_cudnn: tells whether the library of this environment is asked for workspaces.
     """
-    if measured().is_for(torch_version):
+    if measured().is_for(modelled.version) and modelled.traced_by is None:
         return []
-    release = release_of(torch_version)
+    release = modelled.release
     if release > NEWEST:
         known = f"a newer version than {_text(NEWEST)} is taken to be like it"
     elif not (differs := list(_not_modelled(release, asks_cudnn))):
         known = "what is known to differ is modelled"
     else:
         known = f"known to differ and not modelled: {', '.join(differs)}"
-    compared = measured().compared_release(torch_version)
+    if modelled.traced_by is None:
+        compared = measured().compared_release(modelled.version)
+        subject = f"the error bound of predictions is for torch {measured().torch}, and this is"
+    else:
+        compared = measured().compared_traces(modelled.traced_by).get(modelled.version)
+        subject = (
+            f"torch {modelled.traced_by} traces the step with its own Python code and operators, and its "
+            f"allocations are predicted for"
+        )
     return [
         ReportWarning(
             code="torch_version",
-            message=f"the error bound of predictions is for torch {measured().torch}, and this is "
-            f"{_text(release)}: {compared or 'not compared'}; {known}",
+            message=f"{subject} {_text(release)}: {compared or 'not compared'}; {known}",
             hint="keep more headroom, or measure with `--device cuda`",
         )
     ]
@@ -95,18 +103,15 @@ kernels for all GPUs of the catalogue.
 """
 
 
-def architecture_warnings(
-    gpu: CatalogueGpu, torch_version: str, cuda_version: str | None
-) -> list[ReportWarning]:
+def architecture_warnings(gpu: CatalogueGpu, modelled: ModelledTorch) -> list[ReportWarning]:
     """Return a warning for a GPU that this torch has no kernels for.
 
     Args:
         gpu: the GPU.
-        torch_version: `torch.__version__`.
-        cuda_version: CUDA of the build; None: it has none, and stands for PyPI's wheel of the same version.
+        modelled: the release that is predicted; a build without CUDA stands for PyPI's wheel.
     """
-    release = release_of(torch_version)
-    cuda = release_of(cuda_version or cuda_and_cudnn(release)[0])
+    release = modelled.release
+    cuda = release_of(modelled.cuda or cuda_and_cudnn(release)[0])
     needed = next((least for since, least in _OLDEST_CAPABILITIES if cuda >= since), None)
     if needed is None or gpu.capability is None or gpu.capability >= needed:
         return []

@@ -11,8 +11,6 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-
 from bsfind.devices.base import (
     DoesNotFit,
     evaluation_that_ran,
@@ -21,6 +19,7 @@ from bsfind.devices.base import (
     nccl_memory,
     short_trial,
 )
+from bsfind.devices.modelled_torch import modelled_torch
 from bsfind.devices.prediction_limits import (
     architecture_warnings,
     check_sharding,
@@ -64,7 +63,6 @@ from bsfind.simulation.allocator.device_memory import DeviceMemory
 from bsfind.simulation.gpus.catalogue import find_gpu
 from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
 from bsfind.simulation.kernels.call import GpuSpec
-from bsfind.simulation.torch_releases import release_of
 from bsfind.trial import Trial
 from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_errors import text_of
@@ -102,13 +100,14 @@ class SimulatedDevice:
         if choice.gpu is None:
             raise ValueError("no GPU to simulate is named")
         self._gpu = find_gpu(choice.gpu)
-        self._settings = _allocator_settings()
+        self._torch = modelled_torch(choice.torch_version)
+        self._settings = _allocator_settings(self._torch.version)
         self._is_context_given = choice.context_memory_bytes is not None
         if choice.context_memory_bytes is not None:
             self._context_bytes = choice.context_memory_bytes
         else:
             # Counted as if the step, which is not known yet, called all libraries.
-            lazy = loads_lazily(os.environ, torch.version.cuda)
+            lazy = loads_lazily(os.environ, self._torch.cuda)
             self._context_bytes = context_bytes(self._gpu, lazy=lazy)
         self._nccl_bytes, self._nccl_source = nccl_memory(choice)
         self._memory_limit = choice.memory_limit_bytes
@@ -148,8 +147,9 @@ class SimulatedDevice:
             nccl_source=self._nccl_source,
             supports_bf16=capability >= (8, 0),
             supports_tf32=capability >= (8, 0),
-            torch_version=torch.__version__,
-            cuda_version=torch.version.cuda,
+            torch_version=self._torch.version,
+            traced_by=self._torch.traced_by,
+            cuda_version=self._torch.cuda,
         )
 
     def load(
@@ -168,7 +168,8 @@ class SimulatedDevice:
         self._limit_bytes = self._memory_limit
         self._fixed = None
         self._steps_differ = self._has_run = self._ends_with_epoch = False
-        check_sharding(workload.parallel, torch.__version__)
+        self._torch.check(workload.parallel)
+        check_sharding(workload.parallel, self._torch.version)
         are_steady = self._programs is not None and self._programs.are_steady
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
@@ -248,7 +249,8 @@ class SimulatedDevice:
             capability=gpu.capability,
             sm_count=gpu.sm_count,
             max_threads_per_sm=gpu.max_threads_per_sm,
-            torch_version=release_of(torch.__version__),
+            torch_version=self._torch.release,
+            cudnn_version=self._torch.cudnn,
             tf32_convolutions=tf32,
             tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
         )
@@ -271,8 +273,8 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
-            *version_warnings(torch.__version__, self.asks_cudnn),
-            *architecture_warnings(self._gpu, torch.__version__, torch.version.cuda),
+            *version_warnings(self._torch, self.asks_cudnn),
+            *architecture_warnings(self._gpu, self._torch),
             *self._allocator_warnings(),
             *(
                 ReportWarning(code=code.partition(":")[0], message=message)
@@ -525,9 +527,9 @@ class SimulatedDevice:
         )
 
 
-def _allocator_settings() -> AllocatorSettings:
+def _allocator_settings(torch_version: str) -> AllocatorSettings:
     try:
-        return AllocatorSettings.from_environment(os.environ, torch_version=torch.__version__)
+        return AllocatorSettings.from_environment(os.environ, torch_version=torch_version)
     except ValueError as error:
         raise UsageError(
             f"PyTorch would refuse the environment: {error}",

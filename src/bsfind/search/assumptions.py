@@ -56,6 +56,15 @@ def assumptions_of(
         )
     for number, spec in enumerate(settings.workload.inputs, 1):
         made.extend(_of_input(spec, number))
+    if device is not None and device.traced_by is not None:
+        made.append(
+            Assumption(
+                what="torch",
+                value=f"{device.torch_version}, for what {device.traced_by} traces",
+                why="`--torch-version` predicts what the release's allocator and kernels take for the Python "
+                "code and the operators of the torch that is installed",
+            )
+        )
     if settings.device.is_simulated and "gpu" not in settings.given and device is not None:
         made.append(
             Assumption(

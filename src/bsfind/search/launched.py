@@ -252,7 +252,7 @@ class LaunchedTrials:
 
     def _warn_of(self, record: RankRecord) -> None:
         """Warn if a process uses several GPUs, or another torch than the one that has opened the device."""
-        found, own = record.device, self._device.torch_version
+        found, own = record.device, self._device.installed_torch
         for warning in record.warnings:
             self._on_warning(warning)
         if found is not None and len(found.used) > 1:

@@ -422,6 +422,9 @@ def _prediction(state: SearchState) -> Prediction | None:
     asks_cudnn = workspaces is not None and workspaces.endswith(ALL_ASKED)
     accuracy = measured().accuracy(kind, version, asks_cudnn=asks_cudnn) if kind else None
     no_accuracy_because = measured().why_not(kind, version) if kind else None
+    if kind and device.traced_by is not None:
+        accuracy = None
+        no_accuracy_because = f"not measured for traces of torch {device.traced_by}"
     if any(warning.code == "uncompiled" for warning in state.warnings):
         accuracy, no_accuracy_because = None, "none for a step that is trained compiled"
     if state.settings.parallel.is_used:
@@ -445,8 +448,8 @@ def _environment(device: DeviceInfo | None) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "torch": device.torch_version if device else None,
-        "cuda": device.cuda_version if device else None,
+        "torch": device.installed_torch if device else None,
+        "cuda": device.cuda_version if device and device.traced_by is None else None,
         "variables": {
             name: os.environ[name] for name in _ENVIRONMENT_VARIABLES if name in os.environ
         },

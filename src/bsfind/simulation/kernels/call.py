@@ -31,6 +31,7 @@ class GpuSpec:
         sm_count: number of multiprocessors.
         max_threads_per_sm: largest number of resident threads of a multiprocessor.
         torch_version: (major, minor) of the torch whose kernels are modelled.
+        cudnn_version: the version of cuDNN whose library may be asked, such as 91002; None: any.
         tf32_convolutions: whether float32 convolutions may run in TF32.
         tf32_matmul: `torch.backends.cuda.matmul.allow_tf32`.
         deterministic: `torch.are_deterministic_algorithms_enabled()`.
@@ -45,6 +46,7 @@ class GpuSpec:
     sm_count: int
     max_threads_per_sm: int
     torch_version: tuple[int, int]
+    cudnn_version: int | None = None
     tf32_convolutions: bool = True
     tf32_matmul: bool = False
     deterministic: bool = False

@@ -85,12 +85,17 @@ _libraries: dict[tuple[tuple[int, int], int, int], CudnnLibrary | None] = {}
 
 
 def _library(gpu: GpuSpec) -> CudnnLibrary | None:
-    """Return who asks cuDNN for a GPU; None if there is no library, or it does not plan without a GPU."""
+    """Return who asks cuDNN for a GPU; None if there is no library of its version that plans without one."""
     key = (gpu.capability, gpu.sm_count, gpu.max_threads_per_sm)
     if key not in _libraries:
         path = None if _uses_old_interface() else find_library()
         _libraries[key] = CudnnLibrary(path, device_json(*key)) if path else None
-    return _libraries[key]
+    library = _libraries[key]
+    if library is None or gpu.cudnn_version is None:
+        return library
+    library.can_answer()  # which tells the version
+    is_its_own = cudnn_release(library.version or 0) == cudnn_release(gpu.cudnn_version)
+    return library if is_its_own else None
 
 
 def _asked(problem: ConvolutionProblem, gpu: GpuSpec, *, most: int) -> list[int] | None:
