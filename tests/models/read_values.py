@@ -111,6 +111,13 @@ def asks_a_helper(h):
     return h.sum()
 
 
+def inverse_spectrum(h):
+    """The inverse checks by itself that the windows cover the sound."""
+    sound, window = h.repeat(1, 1024), torch.hann_window(4096).to(h)
+    spectrum = torch.stft(sound, 4096, 1024, window=window, return_complex=True)
+    return torch.istft(spectrum, 4096, 1024, window=window)
+
+
 def equal(h):
     assert torch.equal(h, h)
     assert torch.allclose(h, h + 0)

@@ -32,6 +32,7 @@ def notes_of(function: str, precision: str = "fp32") -> dict[str, str]:
     [
         *("normal", "categorical", "multivariate", "beta", "squashed", "gumbel", "boxes", "finite"),
         *("bounded", "inverted", "equal", "logs", "masked", "joined"),
+        "inverse_spectrum",
     ],
 )
 def test_checks_of_code_that_trains_pass_without_a_note(function: str) -> None:

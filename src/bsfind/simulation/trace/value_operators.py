@@ -110,7 +110,12 @@ def _equal(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwa
     if all(isinstance(tensor, torch.nn.Parameter) for tensor in args) and args[0] is not args[1]:
         return False  # weights that were drawn, each for itself
     answer = dispatcher.values.on_host(facts.op, args, kwargs)
-    return _reads_true((args[0] == args[1]).all()) if answer is None else answer
+    if answer is not None:
+        return answer
+    if args[0].dim() == 0 and args[0].dtype == args[1].dtype == torch.bool:
+        # How ATen reads one bool: `is_scalar_tensor_true` of ATen/TensorSubclassLikeUtils.h, torch 2.6-2.13.
+        return _reads_true(args[0]) == _reads_true(args[1])
+    return _reads_true((args[0] == args[1]).all())
 
 
 def _allclose(dispatcher: Dispatcher, facts: OperatorFacts, args: Args, kwargs: Kwargs) -> Any:
