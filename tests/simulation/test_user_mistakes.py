@@ -74,6 +74,10 @@ ATTENTION = "y = y[:, None]\nreturn F.scaled_dot_product_attention(y, y, y, attn
         ("return torch.cat([y, y[:, :, 1:]], 1)", "Sizes of tensors must match"),
         ("return y + torch.ones(8)", "at least two devices, cuda:0 and cpu"),
         ("return torch.ops.nowhere.nothing(y)", "nothing"),
+        (  # too large to be tried on the CPU
+            "return F.conv1d(y.new_ones(4, 6, 1 << 22), y.new_ones(5, 2, 1))",
+            "expected input[4, 6, 4194304] to have 2 channels, but got 6 channels instead",
+        ),
         (
             "return F.conv_transpose1d(y, y.new_ones(5, 2, 1))",
             "expected input[4, 6, 8] to have 5 channels, but got 6 channels instead",

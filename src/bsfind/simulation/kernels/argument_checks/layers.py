@@ -144,14 +144,17 @@ def _is_depthwise(call: Call, x: TensorSpec, weight: TensorSpec) -> bool:
 
 
 @checks("aten::convolution")
-def _channels_of_transposed(call: Call) -> None:
-    """`check_shape_forward`, which the meta kernel calls for other convolutions only."""
+def _channels(call: Call) -> None:
+    """`check_shape_forward` of native/Convolution.cpp; the meta kernel has another text, or no check."""
     x, weight = call.tensor("input"), call.tensor("weight")
-    if call["transposed"] and x.shape[1] != weight.shape[0]:
+    if call["transposed"]:
+        kind, channels = "transposed=1", weight.shape[0]
+    else:
+        kind, channels = f"groups={call['groups']}", weight.shape[1] * call["groups"]
+    if x.shape[1] != channels:
         raise RuntimeError(
-            f"Given transposed=1, weight of size {list(weight.shape)}, expected "
-            f"input{list(x.shape)} to have {weight.shape[0]} channels, "
-            f"but got {x.shape[1]} channels instead"
+            f"Given {kind}, weight of size {list(weight.shape)}, expected input{list(x.shape)} to have "
+            f"{channels} channels, but got {x.shape[1]} channels instead"
         )
 
 
