@@ -253,6 +253,11 @@ def _configured(name: str, **fields: Any) -> Any:
             ["input_features=80,3000"],
         ),
         ("SpectrogramModel", {"input_feat_per_channel": 80}, ["input_features=1000,80"]),
+        (
+            "SpectrogramModel",
+            {"audio_config": {"spec_size": 256, "num_mel_bins": 64}},
+            ["input_features=1,1001,64"],
+        ),
     ],
 )
 def test_inputs_of_images_and_sounds(name: str, fields: dict[str, Any], inputs: list[str]) -> None:

@@ -170,6 +170,11 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
         (linear(16, 16), "16", "mse on the output (N, 16)"),
         (convolution(3), IMAGE, "mse on the output (N, 3, 8, 12)"),
         (
+            Made(lambda m, x: m.f(x).unflatten(1, (4, 2)), f=nn.Conv1d(2, 8, 3, padding=1)),
+            "2,40",
+            "mse on the output (N, 4, 2, 40)",
+        ),
+        (
             Made(lambda m, x: m.f(x), f=nn.ConvTranspose2d(3, 3, 2, 2)),
             IMAGE,
             "mse on the output (N, 3, 16, 24)",

@@ -210,6 +210,9 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
     if any(_is_stacked(tensor, x) for x in inputs):
         why = "the output is class scores for each position, several of each sample (deep supervision)"
         return Criterion(kind="cross-entropy", class_dim=2, why=why)
+    if any(_is_separated(tensor, x) for x in inputs):
+        why = "the output is several signals in the shape of an input (separation of sources)"
+        return Criterion(kind="mse", why=why)
     if tensor.dim() > 2 and any(_is_one_channel(tensor, x) for x in inputs):
         return Criterion(kind="binary cross-entropy", why="the output is one score for each pixel")
     has_tokens = any(_is_tokens(x) for x in inputs)
@@ -261,6 +264,18 @@ def _is_stacked(tensor: torch.Tensor, other: torch.Tensor) -> bool:
         and other.dim() == tensor.dim() - 1
         and other.shape[2:] == tensor.shape[3:]
         and tensor.shape[2] > 1
+    )
+
+
+def _is_separated(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Tell whether a tensor is signals (N, K, C, T) in the shape of an input (N, C, T), mono or stereo."""
+    return (
+        other.is_floating_point()
+        and other.dim() == 3
+        and other.shape[1] <= 2
+        and tensor.dim() == 4
+        and tensor.shape[0] == other.shape[0]
+        and tensor.shape[2:] == other.shape[1:]
     )
 
 

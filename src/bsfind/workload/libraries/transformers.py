@@ -380,6 +380,10 @@ class _Inputs:
         if mel is not None and getattr(config, "max_length", None):  # AST
             self.reasons.append(f"`max_length` {config.max_length:,}, `num_mel_bins` {mel}")
             return [floats(name, config.max_length, mel)]
+        audio = getattr(config, "audio_config", config)
+        if getattr(audio, "spec_size", None) and not getattr(audio, "enable_fusion", False):  # CLAP
+            self.reasons.append(f"`num_mel_bins` {audio.num_mel_bins}, ten seconds of sound")
+            return [floats(name, 1, _SOUND_FRAMES + 1, audio.num_mel_bins)]
         if (channels := getattr(config, "audio_channels", None)) is not None:  # codecs
             self.reasons.append(f"`sampling_rate` {config.sampling_rate:,}: one second")
             return [floats(name, channels, config.sampling_rate)]
