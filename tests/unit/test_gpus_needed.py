@@ -11,6 +11,7 @@ from command_line import settings_of
 from bsfind.records import ModelInfo
 from bsfind.search.events import Events
 from bsfind.search.gpus_needed import find_gpus_needed, gpus_needed
+from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import Settings
 from bsfind.trial import Trial
 
@@ -83,12 +84,16 @@ class Traces:
     model = ModelInfo(parameters=1, optimizer="AdamW", model_bytes=1, gradient_bytes=1)
     busy_s = 0.0
     asked: ClassVar[list[tuple[int, bool]]] = []
+    limits_s: ClassVar[list[float]] = []
 
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
+    def __init__(
+        self, settings: Settings, precision: str, pool: object, clock: TimeBudget, **_: object
+    ) -> None:
+        self._clock = clock
 
     def run_within(self, size: int, limit: int, *, steps: int, exact: bool = False) -> Trial:
         self.asked.append((steps, exact))
+        self.limits_s.append(self._clock.for_trial())
         return Trial(batch_size=size, status="ok", peak_allocated_bytes=1, resident_bytes=4)
 
 
@@ -98,6 +103,7 @@ def test_what_was_not_asked_for_is_traced_for_few_steps(
 ) -> None:
     monkeypatch.setattr("bsfind.search.gpus_needed.TrialRunner", Traces)
     monkeypatch.setattr(Traces, "asked", [])
+    monkeypatch.setattr(Traces, "limits_s", [])
     asked = settings_of(
         ["run", "a:b", "--input-shape", "3", "--gpu", "a10g", "--precision", "amp-bf16"]
     )
@@ -105,9 +111,19 @@ def test_what_was_not_asked_for_is_traced_for_few_steps(
     worker = mock.Mock(is_alive=True)
     worker.open.return_value = device
     opened: Any = mock.Mock(settings=asked, device=device)
-    clock: Any = mock.Mock()
+    clock = TimeBudget(120.0, None)
     found = find_gpus_needed(opened, worker, clock, Events(), is_asked_for=is_asked_for)
     assert found is not None
     assert found.world_size == 2
     each = [(20, True)] if is_asked_for else [(3, False), (20, False)]
     assert Traces.asked == each * (len(Traces.asked) // len(each))
+    assert {*Traces.limits_s} == {120.0 if is_asked_for else 30.0}
+
+
+def test_a_clock_with_shorter_trials_is_the_same_clock() -> None:
+    clock = TimeBudget(120.0, 1000.0)
+    shorter = clock.with_trials_of(30.0)
+    assert (shorter.for_trial(), shorter.for_trial(2.0)) == (30.0, 60.0)
+    assert clock.for_trial() == 120.0
+    assert clock.with_trials_of(500.0).for_trial() == 120.0
+    assert shorter.left_s == pytest.approx(clock.left_s, abs=1.0)

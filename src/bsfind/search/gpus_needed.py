@@ -23,6 +23,9 @@ MOST_GPUS = 1024
 _LONG_S = 20.0
 """Processor time after which an answer that was not asked for is given up, seconds."""
 
+_LONGEST_TRIAL_S = 30.0
+"""Time after which a trial of such an answer is ended, seconds."""
+
 Try = Callable[[Settings], tuple[Trial, ModelInfo | None]]
 """Tries the smallest batch size on one rank of several; a model that does not fit is None."""
 
@@ -106,6 +109,7 @@ def find_gpus_needed(
         _TakesTooLongError: it was not asked for, and its trials take long.
     """
     settings, device = opened.settings, opened.device
+    clock = clock if is_asked_for else clock.with_trials_of(_LONGEST_TRIAL_S)
     busy_s = 0.0
     precision = _precision_of(settings, precisions_of(settings, device), device)
     limits = settings.limits

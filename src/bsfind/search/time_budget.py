@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 
@@ -34,6 +35,12 @@ class TimeBudget:
     def is_spent(self) -> bool:
         """Whether the time for everything is over."""
         return self._total_s is not None and self.elapsed_s >= self._total_s
+
+    def with_trials_of(self, seconds: float) -> TimeBudget:
+        """Return the same clock for trials that may take no longer than this, in seconds."""
+        clock = copy.copy(self)
+        clock._trial_timeout_s = min(self._trial_timeout_s, seconds)
+        return clock
 
     def for_trial(self, times: float = 1.0) -> float:
         """Return how many seconds the next trial may take.
