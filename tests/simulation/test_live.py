@@ -20,7 +20,7 @@ def memory_of(limit_bytes: int) -> LiveMemory:
     device.limit_memory(limit_bytes)
     told = device.describe()
     memory = LiveMemory(
-        *(device.spec("fp32"), device.new_allocator()),
+        *(device.gpu.spec("fp32"), device.new_allocator()),
         free_bytes=told.free_bytes,
         total_bytes=told.total_bytes,
         on_first_use=lambda: used.append(True),
@@ -91,7 +91,7 @@ def test_the_operators_of_this_thread() -> None:
     memory = memory_of(100 * MIB)
     recorder = LiveRecorder(memory)
     device = SimulatedDevice(DeviceChoice(device="sim", gpu="rtx3090"))
-    simulated = SimulatedTorch(device.spec("fp32"), device.properties, recorder)
+    simulated = SimulatedTorch(device.gpu.spec("fp32"), device.gpu.properties, recorder)
     memory.is_open = False
     with simulated.active(memory.answers()):
         memory.is_open = True

@@ -65,7 +65,7 @@ def test_another_release_has_its_own_libraries() -> None:
     found = device.describe()
     assert (found.torch_version, found.cuda_version) == ("2.4", "12.4")
     assert found.traced_by == found.installed_torch == torch.__version__
-    spec = device.spec("fp32")
+    spec = device.gpu.spec("fp32")
     assert (spec.torch_version, spec.cudnn_version) == ((2, 4), 90100)
 
 

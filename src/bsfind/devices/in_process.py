@@ -41,7 +41,7 @@ class GpuOfProcess:
         if limit_bytes is not None:
             self._device.limit_memory(limit_bytes)
         told = self._device.describe()
-        gpu = self._device.spec("fp32")
+        gpu = self._device.gpu.spec("fp32")
         self._memory = LiveMemory(
             *(gpu, self._device.new_allocator()),
             free_bytes=told.free_bytes,
@@ -49,7 +49,7 @@ class GpuOfProcess:
             on_first_use=on_first_use,
         )
         self._recorder = LiveRecorder(self._memory)
-        self._torch = SimulatedTorch(gpu, self._device.properties, self._recorder)
+        self._torch = SimulatedTorch(gpu, self._device.gpu.properties, self._recorder)
         self._torch.dispatcher.reads.is_repeatable = False
         self._open = contextlib.ExitStack()
 
@@ -87,7 +87,7 @@ class GpuOfProcess:
         """What the workspaces of convolutions rest on (see `base.Device.convolution_workspaces`)."""
         from bsfind.simulation.kernels.convolution_workspace import workspaces_source
 
-        return workspaces_source(self._device.spec("fp32"))
+        return workspaces_source(self._device.gpu.spec("fp32"))
 
     def close(self) -> None:
         """Give torch back its own operators."""

@@ -7,7 +7,6 @@ the memory that a CUDA context leaves free on it.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,10 +15,9 @@ from bsfind.devices.base import (
     evaluation_that_ran,
     failed_in_evaluation,
     finished_trial,
-    nccl_memory,
     short_trial,
 )
-from bsfind.devices.modelled_torch import modelled_torch
+from bsfind.devices.modelled_gpu import ModelledGpu
 from bsfind.devices.prediction_limits import (
     architecture_warnings,
     check_sharding,
@@ -34,7 +32,6 @@ from bsfind.errors import (
     TargetError,
     TimeLimitError,
     UntraceableError,
-    UsageError,
 )
 from bsfind.failures.exceptions import plain
 from bsfind.failures.leaks import (
@@ -54,73 +51,42 @@ from bsfind.failures.oom import (
 from bsfind.inputs import InputSpec
 from bsfind.records import Assumption, DeviceInfo, ModelInfo, ModelKind, OutputMemory, ReportWarning
 from bsfind.settings import DeviceChoice, Workload
-from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.simulation.allocator.caching_allocator import (
     CachingAllocator,
     SimulatedOutOfMemoryError,
 )
-from bsfind.simulation.allocator.device_memory import DeviceMemory
-from bsfind.simulation.gpus.catalogue import find_gpu
-from bsfind.simulation.gpus.context_memory import context_bytes, loads_lazily
-from bsfind.simulation.kernels.call import GpuSpec
 from bsfind.trial import Trial
-from bsfind.workload.precision import precision_plan
 from bsfind.workload.user_errors import text_of
 
 if TYPE_CHECKING:
     from bsfind.simulation.trace.building import FixedMemory
-    from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
     from bsfind.simulation.trace.recorder import Observer
     from bsfind.simulation.trace.tracer import Tracer
     from bsfind.simulation.trace.value_shapes import ValueShapes
 
 
 class SimulatedDevice:
-    """A GPU of the catalogue, which the machine does not need to have.
-
-    `--memory-limit` is what the allocator may reserve, as on a real GPU. Where it is more than the GPU
-    has, a GPU with that much memory is simulated.
+    """Trains on a GPU of the catalogue, which the machine does not need to have.
 
     Args:
         choice: which GPU, and how much of its memory may be used.
 
     Attributes:
+        gpu: the GPU.
         refusal: see `base.Device.refusal`.
         is_clean: True: each trial has an allocator of its own.
         recording: None: every batch size is replayed, so nothing is extrapolated from a recording.
 
     Raises:
-        UsageError: the allocator's options in the environment are not valid.
+        UsageError: see `ModelledGpu`.
     """
 
     is_clean = True
     recording: None = None
 
     def __init__(self, choice: DeviceChoice) -> None:
-        if choice.gpu is None:
-            raise ValueError("no GPU to simulate is named")
-        self._gpu = find_gpu(choice.gpu)
-        self._torch = modelled_torch(choice.torch_version)
-        self._settings = _allocator_settings(self._torch.version)
-        self._is_context_given = choice.context_memory_bytes is not None
-        if choice.context_memory_bytes is not None:
-            self._context_bytes = choice.context_memory_bytes
-        else:
-            # Counted as if the step, which is not known yet, called all libraries.
-            lazy = loads_lazily(os.environ, self._torch.cuda)
-            self._context_bytes = context_bytes(self._gpu, lazy=lazy)
-        self._nccl_bytes, self._nccl_source = nccl_memory(choice)
-        self._memory_limit = choice.memory_limit_bytes
-        self._outside_bytes = self._context_bytes + (self._nccl_bytes or 0)
-        left = (self._gpu.total_bytes or 0) - self._outside_bytes
-        self._free_bytes = max(left, self._memory_limit or 0)
-        if self._free_bytes <= 0:
-            raise UsageError(
-                f"{'the CUDA context leaves' if not self._nccl_bytes else 'the CUDA context and NCCL leave'} "
-                f"nothing of {self._gpu.name}",
-                hint="`--context-memory` and `--nccl-memory` say what they take there",
-            )
-        self._limit_bytes = self._memory_limit
+        self.gpu = ModelledGpu(choice)
+        self._limit_bytes = self.gpu.limit_bytes
         self._tracer: Tracer | None = None
         self._shapes: tuple[Workload, ValueShapes] | None = None
         self._fixed: FixedMemory | None = None
@@ -132,25 +98,7 @@ class SimulatedDevice:
 
     def describe(self) -> DeviceInfo:
         """Return the GPU as torch would show it without another process on it."""
-        capability = self._gpu.capability or (0, 0)
-        return DeviceInfo(
-            kind="simulated",
-            name=self._gpu.name,
-            index=0,
-            compute_capability=self._gpu.compute_capability,
-            total_bytes=self._free_bytes + self._outside_bytes,
-            free_bytes=self._free_bytes,
-            capacity_bytes=self._free_bytes if self._memory_limit is None else self._memory_limit,
-            context_bytes=self._context_bytes,
-            context_source="given" if self._is_context_given else "modelled",
-            nccl_bytes=self._nccl_bytes,
-            nccl_source=self._nccl_source,
-            supports_bf16=capability >= (8, 0),
-            supports_tf32=capability >= (8, 0),
-            torch_version=self._torch.version,
-            traced_by=self._torch.traced_by,
-            cuda_version=self._torch.cuda,
-        )
+        return self.gpu.describe()
 
     def load(
         self, workload: Workload, precision: str, observer: Observer | None = None
@@ -165,11 +113,11 @@ class SimulatedDevice:
         from bsfind.simulation.trace.value_shapes import ValueShapes
 
         self.close()
-        self._limit_bytes = self._memory_limit
+        self._limit_bytes = self.gpu.limit_bytes
         self._fixed = None
         self._steps_differ = self._has_run = self._ends_with_epoch = False
-        self._torch.check(workload.parallel)
-        check_sharding(workload.parallel, self._torch.version)
+        self.gpu.torch.check(workload.parallel)
+        check_sharding(workload.parallel, self.gpu.torch.version)
         are_steady = self._programs is not None and self._programs.are_steady
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
@@ -203,7 +151,9 @@ class SimulatedDevice:
     ) -> Tracer:
         from bsfind.simulation.trace.tracer import Tracer
 
-        return Tracer(workload, precision, self.spec(precision), self.properties, observer, shapes)
+        return Tracer(
+            workload, precision, self.gpu.spec(precision), self.gpu.properties, observer, shapes
+        )
 
     def close(self) -> None:
         """Drop the model, and give torch back its own operators."""
@@ -224,37 +174,6 @@ class SimulatedDevice:
             raise RuntimeError("a trial before load")
         return self._programs
 
-    @property
-    def properties(self) -> SimulatedGpu:
-        """What `torch.cuda.get_device_properties` returns to the user's code."""
-        from bsfind.simulation.trace.masquerade.torch_cuda import SimulatedGpu
-
-        major, minor = self._gpu.capability or (0, 0)
-        return SimulatedGpu(
-            name=self._gpu.name,
-            total_memory=self._free_bytes + self._outside_bytes,
-            major=major,
-            minor=minor,
-            multi_processor_count=self._gpu.sm_count,
-            max_threads_per_multi_processor=self._gpu.max_threads_per_sm,
-        )
-
-    def spec(self, precision: str) -> GpuSpec:
-        """Return the GPU as rules of kernels have it, for steps in a precision."""
-        gpu = self._gpu
-        if gpu.capability is None or gpu.sm_count is None or gpu.max_threads_per_sm is None:
-            raise ValueError(f"{gpu.key} cannot be simulated")
-        tf32 = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" and gpu.capability >= (8, 0)
-        return GpuSpec(
-            capability=gpu.capability,
-            sm_count=gpu.sm_count,
-            max_threads_per_sm=gpu.max_threads_per_sm,
-            torch_version=self._torch.release,
-            cudnn_version=self._torch.cudnn,
-            tf32_convolutions=tf32,
-            tf32_matmul=tf32 and precision_plan(precision).matmul_tf32,
-        )
-
     def limit_memory(self, nbytes: int) -> None:
         """Let the allocator of later trials reserve at most `nbytes`.
 
@@ -273,8 +192,8 @@ class SimulatedDevice:
         notes = self._tracer.notes if self._tracer is not None else {}
         places = self._tracer.random_places if self._tracer is not None else ()
         known = [
-            *version_warnings(self._torch, self.asks_cudnn),
-            *architecture_warnings(self._gpu, self._torch),
+            *version_warnings(self.gpu.torch, self.asks_cudnn),
+            *architecture_warnings(self.gpu.card, self.gpu.torch),
             *self._allocator_warnings(),
             *(
                 ReportWarning(code=code.partition(":")[0], message=message)
@@ -293,12 +212,12 @@ class SimulatedDevice:
         """Tell whether cuDNN's library of this environment says which workspaces convolutions take."""
         from bsfind.simulation.kernels.convolution_workspace import asks_cudnn
 
-        return asks_cudnn(self.spec("fp32"))
+        return asks_cudnn(self.gpu.spec("fp32"))
 
     def _allocator_warnings(self) -> list[ReportWarning]:
-        if not self._settings.unsupported:
+        if not self.gpu.settings.unsupported:
             return []
-        names = ", ".join(f"`{name}`" for name in self._settings.unsupported)
+        names = ", ".join(f"`{name}`" for name in self.gpu.settings.unsupported)
         return [
             ReportWarning(
                 code="allocator_not_modelled",
@@ -326,7 +245,7 @@ class SimulatedDevice:
         operators = self._tracer.steps.operators if self._tracer is not None else None
         if operators is None or not operators.convolutions:
             return None
-        return workspaces_source(self.spec("fp32"))
+        return workspaces_source(self.gpu.spec("fp32"))
 
     @property
     def sizes_follow(self) -> bool:
@@ -369,7 +288,7 @@ class SimulatedDevice:
                 replayed = longer.replay(allocator, longer.load(allocator))
                 return replayed.memory[done:]
 
-            left = (self._limit_bytes or self._free_bytes) - replayed.peak_allocated_bytes
+            left = (self._limit_bytes or self.gpu.free_bytes) - replayed.peak_allocated_bytes
             leak = None
             if not self._ends_with_epoch:
                 leak = leak_of(replayed.memory, run_more, left)
@@ -429,7 +348,7 @@ class SimulatedDevice:
         program = self.tracer.program_with_old_buckets(batch_size, self._of_trials.at_most(steps))
         if program is None:
             return None
-        allocator = self._allocator_within(self._memory_limit)
+        allocator = self.gpu.allocator(self.gpu.limit_bytes)
         try:
             program.replay(allocator, program.load(allocator))
         except SimulatedOutOfMemoryError:
@@ -455,7 +374,7 @@ class SimulatedDevice:
 
     @property
     def _capacity_bytes(self) -> int:
-        return min(self._free_bytes, self._limit_bytes or self._free_bytes)
+        return min(self.gpu.free_bytes, self._limit_bytes or self.gpu.free_bytes)
 
     def _with_a_length(self, error: TimeLimitError) -> TimeLimitError:
         """Return the error of a step that takes too long, with a length of sequences that is searched."""
@@ -516,22 +435,4 @@ class SimulatedDevice:
 
     def new_allocator(self) -> CachingAllocator:
         """Return an allocator with the memory that the device has."""
-        return self._allocator_within(self._limit_bytes)
-
-    def _allocator_within(self, limit_bytes: int | None) -> CachingAllocator:
-        return CachingAllocator(
-            DeviceMemory(self._free_bytes),
-            self._settings,
-            limit_bytes=limit_bytes,
-            total_bytes=self._free_bytes + self._outside_bytes,
-        )
-
-
-def _allocator_settings(torch_version: str) -> AllocatorSettings:
-    try:
-        return AllocatorSettings.from_environment(os.environ, torch_version=torch_version)
-    except ValueError as error:
-        raise UsageError(
-            f"PyTorch would refuse the environment: {error}",
-            hint="PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF sets it",
-        ) from error
+        return self.gpu.allocator(self._limit_bytes)
