@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from bsfind.inputs import InputSpec
     from bsfind.python.report import Report
-    from bsfind.records import PrecisionResult, Recommendation
+    from bsfind.results import PrecisionResult, Recommendation
     from bsfind.trial import Trial
 
 __version__ = "0.1.0"
@@ -60,7 +60,8 @@ _HOMES = {
         "bsfind.errors",
     ),
     "InputSpec": "bsfind.inputs",
-    **dict.fromkeys(("PrecisionResult", "Recommendation", "Trial"), "bsfind.records"),
+    "Trial": "bsfind.trial",
+    **dict.fromkeys(("PrecisionResult", "Recommendation"), "bsfind.results"),
 }
 """The modules of the public names (PEP 562)."""
 

@@ -16,7 +16,7 @@ from tests.simulation.simulated import without_cudnn_workspaces
 
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import InputSpec
-from bsfind.records import Neighbours, PrecisionResult
+from bsfind.results import Neighbours, PrecisionResult
 from bsfind.search.events import Events
 from bsfind.search.policy import Simulated
 from bsfind.search.precision import PrecisionSearch

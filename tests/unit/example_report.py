@@ -10,16 +10,12 @@ from bsfind.records import (
     Assumption,
     DeviceInfo,
     ErrorBound,
-    ExpandableSegments,
-    GlobalBatch,
     GpuProcess,
     ModelInfo,
-    PrecisionResult,
     Prediction,
-    Recommendation,
-    Report,
     ReportWarning,
 )
+from bsfind.results import ExpandableSegments, GlobalBatch, PrecisionResult, Recommendation, Report
 from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.trial import Trial
 from bsfind.units import GIB, MIB

@@ -22,8 +22,10 @@ from example_report import example_report, predicted_report
 from torch import nn
 
 import bsfind
-from bsfind import api, records
+from bsfind import api
 from bsfind.cli.options import options_of
+from bsfind.records import ReportWarning
+from bsfind.results import PrecisionResult, Report
 from bsfind.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +255,7 @@ def test_the_report_of_a_program_has_what_the_report_has() -> None:
     plain = example_report()
     report = bsfind.Report.of(plain)
     assert report.to_json() == plain.to_json()
-    for field in fields(records.Report):
+    for field in fields(Report):
         assert getattr(report, field.name) == getattr(plain, field.name)
     assert plain.recommendation is not None
     assert report.batch_size == plain.recommendation.batch_size
@@ -267,8 +269,8 @@ def test_the_report_of_a_program_has_what_the_report_has() -> None:
 def test_fits_is_whether_every_precision_that_there_is_has_an_answer() -> None:
     report = bsfind.Report.of(example_report())
     fp32 = report.results[0]
-    unsupported = records.PrecisionResult(precision="bf16", status="unsupported")
-    no = records.PrecisionResult(precision="amp", status="nothing_fits")
+    unsupported = PrecisionResult(precision="bf16", status="unsupported")
+    no = PrecisionResult(precision="amp", status="nothing_fits")
     for results, fits in (
         ((fp32,), True),
         ((fp32, unsupported), True),
@@ -306,7 +308,7 @@ class _Tags(HTMLParser):
 def test_html_escapes_what_the_user_named() -> None:
     report = example_report()
     evil = "<script>alert('&amp;')</script>"
-    warning = records.ReportWarning(code="x", message=evil)
+    warning = ReportWarning(code="x", message=evil)
     report = dataclasses.replace(
         report,
         workload={**report.workload, "target": evil},

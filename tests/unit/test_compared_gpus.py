@@ -18,7 +18,7 @@ from bsfind import option_types as types
 from bsfind.cli.compared_gpus import below_minimum
 from bsfind.cli.session import exit_code, run_session
 from bsfind.errors import ExitCode, InternalError, TargetError, UsageError
-from bsfind.records import GlobalBatch, PrecisionResult, Report, ReportWarning
+from bsfind.records import ReportWarning
 from bsfind.report.compared_gpus import (
     answer,
     compared_to_csv,
@@ -28,6 +28,7 @@ from bsfind.report.compared_gpus import (
 )
 from bsfind.report.github import annotation, outputs
 from bsfind.report.json import gpus_schema, read_report, to_json
+from bsfind.results import GlobalBatch, PrecisionResult, Report
 from bsfind.search.compared_gpus import ComparedGpus, GpuReport
 from bsfind.search.request import settings_of_each_gpu
 from bsfind.simulation.gpus.catalogue import different_gpus, find_gpu, known_gpus

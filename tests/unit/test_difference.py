@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bsfind.records import PrecisionResult, Report
 from bsfind.report.diff import Change, Difference, compare, print_difference
+from bsfind.results import PrecisionResult, Report
 from bsfind.units import GIB, MIB
 
 Golden = Callable[[str, str], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bsfind.records import PrecisionResult
+from bsfind.results import PrecisionResult
 from bsfind.search.bracket import Bracket
 from bsfind.search.estimate import Estimate, line_through_peaks
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings

@@ -17,11 +17,11 @@ from bsfind.cli import exports
 from bsfind.cli.console import Terminal
 from bsfind.cli.exports import Exports
 from bsfind.errors import UsageError
-from bsfind.records import Report
 from bsfind.report import export
 from bsfind.report.export import append_text, check_writable, write_report
 from bsfind.report.github import GitHubStep
 from bsfind.report.json import to_json
+from bsfind.results import Report
 
 JSON, PNG = Path("report.json"), Path("picture.PNG")
 

@@ -22,9 +22,10 @@ from bsfind.errors import (
     WorkerError,
 )
 from bsfind.inputs import InputSpec, parse_input, parse_input_shape
-from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, Report, ReportWarning
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning
 from bsfind.report.json import schema, to_json
 from bsfind.report.sentences import accuracy
+from bsfind.results import Report
 from bsfind.search.events import Events
 from bsfind.search.finder import Finder
 from bsfind.search.time_budget import TimeBudget

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfind.errors import ExitCode, UsageError
-from bsfind.records import PrecisionResult, Report
 from bsfind.report.github import GitHubStep, annotation, outputs
 from bsfind.report.markup import to_markdown
 from bsfind.report.visible import visible_lines
+from bsfind.results import PrecisionResult, Report
 
 
 def without_answer() -> Report:

@@ -22,10 +22,10 @@ from bsfind.launch.placeholders import check, fill, names_of, trackers_off
 from bsfind.launch.ranks import PROBE
 from bsfind.launch.records import read_record
 from bsfind.option_fields import arguments_of
-from bsfind.records import Report
 from bsfind.report.diff import compare
 from bsfind.report.json import read_report, schema, to_json
 from bsfind.report.markup import to_markdown
+from bsfind.results import Report
 from bsfind.search.request import launch_settings_from
 from bsfind.settings import Launch
 

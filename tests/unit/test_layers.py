@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # Parts of bsfind that say what was asked for and what was found: everything may import them.
 LEAVES = (
-    "errors units inputs settings parallel option_fields records trial import_path "
+    "errors units inputs settings parallel option_fields records results trial import_path "
     "simulation.gpus.catalogue"
 )
 
@@ -33,7 +33,8 @@ LAYERS = {
     "settings": "inputs option_types parallel units",
     "option_fields": "inputs option_types parallel settings",
     "trial": "",
-    "records": "errors units trial",
+    "records": "errors units",
+    "results": "records trial",
     "failures": LEAVES,
     # In the worker's process: torch is imported here, and only here.
     "workload": f"{LEAVES} failures torch numpy",
@@ -60,7 +61,7 @@ LAYERS = {
     "cli": f"{LEAVES} option_types search report inspect inspect.inspection explain worker "
     "devices.nvml rich typer",
     # The library works without the command line, and without what only that needs.
-    "python": "errors import_path records report",
+    "python": "errors import_path results report",
     "api": f"{LEAVES} option_types python search worker",
     "__main__": "cli",
 }

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from test_simulated_search import Replays, searched
 
 from bsfind.errors import TimeLimitError
-from bsfind.records import DeviceInfo, ModelInfo, PrecisionResult
-from bsfind.records import Neighbours as Found
+from bsfind.records import DeviceInfo, ModelInfo
 from bsfind.report.sentences import sentences
+from bsfind.results import Neighbours as Found
+from bsfind.results import PrecisionResult
 from bsfind.search.accepted_sizes import AcceptedSizes, Multiples, Series
 from bsfind.search.events import Events
 from bsfind.search.neighbours import MOST, near_below

@@ -18,10 +18,10 @@ from rich.console import Console
 
 import bsfind
 from bsfind.errors import UsageError
-from bsfind.records import PrecisionResult, Report
 from bsfind.report.export import check_writable
 from bsfind.report.plot import check_can_draw, picture_of, to_png, to_svg
 from bsfind.report.terminal_plot import print_plot
+from bsfind.results import PrecisionResult, Report
 from bsfind.settings import REMEDIES
 from bsfind.trial import Trial
 from bsfind.units import GIB, MIB

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.records import PrecisionResult
+from bsfind.results import PrecisionResult
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.recommend import (
     best_that_leaves,

@@ -11,7 +11,8 @@ from example_report import example_report, predicted_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bsfind.records import SCHEMA_VERSION, PrecisionResult, Report, record_of
+from bsfind.records import record_of
+from bsfind.results import SCHEMA_VERSION, PrecisionResult, Report
 from bsfind.trial import Trial
 
 SIZES = st.none() | st.integers(0, 1 << 45)

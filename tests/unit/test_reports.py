@@ -30,10 +30,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from bsfind import records
+from bsfind import records, results
 from bsfind.errors import UsageError
 from bsfind.inputs import DTYPES, InputSpec
-from bsfind.records import DeviceInfo, PrecisionResult, Report, ReportWarning
+from bsfind.records import DeviceInfo, ReportWarning
 from bsfind.report import export, wording
 from bsfind.report.columns import cells_of
 from bsfind.report.csv import to_csv
@@ -43,6 +43,7 @@ from bsfind.report.markup import to_html, to_markdown
 from bsfind.report.plot import to_svg
 from bsfind.report.sentences import accuracy, sentences
 from bsfind.report.table import print_check, print_report
+from bsfind.results import PrecisionResult, Report
 from bsfind.search.finder import Finder
 from bsfind.settings import (
     PRECISIONS,
@@ -98,7 +99,7 @@ def stopped_early() -> Report:
         example_report(),
         status="partial",
         results=(fp32, amp),
-        recommendation=records.Recommendation(batch_size=200, precision="fp32", reason="because"),
+        recommendation=results.Recommendation(batch_size=200, precision="fp32", reason="because"),
         message="the time budget of 1 min is spent",
     )
 
@@ -232,7 +233,7 @@ SIZES = st.integers(0, 1 << 47)
 
 
 @st.composite
-def results(draw: st.DrawFn, precision: str) -> PrecisionResult:
+def any_results(draw: st.DrawFn, precision: str) -> PrecisionResult:
     trial = ok(
         draw(FIGURES), draw(SIZES) + GIB, draw(SIZES), draw(st.none() | st.floats(1e-4, 1e4))
     )
@@ -249,7 +250,8 @@ def results(draw: st.DrawFn, precision: str) -> PrecisionResult:
 
 
 @given(
-    found=st.tuples(results("fp32"), results("amp-bf16")) | st.tuples(results("amp-fp16")),
+    found=st.tuples(any_results("fp32"), any_results("amp-bf16"))
+    | st.tuples(any_results("amp-fp16")),
     width=st.integers(40, 140),
 )
 def test_figures_are_never_cut(found: tuple[PrecisionResult, ...], width: int) -> None:
@@ -578,20 +580,20 @@ def test_the_schema_is_strict_and_explains_everything() -> None:
         ("prediction", records.Prediction, set()),
         ("accuracy", records.Accuracy, set()),
         ("error_bound", records.ErrorBound, set()),
-        ("recommendation", records.Recommendation, {"variant"}),
+        ("recommendation", results.Recommendation, {"variant"}),
         ("warning", ReportWarning, set()),
         ("leak", Leak, set()),
         ("axis", Axis, set()),
-        ("predicted_peaks", records.PredictedPeaks, set()),
+        ("predicted_peaks", results.PredictedPeaks, set()),
         ("refused_sizes", RefusedSizes, set()),
         ("batches", BatchVariation, set()),
         ("evaluation", Evaluation, set()),
         ("rank_memory", RankMemory, set()),
-        ("expandable_segments", records.ExpandableSegments, set()),
-        ("neighbours", records.Neighbours, set()),
-        ("global_batch", records.GlobalBatch, set()),
+        ("expandable_segments", results.ExpandableSegments, set()),
+        ("neighbours", results.Neighbours, set()),
+        ("global_batch", results.GlobalBatch, set()),
         ("assumption", records.Assumption, set()),
-        ("gpus_needed", records.GpusNeeded, set()),
+        ("gpus_needed", results.GpusNeeded, set()),
         ("workload", Workload, {"assumptions"}),
         ("launch", Launch, {"assumptions", "variables", "logs"}),
         ("input", InputSpec, set()),
@@ -617,20 +619,20 @@ def test_the_schema_has_the_values_of_the_records() -> None:
         return tuple(define[where]["properties"][field]["enum"])
 
     assert values("trial", "status") == get_args(TrialStatus)
-    assert values("result", "status") == get_args(records.ResultStatus)
-    assert values("result", "precision") == (*PRECISIONS, records.LAUNCHED)
-    assert values("recommendation", "precision") == (*PRECISIONS, records.LAUNCHED)
+    assert values("result", "status") == get_args(results.ResultStatus)
+    assert values("result", "precision") == (*PRECISIONS, results.LAUNCHED)
+    assert values("recommendation", "precision") == (*PRECISIONS, results.LAUNCHED)
     assert values("input", "dtype") == tuple(DTYPES)
     assert values("device", "kind") == get_args(records.DeviceKind)
     assert values("device", "context_source") == (*get_args(records.ContextSource), None)
     assert values("model", "kind") == (*get_args(records.ModelKind), None)
     assert values("prediction", "model_kind") == (*get_args(records.ModelKind), None)
     precisions = define["search"]["properties"]["precisions"]["items"]["enum"]
-    assert tuple(precisions) == (*REQUESTABLE_PRECISIONS, records.LAUNCHED)
+    assert tuple(precisions) == (*REQUESTABLE_PRECISIONS, results.LAUNCHED)
     assert values("result", "remedy") == (*REMEDIES, None)
     assert tuple(define["search"]["properties"]["compare"]["items"]["enum"]) == tuple(REMEDIES)
-    assert tuple(document["properties"]["status"]["enum"]) == get_args(records.ReportStatus)
-    assert document["properties"]["schema_version"]["const"] == records.SCHEMA_VERSION
+    assert tuple(document["properties"]["status"]["enum"]) == get_args(results.ReportStatus)
+    assert document["properties"]["schema_version"]["const"] == results.SCHEMA_VERSION
 
 
 def _set(document: dict[str, Any], path: str, value: object) -> None:

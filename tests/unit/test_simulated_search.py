@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsfind.errors import TimeLimitError
-from bsfind.records import DeviceInfo, PrecisionResult
+from bsfind.records import DeviceInfo
+from bsfind.results import PrecisionResult
 from bsfind.search.events import Events
 from bsfind.search.neighbours import MOST
 from bsfind.search.policy import Simulated

@@ -20,7 +20,7 @@ from bsfind.cli.commands import gpus
 from bsfind.cli.console import Terminal
 from bsfind.devices import nvml
 from bsfind.errors import ExitCode, TargetError
-from bsfind.records import GpuProcess, PrecisionResult, Report, ReportWarning
+from bsfind.records import GpuProcess, ReportWarning
 from bsfind.report.csv import to_csv
 from bsfind.report.diff import compare, print_difference
 from bsfind.report.github import annotation, outputs
@@ -29,6 +29,7 @@ from bsfind.report.markup import to_html, to_markdown
 from bsfind.report.plot import to_svg
 from bsfind.report.table import print_report
 from bsfind.report.visible import visible, visible_lines
+from bsfind.results import PrecisionResult, Report
 from bsfind.trial import Trial
 
 HOSTILE = [

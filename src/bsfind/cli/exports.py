@@ -10,9 +10,10 @@ from pathlib import Path
 
 from bsfind.cli.console import Terminal
 from bsfind.errors import ExitCode, UsageError
-from bsfind.records import Report, ReportWarning
+from bsfind.records import ReportWarning
 from bsfind.report.export import DRAWN_FORMATS, check_writable, is_stream, write_report
 from bsfind.report.github import GitHubStep, annotation
+from bsfind.results import Report
 from bsfind.search.compared_gpus import ComparedGpus
 
 _PAUSE = 9

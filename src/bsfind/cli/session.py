@@ -10,12 +10,12 @@ from bsfind.cli import compared_gpus
 from bsfind.cli.exports import Exports, GitHubReporter
 from bsfind.cli.progress import TerminalEvents, trial_line
 from bsfind.errors import BelowMinimumError, BsfindError, ExitCode, Terminated, UsageError
-from bsfind.records import Report
 from bsfind.report import wording
 from bsfind.report.compared_gpus import print_compared
 from bsfind.report.json import to_json
 from bsfind.report.table import print_check, print_report
 from bsfind.report.terminal_plot import print_plot
+from bsfind.results import Report
 from bsfind.search.compared_gpus import ComparedGpus, GpusFinder
 from bsfind.search.finder import Finder
 from bsfind.search.request import launch_settings_from, settings_from, settings_of_each_gpu

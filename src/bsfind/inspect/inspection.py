@@ -165,7 +165,7 @@ class PrecisionInspection:
 
     Attributes:
         precision: `fp32` or another one.
-        weights_dtype: dtype of the floating parameters, as in `records.PrecisionResult`.
+        weights_dtype: dtype of the floating parameters, as in `results.PrecisionResult`.
         status: `fits`, `does_not_fit`, `refused` (the step refuses this batch size, as batch
             normalisation refuses a single sample), or `unsupported` by the GPU.
         message: why there is no composition, or what did not fit.

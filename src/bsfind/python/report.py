@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from bsfind import records
+from bsfind import results
 from bsfind.errors import UsageError
 from bsfind.report.export import DRAWN_FORMATS, write_report
 from bsfind.report.markup import to_html, to_markdown
@@ -21,7 +21,7 @@ class Plot:
         report: what it is of.
     """
 
-    report: records.Report
+    report: results.Report
 
     def save(self, path: str | Path) -> None:
         """Write the picture as `.svg` or `.png`.
@@ -39,7 +39,7 @@ class Plot:
         return to_svg(self.report)
 
 
-class Report(records.Report):
+class Report(results.Report):
     """What `bsfind.find` and `bsfind.check` found out.
 
     The fields are those of the JSON document, sizes in bytes and times in seconds, None for what is
@@ -54,7 +54,7 @@ class Report(records.Report):
     """
 
     @classmethod
-    def of(cls, report: records.Report) -> Report:
+    def of(cls, report: results.Report) -> Report:
         """Return the same report, with what notebooks show of it."""
         return cls(**{field.name: getattr(report, field.name) for field in fields(report)})
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bsfind.records import PrecisionResult, Report
 from bsfind.report.wording import label, lengths, percentage
+from bsfind.results import PrecisionResult, Report
 from bsfind.search.recommend import baseline, speed_up
 from bsfind.units import format_bytes, format_count
 

@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from bsfind.records import PrecisionResult, Report
 from bsfind.report import csv, wording
 from bsfind.report.columns import GPU, NOTHING, SEQ_LEN, cells_of, title_of
 from bsfind.report.markup import markdown
 from bsfind.report.sentences import accuracy, global_batch, hints, problems, tried_before_an_error
 from bsfind.report.table import LAYOUTS, cells, print_rows
 from bsfind.report.width import labelled, print_sentence
+from bsfind.results import PrecisionResult, Report
 from bsfind.search.compared_gpus import ComparedGpus, GpuReport, listed
 from bsfind.units import format_bytes
 

@@ -6,8 +6,8 @@ import csv
 import io
 from collections.abc import Iterable, Iterator
 
-from bsfind.records import Report
 from bsfind.report.visible import visible
+from bsfind.results import Report
 
 _OF_TRIAL = (
     *("batch_size", "status", "peak_allocated_bytes", "peak_reserved_bytes", "num_alloc_retries"),

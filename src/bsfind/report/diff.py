@@ -15,9 +15,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.width import fits, print_sentence
+from bsfind.results import PrecisionResult, Report
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings
 from bsfind.units import MIB, format_bytes, plain_number
 

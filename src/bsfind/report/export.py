@@ -23,7 +23,7 @@ from bsfind.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from bsfind.records import Report
+    from bsfind.results import Report
     from bsfind.search.compared_gpus import ComparedGpus
 
 EXPORT_FORMATS = (".json", ".md", ".csv", ".svg", ".png")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bsfind.errors import ExitCode, UsageError
-from bsfind.records import Report
 from bsfind.report import wording
 from bsfind.report.compared_gpus import compared_to_markdown, reasons
 from bsfind.report.export import append_text, check_writable
 from bsfind.report.markup import to_markdown
 from bsfind.report.visible import visible_lines
+from bsfind.results import Report
 from bsfind.search.compared_gpus import ComparedGpus
 
 _SUMMARY = "GITHUB_STEP_SUMMARY"

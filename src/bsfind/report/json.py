@@ -11,8 +11,8 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from bsfind.inspect.inspection import InspectionReport
-from bsfind.records import Report
 from bsfind.report.validation import validated
+from bsfind.results import Report
 from bsfind.search.compared_gpus import ComparedGpus
 
 _Item = TypeVar("_Item", bound=Hashable)

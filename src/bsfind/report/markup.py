@@ -6,11 +6,11 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.columns import cells_of, title_of
 from bsfind.report.sentences import answer, problems, sentences
 from bsfind.report.visible import visible
+from bsfind.results import PrecisionResult, Report
 from bsfind.search.compared_gpus import ComparedGpus
 
 _SPECIAL = re.compile(r"[\\`*_\[\]<>|~&$]")

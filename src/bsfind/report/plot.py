@@ -16,9 +16,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from bsfind.errors import UsageError
-from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.visible import visible
+from bsfind.results import PrecisionResult, Report
 from bsfind.trial import Trial
 from bsfind.units import GIB, KIB, MIB, format_bytes
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bsfind.records import PrecisionResult, Prediction, Report
+from bsfind.records import Prediction
 from bsfind.report import wording
+from bsfind.results import PrecisionResult, Report
 from bsfind.search.recommend import baseline, is_fragmented, recommend, speed_up
 from bsfind.trial import Trial
 from bsfind.units import format_batch_sizes, format_bytes, format_count

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bsfind.records import PrecisionResult, Report
 from bsfind.report import wording
 from bsfind.report.columns import GPU, SEQ_LEN, SPEED_UP, cells_of, title_of
 from bsfind.report.sentences import (
@@ -22,6 +21,7 @@ from bsfind.report.sentences import (
     tried_before_an_error,
 )
 from bsfind.report.width import fits, is_utf8, labelled, print_sentence, sentence
+from bsfind.results import PrecisionResult, Report
 from bsfind.units import format_bytes, format_count
 
 _BAR = "card bar"

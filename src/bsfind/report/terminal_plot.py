@@ -8,9 +8,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.text import Text
 
-from bsfind.records import Report
 from bsfind.report.plot import Picture, Series, batch_size_ticks, memory_ticks, picture_of
 from bsfind.report.width import is_utf8
+from bsfind.results import Report
 from bsfind.trial import Trial
 
 _NARROWEST = 32

@@ -9,8 +9,9 @@ from typing import Any
 
 from bsfind.inspect.inspection import PrecisionInspection
 from bsfind.parallel import NAMES
-from bsfind.records import Assumption, PrecisionResult, Report
+from bsfind.records import Assumption
 from bsfind.report.visible import visible
+from bsfind.results import PrecisionResult, Report
 from bsfind.search.variants import row_name
 from bsfind.trial import Trial
 from bsfind.units import format_bytes, format_parameters

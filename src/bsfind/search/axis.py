@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bsfind.records import PrecisionResult, Recommendation
+from bsfind.results import PrecisionResult, Recommendation
 from bsfind.settings import Axis
 from bsfind.trial import Trial
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bsfind.records import PrecisionResult, ReportWarning
+from bsfind.records import ReportWarning
+from bsfind.results import PrecisionResult
 from bsfind.units import format_batch_sizes
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import Any
 from bsfind import __version__
 from bsfind.errors import BsfindError, InternalError
 from bsfind.option_fields import SETTINGS, arguments_of
-from bsfind.records import SCHEMA_VERSION, Recommendation, Report, ReportStatus, ReportWarning
+from bsfind.records import ReportWarning
+from bsfind.results import SCHEMA_VERSION, Recommendation, Report, ReportStatus
 from bsfind.search.events import Events, Progress
 from bsfind.search.finder import Finder
 from bsfind.search.time_budget import TimeBudget

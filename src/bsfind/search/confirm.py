@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bsfind.errors import TimeLimitError
-from bsfind.records import GlobalBatch, ReportWarning
+from bsfind.records import ReportWarning
+from bsfind.results import GlobalBatch
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.recommend import split_global_batch, step_down
 from bsfind.search.trials import Trials

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-from bsfind.records import PrecisionResult
+from bsfind.results import PrecisionResult
 from bsfind.search.bracket import Bracket
 from bsfind.settings import LARGEST_BATCH_SIZE
 from bsfind.simulation.allocator.alloc_conf import AllocatorSettings

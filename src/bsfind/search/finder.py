@@ -19,15 +19,8 @@ from bsfind.errors import (
 from bsfind.failures.gpu_faults import gone
 from bsfind.failures.memory_watch import MemoryWatch
 from bsfind.launch.placeholders import names_of
-from bsfind.records import (
-    DeviceInfo,
-    GpusNeeded,
-    ModelInfo,
-    PrecisionResult,
-    Recommendation,
-    Report,
-    ReportWarning,
-)
+from bsfind.records import DeviceInfo, ModelInfo, ReportWarning
+from bsfind.results import GpusNeeded, PrecisionResult, Recommendation, Report
 from bsfind.search.all_ranks import launch_of
 from bsfind.search.events import Events
 from bsfind.search.gpus_needed import MOST_GPUS, find_gpus_needed, look_for_more_gpus, sharded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bsfind.errors import NoDeviceError, TargetError, TimeLimitError, WorkerError
-from bsfind.records import ExpandableSegments
+from bsfind.results import ExpandableSegments
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.estimate import largest_that_fits
 from bsfind.search.recommend import step_down

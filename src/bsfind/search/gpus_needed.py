@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 
 from bsfind.errors import TargetError, TimeLimitError, UntraceableError, WorkerError
-from bsfind.records import DeviceInfo, GpusNeeded, ModelInfo, ReportWarning
+from bsfind.records import DeviceInfo, ModelInfo, ReportWarning
+from bsfind.results import GpusNeeded
 from bsfind.search.events import Events, Progress
 from bsfind.search.opening import Opened
 from bsfind.search.time_budget import TimeBudget

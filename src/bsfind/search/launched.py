@@ -25,14 +25,7 @@ from bsfind.launch.placeholders import fill, trackers_off
 from bsfind.launch.ranks import Asked, run_command
 from bsfind.launch.records import RankRecord
 from bsfind.parallel import GRAD_ACCUM
-from bsfind.records import (
-    Assumption,
-    DeviceInfo,
-    ModelInfo,
-    OutputMemory,
-    ReportWarning,
-    record_of,
-)
+from bsfind.records import Assumption, DeviceInfo, ModelInfo, OutputMemory, ReportWarning, record_of
 from bsfind.search.time_budget import TimeBudget
 from bsfind.settings import DeviceChoice, Launch, SearchLimits
 from bsfind.simulation.allocator.recording import Recording

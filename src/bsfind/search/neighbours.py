@@ -13,8 +13,8 @@ import math
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from bsfind.errors import TimeLimitError
-from bsfind.records import GlobalBatch
-from bsfind.records import Neighbours as Found
+from bsfind.results import GlobalBatch
+from bsfind.results import Neighbours as Found
 from bsfind.search.accepted_sizes import Form
 from bsfind.search.confirm import Confirmation
 from bsfind.trial import Trial

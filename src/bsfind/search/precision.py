@@ -8,14 +8,8 @@ import os
 from collections.abc import Callable
 
 from bsfind.errors import BsfindError, NoDeviceError, TargetError, TimeLimitError, WorkerError
-from bsfind.records import (
-    DeviceInfo,
-    ExpandableSegments,
-    PrecisionResult,
-    PredictedPeaks,
-    ReportWarning,
-    ResultStatus,
-)
+from bsfind.records import DeviceInfo, ReportWarning
+from bsfind.results import ExpandableSegments, PrecisionResult, PredictedPeaks, ResultStatus
 from bsfind.search import beside_plain
 from bsfind.search.accepted_sizes import AcceptedSizes
 from bsfind.search.axis import trial_on

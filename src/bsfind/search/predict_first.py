@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from bsfind.errors import BsfindError, UsageError
-from bsfind.records import DeviceInfo, PrecisionResult, ReportWarning
+from bsfind.records import DeviceInfo, ReportWarning
+from bsfind.results import PrecisionResult
 from bsfind.search.events import Events
 from bsfind.search.policy import Simulated
 from bsfind.search.precision import PrecisionSearch

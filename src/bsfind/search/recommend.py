@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from bsfind.records import GlobalBatch, PrecisionResult, Recommendation
+from bsfind.results import GlobalBatch, PrecisionResult, Recommendation
 from bsfind.search.accepted_sizes import EVERY_SIZE, Form
 from bsfind.settings import Axis
 from bsfind.trial import Trial

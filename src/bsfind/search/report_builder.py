@@ -19,18 +19,20 @@ from bsfind.option_fields import arguments_of
 from bsfind.parallel import Parallel
 from bsfind.records import (
     ALL_ASKED,
-    LAUNCHED,
     Assumption,
     DeviceInfo,
-    GpusNeeded,
     ModelInfo,
     OutputMemory,
-    PrecisionResult,
     Prediction,
+    ReportWarning,
+)
+from bsfind.results import (
+    LAUNCHED,
+    GpusNeeded,
+    PrecisionResult,
     Recommendation,
     Report,
     ReportStatus,
-    ReportWarning,
 )
 from bsfind.search.accepted_sizes import Multiples
 from bsfind.search.assumptions import (

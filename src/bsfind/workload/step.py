@@ -75,7 +75,7 @@ class LoadedWorkload:
         last_batch: the last batch as text, for error messages.
         notes: messages for the reader of the report, by code.
         own_optimizers: classes of the optimizers that the user's step function stepped itself.
-        weights_dtype: see `records.PrecisionResult`.
+        weights_dtype: see `results.PrecisionResult`.
         class_name: name of the model's class, before it is wrapped.
 
     Raises:

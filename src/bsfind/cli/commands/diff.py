@@ -13,7 +13,7 @@ from bsfind.cli.parameters import reader
 from bsfind.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from bsfind.records import Report
+    from bsfind.results import Report
 
 _MOST_BYTES = 16 << 20
 """Size of a file that may be a report: hundreds of times the usual one."""

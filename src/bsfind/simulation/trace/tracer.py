@@ -168,7 +168,7 @@ class Tracer:
 
     @property
     def weights_dtype(self) -> str | None:
-        """Dtype of the parameters, where it is not float32 (see `records.PrecisionResult`)."""
+        """Dtype of the parameters, where it is not float32 (see `results.PrecisionResult`)."""
         return self._model.loaded.weights_dtype
 
     def fixed_memory(self) -> FixedMemory:
