@@ -27,7 +27,10 @@ from bsfind.settings import Workload
 from bsfind.workload.inputs import batch_function
 from bsfind.workload.libraries.proposals import with_inputs
 from bsfind.workload.libraries.timm import assumed_classes
-from bsfind.workload.libraries.transformers import assumed_configuration
+from bsfind.workload.libraries.transformers import (
+    assumed_configuration,
+    from_default_configuration,
+)
 from bsfind.workload.model import build_model
 from bsfind.workload.user_errors import user_error
 
@@ -135,6 +138,44 @@ def test_a_class_of_transformers_has_its_default_configuration() -> None:
     assert with_decoder.config.decoder_start_token_id == 0
     given = transformers_model("TextForCausalLM", config=model.config)
     assert assumed_configuration(given) is None
+
+
+class _Series:
+    """A configuration that no model can be built of: it does not say how long a prediction is."""
+
+    is_encoder_decoder = False
+
+    def __init__(self, **fields: Any) -> None:
+        values: dict[str, Any] = {"prediction_length": None, "num_time_features": 0, **fields}
+        self.__dict__.update(values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+
+class _Forecaster(nn.Module):
+    config_class = _Series
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.layer = nn.Linear(config.prediction_length, 1 + config.num_time_features)
+
+
+@pytest.mark.parametrize(
+    ("fields", "hint"),
+    [
+        ({}, "them: `--model-arg prediction_length=24 --model-arg num_time_features=2`"),
+        ({"num_time_features": 1}, "it: `--model-arg prediction_length=24`"),
+    ],
+)
+def test_all_fields_that_have_no_default_are_named_at_once(
+    fields: dict[str, int], hint: str
+) -> None:
+    make = from_default_configuration(_Forecaster)
+    assert make is not None
+    with pytest.raises(TargetError) as error:
+        make(**fields)
+    assert error.value.hint == f"set {hint}"
 
 
 @pytest.mark.usefixtures("libraries")

@@ -9,6 +9,9 @@ from bsfind.errors import UsageError
 from bsfind.inputs import InputSpec
 from bsfind.workload.libraries.base import floats, integers
 
+TIME_FEATURES = 2
+"""Features of each time step, where an example is named: the day and the age, say."""
+
 
 def inputs_of_series(
     model: Any, arguments: Collection[str], *, is_trained: bool
@@ -39,7 +42,8 @@ def inputs_of_series(
         if not features:
             raise UsageError(
                 f"`{type(model).__name__}` takes features of each time step, and its configuration has none",
-                hint="`--model-arg num_time_features=2` builds it for two, such as the day and the age",
+                hint=f"`--model-arg num_time_features={TIME_FEATURES}` builds it for some, such as the day "
+                "and the age",
             )
         yield floats("past_time_features", past, features)
         yield floats("future_time_features", config.prediction_length, features)

@@ -27,7 +27,7 @@ from bsfind.workload.libraries.base import (
     is_of,
 )
 from bsfind.workload.libraries.image_text import batches_of_text, marks_places
-from bsfind.workload.libraries.series import inputs_of_series
+from bsfind.workload.libraries.series import TIME_FEATURES, inputs_of_series
 
 _LENGTHS = (
     *("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"),
@@ -42,6 +42,9 @@ _WITH_MASKS = ("ForUniversalSegmentation", "ForInstanceSegmentation")
 
 _UNSET = {"vocab_size": 33, "prediction_length": 24}
 """Fields that some configurations have no default for, with examples: many models cannot be built without."""
+
+_ZERO = {"num_time_features": TIME_FEATURES}
+"""Fields whose default of 0 leaves an input without a size, with examples."""
 
 _CHOICES = 4
 """Answers to choose from, in models of multiple choice."""
@@ -86,13 +89,15 @@ def from_default_configuration(found: Any) -> Callable[..., nn.Module] | None:
         try:
             model: nn.Module = build(config)
         except (TypeError, ValueError) as error:
-            for field, example in _UNSET.items():
-                if getattr(config, field, example) is None:
-                    raise TargetError(
-                        f"the defaults of `{configuration.__name__}` have no `{field}`",
-                        hint=f"set it: `--model-arg {field}={example}`",
-                    ) from error
-            raise
+            unset = {f: value for f, value in _UNSET.items() if getattr(config, f, value) is None}
+            if not unset:
+                raise
+            empty = {f: value for f, value in _ZERO.items() if getattr(config, f, value) == 0}
+            options = (f"--model-arg {f}={value}" for f, value in {**unset, **empty}.items())
+            raise TargetError(
+                f"the defaults of `{configuration.__name__}` have no `{'`, `'.join({**unset, **empty})}`",
+                hint=f"set {'it' if len(unset | empty) == 1 else 'them'}: `{' '.join(options)}`",
+            ) from error
         _FROM_DEFAULTS.add(model)
         return model
 
