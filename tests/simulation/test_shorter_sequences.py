@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.devices import shorter_sequences, simulated
+from bsfind.devices import shorter_sequences
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.errors import TimeLimitError
 from bsfind.settings import DeviceChoice, Workload
@@ -26,7 +26,7 @@ def opened(seq_len: int | None) -> SimulatedDevice:
 
 @pytest.fixture
 def _few_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulated, "_MOST_ENTRIES", 4_000)
+    monkeypatch.setattr(trial_programs, "_MOST_ENTRIES", 4_000)
     monkeypatch.setattr(shorter_sequences, "_SEARCHED_ENTRIES", 1_600)
 
 
