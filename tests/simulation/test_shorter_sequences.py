@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bsfind.devices import shorter_sequences
+from bsfind.devices import shorter_sequences, trial_programs
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.errors import TimeLimitError
 from bsfind.settings import DeviceChoice, Workload
