@@ -268,7 +268,8 @@ class Worker:
             raise TimeLimitError(
                 f"no answer after {format_duration(timeout_s)}, {doing}",
                 detail=self._process.last_lines,
-                hint="allow more time with `--trial-timeout`, or see why the model hangs",
+                hint="allow more time with `--trial-timeout`; shorter sequences (`--seq-len`) and smaller "
+                "images (`--image-size`) take less; or see why the model hangs",
             ) from None
         except OSError:  # the pipe has no reader any more; what it said is still to be read
             line = None
