@@ -72,12 +72,10 @@ def modelled_torch(asked: str | None) -> ModelledTorch:
         return own
     compared = measured().compared_traces(own.version)
     if asked not in compared:
-        listed = (
-            f"it was for {' and '.join(compared)}" if compared else "it was for no other release"
-        )
+        listed = f"those for {' and '.join(compared)} were" if compared else "nor for any other"
         raise UsageError(
-            f"torch {own.version} is installed, and it was not compared whether it traces what torch {asked} "
-            f"runs; {listed}",
+            f"torch {own.version} is installed, and what it predicts for torch {asked} was not compared with "
+            f"torch {asked}; {listed}",
             hint=f"predict with torch {asked} installed {_BESIDE.format(asked)}",
         )
     cuda, cudnn = cuda_and_cudnn(release_of(asked))
