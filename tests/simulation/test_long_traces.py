@@ -149,6 +149,8 @@ def test_a_search_is_refused_in_the_first_step_and_a_check_is_not(
     most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bsfind.devices.trial_programs._MOST_ENTRIES", most)
+    # Only the step that was asked for counts, and not one of shorter sequences.
+    monkeypatch.setattr("bsfind.devices.simulated.searched_length", lambda *_: None)
     device = SimulatedDevice(DeviceChoice(device="sim", gpu="a10g"))
     calls: list[str] = []
     try:
