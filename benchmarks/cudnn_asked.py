@@ -35,13 +35,20 @@ def main() -> None:
     """Compare, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--gpus", nargs="*", default=["h100", "rtx3090"], help="of the fake GPU")
+    parser.add_argument("--only", nargs="*", help="models to run; other rows are kept")
     arguments = parser.parse_args()
+    only: list[str] | None = arguments.only
     library = fakegpu.site_packages(FAKE_VENV) / "nvidia" / "cudnn" / "lib" / "libcudnn.so.9"
     named = {"trees": "off", "asked": str(library)}
     rows: list[dict[str, Any]] = []
+    if only:
+        kept = json.loads(RESULTS.read_text())["rows"]
+        rows = [row for row in kept if row["model"] not in only]
     for gpu in arguments.gpus:
         with Oracle(gpu=gpu) as oracle:
             for run, optimizer in grid(_cases(every=gpu == arguments.gpus[0]), full=False):
+                if only and run.case.name not in only:
+                    continue
                 result = oracle.ask(run)
                 for source in named if run.case.name in MODELS else ("asked",):
                     os.environ[VARIABLE] = named[source]  # for the fork that predicts

@@ -183,7 +183,7 @@ CASES: tuple[Case, ...] = (
                   encoder_attention_heads=4, decoder_attention_heads=4, vocab_size=8000,
                   decoder_start_token_id=0),
     _hugging_face("state space", "mamba", model="MambaForCausalLM", config="MambaConfig",
-                  hidden_size=128, num_hidden_layers=2, vocab_size=4000, kind="other"),
+                  hidden_size=128, num_hidden_layers=2, vocab_size=8000, kind="other"),
     _hugging_face("speech", "wav2vec2", ("input_values=16000", "labels=:int64:0..2"),
                   model="Wav2Vec2ForSequenceClassification", config="Wav2Vec2Config", **_SMALL,
                   intermediate_size=1024, num_conv_pos_embedding_groups=16, mask_time_prob=0.0),
