@@ -61,7 +61,8 @@ class Device(Protocol):
             batch_size: samples in a (micro-)batch.
             steps: optimizer steps.
             record: whether `recording` is wanted afterwards, which costs some time.
-            exact: whether a prediction traces every step at this very batch size.
+            exact: whether a prediction traces this very batch size: every step, or three of them where
+                those of another precision were all traced, and alike.
 
         Raises:
             TargetError: the user's code failed, and would at every batch size.

@@ -122,8 +122,7 @@ class SimulatedDevice:
         if self._shapes is None or self._shapes[0] != workload:
             self._shapes = (workload, ValueShapes())
             are_steady = False
-        self._loaded = (workload, precision)
-        self._observer = observer
+        self._precision, self._observer = precision, observer
         tracer = self._tracer = self._opened(workload, precision, observer, self._shapes[1])
         self._programs = TrialPrograms(tracer, are_steady=are_steady)
         allocator = self.new_allocator()
@@ -268,7 +267,8 @@ class SimulatedDevice:
         """Replay `steps` steps (see `base.Device.run_trial`).
 
         As many steps are traced as the first trial has. Where the last of these are alike, the further
-        steps of a longer trial that is not exact, or whose trace takes long, are taken to be like them.
+        steps of a longer trial are taken to be like them if it is not exact, if its trace takes long, or if
+        all steps were alike in another precision (see `TrialPrograms`).
         """
         self.refusal = None
         self._of_trials.begin(steps, exact=exact)
@@ -378,13 +378,13 @@ class SimulatedDevice:
 
     def _with_a_length(self, error: TimeLimitError) -> TimeLimitError:
         """Return the error of a step that takes too long, with a length of sequences that is searched."""
-        workload, precision = self._loaded
+        assert self._shapes is not None
+        (workload, shapes), precision = self._shapes, self._precision
         if workload.axis is not None:
             return error
         inputs = self.tracer.inputs
         self.close()
         length = searched_length(workload, inputs, lambda shorter: self._opened(shorter, precision))
-        shapes = self._shapes[1] if self._shapes is not None else None
         self._tracer = self._opened(workload, precision, self._observer, shapes)
         self._programs = TrialPrograms(self._tracer, are_steady=False)
         if length is None:

@@ -46,7 +46,7 @@ class Confirmation:
         before_attempt: called with the size before each trial.
         is_everything: whether the budget is the whole capacity: no headroom is kept.
         reductions: shares of a size that are tried where the allocator keeps flushing its cache at it.
-        exact: whether predictions trace every step at each size.
+        exact: whether predictions trace each size (see `base.Device.run_trial`).
         searched: the name of the number that is searched.
         world_size: GPUs that share the global batch.
 
@@ -155,7 +155,7 @@ class Confirmation:
         return trial.steps >= self._limits.steps
 
     def trace(self, found: Trial) -> Trial:
-        """Trace every step of the size that holds, of which a prediction knows no more than a few."""
+        """Trace the size that holds (see `base.Device.run_trial`): a prediction may follow from others."""
         self._before_attempt(found.batch_size)
         accumulates = _accumulates(self.global_batch)
         steps = self._limits.confirm_steps

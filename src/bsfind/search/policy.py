@@ -190,7 +190,7 @@ class Simulated:
             bracket.record(traced)
 
     def is_proven(self, search: PrecisionSearch) -> bool:
-        """Trace all steps of the recommended size; tell whether they are as they were replayed."""
+        """Trace the recommended size; tell whether its steps are as they were replayed."""
         found = search.confirmation.trial
         if found is None or found.traced_steps in (None, found.steps):
             return True

@@ -236,7 +236,7 @@ class PrecisionSearch:
         Args:
             bracket: asks for sizes, and gets their trials.
             steps: optimizer steps of a trial; None: as always.
-            exact: whether a prediction traces every step at each of them.
+            exact: whether a prediction traces each of them (see `base.Device.run_trial`).
             after_each: called after each trial, before the next size is chosen.
         """
         while (batch_size := bracket.next()) is not None:

@@ -189,7 +189,7 @@ class TrialRunner:
         Args:
             batch_size: samples in a micro-batch.
             steps: optimizer steps; None: the number in the settings.
-            exact: whether a prediction traces every step at this very size.
+            exact: whether a prediction traces this very size (see `base.Device.run_trial`).
         """
         if self._loaded is None or self._loaded.limit_bytes is not None:
             self.load()
@@ -214,7 +214,7 @@ class TrialRunner:
             steps: optimizer steps.
             grad_accum: micro-batches for each of them; None: the number in the settings.
             variables: environment variables of the worker that differ from this process's.
-            exact: whether a prediction traces every step at this very size.
+            exact: whether a prediction traces this very size (see `base.Device.run_trial`).
             is_beside: whether the worker of the last such trial will do, if that has left nothing behind.
         """
         workload = self._workload

@@ -94,10 +94,8 @@ class BatchForm:
         parts = [*batch.args, *batch.kwargs.values()]
         if self.kind == "sequence":
             is_whole = len(parts) == 1 and self.parts != 1 and isinstance(parts[0], (list, tuple))
-            if (
-                is_whole and not is_described
-            ):  # the function of the batches returned it as one argument
-                return parts[0]
+            if is_whole and not is_described:
+                return parts[0]  # `--batch-fn` returned the batch as one argument
             if is_described and self.parts is not None and self.parts != len(parts):
                 missing = (
                     "describe all that a batch of the data loader has, in its order, labels too: "

@@ -6,7 +6,7 @@ Python import `torch._dynamo` for two marks on functions, which tell the compile
 `sympy` to tell its numbers from Python's (`elementwise_dtypes` in torch/_prims_common/__init__.py), and
 `torch.fx.experimental.symbolic_shapes` for conditions on sizes that are symbolic only in a compiler
 (`_check_with` in torch/__init__.py). torchvision, which timm imports, asks the compiler whether there is a
-Triton (`is_compile_supported`; torchvision/ops/roi_align.py, torchvision 0.21-0.29). Together these imports
+Triton (`is_compile_supported`; torchvision/ops/roi_align.py, torchvision 0.28). Together these imports
 take longer than torch's own, in every process. Until anything else of them is asked for, a module with the
 little that is used stands in the place of each.
 """

@@ -92,11 +92,11 @@ def from_default_configuration(found: Any) -> Callable[..., nn.Module] | None:
             unset = {f: value for f, value in _UNSET.items() if getattr(config, f, value) is None}
             if not unset:
                 raise
-            empty = {f: value for f, value in _ZERO.items() if getattr(config, f, value) == 0}
-            options = (f"--model-arg {f}={value}" for f, value in {**unset, **empty}.items())
+            unset |= {f: value for f, value in _ZERO.items() if getattr(config, f, value) == 0}
+            options = " ".join(f"--model-arg {f}={value}" for f, value in unset.items())
             raise TargetError(
-                f"the defaults of `{configuration.__name__}` have no `{'`, `'.join({**unset, **empty})}`",
-                hint=f"set {'it' if len(unset | empty) == 1 else 'them'}: `{' '.join(options)}`",
+                f"the defaults of `{configuration.__name__}` have no `{'`, `'.join(unset)}`",
+                hint=f"set {'it' if len(unset) == 1 else 'them'}: `{options}`",
             ) from error
         _FROM_DEFAULTS.add(model)
         return model
