@@ -88,7 +88,10 @@ def _kinds_asked() -> dict[str, Any]:
         return {}
     document = json.loads(ASKED.read_text())
     every = document["every"]
-    against = f"torch {every['torch']} on a fake {every['gpu']}, the same cuDNN, {document['date']}"
+    against = (
+        f"torch {every['torch']} on a fake {every['gpu']} with the cuDNN that was asked, "
+        f"{document['date']}"
+    )
     return {
         "convolutional": _bound(every["convolutional"]) | {"against": against, "asks_cudnn": True}
     }

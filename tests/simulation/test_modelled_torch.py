@@ -100,6 +100,7 @@ def test_the_warning_says_who_traces_and_what_was_compared() -> None:
     assert f"torch {torch.__version__} traces the step" in warning.message
     assert "predicted for 2.4: 67 of 69 small test models are exact" in warning.message
     assert "0.3 % allocated" in warning.message
+    assert "the operators that `cosine_similarity`" in warning.message
 
 
 def test_the_release_that_has_an_error_bound_has_none_for_what_another_traces() -> None:

@@ -62,7 +62,7 @@ def version_warnings(
     release = modelled.release
     if release > NEWEST:
         known = f"a newer version than {_text(NEWEST)} is taken to be like it"
-    elif not (differs := list(_not_modelled(release, asks_cudnn))):
+    elif not (differs := list(_not_modelled(modelled, asks_cudnn))):
         known = "what is known to differ is modelled"
     else:
         known = f"known to differ and not modelled: {', '.join(differs)}"
@@ -84,14 +84,20 @@ def version_warnings(
     ]
 
 
-def _not_modelled(release: tuple[int, int], asks_cudnn: Callable[[], bool]) -> Iterator[str]:
-    """Yield what a version of torch (its wheel on PyPI) does otherwise than the rules say."""
+def _not_modelled(modelled: ModelledTorch, asks_cudnn: Callable[[], bool]) -> Iterator[str]:
+    """Yield what a torch (its wheel on PyPI) does otherwise than the rules say."""
+    release = modelled.release
     _, cudnn = cuda_and_cudnn(release)
     if cudnn != CUDNN_VERSION and not asks_cudnn():
         taken = cudnn_release(CUDNN_VERSION)
         yield f"workspaces of convolutions (those of cuDNN {taken} are taken)"
     if (2, 6) < release < CUDA_13:  # seen with 2.9, not with 2.6 and 2.11
         yield "3-D convolutions in half precision (taken to run in cuDNN)"
+    if modelled.traced_by is not None and release < CUDA_13:  # 2.9, traced by 2.13; not 2.11
+        yield (
+            "the operators that `cosine_similarity`, the gradients of `atan2`, and those of layer norm's "
+            "weights in half precision consist of"
+        )
 
 
 _OLDEST_CAPABILITIES = (((13, 0), (7, 5)), ((12, 8), (7, 0)))
