@@ -19,7 +19,7 @@ CAN_FAKE := $(shell [ "$$(uname -sm)" = "Linux x86_64" ] && command -v gcc >/dev
 PYTEST := pytest -n auto --dist worksteal
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q GPU && echo yes)
 
-.PHONY: help setup demo test test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases torch-pairs published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out cudnn-asked
+.PHONY: help setup demo test test-exhaustive test-fast faults fuzz test-gpu test-oldest test-newest dist test-wheel lint format typecheck check bench peers holds search-cost corpus simulation-accuracy torch-releases torch-pairs published-table real-points real-gpu cudnn-samples cudnn-trees cudnn-accuracy docs clean held-out cudnn-asked
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -56,11 +56,14 @@ DEMO := bsfind run bsfind.demo:SmallResNet --input-shape 3,96,96
 demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or predicted for one
 	$(BIN)/$(DEMO) $(if $(HAS_GPU),,--gpu rtx-4090)
 
-test: setup ## Run all tests but those of `make faults` and `make fuzz`, on a fake GPU where there is no real one
-	$(BIN)/python -m $(PYTEST) --durations=40 --durations-min=5 -m "not faults and not fuzz" tests
+test: setup ## Run the tests, on a fake GPU where there is no real one (but for those of `make faults`, `fuzz`, `test-exhaustive`)
+	$(BIN)/python -m $(PYTEST) --durations=40 --durations-min=5 -m "not faults and not fuzz and not exhaustive" tests
+
+test-exhaustive: setup ## Run the tests of `make test` on the inputs that it leaves out (half an hour on two cores)
+	$(BIN)/python -m $(PYTEST) --durations=40 --durations-min=5 -m exhaustive tests
 
 test-fast: $(VENV)/.ready ## Run the tests of the units, the command line and the training step (some minutes)
-	$(BIN)/python -m $(PYTEST) -m "not faults and not slow" tests/unit tests/cli tests/workload
+	$(BIN)/python -m $(PYTEST) -m "not faults and not slow and not exhaustive" tests/unit tests/cli tests/workload
 
 faults: setup ## Run the tests that kill, hang, fill disks and take memory away
 	$(BIN)/python -m $(PYTEST) -m faults tests
@@ -74,12 +77,12 @@ fuzz: $(VENV)/.ready ## Throw random logs, reports, settings and streams at bsfi
 	FUZZ_TIMES=$(FUZZ_TIMES) $(BIN)/python -m $(PYTEST) --hypothesis-seed=$(FUZZ_SEED) --timeout=1800 -m fuzz tests/fuzz
 
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
-	$(BIN)/python -m $(PYTEST) tests/gpu
+	$(BIN)/python -m $(PYTEST) -m "not exhaustive" tests/gpu
 
 test-oldest: .venv-oldest/.ready ## Run what depends on PyTorch with the oldest release that bsfind takes
 test-newest: .venv-newest/.ready ## Run what depends on PyTorch with the newest release that pip finds
 test-oldest test-newest: test-%:
-	.venv-$*/bin/python -m $(PYTEST) -m "not faults and not gpu and not slow and not one_torch" \
+	.venv-$*/bin/python -m $(PYTEST) -m "not faults and not gpu and not slow and not exhaustive and not one_torch" \
 		tests/unit tests/cli/test_prediction.py tests/cli/test_python.py tests/workload tests/simulation
 	.venv-$*/bin/$(DEMO) --gpu rtx-4090
 

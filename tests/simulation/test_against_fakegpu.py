@@ -7,6 +7,7 @@ too, in fewer cases since its plans take time.
 from collections.abc import Iterator
 
 import pytest
+from tests.exhaustive import one_in
 from tests.simulation.compared_runs import cudnn_runs, stub_runs
 from tests.simulation.corpus import cases
 from tests.simulation.corpus.case import Run
@@ -35,16 +36,12 @@ def cudnn() -> Iterator[Oracle]:
         yield oracle
 
 
-def _by_name(runs: Iterator[Run]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("run", [pytest.param(run, id=str(run)) for run in runs])
-
-
-@_by_name(stub_runs())
+@pytest.mark.parametrize("run", one_in(3, stub_runs()))
 def test_with_a_stub_of_cudnn(run: Run, stub: Oracle) -> None:
     _compare(run, stub, f"STUB {run}")
 
 
-@_by_name(cudnn_runs())
+@pytest.mark.parametrize("run", one_in(2, cudnn_runs()))
 def test_with_cudnn(run: Run, cudnn: Oracle) -> None:
     _compare(run, cudnn, f"CUDNN {run}")
 

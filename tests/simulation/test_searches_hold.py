@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
+from tests.exhaustive import exhaustive
 from tests.simulation.simulated import without_cudnn_workspaces
 
 from bsfind.devices.simulated import SimulatedDevice
@@ -119,7 +120,7 @@ def check(of: Workload, *, steps: int = 3) -> tuple[PrecisionResult, PrecisionSe
 
 @pytest.mark.parametrize(
     "seed",
-    [-3, -2, 0, 1, *(pytest.param(n, marks=pytest.mark.slow) for n in (-5, 2))],
+    [-3, 0, *map(exhaustive, (-5, -2, 1, 2))],
 )
 def test_irregular_sizes(seed: int) -> None:
     of = workload("irregular.py:Irregular", (256,), model_args=(("seed", str(seed)),))
@@ -138,7 +139,9 @@ def test_steps_that_do_more_now_and_then() -> None:
     assert result.smallest_failed_batch_size == (result.max_batch_size or 0) + 1
 
 
-@pytest.mark.parametrize("model", ["KeepsTheLastBatch", "KeepsThreeBatches", "KeepsTenBatches"])
+@pytest.mark.parametrize(
+    "model", ["KeepsTheLastBatch", exhaustive("KeepsThreeBatches"), "KeepsTenBatches"]
+)
 def test_lists_that_fill_up(model: str) -> None:
     of = workload(f"repetition.py:{model}", (4096,))
     result, search = check(of)
