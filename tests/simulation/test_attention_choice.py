@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from tests.exhaustive import exhaustive
 from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.layer_cases import on_fake_gpu, on_meta
 from tests.simulation.operator_comparison import differences
@@ -102,7 +103,7 @@ def test_older_torch_does_not_prefer_cudnn() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(without_gpu is not None, reason=str(without_gpu))
-@pytest.mark.parametrize("gpu", ["h100", "rtx4090", "t4"])
+@pytest.mark.parametrize("gpu", ["h100", exhaustive("rtx4090"), exhaustive("t4")])
 def test_as_cuda_does(gpu: str) -> None:
     """The operators, and what attention's own allocate; cuDNN's plans are left out: they are slow."""
     load_rules()

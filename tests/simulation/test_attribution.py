@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from tests.exhaustive import one_in
 from tests.models.blocks import Block
 from tests.simulation.corpus import by_name
 from tests.simulation.gpu_specs import GPU_SPECS
@@ -61,7 +62,7 @@ CASES = (
 )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_in(3, CASES))
 def test_the_sum_is_the_peak_of_the_replay(name: str) -> None:
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("an older torch")

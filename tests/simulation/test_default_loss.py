@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.exhaustive import exhaustive
 
 from bsfind.devices.simulated import SimulatedDevice
 from bsfind.inputs import parse_input_shape
@@ -30,7 +31,7 @@ def trial(precision: str, target: str, *inputs: str, **changes: Any) -> tuple[Tr
     return tried, losses[0] if losses else None
 
 
-@pytest.mark.parametrize("precision", ["fp32", "amp-fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", exhaustive("amp-fp16"), exhaustive("bf16")])
 @pytest.mark.parametrize(
     ("target", "given", "targets", "step"),
     [

@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from tests.exhaustive import exhaustive
 from tests.simulation.corpus.case import Case, Run
 from tests.simulation.event_alignment import normalised
 from tests.simulation.gpu_specs import GPU_SPECS
@@ -67,9 +68,9 @@ def followed(tracer: Tracer, batch_size: int) -> Program:
 @pytest.mark.parametrize(
     ("model", "precision", "more"),
     [
-        ("SelectiveScan", "fp32", {}),
+        exhaustive("SelectiveScan", "fp32", {}),
         ("SelectiveScan", "amp-bf16", {"optimizer": "sgd"}),
-        ("Cells", "amp-fp16", {}),
+        exhaustive("Cells", "amp-fp16", {}),
         ("Cells", "fp32", {"grad_accum": 2}),
     ],
 )
@@ -89,7 +90,7 @@ def test_what_follows_is_as_traced(model: str, precision: str, more: dict[str, A
 @pytest.mark.gpu
 @pytest.mark.skipif(why_there_is_none() is not None, reason=str(why_there_is_none()))
 @pytest.mark.parametrize("model", ["SelectiveScan", "Cells"])
-@pytest.mark.parametrize("precision", ["fp32", "amp-bf16"])
+@pytest.mark.parametrize("precision", [exhaustive("fp32"), "amp-bf16"])
 def test_what_follows_is_as_on_the_fake_gpu(model: str, precision: str) -> None:
     case = Case(name=model, family="scans", kind="other", workload=workload(model))
     with Oracle(cudnn=False) as oracle:
@@ -160,7 +161,9 @@ def test_a_search_is_refused_in_the_first_step_and_a_check_is_not(
             pytest.raises(TimeLimitError, match=f"more than {most} times") as raised,
         ):
             device.run_trial(5, 3)
-        assert most / 4 < len(calls) < 2 * most
+        # Variables of models of other tests in this process are set back, too.
+        of_step = [name for name in calls if name != "aten::copy_"]
+        assert most / 4 < len(of_step) < 2 * most
         assert "check" in (raised.value.hint or "")
         trial = device.run_trial(5, 3, exact=True)
         assert (trial.status, trial.traced_steps) == ("ok", 3)

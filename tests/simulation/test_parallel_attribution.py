@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import torch
+from tests.exhaustive import exhaustive
 from tests.models.blocks import Blocks
 from tests.simulation.test_attribution import fresh, traced
 
@@ -82,7 +83,7 @@ def in_backward_of(trial: AttributedTrial, module: str) -> Counter[str]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "hsdp", "zero1"])
-@pytest.mark.parametrize("precision", ["fp32", "amp-bf16"])
+@pytest.mark.parametrize("precision", [exhaustive("fp32"), "amp-bf16"])
 def test_the_sum_is_the_peak_of_the_replay(strategy: str, precision: str) -> None:
     trial, plain = trial_of(strategy, precision=precision)
     assert trial.program.trial_events == plain.trial_events

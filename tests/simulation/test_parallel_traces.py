@@ -37,15 +37,17 @@ RUNS = (
     run_of("decoder", "fsdp", 8, "mp-bf16"),
     run_of("decoder", "hsdp", 8, "amp-bf16"),
     run_of("decoder", "zero1", 2, "amp-bf16", rank=1),
+    run_of("vit", "ddp", 8, "amp-bf16", gradient_as_bucket_view=True),
+    run_of("cnn", "fsdp", 8, "amp-bf16"),
+)
+MORE_RUNS = (
     run_of("decoder", "fsdp", 7, "mp-bf16", rank=6),
     run_of("decoder", "fsdp", 64, "fp32", reshard_after_forward=4),
     run_of("decoder", "ddp", 8, "amp-bf16", workload={"grad_accum": 2}),
-    run_of("vit", "ddp", 8, "amp-bf16", gradient_as_bucket_view=True),
     run_of("vit", "fsdp", 2, "amp-bf16", prefetch=1),
     run_of("vit", "hsdp", 8, "mp-bf16"),
     run_of("vit", "zero1", 8, "fp32"),
     run_of("cnn", "ddp", 8, "fp32"),
-    run_of("cnn", "fsdp", 8, "amp-bf16"),
     run_of("cnn", "zero1", 2, "amp-bf16"),
 )
 
@@ -56,11 +58,17 @@ def oracle() -> Iterator[Oracle]:
         yield asked
 
 
-def _with_marks(run: Run) -> object:
-    return pytest.param(run, id=str(run), marks=needs_oracle)
+def _with_marks(run: Run, *marks: pytest.MarkDecorator) -> object:
+    return pytest.param(run, id=str(run), marks=[*needs_oracle, *marks])
 
 
-@pytest.mark.parametrize("run", [_with_marks(run) for run in RUNS])
+@pytest.mark.parametrize(
+    "run",
+    [
+        *map(_with_marks, RUNS),
+        *(_with_marks(run, pytest.mark.exhaustive) for run in MORE_RUNS),
+    ],
+)
 def test_as_on_the_cuda_build(run: Run, oracle: Oracle) -> None:
     assert difference(run, oracle) is None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.exhaustive import exhaustive
 from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.devices.simulated import SimulatedDevice
@@ -42,7 +43,7 @@ def tracer(model: str, spec: InputSpec, precision: str = "fp32", **more: Any) ->
         ("well_behaved.py:Blocks", SIGNALS, {"optimizer": "adagrad"}),
     ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "amp-fp16"])
+@pytest.mark.parametrize("precision", [exhaustive("fp32"), "amp-fp16"])
 def test_repeated_is_as_traced(
     model: str, spec: InputSpec, more: dict[str, Any], precision: str
 ) -> None:

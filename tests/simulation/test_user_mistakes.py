@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.exhaustive import exhaustive
 from tests.simulation.forks import in_fork
 from tests.simulation.gpu_specs import GPU_SPECS
 
@@ -56,7 +57,7 @@ def traced(
 ATTENTION = "y = y[:, None]\nreturn F.scaled_dot_product_attention(y, y, y, attn_mask={})"
 
 
-@pytest.mark.parametrize("precision", ["fp32", "amp-fp16"])
+@pytest.mark.parametrize("precision", ["fp32", exhaustive("amp-fp16")])
 @pytest.mark.parametrize(
     ("forward", "said"),
     [
