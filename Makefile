@@ -79,11 +79,13 @@ fuzz: $(VENV)/.ready ## Throw random logs, reports, settings and streams at bsfi
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
 	$(BIN)/python -m $(PYTEST) -m "not exhaustive" tests/gpu
 
+WITH_TORCH := $(shell grep -l 'import torch' tests/unit/test_*.py) \
+	tests/cli/test_prediction.py tests/cli/test_python.py tests/workload tests/simulation
+
 test-oldest: .venv-oldest/.ready ## Run what depends on PyTorch with the oldest release that bsfind takes
 test-newest: .venv-newest/.ready ## Run what depends on PyTorch with the newest release that pip finds
 test-oldest test-newest: test-%:
-	.venv-$*/bin/python -m $(PYTEST) -m "not faults and not gpu and not slow and not exhaustive and not one_torch" \
-		tests/unit tests/cli/test_prediction.py tests/cli/test_python.py tests/workload tests/simulation
+	.venv-$*/bin/python -m $(PYTEST) -m "not faults and not gpu and not slow and not exhaustive and not one_torch" $(WITH_TORCH)
 	.venv-$*/bin/$(DEMO) --gpu rtx-4090
 
 dist: $(VENV)/.ready ## Build the package, a wheel and a source archive, and check them
