@@ -79,7 +79,7 @@ fuzz: $(VENV)/.ready ## Throw random logs, reports, settings and streams at bsfi
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
 	$(BIN)/python -m $(PYTEST) -m "not exhaustive" tests/gpu
 
-WITH_TORCH := $(shell grep -l 'import torch' tests/unit/test_*.py) \
+WITH_TORCH := $(shell grep -lE '(import|from) torch' tests/unit/test_*.py) \
 	tests/cli/test_prediction.py tests/cli/test_python.py tests/workload tests/simulation
 
 test-oldest: .venv-oldest/.ready ## Run what depends on PyTorch with the oldest release that bsfind takes
