@@ -22,6 +22,7 @@ from bsfind.records import (
     Assumption,
     DeviceInfo,
     ModelInfo,
+    ModelKind,
     OutputMemory,
     Prediction,
     ReportWarning,
@@ -412,6 +413,31 @@ def _launch(launch: Launch | None, logs: Path | None) -> dict[str, Any] | None:
     return {**launch.to_json(), "variables": trackers_off(launch), "logs": logs and str(logs)}
 
 
+def _why_no_error_bound(
+    state: SearchState, device: DeviceInfo, kind: ModelKind | None, version: str
+) -> str | None:
+    """Return why a prediction has no error bound, after the words "Error bound:"; None if it may have one.
+
+    Args:
+        state: the search.
+        device: the GPU.
+        kind: that of the model, if it was loaded.
+        version: release of torch of the prediction.
+    """
+    codes = {warning.code for warning in state.warnings}
+    if state.settings.launch is not None:
+        return "none for a launched command, whose prediction is experimental"
+    if state.settings.parallel.is_used:
+        return "none for a rank of several: NCCL's memory is a guess (`--nccl-memory`)"
+    if "uncompiled" in codes:
+        return "none for a step that is trained compiled"
+    if "value_shapes" in codes:
+        return "none for a step whose shapes depend on values"
+    if kind and device.traced_by is not None:
+        return f"not measured for traces of torch {device.traced_by}"
+    return measured().why_not(kind, version) if kind else None
+
+
 def _prediction(state: SearchState) -> Prediction | None:
     """Return what a predicted report rests on; None if nothing is predicted."""
     device, model = state.device, state.model
@@ -422,20 +448,10 @@ def _prediction(state: SearchState) -> Prediction | None:
     kind = model.kind if model else None
     workspaces = model.convolution_workspaces if model else state.convolution_workspaces
     asks_cudnn = workspaces is not None and workspaces.endswith(ALL_ASKED)
-    accuracy = measured().accuracy(kind, version, asks_cudnn=asks_cudnn) if kind else None
-    no_accuracy_because = measured().why_not(kind, version) if kind else None
-    if kind and device.traced_by is not None:
-        accuracy = None
-        no_accuracy_because = f"not measured for traces of torch {device.traced_by}"
-    if any(warning.code == "uncompiled" for warning in state.warnings):
-        accuracy, no_accuracy_because = None, "none for a step that is trained compiled"
-    if state.settings.parallel.is_used:
-        accuracy = None
-        no_accuracy_because = (
-            "none for a rank of several: NCCL's memory is a guess (`--nccl-memory`)"
-        )
-    if state.settings.launch is not None:
-        no_accuracy_because = "none for a launched command, whose prediction is experimental"
+    no_accuracy_because = _why_no_error_bound(state, device, kind, version)
+    accuracy = None
+    if kind and no_accuracy_because is None:
+        accuracy = measured().accuracy(kind, version, asks_cudnn=asks_cudnn)
     return Prediction(
         torch_version=version,
         allocator=AllocatorSettings.from_environment(os.environ, version).changed(),
