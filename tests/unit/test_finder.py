@@ -200,7 +200,9 @@ def test_a_bound_is_not_shown_for_another_torch(monkeypatch: pytest.MonkeyPatch)
     assert accuracy(report) == "Error bound: not measured for torch 2.9 (measured for 2.13)."
 
 
-def test_a_bound_is_not_shown_where_shapes_depend_on_values(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_is_not_shown_where_shapes_depend_on_values(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(globals(), "CAVEAT", dataclasses.replace(CAVEAT, code="value_shapes"))
     report, _ = found(settings(NAMED))
     assert report.prediction is not None

@@ -120,18 +120,27 @@ def losses() -> Iterator[Case]:
             yield partial(
                 backward, lambda a, b, s=sign: F.margin_ranking_loss(a[:, 0], b[:, 0], s), x, y
             )
-    for steps, batch, classes, length in ((50, 4, 20, 10), (200, 16, 100, 30)):
+    for steps, batch, classes, length in ((50, 4, 20, 10), (200, 16, 100, 30), (40, 500, 80, 12)):
         sizes = torch.full((batch,), length, dtype=torch.long)
         spans = torch.full((batch,), steps, dtype=torch.long)
-        for targets in (torch.ones(batch, length, dtype=torch.long, device="cuda"),):
-            for place in ("cpu", "cuda"):
+        targets = torch.ones(batch, length, dtype=torch.long, device="cuda")
+        for place in ("cpu", "cuda"):
+            for zero_infinity in (False, True):
                 yield partial(
                     backward,
-                    lambda x, t=targets, a=spans.to(place), b=sizes.to(place): F.ctc_loss(
-                        x.log_softmax(2), t, a, b
+                    lambda x, t=targets, a=spans.to(place), b=sizes.to(place), z=zero_infinity: (
+                        F.ctc_loss(x.log_softmax(2), t, a, b, zero_infinity=z)
                     ),
                     new(steps, batch, classes),
                 )
+    for steps in (50, 300):
+        yield partial(
+            backward,
+            lambda x, t=targets[0], a=torch.tensor(steps): F.ctc_loss(
+                x.log_softmax(1), t, a, torch.tensor(len(t))
+            ),
+            new(steps, 80),
+        )
 
 
 @group

@@ -13,7 +13,7 @@ from bsfind.simulation.kernels.layouts import (
     output_of_bytes,
     reads_contiguous,
 )
-from bsfind.simulation.kernels.reductions import axes, trace_sum
+from bsfind.simulation.kernels.reductions import axes, trace_logsumexp, trace_sum
 
 # native/cuda/SoftMax.cu: `host_softmax` and `host_softmax_backward`
 allocates("aten::_softmax", "aten::_log_softmax")(reads_contiguous("self"))
@@ -160,21 +160,50 @@ def ctc_loss(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::_ctc_loss_backward")
 def ctc_loss_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """Beta; with long inputs the gradient is collected by other operators (cuda/LossCTC.cu)."""
+    """Beta and the gradient; for large problems, other operators sum the blanks' part (cuda/LossCTC.cu).
+
+    These also take the infinite losses out of the gradient (`zero_infinity`), into another tensor.
+    """
     log_probs, alpha = call.tensor("log_probs"), call.tensor("log_alpha")
     lengths = _ctc_lengths(call, trace)
     beta = trace.scratch(alpha.nbytes)
-    trace.outputs()
-    steps, batch, labels = log_probs.shape
-    if 2 * steps + (24 * batch) // 10 + (2 * labels) // 10 > 450:
-        first = [trace.scratch(alpha.nbytes) for _ in range(3)]
-        infinite = trace.scratch(alpha.numel)
-        trace.free(infinite, first[2])
-        second = [trace.scratch(alpha.nbytes) for _ in range(2)]
-        trace.free(second[0], first[1], second[1], first[0])
+    steps, labels = log_probs.shape[0], log_probs.shape[-1]
+    batch = _ctc_batch(call)
+    if 2 * steps + (24 * batch) // 10 + (2 * labels) // 10 <= 450:
+        trace.outputs()
+    elif call["zero_infinity"]:
+        gradient = trace.scratch(log_probs.nbytes)
+        _ctc_blanks(trace, alpha, gpu)
+        zero = trace.scratch(alpha.element_size)
+        infinite = trace.scratch(batch)
+        trace.outputs()
+        trace.free(infinite, zero, gradient)
+    else:
+        trace.outputs()
+        _ctc_blanks(trace, alpha, gpu)
     trace.free(beta, lengths[1], lengths[0], lengths[2])
 
 
+def _ctc_blanks(trace: KernelTrace, alpha: TensorSpec, gpu: GpuSpec) -> None:
+    """Alpha and beta are added at the blanks, which are every other label, and summed over these."""
+    shape = (*alpha.shape[:-1], alpha.shape[-1] // 2 + 1)
+    strides = (shape[-2] * shape[-1], shape[-1], 1)
+    blanks = TensorSpec(shape, strides, alpha.dtype)
+    added = trace.scratch(blanks.nbytes)
+    results = blanks.numel // shape[-1]
+    made: list[int | None] = []
+    trace_logsumexp(
+        *(trace, blanks, {len(shape) - 1}, gpu, results),
+        lambda: made.append(trace.scratch(results * alpha.element_size)),
+    )
+    trace.free(*made, added)
+
+
 def _ctc_lengths(call: Call, trace: KernelTrace) -> list[int | None]:
-    batch = call.tensor("log_probs").shape[1] if call.tensor("log_probs").dim > 1 else 1
-    return [trace.scratch(8 * batch) for _ in range(3)]
+    return [trace.scratch(8 * _ctc_batch(call)) for _ in range(3)]
+
+
+def _ctc_batch(call: Call) -> int:
+    """Return the number of sequences; without a dimension for them, there is one."""
+    log_probs = call.tensor("log_probs")
+    return log_probs.shape[1] if log_probs.dim > 2 else 1

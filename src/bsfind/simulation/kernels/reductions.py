@@ -10,7 +10,7 @@ them: views that begin in the middle of a vector may be read in narrower vectors
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -378,20 +378,41 @@ def count_nonzero(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 
 @allocates("aten::logsumexp")
 def logsumexp(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
-    """`logsumexp_out_impl` of ReduceOps.cpp: amax, then the sum of shifted exponentials."""
+    """Integers are copied to the type of the output first (ReduceOps.cpp)."""
     spec = call.tensor("self")
     output = call.outputs[0]
     if output is None or spec.numel == 0:
         return
-    spec, copy = cast(trace, spec, output.dtype)  # integers
-    dims = axes(spec, _dims_of(call))
-    largest = trace.scratch(output.nbytes)
+    spec, copy = cast(trace, spec, output.dtype)
+    trace_logsumexp(trace, spec, axes(spec, _dims_of(call)), gpu, output.numel, trace.outputs)
+    trace.free(copy)
+
+
+def trace_logsumexp(
+    trace: KernelTrace,
+    spec: TensorSpec,
+    dims: set[int],
+    gpu: GpuSpec,
+    results: int,
+    allocate_output: Callable[[], object],
+) -> None:
+    """`logsumexp_out_impl` of ReduceOps.cpp: amax, then the sum of shifted exponentials.
+
+    Args:
+        trace: allocations of the kernel.
+        spec: the tensor that is reduced, not empty.
+        dims: dimensions that are reduced.
+        gpu: the GPU that runs the kernel.
+        results: number of elements of the output.
+        allocate_output: allocates it.
+    """
+    largest = trace.scratch(results * spec.element_size)
     trace_reduction(trace, spec, dims, gpu, spec.element_size)
-    absolute = trace.scratch(output.nbytes)
-    infinite = trace.scratch(output.numel)
+    absolute = trace.scratch(results * spec.element_size)
+    infinite = trace.scratch(results)
     trace.free(infinite, absolute)
     shifted = TensorSpec(spec.shape, dense_strides(spec), spec.dtype)
     exponentials = trace.scratch(shifted.nbytes)
-    trace.outputs()
+    allocate_output()
     trace_sum(trace, shifted, dims, gpu)
-    trace.free(exponentials, largest, copy)
+    trace.free(exponentials, largest)
