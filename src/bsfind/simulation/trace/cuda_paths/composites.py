@@ -24,6 +24,7 @@ from bsfind.simulation.trace.cuda_paths import (
     backward,
     batch_norm_choice,
     meta_kernel_gaps,
+    output_layouts,
     recurrent_choice,
 )
 from bsfind.simulation.trace.refusals import refusing
@@ -269,40 +270,7 @@ for _name, _schema in _OWN_OPERATORS.items():
     allocates(f"bsfind::{_name}")(_rule_of_namesake)
 _OWN.impl("_fused_rms_norm", _fused_rms_norm_meta, "Meta")  # type: ignore[no-untyped-call]
 _OWN.impl("_fused_rms_norm_backward", _fused_rms_norm_backward_meta, "Meta")  # type: ignore[no-untyped-call]
-_OWN.impl("mish_backward", lambda grad, x: torch.empty_like(x), "Meta")  # type: ignore[no-untyped-call]
-
-
-def _log_sigmoid_forward(x: Tensor) -> tuple[Tensor, Tensor]:
-    """`log_sigmoid_forward_cuda`: the buffer is the CPU's."""
-    return torch.empty_like(x), x.new_empty(0)
-
-
-def _cudnn_grid_sampler(x: Tensor, grid: Tensor) -> Tensor:
-    """`cudnn_grid_sampler_forward` of aten/src/ATen/native/cudnn/GridSampler.cpp."""
-    return x.new_empty((x.shape[0], x.shape[1], grid.shape[1], grid.shape[2]))
-
-
-def _cudnn_grid_sampler_backward(x: Tensor, grid: Tensor, _grad: Tensor) -> tuple[Tensor, Tensor]:
-    """`cudnn_grid_sampler_backward` of aten/src/ATen/native/cudnn/GridSampler.cpp."""
-    contiguous = torch.contiguous_format
-    return (
-        torch.empty_like(x, memory_format=contiguous),
-        torch.empty_like(grid, memory_format=contiguous),
-    )
-
-
-def _log_softmax_backward(
-    grad: Tensor, output: Tensor, dim: int, input_dtype: torch.dtype
-) -> Tensor:
-    """`_log_softmax_backward_data` of aten/src/ATen/native/SoftMax.cpp: contiguous."""
-    return grad.new_empty(grad.shape, dtype=input_dtype)
-
-
-def _like(
-    position: int, memory_format: torch.memory_format = torch.contiguous_format
-) -> Callable[..., Tensor]:
-    """Return a meta kernel whose output is like the argument at a position."""
-    return lambda *args, **_: torch.empty_like(args[position], memory_format=memory_format)
+_OWN.impl("mish_backward", output_layouts.elementwise_of(0, 1), "Meta")  # type: ignore[no-untyped-call]
 
 
 _KERNELS: dict[str, Callable[..., Any]] = {
@@ -319,26 +287,6 @@ _KERNELS: dict[str, Callable[..., Any]] = {
 }
 if hasattr(aten, "_fused_rms_norm_backward"):  # torch 2.9; before, CUDA decomposes it as well
     _KERNELS["_fused_rms_norm"] = _fused_rms_norm
-
-_META_KERNELS: dict[str, Callable[..., Any]] = {
-    "log_sigmoid_forward": _log_sigmoid_forward,
-    "_log_softmax_backward_data": _log_softmax_backward,
-    "cudnn_grid_sampler": _cudnn_grid_sampler,
-    "cudnn_grid_sampler_backward": _cudnn_grid_sampler_backward,
-    # CUDA has kernels for these gradients, and meta tensors have none.
-    "multi_margin_loss_backward": _like(1),
-    "multilabel_margin_loss_backward": _like(1),
-    "fractional_max_pool3d_backward": _like(1),  # cuda/FractionalMaxPool3d.cu
-    "_logcumsumexp": _like(0),  # `_logcumsumexp_cuda` of cuda/ScanKernels.cpp
-    "_ctc_loss_backward": _like(1),  # `ctc_loss_backward_gpu` of cuda/LossCTC.cu
-    "_ctc_loss_backward.Tensor": _like(1),
-    # The samplers of cuda/Distributions.cpp, and their gradients.
-    **dict.fromkeys(
-        ("_sample_dirichlet", "_dirichlet_grad", "_standard_gamma_grad", "binomial"),
-        _like(0, torch.preserve_format),
-    ),
-}
-"""Kernels that make the outputs as CUDA's do, where meta's are other or lacking."""
 
 
 class CudaComposites:
@@ -364,7 +312,7 @@ class CudaComposites:
         self._meta_kernels: dict[str, Callable[..., Any]] = {
             **attention_choice.META_KERNELS,
             **batch_norm_choice.META_KERNELS,
-            **_META_KERNELS,
+            **output_layouts.META_KERNELS,
             **meta_kernel_gaps.meta_kernels(),
             **recurrent_choice.meta_kernels(gpu),
         }
