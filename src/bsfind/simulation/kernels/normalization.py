@@ -195,10 +195,12 @@ def native_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> 
         trace.scratch(per_channel)  # of the running variance
     sums: list[int | None] = []
     if reduces:
-        sums = [trace.scratch(per_channel), trace.scratch(per_channel)]
+        are_channels_last = is_channels_last(x) and is_channels_last(grad)
+        if wants_x or are_channels_last:
+            sums = [trace.scratch(per_channel), trace.scratch(per_channel)]
         trace.output(1)
         trace.output(2)
-        if is_channels_last(x) and is_channels_last(grad):
+        if are_channels_last:
             _shared_reduction(x, 2, trace)
     if wants_x:
         weight = call.maybe_tensor("weight")
