@@ -25,6 +25,7 @@ _FOREIGN_NAMES = (
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_HIP_ALLOC_CONF",
 )
+_FOREIGN_NAMES += ("PYTHONDONTWRITEBYTECODE",)  # each process of a test would compile all of bsfind
 _FIXED = {"COLUMNS": "80", "TERM": "dumb", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
 _FIXED["BSFIND_CUDNN"] = "off"  # an environment with cuDNN answers as one without
 
