@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.cli.processes import MODELS, bsfind, document, screen_and_report
+from tests.exhaustive import exhaustive
 
 import bsfind as api
 
@@ -28,7 +29,9 @@ def check(axis: tuple[str, ...], name: str, size: int, batch_size: int, code: in
     return document(*found, code=code)["results"][0]["trials"][0]
 
 
-@pytest.mark.parametrize(("asked", "name", "samples"), [(IMAGES, "S", 8), (TOKENS, "L", 4)])
+@pytest.mark.parametrize(
+    ("asked", "name", "samples"), [(IMAGES, "S", 8), exhaustive(TOKENS, "L", 4)]
+)
 def test_the_largest_size_is_found_exactly(asked: tuple[str, ...], name: str, samples: int) -> None:
     report = document("run", *asked)
     (result,) = report["results"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.processes import MODELS, ROOT, bsfind
+from tests.exhaustive import exhaustive
 
 from bsfind import __version__
 from bsfind.simulation.gpus.catalogue import known_gpus
@@ -152,8 +153,13 @@ def test_no_arguments_show_the_help() -> None:
     assert done.returncode == 2
 
 
-@pytest.mark.parametrize("device", ["auto", "cuda"])
-@pytest.mark.parametrize("output", [(), ("-q",), ("--json",)])
+@pytest.mark.parametrize(
+    ("output", "device"),
+    [
+        *(((), "auto"), (("-q",), "cuda"), (("--json",), "auto")),
+        *(exhaustive((), "cuda"), exhaustive(("-q",), "auto"), exhaustive(("--json",), "cuda")),
+    ],
+)
 def test_no_gpu(output: tuple[str, ...], device: str) -> None:
     """In a pipe nothing stands in for a GPU: a script must not get the answer for another card."""
     done = bsfind("run", NET, *IMAGES, "--device", device, *output)

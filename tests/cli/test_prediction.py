@@ -122,7 +122,8 @@ def test_what_is_assumed_is_named() -> None:
 
 
 def test_check_that_does_not_fit() -> None:
-    done = bsfind("check", NET, *IMAGES, "--gpu", "2GiB", "--batch-size", "100000")
+    settings = ("--gpu", "2GiB", "--precision", "fp32")
+    done = bsfind("check", NET, *IMAGES, *settings, "--batch-size", "100000")
     assert done.returncode == 1, done.stderr
     assert "batch size 100000 does not fit" in done.stdout
 
@@ -257,7 +258,7 @@ def test_the_table() -> None:
 
 
 def test_the_number_alone() -> None:
-    done = bsfind("run", NET, *IMAGES, "--gpu", "2GiB", "-q")
+    done = bsfind("run", NET, *IMAGES, "--gpu", "2GiB", "--precision", "fp32", "-q")
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\d+\n", done.stdout)
 
@@ -270,9 +271,8 @@ def test_what_reproduces_it_asks_for_the_same() -> None:
 
 @pytest.mark.slow
 def test_the_largest_is_below_the_smallest_that_is_useful() -> None:
-    done = bsfind(
-        "run", NET, *IMAGES, "--gpu", "1GiB", "--context-memory", "0", "--min-batch-size", "99999"
-    )
+    settings = ("--gpu", "1GiB", "--context-memory", "0", "--precision", "fp32")
+    done = bsfind("run", NET, *IMAGES, *settings, "--min-batch-size", "99999")
     assert done.returncode == 1, done.stderr
 
 
@@ -306,7 +306,8 @@ def test_the_users_failures_are_the_users() -> None:
     done = bsfind("check", f"{MODELS}/well_behaved.py:Netz", *IMAGES, "--gpu", "24GiB", "-b", "8")
     assert done.returncode == 4
     assert "Netz" in done.stderr
-    done = bsfind("check", NET, "--input-shape", "4,32,32", "--gpu", "24GiB", "-b", "8")
+    fp32 = ("--precision", "fp32")
+    done = bsfind("check", NET, "--input-shape", "4,32,32", "--gpu", "24GiB", "-b", "8", *fp32)
     assert done.returncode == 4
     assert "4,32,32" in done.stderr or "[8, 4, 32, 32]" in done.stderr
 
@@ -468,7 +469,7 @@ T4 = ("--gpu", "t4", "--precision", "fp32")
     ],
 )
 def test_what_cuda_refuses_is_refused_in_its_words(model: str, message: str) -> None:
-    ran = bsfind("run", f"{LOWER}:{model}", "--input-shape", "64", *T4)
+    ran = bsfind("check", f"{LOWER}:{model}", "--input-shape", "64", "-b", "8", *T4)
     assert ran.returncode == 4
     assert message in ran.stderr
     assert "meta" not in ran.stderr

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from tests.exhaustive import exhaustive
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +78,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     ("model", "said"),
     [
         ("Net", "32 []\n"),
-        ("Net(width=4)", "16 ['not_reproducible']\n"),
+        exhaustive("Net(width=4)", "16 ['not_reproducible']\n"),
         ("nn.Sequential(Net(), nn.Linear(8, 1))", "41 ['not_reproducible']\n"),
     ],
 )
@@ -116,13 +117,15 @@ def test_a_script_that_starts_a_search_wherever_it_is_imported(tmp_path: Path) -
     assert (done.returncode, done.stdout, done.stderr) == (0, "32 ['not_reproducible']\n", "")
 
 
-def test_at_the_prompt_a_model_has_no_file(tmp_path: Path) -> None:
-    """Nothing but cloudpickle can pass it on, and that is not always there."""
+@pytest.mark.parametrize("model", ["Net()", exhaustive("Net")])
+def test_at_the_prompt_only_cloudpickle_passes_a_model_on(model: str, tmp_path: Path) -> None:
     blocked = "import sys; sys.modules['cloudpickle'] = None\n" + textwrap.dedent(SCRIPT)
-    for model in ("Net", "Net()"):
-        done = python("-", folder=tmp_path, text=blocked.format(model=model))
-        assert done.returncode == 1
-        assert "bsfind[notebook]" in done.stderr
+    done = python("-", folder=tmp_path, text=blocked.format(model=model))
+    assert done.returncode == 1
+    assert "bsfind[notebook]" in done.stderr
+
+
+def test_at_the_prompt_a_model_has_no_file(tmp_path: Path) -> None:
     pytest.importorskip("cloudpickle")
     done = python("-", folder=tmp_path, text=SCRIPT.format(model="Net"))
     assert (done.returncode, done.stdout, done.stderr) == (0, "32 ['not_reproducible']\n", "")
@@ -154,7 +157,9 @@ WITH_DEVICE = """
     "device",
     [
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
-        'device = torch.device("cpu")\n    if torch.cuda.is_available(): device = torch.device("cuda:0")',
+        exhaustive(
+            'device = torch.device("cpu")\n    if torch.cuda.is_available(): device = torch.device("cuda:0")'
+        ),
     ],
 )
 def test_a_variable_that_depends_on_the_gpu_is_asked_again(device: str, tmp_path: Path) -> None:
@@ -286,7 +291,7 @@ def test_a_search_says_nothing_and_tells_each_trial(tmp_path: Path) -> None:
         ("find('a:b', (3,))", "NoGpuError: no usable GPU was found"),
         ("find('nowhere:Net', (3,), gpu='a10g')", "TargetError: cannot import `nowhere`"),
         (
-            "find('well_behaved:ConvNet', (4, 32, 32), app_dir=MODELS, gpu='a10g')",
+            "find('well_behaved:ConvNet', (4, 32, 32), app_dir=MODELS, gpu='a10g', precision='fp32')",
             "TargetError: `RuntimeError: Given groups=1, weight of size [32, 3, 3, 3], expected "
             "input[5, 4, 32, 32] to have 3 channels, but got 4 channels instead` in well_behaved.py:22",
         ),

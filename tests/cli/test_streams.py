@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.exhaustive import exhaustive
 
 from bsfind.cli import streams
 
@@ -54,7 +55,10 @@ def shell(
     )
 
 
-@pytest.mark.parametrize("command", QUICK)
+@pytest.mark.parametrize(
+    "command",
+    [name if name in ("help", "gpus", "diff") else exhaustive(name) for name in QUICK],
+)
 def test_the_exit_code_of_a_stream_that_takes_nothing(command: str, reports: Path) -> None:
     arguments, code = QUICK[command]
     arguments = tuple(argument.format(folder=reports) for argument in arguments)
@@ -117,7 +121,7 @@ def test_a_slow_reader_gets_all_of_it(flag: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_size", "code"), [("8", 0), ("100000", 1)])
+@pytest.mark.parametrize(("batch_size", "code"), [exhaustive("8", 0), ("100000", 1)])
 def test_a_check(batch_size: str, code: int) -> None:
     done = shell(
         '"$@" >/dev/full 2>/dev/null; echo $?; "$@" >&- 2>&- <&-; echo $?', *CHECK, batch_size

@@ -12,6 +12,8 @@ SCRIPT = str(COMMANDS / "train.py")
 MEMORY = {"memory": "1GiB"}
 FEW = ("--max-batch-size", "6")
 ONE = ("--max-batch-size", "1")
+SIX = ("--min-batch-size", "6", "--max-batch-size", "6")
+"""One size: a trial and its confirmation, each of which is a start of the command."""
 
 
 class Launcher:

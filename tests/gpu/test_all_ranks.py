@@ -22,11 +22,13 @@ def only(batch_size: int) -> tuple[str, ...]:
     return "--min-batch-size", str(batch_size), "--max-batch-size", str(batch_size)
 
 
-def run(gpu: Gpu, *options: str, memory: str = "1GiB", gpus: int = 2) -> Result:
+def run(
+    gpu: Gpu, *options: str, command: str = "run", memory: str = "1GiB", gpus: int = 2
+) -> Result:
     fake: dict[str, Any] = {}
     if gpu.is_fake:
         fake = {"gpu": ",".join(["rtx3090"] * gpus), "memory": memory, "nccl_memory": "64MiB"}
-    return gpu.bsfind("run", *MODEL, *options, **fake)
+    return gpu.bsfind(command, *MODEL, *options, **fake)
 
 
 def test_every_rank_is_measured(fake_gpu: Gpu) -> None:
@@ -48,8 +50,8 @@ def test_every_rank_is_measured(fake_gpu: Gpu) -> None:
 
 def test_every_gpu_of_the_machine_and_every_group_of_ranks(fake_gpu: Gpu) -> None:
     """HSDP has two groups besides that of all ranks, and NCCL a communicator for each."""
-    options = ("--parallel", "hsdp", "--nproc-per-node", "gpu", *FEW, *only(100))
-    done = run(fake_gpu, *options, gpus=4)
+    options = ("--parallel", "hsdp", "--nproc-per-node", "gpu", *FEW, "--batch-size", "100")
+    done = run(fake_gpu, *options, command="check", gpus=4)
     assert done.code == 0, done.err
     assert done.report["parallel"]["ranks_run"] == [0, 1, 2, 3]
     assert done.report["device"]["nccl_bytes"] == 3 * NCCL
@@ -61,16 +63,16 @@ def test_a_rank_alone_takes_what_it_takes_among_others(fake_gpu: Gpu) -> None:
 
     With FSDP2, whose peaks do not depend on how long steps take, as DDP's do.
     """
-    asked = ("--parallel", "fsdp", *FEW, *only(500))
-    all_ranks = run(fake_gpu, *asked, "--nproc-per-node", "2")
+    asked = ("--parallel", "fsdp", *FEW, "--batch-size", "500")
+    all_ranks = run(fake_gpu, *asked, "--nproc-per-node", "2", command="check")
     assert left_behind(f"BSFIND_LOCK_DIR={fake_gpu.locks}") == []
     one = ("--world-size", "2", "--nccl-memory", "64MiB")
-    alone = run(fake_gpu, *asked, *one)
+    alone = run(fake_gpu, *asked, *one, command="check")
     report = alone.report
     assert (report["parallel"]["mode"], report["parallel"]["ranks_run"]) == ("one_rank", [0])
     assert (report["device"]["nccl_bytes"], report["device"]["nccl_source"]) == (NCCL, "given")
     assert alone.only["samples_per_s"] is None
-    predicted = run(fake_gpu, *asked, *one, "--gpu", "rtx-3090")
+    predicted = run(fake_gpu, *asked, *one, "--gpu", "rtx-3090", command="check")
     assert predicted.report["parallel"]["mode"] == "predicted"
     for name in ("peak_allocated_bytes", "peak_reserved_bytes"):
         expected = pytest.approx(all_ranks.only[name], rel=0.005)

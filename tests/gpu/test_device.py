@@ -7,7 +7,8 @@ import textwrap
 
 import pytest
 
-from tests.gpu.gpu import MODELS, Gpu
+from tests.exhaustive import exhaustive
+from tests.gpu.gpu import MODELS, Gpu, Result
 
 IMAGES = ("--input-shape", "3,32,32", "--precision", "fp32", "--max-batch-size", "6")
 CHECK = (
@@ -85,15 +86,22 @@ def test_what_a_trial_records(gpu: Gpu) -> None:
     assert sum(event >= 0 for event in events) >= sum(event < 0 for event in events) > 100
 
 
-def test_the_memory_limit_is_the_capacity(gpu: Gpu) -> None:
-    device = gpu.run("well_behaved.py:ConvNet", *IMAGES).report["device"]
+@pytest.fixture(scope="module")
+def found(is_fake: bool, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A search on the whole GPU, within the memory limit of the tests."""
+    gpu = Gpu(is_fake=is_fake, folder=tmp_path_factory.mktemp("found"))
+    return gpu.run("well_behaved.py:ConvNet", *IMAGES)
+
+
+def test_the_memory_limit_is_the_capacity(found: Result) -> None:
+    device = found.report["device"]
     assert device["capacity_bytes"] == 1 << 30
     assert device["budget_bytes"] == (1 << 30) - int(0.05 * (1 << 30))
     assert device["free_bytes"] <= device["total_bytes"]
 
 
-def test_what_the_process_holds_outside_the_pool_is_measured(gpu: Gpu) -> None:
-    report = gpu.run("well_behaved.py:ConvNet", *IMAGES).report
+def test_what_the_process_holds_outside_the_pool_is_measured(found: Result) -> None:
+    report = found.report
     device = report["device"]
     assert device["context_source"] == "measured"
     assert 50 << 20 < device["context_bytes"] < 4 << 30
@@ -128,22 +136,27 @@ def test_other_processes_are_named_and_their_memory_is_not_ours(fake_gpu: Gpu) -
     assert "jupyter (PID 7654321, 9.0 GiB)" in shared.err
 
 
-def test_visible_devices_are_counted_as_torch_does(fake_gpu: Gpu) -> None:
-    def name(*arguments: str, visible: str | None = None) -> str:
-        done = fake_gpu.bsfind(
-            *(*CHECK, *arguments),
-            gpu="rtx3090,t4",
-            count=2,
-            visible=visible,
-            others=[(7654321, "jupyter", "1GiB")],
-        )
-        assert done.code == 0, done.err
-        return str(done.report["device"]["name"])
-
-    assert "3090" in name()
-    assert "T4" in name("--device", "cuda:1")
-    assert "T4" in name(visible="1")
-    assert "3090" in name("--device", "cuda:1", visible="1,0")
+@pytest.mark.parametrize(
+    ("device", "visible", "name"),
+    [
+        exhaustive(None, None, "3090"),
+        exhaustive("cuda:1", None, "T4"),
+        (None, "1", "T4"),
+        ("cuda:1", "1,0", "3090"),
+    ],
+)
+def test_visible_devices_are_counted_as_torch_does(
+    fake_gpu: Gpu, device: str | None, visible: str | None, name: str
+) -> None:
+    done = fake_gpu.bsfind(
+        *(*CHECK, *(() if device is None else ("--device", device))),
+        gpu="rtx3090,t4",
+        count=2,
+        visible=visible,
+        others=[(7654321, "jupyter", "1GiB")],
+    )
+    assert done.code == 0, done.err
+    assert name in done.report["device"]["name"]
 
 
 def test_no_visible_device(fake_gpu: Gpu) -> None:
@@ -208,7 +221,9 @@ def test_an_older_gpu_has_no_bfloat16(fake_gpu: Gpu) -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["illegal-address", "assert", "launch-failure"])
+@pytest.mark.parametrize(
+    "kind", ["assert", *map(exhaustive, ("illegal-address", "launch-failure"))]
+)
 def test_a_poisoned_context_is_the_model_s_fault_not_lack_of_memory(
     fake_gpu: Gpu, kind: str
 ) -> None:

@@ -6,17 +6,32 @@ import shlex
 
 import pytest
 
-from tests.gpu.gpu import MODELS, Gpu
+from tests.gpu.gpu import MODELS, Gpu, Result
+from tests.gpu.staged import UNPREDICTED
 
 IMAGES = ("--input-shape", "3,32,32")
 BLOCKS = ("well_behaved.py:Blocks", "--input-shape", "64,256")
 X = ("--input-shape", "16", "--precision", "fp32")
 FP32 = ("--precision", "fp32")
+REMEDIES = ["checkpointing", "expandable-segments", "sgd"]
 
 
-def test_the_recommended_size_is_confirmed_for_many_steps(gpu: Gpu) -> None:
-    done = gpu.run("well_behaved.py:ConvNet", *IMAGES, *FP32)
-    result = done.only
+@pytest.fixture(scope="module")
+def convnet(is_fake: bool, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A whole search of a convolutional network."""
+    gpu = Gpu(is_fake=is_fake, folder=tmp_path_factory.mktemp("convnet"))
+    return gpu.run("well_behaved.py:ConvNet", *IMAGES, *FP32)
+
+
+@pytest.fixture(scope="module")
+def blocks(is_fake: bool, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A whole search of repeated blocks, with rows for what saves memory."""
+    gpu = Gpu(is_fake=is_fake, folder=tmp_path_factory.mktemp("blocks"))
+    return gpu.run(*BLOCKS, *FP32, "--compare", ",".join(REMEDIES))
+
+
+def test_the_recommended_size_is_confirmed_for_many_steps(convnet: Result) -> None:
+    result = convnet.only
     confirmation = result["confirmation"]
     assert confirmation["steps"] == 20
     assert len(confirmation["peaks_by_step"]) == 20
@@ -35,13 +50,15 @@ def test_the_recommended_size_is_confirmed_for_many_steps(gpu: Gpu) -> None:
 
 
 def test_as_many_steps_as_are_asked_for(gpu: Gpu) -> None:
-    result = gpu.run(*BLOCKS, *FP32, "--confirm-steps", "5", "--max-batch-size", "6").only
+    result = gpu.run(
+        *BLOCKS, *FP32, "--confirm-steps", "5", "--max-batch-size", "6", variables=UNPREDICTED
+    ).only
     assert result["confirmation"]["steps"] == 5
 
 
-def test_the_recommended_size_trains_on(gpu: Gpu) -> None:
+def test_the_recommended_size_trains_on(gpu: Gpu, blocks: Result) -> None:
     """What the whole is for: the job does not run out of memory later."""
-    found = gpu.run(*BLOCKS, *FP32).report["recommendation"]
+    found = blocks.report["recommendation"]
     again = gpu.bsfind(*shlex.split(found["check"])[1:], "--steps", "50", "--json")
     assert again.code == 0, again.err
     assert again.only["trials"][0]["steps"] == 50
@@ -49,7 +66,7 @@ def test_the_recommended_size_trains_on(gpu: Gpu) -> None:
 
 @pytest.mark.parametrize("model", ["Leaks", "LeaksSometimes"])
 def test_a_leak_is_reported_instead_of_a_batch_size(gpu: Gpu, model: str) -> None:
-    done = gpu.run(f"misbehaved.py:{model}", *X)
+    done = gpu.run(f"misbehaved.py:{model}", *X, variables=UNPREDICTED)
     assert done.code == 4, done.err
     assert "memory still grows after" in done.err
     assert "out of memory after about" in done.err
@@ -66,7 +83,9 @@ def test_a_leak_is_reported_instead_of_a_batch_size(gpu: Gpu, model: str) -> Non
 
 
 def test_a_cache_that_fills_up_is_counted_and_is_no_leak(gpu: Gpu) -> None:
-    done = gpu.run("misbehaved.py:GrowsAndStops", *X, "--max-batch-size", "64")
+    done = gpu.run(
+        "misbehaved.py:GrowsAndStops", *X, "--max-batch-size", "64", variables=UNPREDICTED
+    )
     assert done.code == 0, done.err
     assert done.only["leak"] is None
     assert done.only["peak_allocated_bytes"] > (1 + 2 + 3 + 4 + 5 + 6) << 20
@@ -82,8 +101,8 @@ def test_a_confirmation_that_fails_steps_down(gpu: Gpu) -> None:
     assert "in a fresh process it ran out of memory after" in done.err
 
 
-def test_where_throughput_saturates_is_always_told(gpu: Gpu) -> None:
-    result = gpu.run(*BLOCKS, *FP32).only
+def test_where_throughput_saturates_is_always_told(blocks: Result) -> None:
+    result = blocks.report["results"][0]
     trials = result["trials"] + result["timings"]
     timed = {t["batch_size"]: t["samples_per_s"] for t in trials if t["samples_per_s"]}
     assert min(timed) <= result["recommended_batch_size"] // 2
@@ -93,7 +112,7 @@ def test_where_throughput_saturates_is_always_told(gpu: Gpu) -> None:
 
 
 def test_the_fastest_is_the_smallest_that_is_as_fast(gpu: Gpu) -> None:
-    done = gpu.run(*BLOCKS, *FP32, "--objective", "fastest")
+    done = gpu.run(*BLOCKS, *FP32, "--objective", "fastest", variables=UNPREDICTED)
     assert done.code == 0, done.err
     result = done.only
     assert result["recommended_batch_size"] <= result["max_batch_size"]
@@ -108,7 +127,9 @@ def test_the_fastest_is_the_smallest_that_is_as_fast(gpu: Gpu) -> None:
 
 
 def test_a_global_batch(gpu: Gpu) -> None:
-    done = gpu.run(*BLOCKS, *FP32, "--global-batch", "1000", "--world-size", "2")
+    done = gpu.run(
+        *BLOCKS, *FP32, "--global-batch", "1000", "--world-size", "2", variables=UNPREDICTED
+    )
     assert done.code == 0, done.err
     recommendation, result = done.report["recommendation"], done.only
     parts = recommendation["global_batch"]
@@ -123,13 +144,12 @@ def test_a_global_batch(gpu: Gpu) -> None:
     assert again.only["peak_allocated_bytes"] == result["peak_allocated_bytes"]
 
 
-def test_what_each_remedy_buys(gpu: Gpu) -> None:
-    remedies = ["checkpointing", "expandable-segments", "sgd"]
-    done = gpu.run(*BLOCKS, *FP32, "--compare", ",".join(remedies))
+def test_what_each_remedy_buys(blocks: Result) -> None:
+    done = blocks
     assert done.code == 0, done.err
     plain, *others = done.report["results"]
     assert plain["remedy"] is None
-    assert [other["remedy"] for other in others] == remedies
+    assert [other["remedy"] for other in others] == REMEDIES
     assert done.report["recommendation"]["batch_size"] == plain["recommended_batch_size"]
     for other in others:
         assert other["status"] == "ok", other["message"]
@@ -148,8 +168,10 @@ def test_a_remedy_that_does_not_work_is_a_row_and_no_failure(gpu: Gpu) -> None:
     assert "found no repeated blocks" in done.out
 
 
-def test_expandable_segments_are_tried_where_fragmentation_is_large(gpu: Gpu) -> None:
-    done = gpu.run("well_behaved.py:ConvNet", *IMAGES, *FP32)
+def test_expandable_segments_are_tried_where_fragmentation_is_large(
+    gpu: Gpu, convnet: Result
+) -> None:
+    done = convnet
     assert done.code == 0, done.err
     result = done.only
     if result["fragmentation_bytes"] > 0.08 * result["peak_reserved_bytes"]:
@@ -158,6 +180,6 @@ def test_expandable_segments_are_tried_where_fragmentation_is_large(gpu: Gpu) ->
         assert bought["peak_reserved_bytes"] <= done.report["device"]["budget_bytes"]
     on = gpu.run(
         *("well_behaved.py:ConvNet", *IMAGES, *FP32, "--max-batch-size", "8"),
-        variables={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"},
+        variables={"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", **UNPREDICTED},
     )
     assert on.only["expandable_segments"] is None
