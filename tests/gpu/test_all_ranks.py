@@ -50,8 +50,8 @@ def test_every_rank_is_measured(fake_gpu: Gpu) -> None:
 
 def test_every_gpu_of_the_machine_and_every_group_of_ranks(fake_gpu: Gpu) -> None:
     """HSDP has two groups besides that of all ranks, and NCCL a communicator for each."""
-    options = ("--parallel", "hsdp", "--nproc-per-node", "gpu", *FEW, "--batch-size", "100")
-    done = run(fake_gpu, *options, command="check", gpus=4)
+    options = ("--parallel", "hsdp", "--nproc-per-node", "gpu", *FEW, *only(100))
+    done = run(fake_gpu, *options, gpus=4)
     assert done.code == 0, done.err
     assert done.report["parallel"]["ranks_run"] == [0, 1, 2, 3]
     assert done.report["device"]["nccl_bytes"] == 3 * NCCL
@@ -63,10 +63,10 @@ def test_a_rank_alone_takes_what_it_takes_among_others(fake_gpu: Gpu) -> None:
 
     With FSDP2, whose peaks do not depend on how long steps take, as DDP's do.
     """
-    asked = ("--parallel", "fsdp", *FEW, "--batch-size", "500")
-    all_ranks = run(fake_gpu, *asked, "--nproc-per-node", "2", command="check")
+    asked = ("--parallel", "fsdp", *FEW)
+    all_ranks = run(fake_gpu, *asked, *only(500), "--nproc-per-node", "2")
     assert left_behind(f"BSFIND_LOCK_DIR={fake_gpu.locks}") == []
-    one = ("--world-size", "2", "--nccl-memory", "64MiB")
+    one = ("--world-size", "2", "--nccl-memory", "64MiB", "--batch-size", "500")
     alone = run(fake_gpu, *asked, *one, command="check")
     report = alone.report
     assert (report["parallel"]["mode"], report["parallel"]["ranks_run"]) == ("one_rank", [0])
