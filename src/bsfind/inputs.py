@@ -333,6 +333,23 @@ def _parse_dtype(text: str) -> str:
 # ---------------------------------------------------------------------------------- from Python
 
 
+def sequence_length(inputs: Sequence[InputSpec]) -> int:
+    """Return the length of the sequences among inputs, which are integers; 0: there are none."""
+    return max((spec.shape[0] for spec in inputs if spec.shape and spec.low is not None), default=0)
+
+
+def are_shortened(
+    inputs: Sequence[InputSpec], others: Sequence[InputSpec], length: int, shorter: int
+) -> bool:
+    """Tell whether inputs differ from others in the length of their sequences, and in nothing else."""
+
+    def is_shortened(spec: InputSpec, other: InputSpec) -> bool:
+        sizes = tuple(shorter if size == length else size for size in spec.shape)
+        return dataclasses.replace(spec, shape=sizes) == other
+
+    return len(inputs) == len(others) and all(map(is_shortened, inputs, others))
+
+
 def input_specs(inputs: Any) -> list[InputSpec]:
     """Return the inputs of the model, none of them with a batch dimension.
 

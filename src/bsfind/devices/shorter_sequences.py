@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from bsfind.errors import BsfindError
-from bsfind.inputs import InputSpec
+from bsfind.inputs import InputSpec, sequence_length
 from bsfind.settings import Workload
 
 if TYPE_CHECKING:
@@ -36,9 +36,7 @@ def searched_length(
         inputs: the inputs that follow from the model.
         tracing: opens a tracer; no other may be open.
     """
-    length = workload.seq_len or max(
-        (spec.shape[0] for spec in inputs if spec.shape and spec.low is not None), default=0
-    )
+    length = workload.seq_len or sequence_length(inputs)
     sampled = length // _SAMPLED
     if not sampled:
         return None

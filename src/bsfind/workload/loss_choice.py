@@ -82,6 +82,22 @@ class LossChoice:
 
     # ------------------------------------------------------------------------------- labels
 
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the model computes its loss from labels that were tried."""
+        return bool(self._labels)
+
+    def forget_labels(self) -> None:
+        """Try labels again."""
+        self._labels, self._refusal, self._has_tried_labels = (), "", False
+
+    def for_plan(self, float_dtype: torch.dtype | None) -> LossChoice:
+        """Return a choice with the same labels, in another precision, and no loss yet."""
+        other = LossChoice(self._device, float_dtype)
+        if self._labels:
+            other._labels, other._has_tried_labels = self._labels, True
+        return other
+
     def needs_a_try(self, model: nn.Module, positional: int, keywords: Collection[str]) -> bool:
         """Tell whether forward passes have to show if the model takes labels (see `try_labels`).
 

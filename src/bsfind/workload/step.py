@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from bsfind.errors import UsageError
 from bsfind.import_path import resolve_function
+from bsfind.inputs import are_shortened, sequence_length
 from bsfind.records import Assumption, ModelInfo, OutputMemory
 from bsfind.settings import FIRST_SIZE_OF_AXIS, Workload
 from bsfind.workload.delivery import Deliveries, Extents, extents_of
@@ -119,6 +121,11 @@ class LoadedWorkload:
         data = self._own_training.data if self._own_training is not None else None
         self.workload, inputs = with_inputs(workload, model, data)
         workload, asked, built = self.workload, workload, model
+
+        def at_length(length: int) -> Workload:
+            return with_inputs(replace(asked, seq_len=length), built, data)[0]
+
+        self._at_length = at_length
         is_proposed = inputs is not None and workload.axis is None
         self.proposed_inputs = workload.inputs if is_proposed else ()
         built_as = assumed_configuration(model), assumed_classes(model)
@@ -126,16 +133,16 @@ class LoadedWorkload:
         self._step_fn = resolve_function(workload.step) if workload.step is not None else None
         run = functools.partial(self._step_fn, model) if self._step_fn is not None else model
         called = model.forward if self._step_fn is None else run
-        make = functools.partial(
+        batches = functools.partial(
             sized_maker,
-            workload,
-            lambda size: with_inputs(asked.at(size), built, data)[0],
+            described_at=lambda size: with_inputs(asked.at(size), built, data)[0],
             # A LightningModule gets the form that its `training_step` takes.
             taken_by=called if self._own_training is None else None,
         )
 
         def make_on_host(size: int) -> Batch:
-            made = make(device=torch.device("cpu"), float_dtype=None, channels_last=False)
+            device = torch.device("cpu")
+            made = batches(workload, device=device, float_dtype=None, channels_last=False)
             return made(size if workload.axis is None else FIRST_SIZE_OF_AXIS)
 
         initialize_lazy_layers(model, run, make_on_host)
@@ -160,9 +167,13 @@ class LoadedWorkload:
         if workload.compile:
             self._callable = torch.compile(self.model)
         self._optimizer_args = keyword_arguments(workload.optimizer_args)
-        self._make_batch = make(
-            device=device, float_dtype=plan.model_dtype, channels_last=workload.channels_last
+        self._batches_of = functools.partial(
+            batches,
+            device=device,
+            float_dtype=plan.model_dtype,
+            channels_last=workload.channels_last,
         )
+        self._make_batch = self._batches_of(workload)
         self.choice = choice or LossChoice(device, plan.model_dtype)
         self.deliveries = deliveries or Deliveries(workload)
         self.variation = variation or Variation()
@@ -218,6 +229,24 @@ class LoadedWorkload:
     def has_convolutions(self) -> bool:
         """Whether the model has modules that convolve."""
         return any(isinstance(module, _CONVOLUTIONS) for module in self.model.modules())
+
+    def shorter_sequences(self, times: int) -> int | None:
+        """Return a length of sequences, so many times shorter than in a step; None: no input follows it."""
+        length = sequence_length(self.proposed_inputs)
+        shorter = length // times
+        if not shorter or self.workload.axis is not None:
+            return None
+        try:
+            own, others = self._at_length(length).inputs, self._at_length(shorter).inputs
+        except UsageError:
+            return None
+        follows = own == self.workload.inputs and are_shortened(own, others, length, shorter)
+        return shorter if follows else None
+
+    def take_sequences_of(self, length: int | None) -> None:
+        """Let the batches from now on have sequences of another length; None: of that which was asked for."""
+        described = self.workload if length is None else self._at_length(length)
+        self._make_batch = self._batches_of(described)
 
     def make_batch(self, batch_size: int) -> Batch:
         """Return a batch on the device."""

@@ -76,7 +76,8 @@ class TracedModel:
             host has not enough memory, and BsfindError if the user's code fails.
         """
         before = self._plan, self._choice
-        self._plan, self._choice = plan, None
+        self._plan = plan
+        self._choice = None if before[1] is None else before[1].for_plan(plan.model_dtype)
         self._dispatcher.values.keeps_all = True
 
         def load(seed: int) -> None:

@@ -24,7 +24,8 @@ from bsfind.simulation.trace.refusals import report_of
 from bsfind.simulation.trace.repetition import Repetition
 from bsfind.simulation.trace.traced_model import TracedModel
 from bsfind.simulation.trace.value_shapes import ValuesNeededError, ValueStep
-from bsfind.simulation.trace.value_steps import run_with_values
+from bsfind.simulation.trace.value_steps import SHORTER, run_with_values
+from bsfind.simulation.trace.values import TooMuchComputedError
 from bsfind.trial import Leak
 from bsfind.workload.delivery import Extents
 from bsfind.workload.precision import PrecisionPlan, precision_plan
@@ -165,9 +166,13 @@ class TracedSteps:
         notes, values = dict(self._recorder.notes), self._dispatcher.values
 
         def run(value_step: ValueStep) -> None:
-            loaded, batch_size = self._model.loaded, value_step.batch_size
+            batch_size = value_step.batch_size
 
             def step() -> bool:
+                loaded = self._model.loaded
+                loaded.take_sequences_of(value_step.length)
+                if value_step.most_computed is not None:
+                    values.most_computed = values.computed_bytes + value_step.most_computed
                 loaded.try_labels(batch_size, self._shapes.begin)
                 runner = TrainingSteps(loaded, lambda: None)
                 with self.largest.searched(batch_size, value_step.seed):
@@ -180,21 +185,25 @@ class TracedSteps:
                         runner.evaluate(batch_size)
                 return True
 
-            loaded.deliveries.begin()
-            self._running(batch_size, step)
+            self._model.loaded.deliveries.begin()
+            try:
+                self._running(batch_size, step)
+            finally:
+                values.most_computed = None
 
         try:
             with self._model.with_values(plan) as load:
-                run_with_values(self._shapes, load, run)
+                run_with_values(
+                    *(self._shapes, load, run),
+                    lambda: self._model.loaded.shorter_sequences(SHORTER),
+                )
         except BsfindError as error:
             self._shapes.failure = error.without_frames()
         self._recorder.notes = notes
 
     def _traced(self, batch_size: int, steps: int, enough: int) -> Sequence[Entry]:
         self._model.loaded.deliveries.begin()
-        self._running(
-            batch_size, lambda: self._model.loaded.try_labels(batch_size, self._shapes.begin)
-        )
+        self._try_labels(batch_size)
         try:
             self._trace(batch_size, steps, enough)
         except TargetError:
@@ -204,6 +213,27 @@ class TracedSteps:
             self._trace(batch_size, steps, enough)
         self.operators = operators_of(self._entries)
         return self._entries
+
+    def _try_labels(self, batch_size: int) -> None:
+        """Let labels be tried, first without steps with values: no size decides which it takes."""
+
+        def run() -> bool:
+            return self._model.loaded.try_labels(batch_size, self._shapes.begin)
+
+        shapes, notes = self._shapes, dict(self._recorder.notes)
+        shapes.may_guess, shapes.has_guessed = True, False
+        try:
+            self._running(batch_size, run)
+        except TargetError:
+            if not shapes.has_guessed:
+                raise
+        finally:
+            shapes.may_guess = False
+        choice = self._model.loaded.choice
+        if shapes.has_guessed and not choice.takes_labels:
+            choice.forget_labels()
+            self._recorder.notes = notes
+            self._running(batch_size, run)
 
     def _trace(self, batch_size: int, steps: int, enough: int) -> None:
         notes = dict(self._recorder.notes)
@@ -271,7 +301,10 @@ class TracedSteps:
             threads = contextlib.nullcontext() if keeps_all else _one_thread()
             with threads, paged_memory(self._recorder.note):
                 return self._dispatcher.reads.run(attempt)
-        except (KeyboardInterrupt, ValuesNeededError, TooManyEntriesError):
+        except (
+            *(KeyboardInterrupt, ValuesNeededError),
+            *(TooManyEntriesError, TooMuchComputedError),
+        ):
             raise
         except BaseException as raised:
             error = plain(raised)

@@ -1,4 +1,4 @@
-"""Kernels that only CUDA has, computed on the CPU: for steps with values (see value_steps.py)."""
+"""Kernels that only CUDA has, or that are slow on the CPU: for steps with values (see value_steps.py)."""
 
 from __future__ import annotations
 
@@ -71,8 +71,22 @@ def _batch_norm(
     return out
 
 
+_MOST_DRAWN = 1 << 20
+"""Elements of a mask of dropout that are drawn; a larger one repeats them: the CPU draws on one thread."""
+
+
+def _dropout(x: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    if x.numel() <= _MOST_DRAWN or not train or not 0 < p < 1:
+        out: tuple[Tensor, Tensor] = aten.native_dropout.default(x, p, train)
+        return out
+    drawn = torch.empty(_MOST_DRAWN, dtype=torch.bool).bernoulli_(1 - p)
+    mask = drawn.repeat(-(-x.numel() // _MOST_DRAWN))[: x.numel()].clone().view(x.shape)
+    return (x * mask).mul_(1 / (1 - p)), mask
+
+
 CPU_KERNELS: dict[str, Callable[..., Any]] = {
     "aten::cudnn_batch_norm": _batch_norm,
+    "aten::native_dropout": _dropout,
     "aten::_scaled_dot_product_flash_attention": _flash,
     "aten::_scaled_dot_product_efficient_attention": _efficient,
     "aten::_scaled_dot_product_cudnn_attention": _efficient,

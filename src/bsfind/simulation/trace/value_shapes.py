@@ -63,12 +63,16 @@ class ValueStep:
         batch_size: number of samples.
         sizes: by place, how many elements were possible in each call, and how many there were.
         reads: by place, the values that the host read in each call.
+        length: length of its sequences, where that is not the one that was asked for.
+        most_computed: size of the results that the CPU may compute; None: any size.
         nbytes: by how many bytes the step exceeded what was allocated before it.
         computed_bytes: size of the results that the CPU computed.
     """
 
     seed: int
     batch_size: int
+    length: int | None = None
+    most_computed: int | None = None
     sizes: defaultdict[Site, list[tuple[int, int]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -82,20 +86,32 @@ class ValueShapes:
 
     Attributes:
         steps: the steps with values.
+        compared: two steps of shorter sequences, the larger batch first, that tell what the answers of
+            `steps` are in proportion to; None: `steps` tell that.
         recorded: the step that runs with values now; None: none does.
         may_ask: whether steps with values can be asked for (`ValuesNeededError`).
+        may_guess: whether a guess (all that is possible, say) is the answer where there are none: for passes
+            of which no size is used.
+        has_guessed: whether that happened.
         failure: why there are none, if they were tried.
         places: lines of the code whose answers were used.
     """
 
     def __init__(self) -> None:
         self.steps: list[ValueStep] = []
+        self.compared: tuple[ValueStep, ValueStep] | None = None
         self.recorded: ValueStep | None = None
-        self.may_ask = False
+        self.may_ask = self.may_guess = self.has_guessed = False
         self.failure: BsfindError | None = None
         self.places: dict[str, None] = {}
         self._batch_size = 1
         self._calls: Counter[Site] = Counter()
+
+    def forget(self) -> None:
+        """Forget the steps with values."""
+        self.steps.clear()
+        self.places.clear()
+        self.compared = None
 
     def begin(self, batch_size: int) -> None:
         """A step of a batch size begins."""
@@ -143,6 +159,9 @@ class ValueShapes:
             return None
         largest = self._largest_with(lambda step: step.sizes.get(site))
         if largest is None:
+            if self.may_guess and not self.steps and possible is not None:
+                self.has_guessed = True
+                return possible
             self._ask()
             return None
         self._use_place(operator)
@@ -168,7 +187,9 @@ class ValueShapes:
         largest = self._largest_with(lambda step: step.reads.get(site))
         if largest is None:
             if is_decisive and not any(site in step.reads for step in self.steps):
-                self._ask()
+                self.has_guessed = self.has_guessed or self.may_guess
+                if not self.may_guess:
+                    self._ask()
             return None
         self._use_place()
         return self._read(site, call, shape, largest)
@@ -190,11 +211,14 @@ class ValueShapes:
 
     @property
     def spread(self) -> float:
-        """By how much the memory of the largest steps varied between seeds: 0.02 for 2 %."""
-        typical = self.typical
-        if typical is None:
+        """By how much the memory of a step varied between seeds, at the largest size of both: 0.02 is 2 %."""
+        by_size: defaultdict[int, dict[int, int]] = defaultdict(dict)
+        for step in self.steps:
+            by_size[step.batch_size][step.seed] = step.nbytes
+        several = {size: sizes for size, sizes in by_size.items() if len(sizes) > 1}
+        if not several:
             return 0.0
-        sizes = [step.nbytes for step in self.steps if step.batch_size == typical.batch_size]
+        sizes = several[max(several)].values()
         return max(sizes) / max(1, min(sizes)) - 1
 
     @property
@@ -207,7 +231,7 @@ class ValueShapes:
             what="shapes that depend on values",
             value=f"as in {len(self.steps)} steps on the CPU",
             why=f"{_listed(list(self.places))}: sizes are those of random weights and synthetic data at "
-            f"batch size {typical.batch_size}, in proportion",
+            f"batch size {typical.batch_size}, in proportion{self._of_shorter}",
         )
         return [assumed]
 
@@ -221,10 +245,24 @@ class ValueShapes:
         return {
             "value_shapes": f"shapes depend on values in {_listed(list(self.places))}: they follow from "
             f"{len(self.steps)} steps with values on the CPU, with batch sizes up to "
-            f"{typical.batch_size}. Random weights and synthetic data make them typical, not exact: "
-            f"between {seeds} seeds the memory of a step varied by {self.spread:.1%}, and the "
-            "largest counts"
+            f"{typical.batch_size}{self._of_shorter}. Random weights and synthetic data make them "
+            f"typical, not exact: between {seeds} seeds the memory of a step varied by "
+            f"{self.spread:.1%}, and the largest counts"
         }
+
+    @property
+    def _of_shorter(self) -> str:
+        if not self.compared:
+            return ""
+        sizes = " and ".join(str(step.batch_size) for step in reversed(self.compared))
+        return (
+            f"; how they grow with it was seen at batch sizes {sizes} with sequences of "
+            f"{self.compared[0].length} tokens"
+        )
+
+    def _pair(self, largest: ValueStep) -> tuple[ValueStep, ValueStep | None]:
+        """Return two steps whose comparison tells how answers grow with the batch."""
+        return self.compared or (largest, self._smaller(largest))
 
     def _largest_with(self, answers: Callable[[ValueStep], object]) -> ValueStep | None:
         order = sorted(self.steps, key=lambda step: (step.batch_size, step.nbytes), reverse=True)
@@ -237,9 +275,10 @@ class ValueShapes:
 
     def _size(self, site: Site, call: int, possible: int, largest: ValueStep) -> int:
         calls = largest.sizes[site]
-        smaller = self._smaller(largest)
+        larger, smaller = self._pair(largest)
+        many = larger.sizes.get(site, [])
         fewer = smaller.sizes.get(site, []) if smaller is not None else []
-        if smaller is not None and _is_per_sample(calls, largest, fewer, smaller):
+        if smaller is not None and _is_per_sample(many, larger, fewer, smaller):
             # One call for each sample: further samples are like those that were seen.
             was_possible, size = calls[call % len(calls)]
             alike = [item for item in calls if item[0] == possible]
@@ -256,9 +295,9 @@ class ValueShapes:
             return exact
         was_possible = calls[at][0]
         sizes = [size for _, size in calls]
-        total = sum(number for number, _ in calls)
-        growth = (total, sum(number for number, _ in fewer))
-        law = _law(sizes, [size for _, size in fewer], growth, _batch_sizes(largest, smaller))
+        growth = (sum(number for number, _ in many), sum(number for number, _ in fewer))
+        seen = [size for _, size in many], [size for _, size in fewer]
+        law = _law(*seen, growth, _batch_sizes(larger, smaller))
         if law == "constant":
             return sizes[at]
         is_per_sample = was_possible * self._batch_size == possible * largest.batch_size
@@ -295,7 +334,7 @@ class ValueShapes:
         """Tell whether the sizes of a place are parts of a whole: their sum is in proportion, always."""
         sums = [
             (sum(size for _, size in step.sizes[site]), step.batch_size)
-            for step in self.steps
+            for step in self.compared or self.steps
             if site in step.sizes
         ]
         return _are_in_proportion(sums)
@@ -308,9 +347,10 @@ class ValueShapes:
         count = int(torch.Size(shape).numel())
         if values.dtype == torch.bool or values.is_floating_point() or values.is_complex():
             return _tiled(values, count).reshape(shape)
-        smaller = self._smaller(largest)
+        larger, smaller = self._pair(largest)
+        many = larger.reads.get(site, [])
         fewer = smaller.reads.get(site, []) if smaller is not None else []
-        is_alike = [v.numel() for v in calls] == [v.numel() for v in fewer]
+        is_alike = [v.numel() for v in many] == [v.numel() for v in fewer]
         if not is_alike or values.numel() != count or not count:
             return _tiled(values, count).reshape(shape)
         first = sum(v.numel() for v in calls[: call % len(calls)])
@@ -321,12 +361,12 @@ class ValueShapes:
         if None not in exact:
             return torch.tensor(exact, dtype=values.dtype).reshape(shape)
         numbers = _flat(calls)
-        others = _flat(fewer)
-        if _law(numbers, others, (0, 0), _batch_sizes(largest, smaller)) == "constant":
+        seen = _flat(many), _flat(fewer)
+        if _law(*seen, (0, 0), _batch_sizes(larger, smaller)) == "constant":
             return values.reshape(shape)
         sums = [
             (sum(int(v.sum()) for v in step.reads[site]), step.batch_size)
-            for step in self.steps
+            for step in self.compared or self.steps
             if site in step.reads
         ]
         adds_up = _are_in_proportion(sums)

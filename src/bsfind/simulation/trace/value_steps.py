@@ -3,7 +3,9 @@
 Every operator of such a step runs twice: on tensors that pose as the GPU's, as in any trace, and on
 their copies in the host's memory (see values.py). Gradients are not computed. What depended on values
 is kept (see value_shapes.py): batch sizes grow as long as a step computes little, and
-steps are repeated with other weights and batches.
+steps are repeated with other weights and batches. A step of long sequences computes much even of two
+samples: there, one of a single sample says how large the answers are, and steps of short sequences say what
+they grow with.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from bsfind.errors import BsfindError
 from bsfind.simulation.trace.building import available_host_bytes
 from bsfind.simulation.trace.value_shapes import ValueShapes, ValueStep
+from bsfind.simulation.trace.values import TooMuchComputedError
 from bsfind.workload.draws import SEED
 
 _FIRST_SIZES = (2, 4, 8, 16, 1)
@@ -28,12 +31,21 @@ _ENOUGH = 256 << 20
 _MUCH = 1 << 30
 """If the first step computed more, a smaller batch is next, and the second seed has that one alone."""
 
+_COMPARED_SIZES = (2, 1)
+"""Where it computed more and sequences can be shorter: the batches of short sequences that are compared."""
+
+SHORTER = 16
+"""How many times shorter these are."""
+
 _MEMORY_OF_NEXT = 3
 """Memory that the next batch may need, in terms of that of half its size."""
 
 
 def run_with_values(
-    shapes: ValueShapes, load: Callable[[int], None], run: Callable[[ValueStep], None]
+    shapes: ValueShapes,
+    load: Callable[[int], None],
+    run: Callable[[ValueStep], None],
+    shorter: Callable[[], int | None],
 ) -> None:
     """Run steps with values and keep what depended on values.
 
@@ -41,14 +53,26 @@ def run_with_values(
         shapes: gets the steps, instead of those that it has.
         load: gives the model the weights of a seed.
         run: runs a step of a batch size with a seed, and says how large it was.
+        shorter: returns a length of sequences that are many times shorter; None: there is none.
 
     Raises:
         BsfindError: no step could be run.
     """
-    shapes.steps.clear()
-    shapes.places.clear()
+    shapes.forget()
     load(SEED)
-    _grow(shapes, run)
+    length = shorter()
+    try:
+        _grow(shapes, run, None if length is None else _MUCH)
+    except TooMuchComputedError:
+        assert length is not None
+        with contextlib.suppress(BsfindError):
+            if _compare(shapes, length, run):
+                load(SEED + 1)
+                _record(shapes, 1, SEED + 1, run)
+                return
+        shapes.forget()
+        load(SEED)
+        _grow(shapes, run, None)
     sizes = sorted(step.batch_size for step in shapes.steps)[-2:]
     if shapes.steps[0].computed_bytes > _MUCH:
         del sizes[1:]
@@ -57,12 +81,28 @@ def run_with_values(
         _record(shapes, size, SEED + 1, run)
 
 
-def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None]) -> None:
+def _compare(shapes: ValueShapes, length: int, run: Callable[[ValueStep], None]) -> bool:
+    """Run a batch of one, and compare batches of shorter sequences; False: these meet other places."""
+    larger, smaller = (_ran(shapes, size, SEED, run, length=length) for size in _COMPARED_SIZES)
+    _record(shapes, 1, SEED, run)
+    shapes.compared = larger, smaller
+    (whole,) = shapes.steps
+    return all(
+        whole.sizes.keys() <= step.sizes.keys() and whole.reads.keys() <= step.reads.keys()
+        for step in shapes.compared
+    )
+
+
+def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None], most_computed: int | None) -> None:
     """Run batches of growing sizes, at least two; a smaller one where the first computes much.
 
     What is computed decides, and not the time: the same question has the same answer.
+
+    Raises:
+        TooMuchComputedError: the first computes more than `most_computed`, and ended as soon as it did.
+        BsfindError: no step could be run.
     """
-    size = _first(shapes, run)
+    size = _first(shapes, run, most_computed)
     if shapes.steps[-1].computed_bytes > _MUCH and size > 1:
         with contextlib.suppress(BsfindError):
             _record(shapes, size // 2, SEED, run)
@@ -80,11 +120,11 @@ def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None]) -> None:
             return
 
 
-def _first(shapes: ValueShapes, run: Callable[[ValueStep], None]) -> int:
+def _first(shapes: ValueShapes, run: Callable[[ValueStep], None], most_computed: int | None) -> int:
     first: BsfindError | None = None
     for size in _FIRST_SIZES:
         try:
-            _record(shapes, size, SEED, run)
+            _record(shapes, size, SEED, run, most_computed=most_computed)
         except BsfindError as error:
             first = first or error.without_frames()
         else:
@@ -93,10 +133,29 @@ def _first(shapes: ValueShapes, run: Callable[[ValueStep], None]) -> int:
     raise first
 
 
-def _record(shapes: ValueShapes, size: int, seed: int, run: Callable[[ValueStep], None]) -> None:
-    step = shapes.recorded = ValueStep(seed, size)
+def _record(
+    shapes: ValueShapes,
+    size: int,
+    seed: int,
+    run: Callable[[ValueStep], None],
+    *,
+    most_computed: int | None = None,
+) -> None:
+    shapes.steps.append(_ran(shapes, size, seed, run, most_computed=most_computed))
+
+
+def _ran(
+    shapes: ValueShapes,
+    size: int,
+    seed: int,
+    run: Callable[[ValueStep], None],
+    *,
+    length: int | None = None,
+    most_computed: int | None = None,
+) -> ValueStep:
+    step = shapes.recorded = ValueStep(seed, size, length=length, most_computed=most_computed)
     try:
         run(step)
     finally:
         shapes.recorded = None
-    shapes.steps.append(step)
+    return step

@@ -69,6 +69,10 @@ class _UnknownValueError(Exception):
     """An operator reads values that are not known."""
 
 
+class TooMuchComputedError(BaseException):
+    """A step computes more than it may: not an `Exception`, which the user's code may catch."""
+
+
 class Values:
     """The values that are known of tensors on the simulated GPU.
 
@@ -78,6 +82,7 @@ class Values:
             (see value_steps.py).
         is_updating: whether an optimizer makes its step, whose results are not kept.
         computed_bytes: size of all results of operators that were kept.
+        most_computed: which size of these is too much (`TooMuchComputedError`); None: none is.
     """
 
     def __init__(self) -> None:
@@ -85,6 +90,7 @@ class Values:
         self._counts: dict[int, dict[tuple[Any, ...], int]] = {}
         self.keeps_all = self.is_updating = False
         self.computed_bytes = 0
+        self.most_computed: int | None = None
         self.ranges = Ranges(self.of)
 
     @contextlib.contextmanager
@@ -333,6 +339,8 @@ class Values:
                     self._adopt(output, value)
                 else:
                     self.set(output, value)
+        if self.most_computed is not None and self.computed_bytes > self.most_computed:
+            raise TooMuchComputedError
 
     def _is_unknown(self, name: str) -> bool:
         """Tell whether an operator's results are unknown, whatever its arguments are."""
