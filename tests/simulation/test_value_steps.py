@@ -6,16 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.errors import TargetError, UntraceableError
 from bsfind.inputs import InputSpec
 from bsfind.settings import Workload
+from bsfind.simulation.trace import value_shapes, value_steps
 from bsfind.simulation.trace.program import Program
 from bsfind.simulation.trace.tracer import Tracer
-from bsfind.simulation.trace.value_shapes import ValueShapes
+from bsfind.simulation.trace.value_kernels import CPU_KERNELS
+from bsfind.simulation.trace.value_shapes import ValueShapes, ValueStep
+from bsfind.simulation.trace.values import TooMuchComputedError
+from bsfind.workload.loss_choice import LossChoice
 
 MODELS = Path(__file__).parents[1] / "models" / "value_dependent.py"
+LIBRARIES = MODELS.parent / "libraries"
 A100 = GPU_SPECS["a100"]
 
 
@@ -109,3 +115,103 @@ def test_a_mistake_of_the_user_is_told_as_that() -> None:
         traced("EverySecond", 6, 9, batch_size=4)
     assert not isinstance(caught.value, UntraceableError)
     assert "value_dependent.py" in caught.value.detail
+
+
+def routed(monkeypatch: pytest.MonkeyPatch, kind: str = "Routed") -> Workload:
+    """Return a workload of a routed language model of the stand-in for transformers."""
+    monkeypatch.syspath_prepend(str(LIBRARIES))
+    return Workload(target=f"transformers:{kind}ForCausalLM", app_dir=str(LIBRARIES))
+
+
+def test_long_sequences_run_with_values_in_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, asked = ValueShapes(), routed(monkeypatch)
+    with Tracer(asked, "fp32", A100, shapes=shapes) as tracer:
+        all_lengths = tracer.program(9, 2)
+        assert shapes.compared is None
+    monkeypatch.setattr(value_steps, "_MUCH", 100_000)
+    few = ValueShapes()
+    with Tracer(asked, "fp32", A100, shapes=few) as tracer:
+        program = tracer.program(9, 2)
+        said = [a.why for a in tracer.assumptions if a.what == "shapes that depend on values"]
+    assert [(step.batch_size, step.length) for step in few.steps] == [(1, None)] * 2
+    assert few.compared is not None
+    assert [(step.batch_size, step.length) for step in few.compared] == [(2, 64), (1, 64)]
+    assert "batch sizes 1 and 2 with sequences of 64 tokens" in said[0]
+    # The expert is full in a whole sequence, and not in a short one.
+    assert sizes(program).count(100 * 24 * 4) >= 9
+    assert program.trial_events == all_lengths.trial_events
+
+
+def test_labels_are_tried_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[tuple[bool, bool]] = []
+    needs_a_try = LossChoice.needs_a_try
+
+    def noted(choice: LossChoice, *args: Any) -> bool:
+        needed = needs_a_try(choice, *args)
+        tries.append((shapes.recorded is not None, needed))
+        return needed
+
+    monkeypatch.setattr(LossChoice, "needs_a_try", noted)
+    asked, shapes = routed(monkeypatch, "Masked"), ValueShapes()
+    with Tracer(asked, "amp-bf16", A100, shapes=shapes) as tracer:
+        tracer.program(4, 2)
+        chosen = [a.value for a in tracer.assumptions if a.what == "loss"]
+    assert chosen == ["the model's own loss from `labels` (N, 1024)"]
+    assert tries[0] == (False, True)
+    assert not any(needed for _, needed in tries[1:])
+    assert (True, False) in tries  # a step with values took the labels that were found
+
+
+def answers(
+    monkeypatch: pytest.MonkeyPatch, meets_other_places: bool = False
+) -> tuple[ValueShapes, list[tuple[int, int, int | None]]]:
+    """Return the shapes of steps that select a quarter of 1024 tokens and read a count, and which ran."""
+    place = ("nonzero", "here")
+    monkeypatch.setattr(value_shapes, "_place", lambda _operator="": ("here",))
+    ran: list[tuple[int, int, int | None]] = []
+
+    def run(step: ValueStep) -> None:
+        ran.append((step.seed - value_steps.SEED, step.batch_size, step.length))
+        tokens = step.batch_size * (step.length or 1024)
+        step.computed_bytes = tokens << 20
+        if step.most_computed is not None and step.computed_bytes > step.most_computed:
+            raise TooMuchComputedError
+        step.nbytes = tokens * (100 + step.seed - value_steps.SEED)
+        site = ("nonzero", "there") if meets_other_places and step.length else place
+        step.sizes[site] = [(tokens, tokens // 4)]
+        step.reads["read", "here"] = [torch.tensor([tokens // 4, 7])]
+
+    shapes = ValueShapes()
+    value_steps.run_with_values(shapes, lambda _: None, run, lambda: 64)
+    shapes.begin(50)
+    return shapes, ran
+
+
+def test_what_grows_with_the_batch_is_seen_in_short_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes, ran = answers(monkeypatch)
+    assert ran == [(0, 2, None), (0, 2, 64), (0, 1, 64), (0, 1, None), (1, 1, None)]
+    assert shapes.size("nonzero", 50 * 1024) == 50 * 256
+    assert shapes.spread == pytest.approx(0.01)
+
+
+def test_short_sequences_that_meet_other_places_tell_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes, ran = answers(monkeypatch, meets_other_places=True)
+    assert shapes.compared is None
+    assert [item for item in ran if item[2] is None][-3:] == [
+        (0, 2, None),
+        (0, 1, None),
+        (1, 1, None),
+    ]
+    assert shapes.size("nonzero", 50 * 1024) == 50 * 256
+
+
+def test_dropout_with_values_keeps_as_many_as_it_should() -> None:
+    x = torch.ones(3, 1_000_003)
+    out, mask = CPU_KERNELS["aten::native_dropout"](x, 0.1, True)
+    assert out.shape == mask.shape == x.shape
+    assert mask.float().mean().item() == pytest.approx(0.9, abs=0.005)
+    torch.testing.assert_close(out, mask / 0.9)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -78,6 +79,42 @@ class TextForCausalLM(PreTrainedModel):
         if labels is not None:
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         return {"logits": logits, **({"loss": loss} if loss is not None else {})}
+
+
+class RoutedForCausalLM(TextForCausalLM):
+    """Routes every other token of a sequence to an expert, which takes no more than its capacity of them."""
+
+    CAPACITY = 100
+    READS_COUNTS = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.expert = nn.Linear(config.hidden_size, 24)
+        self.back = nn.Linear(24, config.hidden_size)
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None):  # type: ignore[no-untyped-def]
+        """Return the logits, and the loss if there are labels."""
+        hidden = self.embedding(input_ids)
+        position = torch.arange(hidden.shape[1], device=hidden.device, dtype=hidden.dtype)
+        taken = (hidden[..., 0] * 0 + position) % 2 == 0
+        taken = taken & (taken.cumsum(1) <= self.CAPACITY)
+        sample, token = torch.where(taken)
+        parts = [hidden[sample, token]]
+        if self.READS_COUNTS:
+            parts = parts[0].split(taken.sum(1).tolist())
+        hidden = hidden.index_put(
+            (sample, token), self.back(torch.cat([self.expert(part) for part in parts]))
+        )
+        logits = self.head(hidden)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())}
+
+
+class MaskedForCausalLM(RoutedForCausalLM):
+    """Does not split what it routes."""
+
+    READS_COUNTS = False
 
 
 class TextForMultipleChoice(TextForCausalLM):
