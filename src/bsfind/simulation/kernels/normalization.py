@@ -193,17 +193,19 @@ def native_batch_norm_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> 
     per_channel = x.shape[1] * (8 if x.dtype == torch.float64 else _FLOAT)
     if not _has_elements(call.maybe_tensor("save_invstd")):
         trace.scratch(per_channel)  # of the running variance
+    weight = call.maybe_tensor("weight")
     sums: list[int | None] = []
     if reduces:
         are_channels_last = is_channels_last(x) and is_channels_last(grad)
         if wants_x or are_channels_last:
             sums = [trace.scratch(per_channel), trace.scratch(per_channel)]
-        trace.output(1)
-        trace.output(2)
+        for place in (1, 2):
+            if call.outputs[place] is None and are_channels_last and weight is not None:
+                sums.append(trace.scratch(weight.nbytes))  # of a parameter that is not trained
+            trace.output(place)
         if are_channels_last:
             _shared_reduction(x, 2, trace)
     if wants_x:
-        weight = call.maybe_tensor("weight")
         is_mixed = is_channels_last(x) != is_channels_last(grad)
         one = None
         if training and weight is None and is_mixed:
