@@ -51,7 +51,7 @@ def test_a_script_with_a_loader_and_workers(launch: Launcher, measured: Result) 
 
 
 def test_an_error_that_the_script_catches_is_one(launch: Launcher) -> None:
-    done = launch("catches", options=("--min-batch-size", "900", "--tolerance", "1.5%"))
+    done = launch("catches")
     assert done.code == 0, done.err
     failed = [trial for trial in done.only["trials"] if trial["status"] == "oom"]
     assert failed
