@@ -163,7 +163,7 @@ def test_labels_are_tried_without_values(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def answers(
-    monkeypatch: pytest.MonkeyPatch, meets_other_places: bool = False
+    monkeypatch: pytest.MonkeyPatch, *, meets_other_places: bool = False, at_least: int = 0
 ) -> tuple[ValueShapes, list[tuple[int, int, int | None]]]:
     """Return the shapes of steps that select a quarter of 1024 tokens and read a count, and which ran."""
     place = ("nonzero", "here")
@@ -178,7 +178,7 @@ def answers(
             raise TooMuchComputedError
         step.nbytes = tokens * (100 + step.seed - value_steps.SEED)
         site = ("nonzero", "there") if meets_other_places and step.length else place
-        step.sizes[site] = [(tokens, tokens // 4)]
+        step.sizes[site] = [(tokens, max(at_least, tokens // 4))]
         step.reads["read", "here"] = [torch.tensor([tokens // 4, 7])]
 
     shapes = ValueShapes()
@@ -206,6 +206,12 @@ def test_short_sequences_that_meet_other_places_tell_nothing(
         (0, 1, None),
         (1, 1, None),
     ]
+    assert shapes.size("nonzero", 50 * 1024) == 50 * 256
+
+
+def test_a_least_number_of_short_sequences_is_no_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, _ = answers(monkeypatch, at_least=100)
+    assert shapes.compared is None
     assert shapes.size("nonzero", 50 * 1024) == 50 * 256
 
 

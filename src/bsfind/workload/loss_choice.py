@@ -70,15 +70,21 @@ class LossChoice:
     Args:
         device: the device of labels.
         float_dtype: dtype of floating labels; None: torch's default.
+        labels: the labels that the model is known to take; none: they are to be tried.
     """
 
-    def __init__(self, device: torch.device, float_dtype: torch.dtype | None) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        float_dtype: torch.dtype | None,
+        labels: tuple[Label, ...] = (),
+    ) -> None:
         self._device = device
         self._float_dtype = float_dtype
         self._chosen: _Chosen | None = None
-        self._labels: tuple[Label, ...] = ()
+        self._labels = labels
         self._refusal = ""
-        self._has_tried_labels = False
+        self._has_tried_labels = bool(labels)
 
     # ------------------------------------------------------------------------------- labels
 
@@ -93,10 +99,7 @@ class LossChoice:
 
     def for_plan(self, float_dtype: torch.dtype | None) -> LossChoice:
         """Return a choice with the same labels, in another precision, and no loss yet."""
-        other = LossChoice(self._device, float_dtype)
-        if self._labels:
-            other._labels, other._has_tried_labels = self._labels, True
-        return other
+        return LossChoice(self._device, float_dtype, self._labels)
 
     def needs_a_try(self, model: nn.Module, positional: int, keywords: Collection[str]) -> bool:
         """Tell whether forward passes have to show if the model takes labels (see `try_labels`).

@@ -37,6 +37,9 @@ _COMPARED_SIZES = (2, 1)
 SHORTER = 16
 """How many times shorter these are."""
 
+_MORE = 1.5
+"""By which factor a sum is larger that grows with twice the batch, or with the length."""
+
 _MEMORY_OF_NEXT = 3
 """Memory that the next batch may need, in terms of that of half its size."""
 
@@ -82,15 +85,34 @@ def run_with_values(
 
 
 def _compare(shapes: ValueShapes, length: int, run: Callable[[ValueStep], None]) -> bool:
-    """Run a batch of one, and compare batches of shorter sequences; False: these meet other places."""
+    """Run a batch of one, and compare batches of shorter sequences.
+
+    Returns:
+        Whether these tell what grows with the batch: not where they meet other places, nor where something
+        grows with the length alone, which may be a least number that only short sequences are below.
+    """
     larger, smaller = (_ran(shapes, size, SEED, run, length=length) for size in _COMPARED_SIZES)
     _record(shapes, 1, SEED, run)
     shapes.compared = larger, smaller
     (whole,) = shapes.steps
-    return all(
+    if not all(
         whole.sizes.keys() <= step.sizes.keys() and whole.reads.keys() <= step.reads.keys()
         for step in shapes.compared
-    )
+    ):
+        return False
+    one, two, long = (_totals(step) for step in (smaller, larger, whole))
+    return all(_MORE * one[site] < two[site] or long[site] <= _MORE * one[site] for site in long)
+
+
+def _totals(step: ValueStep) -> dict[tuple[object, ...], int]:
+    """Return the sums of the sizes, and of the integers that were read, by place."""
+    sizes = {site: sum(size for _, size in calls) for site, calls in step.sizes.items()}
+    reads = {
+        ("values", *site): sum(int(values.sum()) for values in calls)
+        for site, calls in step.reads.items()
+        if not any(values.is_floating_point() or values.is_complex() for values in calls)
+    }
+    return {**sizes, **reads}
 
 
 def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None], most_computed: int | None) -> None:
