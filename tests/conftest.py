@@ -24,8 +24,8 @@ _FOREIGN_NAMES = (
     "PYTORCH_ALLOC_CONF",
     "PYTORCH_CUDA_ALLOC_CONF",
     "PYTORCH_HIP_ALLOC_CONF",
+    "PYTHONDONTWRITEBYTECODE",  # each process would compile all of bsfind
 )
-_FOREIGN_NAMES += ("PYTHONDONTWRITEBYTECODE",)  # each process of a test would compile all of bsfind
 _FIXED = {"COLUMNS": "80", "TERM": "dumb", "_TYPER_FORCE_DISABLE_TERMINAL": "1"}
 _FIXED["BSFIND_CUDNN"] = "off"  # an environment with cuDNN answers as one without
 
