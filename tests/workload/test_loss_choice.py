@@ -281,6 +281,21 @@ TOKENS = f"7:int64:0..{VOCABULARY}"
             "3,24,96",
             "CTC on the output (24, N, 37)",
         ),
+        # What an encoder normalizes last are features.
+        (
+            Made(
+                lambda m, x: m.n(m.f(x).transpose(1, 2)),
+                f=nn.Conv1d(16, 11, 3, 4),
+                n=nn.LayerNorm(11),
+            ),
+            "16,90",
+            "mean of the output (N, 22, 11)",
+        ),
+        (
+            Made(lambda m, x: m.n(m.f(x).mean((2, 3))), f=nn.Conv2d(3, 37, 4), n=nn.LayerNorm(37)),
+            "3,8,96",
+            "mean of the output (N, 37)",
+        ),
         # Time first.
         (
             Made(lambda m, x: m.f(x).transpose(0, 1), f=nn.Linear(16, 5)),

@@ -196,7 +196,8 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         inputs: the inputs of the same forward pass.
         widths: sizes of the model's embedding tables.
     """
-    if _is_unaligned(tensor, inputs):
+    is_normalized = _is_result_of(tensor, "NativeLayerNormBackward")
+    if _is_unaligned(tensor, inputs) and not is_normalized:
         why = "the output is scores of a sequence that is shorter than the input (speech, lines of text)"
         return Criterion(kind="CTC", class_dim=-1, why=why)
     if (found := _log_softmax(tensor)) is not None:
@@ -220,7 +221,7 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         why = "the output is features, as `num_classes` is 0: `--model-arg num_classes=10` builds scores"
         return Criterion(kind="mean", why=why)
     if tensor.dim() == 2:
-        if has_tokens and widths.are_hidden(tensor.shape[1]):
+        if is_normalized or (has_tokens and widths.are_hidden(tensor.shape[1])):
             return _hidden(tensor.shape[1])
         return Criterion(kind="cross-entropy", why="the output is class scores")
     class_dim, doubt = class_dimension(tensor, inputs)
@@ -228,7 +229,7 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         classes = tensor.shape[class_dim]
         if classes == 1:
             return _ONE_SCORE
-        if has_tokens and widths.are_hidden(classes):
+        if is_normalized or (has_tokens and widths.are_hidden(classes)):
             return _hidden(classes)
         what = "scores of a vocabulary" if classes in widths.vocabularies else "class scores"
         return Criterion(
@@ -281,7 +282,11 @@ def _is_separated(tensor: torch.Tensor, other: torch.Tensor) -> bool:
 
 def is_log_softmax(tensor: torch.Tensor) -> bool:
     """Tell whether a tensor of the output is the result of log_softmax."""
-    return tensor.grad_fn is not None and tensor.grad_fn.name().startswith("LogSoftmaxBackward")
+    return _is_result_of(tensor, "LogSoftmaxBackward")
+
+
+def _is_result_of(tensor: torch.Tensor, node: str) -> bool:
+    return tensor.grad_fn is not None and tensor.grad_fn.name().startswith(node)
 
 
 def _log_softmax(tensor: torch.Tensor) -> Criterion | None:
