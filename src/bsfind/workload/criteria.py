@@ -220,8 +220,10 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
     if not widths.has_head:
         why = "the output is features, as `num_classes` is 0: `--model-arg num_classes=10` builds scores"
         return Criterion(kind="mean", why=why)
+    if is_normalized and tensor.dim() < 4:
+        return _hidden(tensor.shape[-1])
     if tensor.dim() == 2:
-        if is_normalized or (has_tokens and widths.are_hidden(tensor.shape[1])):
+        if has_tokens and widths.are_hidden(tensor.shape[1]):
             return _hidden(tensor.shape[1])
         return Criterion(kind="cross-entropy", why="the output is class scores")
     class_dim, doubt = class_dimension(tensor, inputs)
@@ -229,7 +231,7 @@ def criterion_of(tensor: torch.Tensor, inputs: Sequence[torch.Tensor], widths: W
         classes = tensor.shape[class_dim]
         if classes == 1:
             return _ONE_SCORE
-        if is_normalized or (has_tokens and widths.are_hidden(classes)):
+        if has_tokens and widths.are_hidden(classes):
             return _hidden(classes)
         what = "scores of a vocabulary" if classes in widths.vocabularies else "class scores"
         return Criterion(
