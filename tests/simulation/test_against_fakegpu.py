@@ -41,7 +41,7 @@ def test_with_a_stub_of_cudnn(run: Run, stub: Oracle) -> None:
     _compare(run, stub, f"STUB {run}")
 
 
-@pytest.mark.parametrize("run", one_in(2, cudnn_runs()))
+@pytest.mark.parametrize("run", one_in(3, cudnn_runs()))
 def test_with_cudnn(run: Run, cudnn: Oracle) -> None:
     _compare(run, cudnn, f"CUDNN {run}")
 
