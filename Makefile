@@ -66,7 +66,7 @@ test-fast: $(VENV)/.ready ## Run the tests of the units, the command line and th
 	$(BIN)/python -m $(PYTEST) -m "not faults and not slow and not exhaustive" tests/unit tests/cli tests/workload
 
 faults: setup ## Run the tests that kill, hang, fill disks and take memory away
-	$(BIN)/python -m $(PYTEST) -m faults tests
+	$(BIN)/python -m $(PYTEST) -m "faults and not exhaustive" tests
 
 # The seed decides what is thrown, and FUZZ_TIMES how much: `make fuzz FUZZ_SEED=$$RANDOM FUZZ_TIMES=10`.
 FUZZ_SEED ?= 1

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.exhaustive import one_in
 from tests.gpu.gpu import LIMIT, MODELS, Gpu
 from tests.gpu.processes import is_alive, left_behind, parent_of, wait_for
 from tests.gpu.staged import StagedSearch
@@ -55,7 +56,7 @@ def test_failures_of_the_user_s_code(gpu: Gpu, model: str, named: tuple[str, ...
     assert "bsfind/" not in done.err.replace(str(MODELS), "")  # our own frames are left out
 
 
-@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("number", one_in(2, range(6)))
 def test_exceptions_that_cannot_be_read(gpu: Gpu, number: int) -> None:
     variables = {"UNREADABLE": str(number)}
     done = gpu.run("misbehaved.py:RaisesUnreadable", *X, variables=variables)

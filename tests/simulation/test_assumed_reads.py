@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.exhaustive import exhaustive
 from tests.simulation.gpu_specs import GPU_SPECS
 
 from bsfind.errors import TargetError
@@ -30,9 +31,9 @@ def notes_of(function: str, precision: str = "fp32") -> dict[str, str]:
 @pytest.mark.parametrize(
     "function",
     [
-        *("normal", "categorical", "multivariate", "beta", "squashed", "gumbel", "boxes", "finite"),
-        *("bounded", "inverted", "equal", "logs", "masked", "joined"),
-        "inverse_spectrum",
+        *("normal", "multivariate", "squashed", "boxes", "finite", "inverted", "logs", "joined"),
+        *map(exhaustive, ("categorical", "beta", "gumbel", "bounded", "equal", "masked")),
+        exhaustive("inverse_spectrum"),
     ],
 )
 def test_checks_of_code_that_trains_pass_without_a_note(function: str) -> None:

@@ -25,6 +25,9 @@ from bsfind.settings import DeviceChoice, SearchLimits, Settings, Workload
 from bsfind.trial import Trial
 from bsfind.units import GIB, Headroom
 
+# What is searched here does not depend on the release of torch.
+pytestmark = pytest.mark.slow
+
 MODELS = Path(__file__).parents[1] / "models"
 CHOICE = DeviceChoice(device="sim", gpu="2GiB", context_memory_bytes=0)
 
@@ -120,7 +123,7 @@ def check(of: Workload, *, steps: int = 3) -> tuple[PrecisionResult, PrecisionSe
 
 @pytest.mark.parametrize(
     "seed",
-    [-3, 0, *map(exhaustive, (-5, -2, 1, 2))],
+    [-2, *map(exhaustive, (-5, -3, 0, 1, 2))],
 )
 def test_irregular_sizes(seed: int) -> None:
     of = workload("irregular.py:Irregular", (256,), model_args=(("seed", str(seed)),))
