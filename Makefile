@@ -79,6 +79,7 @@ fuzz: $(VENV)/.ready ## Throw random logs, reports, settings and streams at bsfi
 test-gpu: setup ## Run the tests that need a GPU, on a real one if there is one, else on a fake one
 	$(BIN)/python -m $(PYTEST) -m "not exhaustive" tests/gpu
 
+# What depends on the release of PyTorch: of the units, those that import it.
 WITH_TORCH := $(shell grep -lE '(import|from) torch' tests/unit/test_*.py) \
 	tests/cli/test_prediction.py tests/cli/test_python.py tests/workload tests/simulation
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 
-def exhaustive(*values: Any, id: str | None = None) -> Any:
+def exhaustive(*values: Any) -> Any:
     """Return a parameter that is left to `make test-exhaustive`."""
-    return pytest.param(*values, id=id, marks=pytest.mark.exhaustive)
+    return pytest.param(*values, marks=pytest.mark.exhaustive)
 
 
 def one_in(count: int, values: Iterable[Any]) -> list[Any]:

@@ -330,7 +330,7 @@ def _parse_dtype(text: str) -> str:
     return name
 
 
-# ---------------------------------------------------------------------------------- from Python
+# ------------------------------------------------------------------------------------ sequences
 
 
 def sequence_length(inputs: Sequence[InputSpec]) -> int:
@@ -348,6 +348,9 @@ def are_shortened(
         return dataclasses.replace(spec, shape=sizes) == other
 
     return len(inputs) == len(others) and all(map(is_shortened, inputs, others))
+
+
+# ---------------------------------------------------------------------------------- from Python
 
 
 def input_specs(inputs: Any) -> list[InputSpec]:

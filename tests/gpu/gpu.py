@@ -29,6 +29,31 @@ def why_there_is_none() -> str | None:
     return f"no GPU, and no fake one: `make setup` builds it ({FAKE_VENV})"
 
 
+def printed_on_fake_gpu(*arguments: str, gpu: str, **options: Any) -> str:
+    """Run `python ARGUMENTS` in the project's root on a fake GPU; returns what it prints.
+
+    Args:
+        arguments: those of Python.
+        gpu: name of the card.
+        options: further ones of `fakegpu.environment`; without `cudnn`, a stub stands for it.
+    """
+    done = subprocess.run(
+        [str(FAKE_VENV / "bin" / "python"), *arguments],
+        cwd=ROOT,
+        env={
+            **fakegpu.environment(FAKE_VENV, **{"gpu": gpu, "cudnn": False, **options}),
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        },
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 def real_gpu() -> bool:
     """Whether this interpreter's torch has a real GPU (BSFIND_TEST_GPU, `fake` or `real`, says so)."""
     if (said := os.environ.get("BSFIND_TEST_GPU")) in ("fake", "real"):

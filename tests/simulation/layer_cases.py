@@ -10,16 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody names it
-from tests import fakegpu
-from tests.gpu.gpu import FAKE_VENV, ROOT
+from tests.gpu.gpu import printed_on_fake_gpu
 from tests.simulation.operator_probe import Recorder
 from tests.simulation.recurrent_sizes import RECURRENT_BYTES
 from torch import Tensor, nn
@@ -369,21 +366,9 @@ class _Listener(Recorder):
 
 def on_fake_gpu(group: str, gpu: str, *, cudnn: bool = False) -> dict[str, dict[str, Any]]:
     """Run a group on the fake GPU; returns operators and records of each case."""
-    environment = fakegpu.environment(FAKE_VENV, gpu=gpu, cudnn=cudnn, recurrent=RECURRENT_BYTES)
-    environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'src'}"
-    python = str(Path(FAKE_VENV) / "bin" / "python")
-    run = subprocess.run(
-        [python, "-W", "ignore", "-m", "tests.simulation.layer_cases", group],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    arguments = ("-W", "ignore", "-m", "tests.simulation.layer_cases", group)
+    printed = printed_on_fake_gpu(*arguments, gpu=gpu, cudnn=cudnn, recurrent=RECURRENT_BYTES)
+    lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     return {line["case"]: line for line in lines}
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tests import fakegpu
-from tests.gpu.gpu import FAKE_VENV, ROOT
+from tests.gpu.gpu import FAKE_VENV, printed_on_fake_gpu
 from tests.simulation.dtype_cases import Question, answer, questions
 from tests.simulation.gpu_specs import GPU_SPECS
 
@@ -37,20 +36,8 @@ for _question in questions():
 @pytest.fixture(scope="module")
 def on_gpu() -> dict[str, str]:
     """The answers of PyTorch's CUDA build."""
-    process = subprocess.run(
-        [str(FAKE_VENV / "bin" / "python"), "-m", "tests.simulation.dtype_answers"],
-        cwd=ROOT,
-        env={
-            **fakegpu.environment(FAKE_VENV, gpu="h100", cudnn=False),
-            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    return dict(json.loads(line) for line in process.stdout.splitlines())
+    printed = printed_on_fake_gpu("-m", "tests.simulation.dtype_answers", gpu="h100")
+    return dict(json.loads(line) for line in printed.splitlines())
 
 
 @pytest.fixture(scope="module")

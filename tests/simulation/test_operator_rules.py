@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 from collections import Counter
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 from tests import fakegpu
 from tests.exhaustive import exhaustive
-from tests.gpu.gpu import FAKE_VENV, ROOT
+from tests.gpu.gpu import FAKE_VENV, ROOT, printed_on_fake_gpu
 from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.operator_comparison import differences
 
@@ -40,18 +39,8 @@ NOT_MODELLED = {
 
 def probed(gpu: str, *arguments: str) -> list[dict[str, Any]]:
     """Return what operators allocate on a GPU."""
-    variables = fakegpu.environment(FAKE_VENV, gpu=gpu, cudnn=False)
-    process = subprocess.run(
-        [str(FAKE_VENV / "bin" / "python"), "tests/simulation/operator_probe.py", *arguments],
-        cwd=ROOT,
-        env={**variables, "PYTHONPATH": f"{ROOT / 'src'}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    return [json.loads(line) for line in process.stdout.splitlines()]
+    printed = printed_on_fake_gpu("tests/simulation/operator_probe.py", *arguments, gpu=gpu)
+    return [json.loads(line) for line in printed.splitlines()]
 
 
 def check(records: list[dict[str, Any]], gpu: str) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import warnings
 
 import pytest
-from tests import fakegpu
-from tests.gpu.gpu import FAKE_VENV, ROOT
+from tests.gpu.gpu import printed_on_fake_gpu
 from tests.simulation.gpu_specs import GPU_SPECS
 from tests.simulation.layout_cases import answers
 from tests.simulation.oracle import why_there_is_none
@@ -24,20 +22,7 @@ REFUSED_BY_CUDA = {"channel_shuffle permuted"}
 @pytest.mark.gpu
 @pytest.mark.skipif(why_there_is_none() is not None, reason=str(why_there_is_none()))
 def test_strides_are_those_of_the_cuda_build() -> None:
-    process = subprocess.run(
-        [str(FAKE_VENV / "bin" / "python"), "-m", "tests.simulation.layout_cases"],
-        cwd=ROOT,
-        env={
-            **fakegpu.environment(FAKE_VENV, gpu="h100", cudnn=False),
-            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=280,
-    )
-    assert process.returncode == 0, process.stderr[-2000:]
-    on_gpu = json.loads(process.stdout)
+    on_gpu = json.loads(printed_on_fake_gpu("-m", "tests.simulation.layout_cases", gpu="h100"))
     assert {name for name, strides in on_gpu.items() if isinstance(strides, str)} == REFUSED_BY_CUDA
     workload = Workload(target="bsfind.demo:SmallResNet", inputs=(InputSpec(shape=(3, 8, 8)),))
     with Tracer(workload, "fp32", GPU_SPECS["h100"]), warnings.catch_warnings():

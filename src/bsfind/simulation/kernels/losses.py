@@ -12,6 +12,7 @@ from bsfind.simulation.kernels.layouts import (
     elementwise,
     output_of_bytes,
     reads_contiguous,
+    row_major,
 )
 from bsfind.simulation.kernels.reductions import axes, trace_logsumexp, trace_sum
 
@@ -187,16 +188,14 @@ def ctc_loss_backward(call: Call, gpu: GpuSpec, trace: KernelTrace) -> None:
 def _ctc_blanks(trace: KernelTrace, alpha: TensorSpec, gpu: GpuSpec) -> None:
     """Alpha and beta are added at the blanks, which are every other label, and summed over these."""
     shape = (*alpha.shape[:-1], alpha.shape[-1] // 2 + 1)
-    strides = (shape[-2] * shape[-1], shape[-1], 1)
-    blanks = TensorSpec(shape, strides, alpha.dtype)
+    blanks = TensorSpec(shape, row_major(shape), alpha.dtype)
     added = trace.scratch(blanks.nbytes)
     results = blanks.numel // shape[-1]
-    made: list[int | None] = []
-    trace_logsumexp(
+    summed = trace_logsumexp(
         *(trace, blanks, {len(shape) - 1}, gpu, results),
-        lambda: made.append(trace.scratch(results * alpha.element_size)),
+        lambda: trace.scratch(results * alpha.element_size),
     )
-    trace.free(*made, added)
+    trace.free(summed, added)
 
 
 def _ctc_lengths(call: Call, trace: KernelTrace) -> list[int | None]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from bsfind.simulation.kernels.layouts import (
     is_line,
     sorted_dimensions,
 )
+
+_Allocated = TypeVar("_Allocated")
 
 _MAX_THREADS = 512
 _WARP = 32
@@ -394,8 +396,8 @@ def trace_logsumexp(
     dims: set[int],
     gpu: GpuSpec,
     results: int,
-    allocate_output: Callable[[], object],
-) -> None:
+    allocate_output: Callable[[], _Allocated],
+) -> _Allocated:
     """`logsumexp_out_impl` of ReduceOps.cpp: amax, then the sum of shifted exponentials.
 
     Args:
@@ -405,6 +407,9 @@ def trace_logsumexp(
         gpu: the GPU that runs the kernel.
         results: number of elements of the output.
         allocate_output: allocates it.
+
+    Returns:
+        What `allocate_output` returned.
     """
     largest = trace.scratch(results * spec.element_size)
     trace_reduction(trace, spec, dims, gpu, spec.element_size)
@@ -413,6 +418,7 @@ def trace_logsumexp(
     trace.free(infinite, absolute)
     shifted = TensorSpec(spec.shape, dense_strides(spec), spec.dtype)
     exponentials = trace.scratch(shifted.nbytes)
-    allocate_output()
+    allocated = allocate_output()
     trace_sum(trace, shifted, dims, gpu)
     trace.free(exponentials, largest)
+    return allocated

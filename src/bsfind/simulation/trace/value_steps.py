@@ -71,7 +71,7 @@ def run_with_values(
         with contextlib.suppress(BsfindError):
             if _compare(shapes, length, run):
                 load(SEED + 1)
-                _record(shapes, 1, SEED + 1, run)
+                shapes.steps.append(_run_step(shapes, 1, SEED + 1, run))
                 return
         shapes.forget()
         load(SEED)
@@ -81,7 +81,7 @@ def run_with_values(
         del sizes[1:]
     load(SEED + 1)
     for size in sizes:
-        _record(shapes, size, SEED + 1, run)
+        shapes.steps.append(_run_step(shapes, size, SEED + 1, run))
 
 
 def _compare(shapes: ValueShapes, length: int, run: Callable[[ValueStep], None]) -> bool:
@@ -91,10 +91,12 @@ def _compare(shapes: ValueShapes, length: int, run: Callable[[ValueStep], None])
         Whether these tell what grows with the batch: not where they meet other places, nor where something
         grows with the length alone, which may be a least number that only short sequences are below.
     """
-    larger, smaller = (_ran(shapes, size, SEED, run, length=length) for size in _COMPARED_SIZES)
-    _record(shapes, 1, SEED, run)
+    larger, smaller = (
+        _run_step(shapes, size, SEED, run, length=length) for size in _COMPARED_SIZES
+    )
+    whole = _run_step(shapes, 1, SEED, run)
+    shapes.steps.append(whole)
     shapes.compared = larger, smaller
-    (whole,) = shapes.steps
     if not all(
         whole.sizes.keys() <= step.sizes.keys() and whole.reads.keys() <= step.reads.keys()
         for step in shapes.compared
@@ -127,7 +129,7 @@ def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None], most_computed: 
     size = _first(shapes, run, most_computed)
     if shapes.steps[-1].computed_bytes > _MUCH and size > 1:
         with contextlib.suppress(BsfindError):
-            _record(shapes, size // 2, SEED, run)
+            shapes.steps.append(_run_step(shapes, size // 2, SEED, run))
             return
     while 2 * size <= _LARGEST:
         free = available_host_bytes()
@@ -135,7 +137,7 @@ def _grow(shapes: ValueShapes, run: Callable[[ValueStep], None], most_computed: 
             return
         size *= 2
         try:
-            _record(shapes, size, SEED, run)
+            shapes.steps.append(_run_step(shapes, size, SEED, run))
         except BsfindError:  # other sizes are accepted
             return
         if shapes.steps[-1].computed_bytes > _ENOUGH:
@@ -146,27 +148,17 @@ def _first(shapes: ValueShapes, run: Callable[[ValueStep], None], most_computed:
     first: BsfindError | None = None
     for size in _FIRST_SIZES:
         try:
-            _record(shapes, size, SEED, run, most_computed=most_computed)
+            step = _run_step(shapes, size, SEED, run, most_computed=most_computed)
         except BsfindError as error:
             first = first or error.without_frames()
         else:
+            shapes.steps.append(step)
             return size
     assert first is not None
     raise first
 
 
-def _record(
-    shapes: ValueShapes,
-    size: int,
-    seed: int,
-    run: Callable[[ValueStep], None],
-    *,
-    most_computed: int | None = None,
-) -> None:
-    shapes.steps.append(_ran(shapes, size, seed, run, most_computed=most_computed))
-
-
-def _ran(
+def _run_step(
     shapes: ValueShapes,
     size: int,
     seed: int,
@@ -175,6 +167,7 @@ def _ran(
     length: int | None = None,
     most_computed: int | None = None,
 ) -> ValueStep:
+    """Run a step with values; returns what it met (`length`, `most_computed`: see `ValueStep`)."""
     step = shapes.recorded = ValueStep(seed, size, length=length, most_computed=most_computed)
     try:
         run(step)
