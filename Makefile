@@ -59,7 +59,7 @@ demo: $(VENV)/.ready ## Find the batch size of a small model: on the GPU, or pre
 test: setup ## Run the tests, on a fake GPU where there is no real one (but for those of `make faults`, `fuzz`, `test-exhaustive`)
 	$(BIN)/python -m $(PYTEST) --durations=40 --durations-min=5 -m "not faults and not fuzz and not exhaustive" tests
 
-test-exhaustive: setup ## Run the tests of `make test` on the inputs that it leaves out (half an hour on two cores)
+test-exhaustive: setup ## Run the tests of `make test` on the inputs that it leaves out (a quarter of an hour on two cores)
 	$(BIN)/python -m $(PYTEST) --durations=40 --durations-min=5 -m exhaustive tests
 
 test-fast: $(VENV)/.ready ## Run the tests of the units, the command line and the training step (some minutes)
